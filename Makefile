@@ -1,0 +1,44 @@
+# make demo                                   set up, draw pictures, index them, search, write a page of results
+# make demo PHOTOS=~/Pictures QUERY=x.jpg     the same on your own photos
+# make test                                   the same environment; all tests
+# PIP_FLAGS is passed to pip, for a build of torch of your choice; PYTHON names the interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+PHOTOS ?=
+QUERY ?=
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+ifeq ($(strip $(PHOTOS)),)
+demo: $(VENV)/.ready
+	$(BIN)/seenit demo $(DEMO)
+	$(BIN)/seenit index $(DEMO)/photos
+	$(BIN)/seenit search $(DEMO)/queries --batch --top 6 --index $(DEMO)/photos/.seenit --html $(DEMO)/results.html
+	@echo "open $(DEMO)/results.html in a browser"
+else
+demo: $(VENV)/.ready
+	$(BIN)/seenit index "$(PHOTOS)"
+	$(if $(strip $(QUERY)),$(BIN)/seenit search "$(QUERY)" --index "$(PHOTOS)/.seenit" --html results.html,@echo "now: $(BIN)/seenit search PHOTO.jpg --html results.html")
+	$(if $(strip $(QUERY)),@echo "open results.html in a browser")
+endif
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info
