@@ -1,0 +1,76 @@
+"""Scaled dot-product attention over packed images; the only module that knows of xformers.
+
+xformers runs where it is installed and the tensors are on CUDA: it attends within many sequences of different lengths
+in one kernel. Everywhere else torch's fused attention runs, once per group of equally long sequences; but in bfloat16
+on a CPU two plain matrix products are nearly twice as fast, since oneDNN multiplies them with the processor's own
+bfloat16 instructions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    import xformers.ops as xformers_ops
+except ImportError:  # an optional extra, for CUDA only
+    xformers_ops = None
+
+# How images lie behind each other in a packed (T, ...) tensor: groups of (number of images, tokens per image).
+Layout = tuple[tuple[int, int], ...]
+
+
+# T tokens of all images together, h heads, d channels per head, B images in a group, L tokens per image
+def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    """Each image attends to its own tokens only, as if it were alone.
+
+    query, key, value  (T, h, d)
+    layout             groups ((B, L), ...) with sum(B * L) == T
+    returns            (T, h, d)
+
+    for every image i: softmax(query[i] . key[i] / sqrt(d)) . value[i]
+    """
+    if xformers_ops is not None and query.is_cuda:
+        return _xformers_attention(query, key, value, layout)
+    return _torch_attention(query, key, value, layout)
+
+
+def _torch_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    sizes = [images * length for images, length in layout]
+    outputs = []
+    for (images, _), *qkv in zip(layout, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in qkv)  # (B, h, L, d)
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+            out = _two_products(q, k, v)  # (B, h, L, d)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)  # (B, h, L, d)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))  # (B * L, h, d)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+_SCORES_BYTES = 4_000_000  # of attention scores at a time: they stay in cache, and malloc keeps the memory
+
+
+def _two_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query . key / sqrt(d)) . value for (B, h, L, d), a few images at a time; for inference.
+
+    The scores are rounded to bfloat16, so they should be small: taking the mean key away shifts all scores of a query
+    alike, which softmax does not see, and brings the error back to that of the fused kernel, which scores in float32.
+    """
+    _, heads, length, dim = query.shape
+    step = max(1, _SCORES_BYTES // (heads * length * length * query.element_size()))
+    nothing = query.new_empty(1, 1, 1)  # beta=0 ignores it
+    outputs = []
+    for parts in zip(query.split(step), key.split(step), value.split(step), strict=True):
+        q, k, v = (part.flatten(0, 1) for part in parts)  # (b * h, L, d)
+        k = k - k.mean(dim=1, keepdim=True)
+        scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=dim**-0.5)  # (b * h, L, L)
+        torch.softmax(scores, dim=-1, out=scores)
+        outputs.append(torch.bmm(scores, v).unflatten(0, (-1, heads)))  # (b, h, L, d)
+    return torch.cat(outputs)
+
+
+def _xformers_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    lengths = [length for images, length in layout for _ in range(images)]
+    bias = xformers_ops.fmha.BlockDiagonalMask.from_seqlens(lengths) if len(lengths) > 1 else None
+    q, k, v = query[None], key[None], value[None]  # (1, T, h, d)
+    return xformers_ops.memory_efficient_attention(q, k, v, attn_bias=bias)[0]

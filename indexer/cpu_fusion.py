@@ -1,0 +1,92 @@
+"""The same network in fewer, larger steps, for inference on a CPU.
+
+Three things are done once instead of in every forward: weights are brought into the order that oneDNN multiplies
+fastest, LayerScale is multiplied into the matrix before it, and bias, GELU and the residual addition become part of
+the matrix multiplication. The operators are those that torch.compile emits for a CPU; calling them directly needs no
+compiler. They are not public, so whoever lacks them, or gets other numbers from them, keeps the plain network.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Layout, attention
+from .vit import Block, SwiGLU, VisionTransformer
+
+
+def fuse_for_cpu(model: VisionTransformer) -> bool:
+    """Replace the blocks of a network on the CPU by fused ones; whether this torch and processor can.
+
+    Afterwards the network is for inference only: it has no weights to train or to save in its blocks.
+    """
+    weight = model.patch_embed.proj.weight
+    if weight.device.type != "cpu" or model.training or not _works(weight.dtype):
+        return False
+    fused = []
+    for block in model.blocks:
+        assert isinstance(block, Block), "fused already"
+        fused.append(_FusedBlock(block))
+    model.blocks = nn.ModuleList(fused)
+    return True
+
+
+def _works(dtype: torch.dtype) -> bool:
+    """Try the operators on a small matrix and compare with the plain ones."""
+    with torch.no_grad():
+        ramp = torch.linspace(-1, 1, 64 * 32).reshape(64, 32).to(dtype)  # (T, D)
+        linear = nn.utils.skip_init(nn.Linear, 32, 64).to(dtype)  # draws no random numbers
+        linear.weight.copy_(ramp.flip(0) / 4)
+        linear.bias.fill_(0.5)
+        residual = torch.ones(64, 64, dtype=dtype)
+        try:
+            fused = _FusedLinear(linear, activation="gelu")(ramp), _FusedLinear(linear).plus(residual, ramp)
+        except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+            return False
+        plain = F.gelu(linear(ramp)), residual + linear(ramp)
+        return all((a - b).abs().max() <= 0.02 * b.abs().max() for a, b in zip(fused, plain, strict=True))
+
+
+# T tokens of all images together, D channels, h heads, d = D / h
+class _FusedBlock(nn.Module):
+    """`vit.Block` in eval mode."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        mlp = block.mlp
+        self.gated = isinstance(mlp, SwiGLU)
+        first, last = (mlp.w12, mlp.w3) if isinstance(mlp, SwiGLU) else (mlp.fc1, mlp.fc2)
+        self.num_heads = block.attn.num_heads
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.qkv = _FusedLinear(block.attn.qkv)
+        self.proj = _FusedLinear(block.attn.proj, scale=getattr(block.ls1, "gamma", None))
+        self.first = _FusedLinear(first, activation="none" if self.gated else "gelu")
+        self.last = _FusedLinear(last, scale=getattr(block.ls2, "gamma", None))
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        query, key, value = self.qkv(self.norm1(tokens)).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # (T, h, d)
+        tokens = self.proj.plus(tokens, attention(query, key, value, layout).flatten(1))  # (T, D)
+        hidden = self.first(self.norm2(tokens))
+        if self.gated:
+            gate, content = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * content
+        return self.last.plus(tokens, hidden)
+
+
+class _FusedLinear(nn.Module):
+    """activation(x W' + b), or residual + x W' + b, each in one operator; `scale (out,)` is multiplied into W and b."""
+
+    def __init__(self, linear: nn.Linear, activation: str = "none", scale: Tensor | None = None) -> None:
+        super().__init__()
+        weight, bias = linear.weight.detach(), linear.bias.detach()
+        if scale is not None:
+            weight = (weight.float() * scale.float()[:, None]).to(weight.dtype)
+            bias = (bias.float() * scale.float()).to(bias.dtype)
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)  # opaque to other operators
+        self.bias: Tensor = bias
+        self.activation = activation
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, self.activation, [], "none")
+
+    def plus(self, residual: Tensor, tokens: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(tokens, residual, self.weight, self.bias, "add")

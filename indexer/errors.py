@@ -1,0 +1,34 @@
+"""The exceptions of a user's mistakes and of the world's accidents.
+
+Every message is one line that says what happened, where, and the next step to take; the command line prints it and
+exits 1. Our own mistakes are `assert`s.
+"""
+
+
+class SeenitError(Exception):
+    """Anything that a user can understand and act upon."""
+
+
+class PictureError(SeenitError):
+    """One picture cannot be read; `reason` is short and without the path, the message has both."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"cannot read {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class CheckpointError(SeenitError):
+    """A weights file is not what it should be: unknown layout, missing or misshapen tensors, truncated."""
+
+
+class DownloadError(SeenitError):
+    """A file could not be fetched whole."""
+
+
+class StoreError(SeenitError):
+    """The vector store refused, is not reachable, or does not hold what was expected."""
+
+
+class LockedError(StoreError):
+    """Another process is using this index."""

@@ -1,0 +1,66 @@
+"""Tiny real things that many tests need: a random backbone, a few drawn photos, a cache and state of their own."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from indexer.checkpoint import save_checkpoint
+from indexer.vit import Architecture, VisionTransformer
+
+torch.set_num_threads(1)
+TINY = Architecture(patch_size=14, embed_dim=32, depth=4, num_heads=2, image_size=112)
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own cache and state, or reaches for the network."""
+    monkeypatch.setenv("SEENIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("SEENIT_STATE", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("SEENIT_OFFLINE", "1")
+    monkeypatch.delenv("SEENIT_INDEX", raising=False)
+
+
+def save_tiny(path: Path, seed: int = 0) -> Path:
+    """A random backbone whose features differ from picture to picture."""
+    torch.manual_seed(seed)
+    model = VisionTransformer(TINY)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_checkpoint(path, model.state_dict(), TINY, name=f"tiny{seed}", dtype="float16")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("backbone") / "tiny.safetensors")
+
+
+def draw_photo(path: Path, seed: int, size: tuple[int, int] = (96, 72), **save: object) -> Path:
+    """A picture of coloured blocks, different for each seed; width before height, as Pillow has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).save(path, **save)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight photos in two folders."""
+    folder = tmp_path / "photos"
+    for n in range(8):
+        draw_photo(folder / ("a" if n < 4 else "b") / f"{n}.jpg", n, (96, 72) if n % 2 else (72, 96))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real photos with ground truth, where they are at hand."""
+    folder = Path(os.environ.get("SEENIT_SHARED") or Path(__file__).parents[2] / "shared")
+    if not (folder / "data").is_dir():
+        pytest.skip("real photos are not at hand (SEENIT_SHARED names their folder)")
+    return folder
