@@ -1,0 +1,434 @@
+"""Finding files, telling formats by content, and decoding every kind of picture upright, opaque and within limits."""
+
+import io
+import os
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_pictures import BLUE, GREEN, HOSTILE, RED, WHITE, encoded, quarters
+from PIL import Image, ImageCms
+
+from indexer.errors import PictureError, SeenitError
+from indexer.images import FoundFile, Limits, Unreadable, decode, find_files, is_picture, sniff, to_rgb
+from indexer.preprocess import choose_grid, possible_grids, preprocess, resize_to_grid
+
+
+def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
+    """The middles of the four quarters, row by row, rounded to full on or off."""
+    height, width = pixels.shape[:2]
+    points = [(height // 4, width // 4), (height // 4, 3 * width // 4)]
+    points += [(3 * height // 4, width // 4), (3 * height // 4, 3 * width // 4)]
+    return [tuple(255 * int(value > 127) for value in pixels[point]) for point in points]
+
+
+def found(folder: Path, **options: Any) -> list[str]:
+    files = [file for file in find_files([folder], **options) if isinstance(file, FoundFile)]
+    return [Path(file.path).relative_to(folder).as_posix() for file in files]
+
+
+# Finding
+
+
+def test_files_come_in_order_with_size_and_time(tmp_path: Path) -> None:
+    for name in ("b/2.jpg", "b/10.jpg", "a.txt", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * len(name))
+    assert found(tmp_path) == ["a.txt", "c.png", "b/10.jpg", "b/2.jpg"]
+    file = next(find_files([tmp_path]))
+    assert isinstance(file, FoundFile) and os.path.isabs(file.path)
+    assert (file.size, file.mtime_ns) == (5, (tmp_path / "a.txt").stat().st_mtime_ns)
+
+
+def test_hidden_system_and_excluded_folders_are_left_out(tmp_path: Path) -> None:
+    for name in (".seenit/x.jpg", ".hidden.jpg", "@eaDir/x.jpg", "$RECYCLE.BIN/x.jpg", "index/x.jpg", "kept/x.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert found(tmp_path, exclude_dirs=[tmp_path / "index", tmp_path / "not there"]) == ["kept/x.jpg"]
+
+
+def test_a_folder_asked_for_by_name_may_be_hidden(tmp_path: Path) -> None:
+    (tmp_path / ".photos").mkdir()
+    (tmp_path / ".photos" / "x.jpg").touch()
+    assert found(tmp_path / ".photos") == ["x.jpg"]
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "z").mkdir(parents=True)
+    outside.mkdir()
+    (root / "z" / "real.jpg").touch()
+    (outside / "far.jpg").touch()
+    try:
+        (root / "a_link_to_z").symlink_to(root / "z", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system does not let us make links")
+    (root / "loop").symlink_to(root, target_is_directory=True)
+    (root / "out").symlink_to(outside, target_is_directory=True)
+    (outside / "back").symlink_to(root, target_is_directory=True)
+    (root / "file.jpg").symlink_to(outside / "far.jpg")
+    (root / "broken.jpg").symlink_to(root / "nothing")
+    (root / "itself.jpg").symlink_to(root / "itself.jpg")
+    assert found(root) == ["file.jpg", "z/real.jpg", "out/far.jpg"]
+    unreadable = [entry for entry in find_files([root]) if isinstance(entry, Unreadable)]
+    assert [Path(entry.path).name for entry in unreadable] == ["broken.jpg", "itself.jpg"]
+    assert unreadable[0].reason == "the link leads nowhere"
+
+
+def test_folders_inside_each_other_are_listed_once(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.jpg").touch()
+    assert len(list(find_files([tmp_path, tmp_path / "in", tmp_path]))) == 1
+
+
+def test_a_folder_that_may_not_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "x.jpg").touch()
+    if hasattr(os, "geteuid") and os.geteuid() != 0:
+        (tmp_path / "locked").chmod(0)
+    else:  # root may read everything, so the refusal is played
+        scandir = os.scandir
+
+        def refusing(folder: str) -> Any:
+            if folder.endswith("locked"):
+                raise PermissionError(13, "Permission denied", folder)
+            return scandir(folder)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+    entries = list(find_files([tmp_path]))
+    (tmp_path / "locked").chmod(0o700)
+    assert [type(entry) for entry in entries] == [FoundFile, Unreadable]
+    assert entries[1] == Unreadable(str(tmp_path / "locked"), "permission denied")
+
+
+def test_a_root_that_is_not_there_is_an_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root, reason in ((tmp_path / "gone", "no such file"), (tmp_path / "file", "not a folder")):
+        with pytest.raises(SeenitError, match=reason) as error:
+            list(find_files([root]))
+        assert "\n" not in str(error.value) and str(root) in str(error.value)
+
+
+def test_a_root_that_goes_away_meanwhile_does_not_look_empty(tmp_path: Path) -> None:
+    root = tmp_path / "disk"
+    (root / "sub").mkdir(parents=True)
+    (root / "a.jpg").touch()
+    (root / "sub" / "b.jpg").touch()
+    listing = find_files([root])
+    assert isinstance(next(listing), FoundFile)
+    root.rename(tmp_path / "unplugged")
+    with pytest.raises(SeenitError):
+        list(listing)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the system keeps names in Unicode")
+def test_names_that_are_not_utf8_come_back_openable(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9\xff.jpg"
+    with open(name, "wb") as file:
+        file.write(b"here")
+    entry = next(find_files([tmp_path]))
+    assert isinstance(entry, FoundFile) and os.fsencode(entry.path) == name
+    assert Path(entry.path).read_bytes() == b"here"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_what_is_not_a_regular_file_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert found(tmp_path) == []
+    assert not is_picture(tmp_path / "pipe.jpg")  # would wait for a writer
+
+
+# Telling formats
+
+
+@pytest.mark.parametrize(
+    ("format_name", "options"),
+    [
+        *((name, {}) for name in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")),
+        ("JPEG2000", {"no_jp2": True}),
+    ],
+)
+def test_every_format_is_told_and_decoded_by_content(format_name: str, options: dict[str, Any]) -> None:
+    data = encoded(quarters(), format_name, **options)
+    assert sniff(data[:64]) == format_name
+    picture = decode(data)
+    assert (picture.format, picture.width, picture.height) == (format_name, 64, 48)
+    assert corners(picture.pixels) == [RED, GREEN, BLUE, WHITE]
+
+
+def test_heic_is_read_where_the_extra_is_installed() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(quarters()).save(file, quality=90)
+    assert sniff(file.getvalue()[:64]) == "HEIF"
+    assert corners(decode(file.getvalue()).pixels) == [RED, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"P6 is a path",
+        b"BMW is a car, and a long enough text",
+        b"%!PS-Adobe-3.0 EPSF-3.0",
+        b"8BPS\0\1",
+        b"RIFF\0\0\0\0WAVEfmt ",
+        b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+        b"<svg xmlns='x'/>",
+        b"%PDF-1.7",
+    ],
+)
+def test_other_files_are_not_pictures(data: bytes) -> None:
+    assert sniff(data) is None
+    with pytest.raises(PictureError, match="not a picture"):
+        decode(data)
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("region", [None, (32, 0, 32, 24)])
+def test_pictures_are_turned_upright(orientation: int, region: tuple[int, int, int, int] | None) -> None:
+    inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that undoes the turn
+    image = quarters() if orientation == 1 else quarters().transpose(Image.Transpose(inverse[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = decode(encoded(image, "JPEG", exif=exif, quality=95, subsampling=0), region=region)
+    assert (picture.width, picture.height) == (64, 48)
+    if region is None:
+        assert corners(picture.pixels) == [RED, GREEN, BLUE, WHITE]
+    else:
+        assert picture.pixels.shape == (24, 32, 3) and corners(picture.pixels) == [GREEN] * 4
+        reduced = decode(encoded(image, "JPEG", exif=exif), region=region, target_px=12)
+        assert reduced.pixels.shape == (12, 16, 3) and corners(reduced.pixels) == [GREEN] * 4
+
+
+def with_alpha() -> Image.Image:
+    image = quarters().convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    return image
+
+
+def palette_with_transparent_red() -> bytes:
+    image = quarters().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+    return encoded(image, "PNG", transparency=image.getpixel((0, 0)))
+
+
+def grey_ramp(dtype: str, top: float) -> Image.Image:
+    return Image.fromarray(np.linspace(0, top, 64 * 48).reshape(48, 64).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("data", "first", "last"),
+    [
+        (encoded(with_alpha()), WHITE, WHITE),
+        (encoded(with_alpha(), "WEBP", lossless=True), WHITE, WHITE),
+        (encoded(with_alpha().convert("LA")), WHITE, WHITE),
+        (palette_with_transparent_red(), WHITE, WHITE),
+        (encoded(quarters(mode="P")), RED, WHITE),
+        (encoded(quarters(mode="L").point(lambda value: 255 * (value > 100), "1")), (0, 0, 0), WHITE),
+        (encoded(quarters(mode="CMYK"), "JPEG", quality=95), RED, WHITE),
+        (encoded(quarters(mode="CMYK"), "TIFF"), RED, WHITE),
+        (encoded(grey_ramp("u2", 65535)), (0, 0, 0), WHITE),
+        (encoded(grey_ramp("u2", 65535), "TIFF"), (0, 0, 0), WHITE),
+        (encoded(grey_ramp("i4", 1 << 30), "TIFF"), (0, 0, 0), WHITE),
+        (encoded(grey_ramp("f4", 1), "TIFF"), (0, 0, 0), WHITE),
+        (encoded(grey_ramp("f4", 255), "TIFF"), (0, 0, 0), WHITE),
+        (encoded(grey_ramp("f4", 7e6), "TIFF"), (0, 0, 0), WHITE),
+        (b"P5 2 1 65535\n\0\0\xff\xff", (0, 0, 0), WHITE),
+    ],
+    ids=lambda value: None if isinstance(value, tuple) else sniff(value[:64]),
+)
+def test_every_kind_of_pixel_becomes_opaque_rgb(data: bytes, first: tuple[int, ...], last: tuple[int, ...]) -> None:
+    pixels = decode(data).pixels
+    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+    np.testing.assert_allclose(pixels[0, 0], first, atol=6)
+    np.testing.assert_allclose(pixels[-1, -1], last, atol=6)
+
+
+def test_sixteen_bits_keep_their_scale_rather_than_clip() -> None:
+    pixels = decode(encoded(grey_ramp("u2", 65535))).pixels[..., 0].ravel().astype(float)
+    np.testing.assert_allclose(pixels, np.linspace(0, 255, pixels.size), atol=1)
+    assert decode(encoded(grey_ramp("u2", 6553))).pixels.max() == 25  # a dark picture stays dark
+
+
+def test_half_transparent_lies_over_white() -> None:
+    assert decode(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 127)))).pixels[0, 0].tolist() == [128, 128, 128]
+
+
+def test_lab_tiff() -> None:
+    image = Image.new("RGB", (8, 8), RED)
+    lab = ImageCms.profileToProfile(
+        image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    np.testing.assert_allclose(decode(encoded(lab, "TIFF")).pixels[0, 0], RED, atol=8)
+
+
+def test_animations_give_their_first_frame() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE)]
+    for format_name in ("GIF", "PNG", "WEBP"):
+        data = encoded(frames[0], format_name, save_all=True, append_images=frames[1:], lossless=True)
+        assert decode(data).pixels[8, 8].tolist() == list(RED), format_name
+
+
+def swapped_profile() -> bytes:
+    """sRGB with the primaries of red and blue exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    return swapped.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+
+
+def test_colours_go_through_the_icc_profile_unless_it_is_broken() -> None:
+    image = Image.new("RGB", (8, 8), RED)
+    assert decode(encoded(image, icc_profile=swapped_profile())).pixels[0, 0].tolist() == list(BLUE)
+    assert decode(encoded(image, icc_profile=b"no profile at all" * 20)).pixels[0, 0].tolist() == list(RED)
+    assert decode(encoded(image, icc_profile=swapped_profile()[:200])).pixels[0, 0].tolist() == list(RED)
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
+def test_reduced_scale_keeps_enough_and_looks_the_same(format_name: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (13, 17, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC), format_name)
+    whole, reduced = decode(data), decode(data, target_px=150)
+    assert whole.pixels.shape == (1200, 1600, 3) and reduced.pixels.shape == (150, 200, 3)
+    assert (reduced.width, reduced.height) == (1600, 1200)
+    difference = resize_to_grid(whole.pixels, (8, 10)).astype(int) - resize_to_grid(reduced.pixels, (8, 10))
+    assert np.abs(difference).mean() < 1.5
+    assert decode(data, target_px=5000).pixels.shape == (1200, 1600, 3)
+
+
+def test_a_region_is_decoded_to_the_detail_that_it_needs() -> None:
+    data = encoded(quarters(1600, 1200), "JPEG")
+    picture = decode(data, target_px=150, region=(800, 0, 800, 600))
+    assert (picture.width, picture.height, picture.pixels.shape) == (1600, 1200, (150, 200, 3))
+    assert corners(picture.pixels) == [GREEN] * 4
+    assert decode(data, region=(1500, 1100, 999, 999)).pixels.shape == (100, 100, 3)
+    with pytest.raises(PictureError, match="outside the picture of 1600x1200"):
+        decode(data, region=(1600, 0, 10, 10))
+
+
+def test_exif_tells_when_where_and_with_what() -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Canon\0", "Canon EOS 5D "
+    exif.get_ifd(0x8769).update({0x9003: "2021:07:04 12:30:00", 0x9011: "+02:00"})
+    exif.get_ifd(0x8825).update({1: "S", 2: (33.0, 51.0, 24.0), 3: "E", 4: (151.0, 12.0, 36.0)})
+    for format_name in ("JPEG", "PNG", "WEBP", "TIFF"):
+        picture = decode(encoded(quarters(), format_name, exif=exif.tobytes()))
+        assert picture.taken_at == datetime(2021, 7, 4, 10, 30, tzinfo=timezone.utc), format_name
+        assert picture.camera == "Canon EOS 5D"
+        assert picture.gps == pytest.approx((-33.8567, 151.21), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "camera"),
+    [
+        ("NIKON CORPORATION", "NIKON D90", "NIKON D90"),
+        ("Apple", "iPhone 12", "Apple iPhone 12"),
+        ("Sony", "", "Sony"),
+        ("", "X100", "X100"),
+        ("", "", None),
+        ("a\nb", "c\x1b[31m", "a b c [31m"),
+    ],
+)
+def test_camera_names(make: str, model: str, camera: str | None) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = make, model
+    assert decode(encoded(quarters(), "JPEG", exif=exif)).camera == camera
+
+
+def test_nonsense_in_exif_is_no_information() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    exif.get_ifd(0x8769)[0x9003] = "0000:00:00 00:00:00"
+    exif.get_ifd(0x8825).update({1: "N", 2: (1e9, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)})
+    picture = decode(encoded(quarters(), "JPEG", exif=exif))
+    assert (picture.taken_at, picture.gps, picture.camera) == (None, None, None)
+    data = encoded(quarters(), "JPEG", exif=exif)
+    damaged = data.replace(b"Exif\0\0MM\0*\0\0\0\x08", b"Exif\0\0MM\0*\xff\xff\xff\xf0")
+    assert damaged != data and corners(decode(damaged).pixels) == [RED, GREEN, BLUE, WHITE]
+
+
+# Hostile files
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pictures_are_refused_quickly_with_a_reason(name: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(PictureError) as error:
+        data = HOSTILE[name]()
+        assert sniff(data[:64]), "not even taken for a picture"
+        decode(data, path=f"folder/{name}")
+    assert time.monotonic() - began < 2
+    assert error.value.reason and "\n" not in str(error.value) and len(str(error.value)) < 200
+    assert str(error.value).startswith(f"cannot read folder/{name}: ")
+
+
+def test_pixels_are_limited_by_count_and_by_memory() -> None:
+    small = Limits(max_pixels=10_000, memory_bytes=1 << 30)
+    lean = Limits(memory_bytes=10_000 * 10)
+    for limits in (small, lean):
+        with pytest.raises(PictureError, match="200x200 pixels, more than the limit"):
+            decode(encoded(quarters(200, 200)), limits=limits)
+    photo = encoded(quarters(800, 800), "JPEG")
+    with pytest.raises(PictureError, match="limit"):
+        decode(photo, limits=lean)
+    assert decode(photo, target_px=100, limits=lean).pixels.shape == (100, 100, 3)  # at 1/8 it needs little
+
+
+def test_images_in_memory_become_rgb() -> None:
+    assert corners(to_rgb(quarters(mode="P"))) == [RED, GREEN, BLUE, WHITE]
+    assert to_rgb(with_alpha())[0, 0].tolist() == list(WHITE)
+    assert to_rgb(Image.new("LAB", (2, 2))).shape == (2, 2, 3)
+
+
+# Bringing pictures to the ViT's size
+
+
+def test_grids_are_few_and_bounded_and_turn_with_the_picture() -> None:
+    grids = possible_grids(256)
+    assert len(grids) == 17 and (16, 16) in grids
+    assert all(0.93 * 256 <= rows * columns <= 1.05 * 256 for rows, columns in grids)
+    assert {(columns, rows) for rows, columns in grids} == set(grids)
+
+
+@pytest.mark.parametrize("num_patches", [1, 4, 100, 256, 1024, 1369])
+def test_the_grid_is_the_nearest_in_shape(num_patches: int) -> None:
+    grids = possible_grids(num_patches)
+    assert all(rows * columns <= 1.05 * num_patches for rows, columns in grids)
+    for height, width in ((3000, 4000), (4000, 3000), (1, 1), (100, 10_000), (7, 5), (1080, 1920)):
+        rows, columns = choose_grid(height, width, num_patches)
+        errors = {grid: abs(np.log(grid[1] / grid[0] * height / width)) for grid in grids}
+        assert errors[rows, columns] == min(errors.values())
+        assert choose_grid(width, height, num_patches) == (columns, rows)
+        assert 1 / 4 <= columns / rows <= 4
+
+
+def test_known_shapes_are_hardly_squeezed() -> None:
+    assert choose_grid(3000, 4000) == (14, 18)
+    assert choose_grid(2000, 3000) == (13, 20)
+    assert choose_grid(1080, 1920) == (12, 21)
+    assert choose_grid(500, 5000) == (8, 32)
+
+
+def test_modes_of_preprocessing() -> None:
+    pixels = np.asarray(quarters(800, 600))
+    assert preprocess(pixels).shape == (14 * 14, 18 * 14, 3)
+    assert preprocess(pixels, "squash").shape == (224, 224, 3)
+    assert preprocess(pixels, resolution=448, patch_size=16).shape == (24 * 16, 33 * 16, 3)
+    for mode in ("aspect", "squash", "crop"):
+        assert corners(preprocess(pixels, mode)) == [RED, GREEN, BLUE, WHITE]
+    framed = np.zeros((600, 800, 3), np.uint8)
+    framed[:, 130:670] = 255  # the crop sees only the middle, the others see the black edges
+    assert preprocess(framed, "crop").min() > 250
+    assert preprocess(framed).min() == preprocess(framed, "squash").min() == 0
+
+
+def test_the_smallest_picture_fills_its_grid() -> None:
+    assert preprocess(np.full((1, 1, 3), 9, np.uint8)).tolist() == np.full((224, 224, 3), 9).tolist()
