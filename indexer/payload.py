@@ -1,0 +1,177 @@
+"""A record as both engines hold it: lists of numbers, and a payload of plain JSON that the filters look at.
+
+Two things are surprising. Engines take only valid UTF-8, but a file's name may be any bytes, which Python shows as lone
+surrogates; each of those becomes NUL and its four hex digits, which is reversible because no file's name holds a NUL.
+And a camera's name is stored a second time as its words, so that every engine gives the same answer to "all of these
+words" without a tokenizer of its own.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from .errors import StoreError
+from .store import Metadata, Record, Schema, StoredFile, folder_keys
+
+# Payload fields that filters look at, and the kind of index that answers them.
+INDEXED_FIELDS = {
+    "folders": "keyword",
+    "taken_at": "datetime",
+    "camera_words": "keyword",
+    "location": "geo",
+    "tags": "keyword",
+    "fit": "keyword",
+}
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_WRITTEN_SURROGATE = re.compile("\x00(d[89a-f][0-9a-f]{2})")
+
+
+def to_engine(text: str) -> str:
+    """The same text without lone surrogates; `from_engine` gives them back."""
+    return text if text.isascii() else _SURROGATE.sub(lambda found: f"\x00{ord(found[0]):04x}", text)
+
+
+def from_engine(text: str) -> str:
+    return _WRITTEN_SURROGATE.sub(lambda found: chr(int(found[1], 16)), text) if "\x00" in text else text
+
+
+def camera_words(camera: str) -> list[str]:
+    """The distinct words of a camera's name, case ignored."""
+    return sorted(set(re.findall(r"\w+", to_engine(camera).casefold())))
+
+
+def as_rfc3339(moment: datetime) -> str:
+    """UTC; a moment without a zone is taken as UTC."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return moment.astimezone(timezone.utc).isoformat()
+
+
+def files_payload(files: Iterable[StoredFile]) -> dict[str, Any]:
+    """The part of the payload that a rename changes."""
+    files = tuple(files)
+    return {
+        "files": [{"key": to_engine(file.key), "size": file.size, "mtime_ns": file.mtime_ns} for file in files],
+        "folders": sorted({to_engine(folder) for file in files for folder in folder_keys(file.key)}),
+    }
+
+
+def tags_payload(tags: Iterable[str]) -> dict[str, Any]:
+    return {"tags": [to_engine(tag) for tag in tags]}
+
+
+def record_payload(record: Record) -> dict[str, Any]:
+    """Everything of a record but its id and its vectors; what is not known is left out."""
+    metadata = record.metadata
+    payload: dict[str, Any] = {
+        **files_payload(record.files),
+        **tags_payload(record.tags),
+        "fit": record.fit,
+        "width": metadata.width,
+        "height": metadata.height,
+        "format": metadata.format,
+        "grid": list(record.grid),
+    }
+    if metadata.taken_at is not None:
+        payload["taken_at"] = as_rfc3339(metadata.taken_at)
+    if metadata.camera is not None:
+        payload["camera"] = to_engine(metadata.camera)
+        payload["camera_words"] = camera_words(metadata.camera)
+    if metadata.gps is not None and abs(metadata.gps[0]) <= 90 and abs(metadata.gps[1]) <= 180:
+        payload["location"] = {"lat": metadata.gps[0], "lon": metadata.gps[1]}
+    if record.positions is not None:
+        payload["positions"] = base64.b64encode(record.positions.astype(np.uint8).tobytes()).decode()
+    return payload
+
+
+def checked_vectors(record: Record, schema: Schema) -> dict[str, Any]:
+    """The vectors as lists of Python floats, which engines take quickest; StoreError where one does not fit.
+
+    A wrong vector has to be found here: the engine would log the write before it refuses it.
+    """
+    vectors = {}
+    for name, vector, dim in (
+        ("global", record.global_vector, schema.global_dim),
+        ("patches", record.patches, schema.token_dim),
+    ):
+        if vector is None or len(vector) == 0:
+            continue
+        if vector.shape[-1] != dim or vector.ndim != (1 if name == "global" else 2):
+            raise StoreError(
+                f"record {record.id} has a vector `{name}` of shape {vector.shape}, the index holds {dim} dimensions; "
+                "index into a new place with this backbone"
+            )
+        if not np.isfinite(vector).all():
+            raise StoreError(f"record {record.id} has a vector `{name}` with NaN or infinity; skip this picture")
+        vectors[name] = vector.tolist()
+    if "global" not in vectors:
+        raise StoreError(f"record {record.id} has no vector `global`; a record is written with its vectors")
+    return vectors
+
+
+def batches(records: Sequence[Record], max_numbers: int) -> Iterator[list[Record]]:
+    """The records in order, cut so that no batch holds more vector elements than that (but at least one record)."""
+    batch: list[Record] = []
+    numbers = 0
+    for record in records:
+        if batch and numbers + num_numbers(record) > max_numbers:
+            yield batch
+            batch, numbers = [], 0
+        batch.append(record)
+        numbers += num_numbers(record)
+    if batch:
+        yield batch
+
+
+def num_numbers(record: Record) -> int:
+    """Vector elements of a record; a record without any counts as 200."""
+    return 200 + sum(vector.size for vector in (record.global_vector, record.patches) if vector is not None)
+
+
+def record_from(id: str, payload: Mapping[str, Any] | None, vectors: Any, location: str) -> Record:
+    """The record of one point; `location` is for the message when the payload is not one of ours.
+
+    vectors   None, or a mapping from vector name to its numbers
+    """
+    try:
+        return _record_from(id, payload or {}, vectors)
+    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error):
+        raise StoreError(
+            f"record {id} in {location} is not one that seenit wrote; remove it, or index into a new place"
+        ) from None
+
+
+def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
+    taken_at, location = payload.get("taken_at"), payload.get("location")
+    camera, positions = payload.get("camera"), payload.get("positions")
+    global_vector = vectors.get("global") if vectors else None
+    patches = vectors.get("patches") if vectors else None
+    rows, columns = payload["grid"]
+    return Record(
+        id=id,
+        files=tuple(
+            StoredFile(from_engine(file["key"]), int(file["size"]), int(file["mtime_ns"])) for file in payload["files"]
+        ),
+        metadata=Metadata(
+            width=int(payload["width"]),
+            height=int(payload["height"]),
+            format=payload["format"],
+            taken_at=None if taken_at is None else datetime.fromisoformat(taken_at),
+            camera=None if camera is None else from_engine(camera),
+            gps=None if location is None else (location["lat"], location["lon"]),
+        ),
+        fit=payload["fit"],
+        tags=tuple(from_engine(tag) for tag in payload["tags"]),
+        grid=(int(rows), int(columns)),
+        positions=None
+        if positions is None
+        else np.frombuffer(base64.b64decode(positions), np.uint8).reshape(-1, 2),  # (K, 2)
+        global_vector=None if global_vector is None else np.asarray(global_vector, np.float32),  # (G,)
+        patches=None if patches is None else np.asarray(patches, np.float32),  # (K, T)
+    )

@@ -1,0 +1,211 @@
+"""What is stored, and the protocol that both stores (embedded and server) fulfil.
+
+A record is one picture *content*: its id is made from the file's bytes, so copies share a record and a renamed or
+moved file changes only the record's list of files. The engine keeps two vectors, `global` (dense) and `patches`
+(a multivector), and a payload that the filters are answered from.
+
+Paths in a store are keys, `ROOT/sub/folder/name.jpg`: ROOT is the key of an entry in the manifest's table of indexed
+folders, the rest is relative and uses `/`. An index inside its photo folder therefore moves with it.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .errors import SeenitError
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The shape of the stored vectors; fixed when an index is created."""
+
+    global_dim: int  # length of the vector `global`
+    token_dim: int  # length of each vector in the multivector `patches`
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file that has a record's content, as it was when last seen."""
+
+    key: str  # ROOT/sub/folder/name.jpg
+    size: int  # bytes
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a picture says of itself. `taken_at` is the EXIF date, else the file's time; always UTC."""
+
+    width: int  # pixels, after EXIF orientation
+    height: int
+    format: str  # Pillow's name: JPEG, PNG, ...
+    taken_at: datetime | None = None
+    camera: str | None = None
+    gps: tuple[float, float] | None = None  # latitude, longitude in degrees
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture in the store.
+
+    global_vector  (G,)    float32, L2-normalised; None where vectors were not asked for
+    patches        (K, T)  float32, L2-normalised rows; None likewise
+    positions      (K, 2)  uint8, row and column of each patch on `grid`
+    grid           rows and columns of patches the picture was seen in
+    """
+
+    id: str  # a UUID in its 36-character form, see content_id
+    files: tuple[StoredFile, ...]
+    metadata: Metadata
+    fit: str  # which fit of the descriptor made the vectors
+    tags: tuple[str, ...] = ()
+    grid: tuple[int, int] = (0, 0)
+    positions: np.ndarray | None = None
+    global_vector: np.ndarray | None = None
+    patches: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer of the engine: a record without its vectors unless they were asked for."""
+
+    record: Record
+    score: float  # cosine in [-1, 1], higher is more similar
+
+
+@dataclass(frozen=True)
+class Where:
+    """Conditions that a record must meet, all of them; answered inside the engine from payload indexes.
+
+    A record with several files is under a folder when any of its files is.
+    """
+
+    under: tuple[str, ...] = ()  # folder keys, ROOT or ROOT/sub/folder; any of them
+    after: datetime | None = None  # taken_at >= after
+    before: datetime | None = None  # taken_at < before
+    camera: str | None = None  # every word of it occurs in the camera's name, case ignored
+    near: tuple[float, float, float] | None = None  # latitude, longitude in degrees, radius in km
+    tags: tuple[str, ...] = ()  # all of them
+    not_fit: str | None = None  # only records whose vectors another fit made
+    not_ids: tuple[str, ...] = ()  # never these records
+
+    def __bool__(self) -> bool:
+        return self != Where()
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    """Bytes by part, as far as the store can tell them apart; empty for a server."""
+
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """The one contract of the embedded store and of the server's. Every method raises StoreError in one line.
+
+    Writes are durable when the call returns (a kill right after loses nothing) and idempotent (may be repeated).
+    Blobs are small named files of the index (manifest, descriptor, skipped files): written whole or not at all.
+    """
+
+    location: str  # as the user would type it
+
+    def read_blob(self, name: str) -> bytes | None:
+        """The blob's bytes, or None where it was never written."""
+
+    def write_blob(self, name: str, data: bytes) -> None: ...
+
+    def blob_names(self) -> list[str]: ...
+
+    def schema(self) -> Schema | None:
+        """The dims of the vectors, None before the first `ensure`."""
+
+    def ensure(self, schema: Schema) -> None:
+        """Create the vectors' storage and its payload indexes unless they are there; StoreError if dims differ."""
+
+    def upsert(self, records: Sequence[Record]) -> None:
+        """Write whole records, vectors included; a record with the same id is replaced."""
+
+    def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
+        """Replace the list of files of existing records, by id; vectors, tags and metadata stay.
+
+        Ids that the store does not hold are left out, here and in `set_tags` and `delete`.
+        """
+
+    def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
+        """Replace the tags of existing records, by id."""
+
+    def delete(self, ids: Sequence[str]) -> None: ...
+
+    def scroll(self, where: Where = Where(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
+        """Every record that meets the conditions, in the order of ids, a page at a time."""
+
+    def retrieve(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
+        """The records with these ids in the order asked; unknown ids are left out."""
+
+    def search(
+        self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False, vectors: bool = False
+    ) -> list[list[Hit]]:
+        """The `top` records nearest to each query by cosine of `global`, best first; one batch call to the engine.
+
+        queries  (Q, G)  float32
+        exact    compare with every record instead of walking the graph
+        """
+
+    def rescore(self, tokens: Sequence[np.ndarray], ids: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+        """MaxSim of each query's patch tokens with `patches` of the named records, in the engine.
+
+        tokens   Q arrays (N_q, T)  float32, L2-normalised rows
+        ids      Q lists of candidates
+        returns  Q dicts id -> mean over the query's tokens of their best cosine in the record, in [-1, 1];
+                 records that are not there or have no patches are left out
+        """
+
+    def count(self, where: Where = Where()) -> int: ...
+
+    def optimize(self) -> None:
+        """Build or mend the search graph; may take minutes; queries are exact and slower until then."""
+
+    def size(self) -> StoreSize: ...
+
+    def close(self) -> None:
+        """Let go of the index; safe to call twice."""
+
+
+def content_id(data: bytes | memoryview) -> str:
+    """A record's id: the first 128 bits of SHA-256 (which processors have instructions for) of its bytes, as a UUID."""
+    return str(uuid.UUID(bytes=hashlib.sha256(data).digest()[:16]))
+
+
+def folder_keys(file_key: str) -> list[str]:
+    """Every folder key that a file key lies under: `0/a/b.jpg` -> [`0`, `0/a`]."""
+    parts = file_key.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def is_url(location: str | Path) -> bool:
+    """Whether a location names a server's collection rather than a folder."""
+    return str(location).startswith(("http://", "https://"))
+
+
+def open_store(location: str | Path, *, write: bool = False, wait_s: float = 5.0) -> Store:
+    """Open the store at a folder or at `http(s)://host:port/collection`; the one place that chooses.
+
+    write   take the writer's lock; a second writer gets LockedError, which names the process that holds it
+    wait_s  how long to wait for another process to let go
+    A location without an index raises SeenitError unless `write`; a folder is then created, a collection by `ensure`.
+    """
+    if is_url(location):
+        from .qdrant_store import QdrantStore
+
+        return QdrantStore.open(str(location), write=write, wait_s=wait_s)
+    if "://" in str(location):
+        raise SeenitError(f"cannot open {location}: an index is a folder or http(s)://host:port/collection")
+    from .edge_store import EdgeStore
+
+    return EdgeStore.open(Path(location), write=write, wait_s=wait_s)

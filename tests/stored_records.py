@@ -1,0 +1,43 @@
+"""Thirty records that differ in everything that a store keeps; also written by processes that tests kill."""
+
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+
+from indexer.store import Metadata, Record, Schema, StoredFile, content_id
+
+SCHEMA = Schema(global_dim=16, token_dim=64)
+DAY_0 = datetime(2020, 1, 1, tzinfo=timezone.utc)
+
+
+def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    vectors = rng.standard_normal(shape).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def make_record(number: int) -> Record:
+    rng = np.random.default_rng(number)
+    num_tokens = 3 + number % 4
+    return Record(
+        id=content_id(str(number).encode()),
+        files=(
+            StoredFile(f"0/album{number % 3}/picture {number}.jpg", 1000 + number, 1_700_000_000_123_456_789 + number),
+        ),
+        metadata=Metadata(
+            width=640 + number,
+            height=480,
+            format="JPEG",
+            taken_at=DAY_0 + timedelta(days=number, microseconds=number),
+            camera=("Canon EOS 5D", "NIKON D70", None)[number % 3],
+            gps=(48.0 + number / 10, 11.5) if number % 2 else None,
+        ),
+        fit="fit-a" if number < 20 else "fit-b",
+        tags=("even",) if number % 2 == 0 else ("odd", "straße"),
+        grid=(12, 21),
+        positions=rng.integers(0, 12, (num_tokens, 2)).astype(np.uint8),
+        global_vector=unit(rng, 16),
+        patches=unit(rng, num_tokens, 64),
+    )
+
+
+RECORDS = [make_record(number) for number in range(30)]

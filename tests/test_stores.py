@@ -1,0 +1,609 @@
+"""One suite over every store: the embedded one, and the server's through qdrant-client, in memory and over HTTP."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+from qdrant_peer import QdrantPeer
+from stored_records import DAY_0, RECORDS, SCHEMA, make_record, unit
+
+from indexer import edge_store, qdrant_store
+from indexer.copy import copy_index
+from indexer.errors import LockedError, SeenitError, StoreError
+from indexer.manifest import Manifest, read_manifest, write_manifest
+from indexer.payload import from_engine, to_engine
+from indexer.qdrant_store import Address, QdrantStore
+from indexer.store import Metadata, Record, Schema, Store, StoredFile, Where, content_id, open_store
+
+pytestmark = pytest.mark.filterwarnings("ignore:Local mode", "ignore:Payload indexes have no effect")
+
+
+GALLERY = np.stack([np.asarray(record.global_vector) for record in RECORDS])  # (30, G)
+
+
+def assert_near(got: object, want: object, atol: float) -> None:
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=atol)
+
+
+def ids(records: list[Record]) -> set[str]:
+    return {record.id for record in records}
+
+
+def meeting(store: Store, where: Where) -> set[int]:
+    """The numbers of the records that meet the conditions, by scroll; count and search must agree."""
+    numbers = {record.id: number for number, record in enumerate(RECORDS)}
+    found = {numbers[record.id] for record in store.scroll(where, batch=7)}
+    assert store.count(where) == len(found)
+    (hits,) = store.search(GALLERY[0:1], 100, where)
+    assert {numbers[hit.record.id] for hit in hits} == found
+    return found
+
+
+@pytest.fixture(scope="module")
+def module_peer() -> Iterator[QdrantPeer]:
+    with QdrantPeer() as peer:
+        yield peer
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory where the system offers that: the engine waits for the disk at each of its many small steps."""
+    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="stores.", dir=shared_memory) as folder:
+        yield Path(folder).resolve()
+
+
+@pytest.fixture(params=["edge", "memory", "http"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store of each kind before `ensure`."""
+    monkeypatch.setattr(qdrant_store.platformdirs, "user_cache_dir", lambda *_, **__: str(tmp_path / "cache"))
+    if request.param == "edge":
+        store: Store = open_store(tmp_path / "index", write=True)
+    elif request.param == "memory":
+        store = QdrantStore(QdrantClient(":memory:"), "photos", "memory")
+    else:
+        peer: QdrantPeer = request.getfixturevalue("module_peer")
+        store = open_store(f"{peer.url}/photos{len(peer.collections)}", write=True)
+    yield store
+    store.close()
+    store.close()  # twice is allowed
+
+
+@pytest.fixture
+def store(empty: Store) -> Store:
+    empty.ensure(SCHEMA)
+    empty.upsert(RECORDS)
+    return empty
+
+
+# One contract
+
+
+def test_before_the_first_write_everything_is_empty(empty: Store) -> None:
+    assert empty.schema() is None and empty.count() == 0 and list(empty.scroll()) == []
+    assert empty.retrieve([RECORDS[0].id]) == [] and empty.search(np.ones((2, 16), np.float32), 3) == [[], []]
+    empty.delete([RECORDS[0].id])
+    assert empty.read_blob("manifest.json") is None and empty.blob_names() == []
+
+
+def test_a_record_comes_back_as_it_was(store: Store) -> None:
+    assert store.count() == len(RECORDS) and store.schema() == SCHEMA
+    for got, want in zip(store.retrieve([r.id for r in RECORDS], vectors=True), RECORDS, strict=True):
+        assert (got.id, got.files, got.metadata, got.fit) == (want.id, want.files, want.metadata, want.fit)
+        assert (got.tags, got.grid) == (want.tags, want.grid)
+        np.testing.assert_array_equal(got.positions, want.positions)
+        assert_near(got.global_vector, want.global_vector, atol=1e-3)
+        assert_near(got.patches, want.patches, atol=1e-2)
+    (bare,) = store.retrieve([RECORDS[4].id])
+    assert bare.global_vector is None and bare.patches is None and bare.files == RECORDS[4].files
+
+
+def test_retrieve_keeps_the_order_and_leaves_out_unknown_ids(store: Store) -> None:
+    asked = [RECORDS[5].id, content_id(b"unknown"), RECORDS[2].id]
+    assert [record.id for record in store.retrieve(asked)] == [RECORDS[5].id, RECORDS[2].id]
+
+
+def test_scroll_goes_through_all_in_the_order_of_ids(store: Store) -> None:
+    assert [record.id for record in store.scroll(batch=7)] == sorted(ids(RECORDS))
+    assert all(record.patches is not None for record in store.scroll(vectors=True))
+
+
+def test_search_agrees_with_the_exact_cosines(store: Store) -> None:
+    queries = unit(np.random.default_rng(99), 5, 16)  # (5, G)
+    cosines = queries @ GALLERY.T  # (5, 30)
+    for exact in (False, True):
+        for row, hits in zip(cosines, store.search(queries, 6, exact=exact), strict=True):
+            best = np.argsort(-row)[:6]
+            assert [hit.record.id for hit in hits] == [RECORDS[number].id for number in best]
+            assert_near([hit.score for hit in hits], row[best], atol=1e-3)
+    store.optimize()
+    assert [hits[0].record.id for hits in store.search(GALLERY, 1)] == [record.id for record in RECORDS]
+    assert store.search(queries[:0], 5) == [] and store.search(queries[:1], 0) == [[]]
+    assert store.search(queries[:1], 1, vectors=True)[0][0].record.global_vector is not None
+
+
+def test_rescore_is_the_mean_of_best_cosines(store: Store) -> None:
+    rng = np.random.default_rng(7)
+    tokens = [unit(rng, 5, 64), unit(rng, 2, 64), unit(rng, 0, 64)]
+    candidates = [[RECORDS[n].id for n in range(0, 30, 2)] + [content_id(b"unknown")], [RECORDS[3].id], [RECORDS[1].id]]
+    scores = store.rescore(tokens, candidates)
+    by_id = {record.id: np.asarray(record.patches) for record in RECORDS}
+    assert [set(of_query) for of_query in scores] == [set(candidates[0][:-1]), {RECORDS[3].id}, set()]
+    for query, of_query in zip(tokens, scores, strict=True):
+        for id, score in of_query.items():
+            assert score == pytest.approx(float((query @ by_id[id].T).max(1).mean()), abs=1e-3)
+
+
+FILTERS: list[tuple[Where, Callable[[int], bool]]] = [
+    (Where(), lambda n: True),
+    (Where(under=("0",)), lambda n: True),
+    (Where(under=("0/album1",)), lambda n: n % 3 == 1),
+    (Where(under=("0/album1", "0/album2")), lambda n: n % 3 != 0),
+    (Where(under=("0/album",)), lambda n: False),
+    (Where(after=DAY_0 + timedelta(days=10)), lambda n: n >= 10),
+    (Where(after=(DAY_0 + timedelta(days=10)).replace(tzinfo=None)), lambda n: n >= 10),
+    (Where(before=DAY_0 + timedelta(days=10, microseconds=10)), lambda n: n < 10),
+    (Where(before=DAY_0 + timedelta(days=10, microseconds=11)), lambda n: n <= 10),
+    (Where(after=(DAY_0 + timedelta(days=3)).astimezone(timezone(timedelta(hours=9)))), lambda n: n >= 3),
+    (Where(camera="canon"), lambda n: n % 3 == 0),
+    (Where(camera="5d CANON"), lambda n: n % 3 == 0),
+    (Where(camera="nikon 5d"), lambda n: False),
+    (Where(near=(48.1, 11.5, 25.0)), lambda n: n in (1, 3)),
+    (Where(tags=("odd",)), lambda n: n % 2 == 1),
+    (Where(tags=("odd", "straße")), lambda n: n % 2 == 1),
+    (Where(tags=("odd", "even")), lambda n: False),
+    (Where(not_fit="fit-a"), lambda n: n >= 20),
+    (Where(not_ids=(RECORDS[3].id, RECORDS[4].id)), lambda n: n not in (3, 4)),
+    (Where(under=("0/album1",), tags=("even",), not_fit="fit-b"), lambda n: n % 3 == 1 and n % 2 == 0 and n < 20),
+]
+
+
+def test_filters(store: Store) -> None:
+    for where, expected in FILTERS:
+        assert meeting(store, where) == {number for number in range(30) if expected(number)}, where
+
+
+def test_writes_may_be_repeated_and_replace_whole_records(store: Store) -> None:
+    store.upsert(RECORDS[:10])
+    assert store.count() == len(RECORDS)
+    changed = replace(
+        RECORDS[0], tags=(), metadata=Metadata(1, 2, "PNG"), global_vector=RECORDS[1].global_vector, patches=None
+    )
+    store.upsert([changed])
+    (got,) = store.retrieve([changed.id], vectors=True)
+    assert got.metadata == changed.metadata and got.tags == () and got.patches is None
+    assert_near(got.global_vector, RECORDS[1].global_vector, atol=1e-3)
+    assert store.rescore([np.asarray(RECORDS[0].patches)], [[changed.id]]) == [{}]
+
+
+def test_deleted_records_are_gone(store: Store) -> None:
+    for _ in range(2):
+        store.delete([RECORDS[0].id, RECORDS[1].id, content_id(b"unknown")])
+    assert ids(list(store.scroll())) == ids(RECORDS[2:])
+    assert store.search(GALLERY[0:1], 1)[0][0].record.id != RECORDS[0].id
+
+
+def test_a_rename_changes_files_and_folders_only(store: Store) -> None:
+    record = RECORDS[4]
+    files = (StoredFile("1/new/a.jpg", 5, 6), StoredFile("0/album1/b.jpg", 7, 8))
+    for _ in range(2):
+        store.set_files({record.id: files, content_id(b"unknown"): files})
+    (got,) = store.retrieve([record.id], vectors=True)
+    assert got.files == files and got.tags == record.tags and got.metadata == record.metadata
+    assert_near(got.global_vector, record.global_vector, atol=1e-3)
+    assert 4 in meeting(store, Where(under=("1/new",))) and 4 in meeting(store, Where(under=("0/album1",)))
+    assert store.count() == len(RECORDS)
+
+
+def test_tags_are_replaced(store: Store) -> None:
+    store.set_tags({RECORDS[1].id: ("holiday", "日本"), RECORDS[2].id: (), content_id(b"unknown"): ("x",)})
+    assert meeting(store, Where(tags=("日本",))) == {1}
+    assert 2 not in meeting(store, Where(tags=("even",)))
+    assert store.retrieve([RECORDS[1].id])[0].files == RECORDS[1].files
+
+
+def test_names_of_any_bytes_come_back(store: Store) -> None:
+    """Every byte that is not UTF-8, as Python shows it on Linux, and a lone surrogate as on Windows."""
+    folder = bytes(range(0x80, 0x100)).decode("utf-8", "surrogateescape")
+    files = (StoredFile(f"0/{folder}/\ud83d é 日 😀 e\u0301.jpg", 1, 2), StoredFile("0/dc80/\\udc80.jpg", 3, 4))
+    store.upsert([replace(RECORDS[0], files=files, tags=("\udc80",))])
+    assert store.retrieve([RECORDS[0].id])[0].files == files
+    assert store.retrieve([RECORDS[0].id])[0].tags == ("\udc80",)
+    assert meeting(store, Where(under=(f"0/{folder}",))) == {0}
+    assert meeting(store, Where(tags=("\udc80",))) == {0}
+
+
+def test_engine_text_is_valid_and_reversible() -> None:
+    for code in range(0xD800, 0xE000):
+        text = f"a{chr(code)}b"
+        assert from_engine(to_engine(text)) == text and to_engine(text).encode("utf-8")
+    assert to_engine("photo é.jpg") == "photo é.jpg"
+
+
+def test_blobs_are_whole_and_replaced(empty: Store) -> None:
+    large = np.random.default_rng(0).bytes(2_500_000)
+    for data in (b"", b"{}", large, b"short again", large):
+        empty.write_blob("descriptor.safetensors", data)
+        assert empty.read_blob("descriptor.safetensors") == data
+    empty.write_blob("manifest.json", b"{}")
+    empty.ensure(SCHEMA)
+    assert empty.blob_names() == ["descriptor.safetensors", "manifest.json"]
+    assert empty.read_blob("manifest.json") == b"{}" and empty.count() == 0
+
+
+def test_vectors_of_other_dims_are_refused(store: Store) -> None:
+    store.ensure(SCHEMA)
+    with pytest.raises(StoreError, match="index into"):
+        store.ensure(Schema(17, 64))
+    for wrong in (
+        replace(RECORDS[0], global_vector=np.ones(17, np.float32)),
+        replace(RECORDS[0], patches=np.ones((3, 65), np.float32)),
+        replace(RECORDS[0], global_vector=np.full(16, np.nan, np.float32)),
+        replace(RECORDS[0], global_vector=None),
+    ):
+        with pytest.raises(StoreError, match=RECORDS[0].id):
+            store.upsert([wrong])
+    assert_near(store.retrieve([RECORDS[0].id], vectors=True)[0].global_vector, RECORDS[0].global_vector, atol=1e-3)
+
+
+def test_impossible_coordinates_do_not_stop_a_batch(store: Store) -> None:
+    store.upsert([replace(RECORDS[0], metadata=replace(RECORDS[0].metadata, gps=(91.0, 500.0))), RECORDS[1]])
+    assert store.retrieve([RECORDS[0].id])[0].metadata.gps is None
+
+
+# The embedded store
+
+
+def run(code: str, *args: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", code, *map(str, args)]
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from indexer.store import Schema, open_store
+store = open_store(Path(sys.argv[1]), write=True)
+store.ensure(Schema(16, 64))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_waits_and_is_told_who_holds_the_index(tmp_path: Path) -> None:
+    holder = run(HOLD, tmp_path / "index")
+    assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
+    for write in (False, True):
+        with pytest.raises(LockedError, match=rf"in use by .*process {holder.pid}"):
+            open_store(tmp_path / "index", write=write, wait_s=0.1)
+    holder.kill()  # a dead process leaves no lock behind
+    holder.wait()
+    holder.stdout.close()
+    store = open_store(tmp_path / "index", wait_s=5)
+    assert store.schema() == SCHEMA
+    store.close()
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from indexer.store import open_store
+from stored_records import SCHEMA, make_record
+store = open_store(Path(sys.argv[1]), write=True)
+store.ensure(SCHEMA)
+start = store.count()
+print("start", start, flush=True)
+for step in range(10_000):
+    first = start + 3 * step
+    store.upsert([make_record(number) for number in range(first, first + 3)])
+    print(first + 3, flush=True)  # acknowledged
+    if step % 20 == 19:
+        store.optimize()
+"""
+
+
+def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    acknowledged = 0
+    for _ in range(4):
+        writer = run(WRITE, tmp_path / "index")
+        assert writer.stdout is not None
+        assert int(writer.stdout.readline().split()[1]) >= acknowledged
+        time.sleep(rng.uniform(0.02, 0.3))
+        writer.kill()
+        lines = writer.stdout.read().splitlines()
+        writer.wait()
+        writer.stdout.close()
+        acknowledged = max([acknowledged, *map(int, lines)])
+        store = open_store(tmp_path / "index")
+        there = {record.id: record for record in store.scroll(vectors=True)}
+        assert store.count() == len(there) and len(there) % 3 == 0 and len(there) >= acknowledged
+        for number in range(len(there)):
+            want = make_record(number)
+            got = there[want.id]
+            assert got.files == want.files and got.global_vector is not None and got.patches is not None
+            assert got.patches.shape == np.asarray(want.patches).shape
+        store.close()
+        acknowledged = len(there)
+    assert acknowledged > 0
+    assert not [path for path in (tmp_path / "index" / "shard").rglob("*") if "temp_segments" in path.parts]
+
+
+def test_no_index_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(SeenitError, match="create one with: seenit index FOLDER"):
+        open_store(tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(SeenitError, match="holds other files"):
+        open_store(tmp_path, write=True)
+    with pytest.raises(SeenitError, match="is a file"):
+        open_store(tmp_path / "photo.jpg", write=True)
+    with pytest.raises(SeenitError, match="an index is a folder or"):
+        open_store("ftp://host/photos")
+
+
+def test_a_creation_that_was_broken_off_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "index" / "shard.new" / "segments").mkdir(parents=True)
+    (tmp_path / "index" / "lock").touch()
+    store = open_store(tmp_path / "index", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS[:2])
+    store.close()
+    assert not (tmp_path / "index" / "shard.new").exists()
+
+
+def damaged(tmp_path: Path) -> Path:
+    store = open_store(tmp_path / "index", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS)
+    store.optimize()
+    store.close()
+    return tmp_path / "index" / "shard"
+
+
+@pytest.mark.parametrize("name", ["edge_config.json", "segment.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]"])
+def test_damaged_files_are_told_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    shard = damaged(tmp_path)
+    for path in shard.rglob(name):
+        path.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged") as caught:
+        open_store(tmp_path / "index").count()
+    assert "\n" not in str(caught.value) and str(tmp_path / "index") in str(caught.value)
+
+
+def test_a_full_disk_is_told_before_the_engine_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path / "index", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS[:3])
+    disk = edge_store.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(edge_store.shutil, "disk_usage", lambda _: disk._replace(free=100 << 20))
+    for write in (
+        lambda: store.upsert(RECORDS),
+        lambda: store.set_tags({RECORDS[0].id: ("x",)}),
+        store.optimize,
+    ):
+        with pytest.raises(StoreError, match=r"100 MB are free on its disk, \d+ MB are needed; make room"):
+            write()
+    assert ids(list(store.scroll())) == ids(RECORDS[:3])  # reading goes on
+    store.delete([RECORDS[2].id])  # and so does making room
+    assert store.count() == 2
+    store.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on the size of files are POSIX")
+def test_a_blob_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from indexer.errors import StoreError
+from indexer.store import open_store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = open_store(Path(sys.argv[1]), write=True)
+store.write_blob("manifest.json", b"old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    store.write_blob("manifest.json", b"x" * 5000)
+except StoreError as error:
+    print(error)
+print(store.read_blob("manifest.json"), store.blob_names())
+"""
+    out, _ = run(code, tmp_path / "index").communicate(timeout=30)
+    assert "make room" in out and out.splitlines()[1] == "b'old' ['manifest.json']"
+
+
+def test_the_size_by_part_adds_up(tmp_path: Path) -> None:
+    damaged(tmp_path)
+    store = open_store(tmp_path / "index")
+    parts = store.size().parts
+    assert {"global", "patches", "records", "blobs"} <= set(parts) and all(size > 0 for size in parts.values())
+    store.close()
+
+
+# The server's store
+
+
+@pytest.fixture
+def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantPeer]:
+    monkeypatch.setattr(qdrant_store.platformdirs, "user_cache_dir", lambda *_, **__: str(tmp_path / "cache"))
+    monkeypatch.setattr(qdrant_store, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(qdrant_store, "TIMEOUT_S", 1)
+    for name in qdrant_store.KEY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with QdrantPeer() as peer:
+        yield peer
+
+
+def test_passing_failures_are_repeated(peer: QdrantPeer) -> None:
+    """Every write and every read, each first spoiled in another way, ends as if nothing had happened."""
+    peer.stall_s = 1.5
+    store = open_store(f"{peer.url}/photos", write=True)
+    peer.faults[:] = ["drop after", 500, "drop", 503]
+    store.write_blob("manifest.json", b"{}")
+    peer.faults[:] = ["drop", "drop after", 500, "drop after"]
+    store.ensure(SCHEMA)
+    peer.faults[:] = ["drop after", 429, "stall", 502]
+    store.upsert(RECORDS)
+    peer.faults[:] = ["drop", 503]
+    store.set_tags({RECORDS[0].id: ("a",)})
+    peer.faults[:] = ["drop after"]
+    store.delete([RECORDS[1].id])
+    peer.faults[:] = [500, "drop"]
+    assert ids(list(store.scroll())) == ids(RECORDS) - {RECORDS[1].id}
+    peer.faults[:] = ["drop"]
+    assert store.search(GALLERY[2:3], 1)[0][0].record.id == RECORDS[2].id
+    peer.faults[:] = ["drop"]
+    assert store.read_blob("manifest.json") == b"{}"
+    assert peer.faults == []
+    store.close()
+
+
+def test_a_server_that_stays_away_is_given_up_in_bounded_time(peer: QdrantPeer) -> None:
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    store._retry_s = 0.5  # type: ignore[attr-defined]
+    peer.faults[:] = [503] * 1000
+    start = time.monotonic()
+    with pytest.raises(StoreError, match=r"cannot write records at .*photos: the server failed .503.*log") as caught:
+        store.upsert(RECORDS)
+    assert time.monotonic() - start < 1.5 and "\n" not in str(caught.value)
+    assert 3 < 1000 - len(peer.faults) < 100  # it was tried again, with pauses
+    peer.faults.clear()
+    store.close()
+    with pytest.raises(StoreError, match="not reachable"):
+        open_store("http://127.0.0.1:1/photos", wait_s=0.1)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_lasting_failures_are_not_repeated(peer: QdrantPeer, status: int) -> None:
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    before = len(peer.requests)
+    peer.faults[:] = [status] * 10
+    with pytest.raises(StoreError, match=str(status)):
+        store.count()
+    assert len(peer.requests) == before + 1
+    store.close()
+
+
+def test_the_key_is_sent_and_never_shown(
+    peer: QdrantPeer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    key = "very-secret-key"
+    peer.api_key = key
+    monkeypatch.setenv("QDRANT_API_KEY", "wrong-" + key)
+    with pytest.raises(StoreError, match=r"refuses the API key.*SEENIT_API_KEY") as caught:
+        open_store(f"{peer.url}/photos", write=True)
+    monkeypatch.setenv("SEENIT_API_KEY", key)
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    peer.faults[:] = [400]
+    with pytest.raises(StoreError):
+        store.count()
+    shown = (
+        f"{caught.value} {store!r} {vars(store)['location']} {capfd.readouterr()} {[str(w.message) for w in recwarn]}"
+    )
+    assert key not in shown
+    store.close()
+    with pytest.raises(StoreError, match="unencrypted; use https"):
+        open_store("http://qdrant.example.com/photos")
+
+
+def test_requests_are_limited_in_bytes(peer: QdrantPeer) -> None:
+    rng = np.random.default_rng(0)
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(Schema(256, 64))
+    many = [
+        replace(make_record(n), global_vector=unit(rng, 256), patches=unit(rng, 128, 64), positions=None)
+        for n in range(150)
+    ]
+    store.upsert(many)
+    assert store.count() == 150 and 4_000_000 < peer.largest_body < 16_000_000
+    store.close()
+
+
+def test_one_writer_per_server_collection(peer: QdrantPeer) -> None:
+    store = open_store(f"{peer.url}/photos", write=True)
+    with pytest.raises(LockedError, match="another process"):
+        open_store(f"{peer.url}/photos?grpc=6334", write=True, wait_s=0.05)
+    open_store(f"{peer.url}/others", write=True).close()
+    store.ensure(SCHEMA)
+    reader = open_store(f"{peer.url}/photos")  # readers do not wait
+    reader.close()
+    store.close()
+
+
+def test_no_index_at_a_server_where_there_is_none(peer: QdrantPeer) -> None:
+    with pytest.raises(SeenitError, match=r"no index at .*; create one with"):
+        open_store(f"{peer.url}/photos")
+    client = QdrantClient(peer.url, check_compatibility=False)
+    from qdrant_client import models
+
+    client.create_collection("photos", {"text": models.VectorParams(size=4, distance=models.Distance.COSINE)})
+    client.close()
+    store = open_store(f"{peer.url}/photos", write=True)
+    with pytest.raises(StoreError, match="not made by seenit"):
+        store.ensure(SCHEMA)
+    store.close()
+
+
+def test_addresses() -> None:
+    assert Address.parse("http://h/photos") == Address("http://h:6333", None, "photos", None)
+    assert Address.parse("https://h/a/b/photos?grpc=6334") == Address("https://h:443", "a/b", "photos", 6334)
+    assert Address.parse("http://[::1]:7000/x") == Address("http://[::1]:7000", None, "x", None)
+    for wrong in ("http://h", "http://h/", "http:///x", "http://h:port/x", "http://h/x?grpc=y", "http://h/a b"):
+        with pytest.raises(SeenitError):
+            Address.parse(wrong)
+    with pytest.raises(SeenitError) as caught:
+        Address.parse("http://user:hunter2@h/x")
+    assert "hunter2" not in str(caught.value)
+
+
+# Copying
+
+
+def test_a_copy_holds_the_same_and_may_be_repeated(peer: QdrantPeer, tmp_path: Path) -> None:
+    source = open_store(tmp_path / "photos" / ".seenit", write=True)
+    source.ensure(SCHEMA)
+    source.upsert(RECORDS)
+    source.write_blob("descriptor.safetensors", b"fit")
+    manifest = Manifest("tiny", "00", 224, "recipe", "fit-a", 30, {"0": ".."})
+    source.close()
+    with pytest.raises(SeenitError, match="not complete"):
+        copy_index(tmp_path / "photos" / ".seenit", tmp_path / "copy")
+    source = open_store(tmp_path / "photos" / ".seenit", write=True)
+    write_manifest(source, manifest)
+    query = GALLERY[9:10]
+    want = [hit.record.id for hit in source.search(query, 10)[0]]
+    source.close()
+    url = f"{peer.url}/photos"
+    assert copy_index(tmp_path / "photos" / ".seenit", url) == 30
+    stray = open_store(url, write=True)
+    stray.ensure(SCHEMA)
+    stray.upsert([make_record(77)])
+    stray.close()
+    assert copy_index(tmp_path / "photos" / ".seenit", url) == 30  # again
+    assert copy_index(url, tmp_path / "copy") == 30
+    for place in (url, tmp_path / "copy"):
+        copy = open_store(place)
+        assert copy.count() == 30 and copy.blob_names() == ["descriptor.safetensors", "manifest.json"]
+        assert [hit.record.id for hit in copy.search(query, 10)[0]] == want
+        assert read_manifest(copy) == replace(manifest, roots={"0": str(tmp_path / "photos")})
+        for got, record in zip(copy.retrieve([r.id for r in RECORDS], vectors=True), RECORDS, strict=True):
+            assert got.files == record.files and got.metadata == record.metadata
+            assert_near(got.patches, record.patches, atol=2e-2)
+        copy.close()
