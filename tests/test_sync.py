@@ -1,0 +1,275 @@
+"""Bringing an index in line with folders, on real files, a real store and a tiny random backbone."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import draw_photo, save_tiny
+
+from indexer.backbone import Backbone
+from indexer.errors import SeenitError
+from indexer.manifest import read_manifest
+from indexer.skipped import read_skipped
+from indexer.store import Record, Where, open_store
+from indexer.sync import Summary, sync_folder
+
+
+def run(folder: Path, backbone: Path, index: Path | None = None, **options: object) -> Summary:
+    return sync_folder(folder, index, backbone=str(backbone), resolution=56, workers=1, **options)  # type: ignore[arg-type]
+
+
+def records(index: Path) -> list[Record]:
+    store = open_store(index)
+    try:
+        return list(store.scroll(vectors=True))
+    finally:
+        store.close()
+
+
+def keys(index: Path) -> set[str]:
+    return {file.key for record in records(index) for file in record.files}
+
+
+def test_first_run_indexes_everything_and_the_second_nothing(photos: Path, tiny_backbone: Path) -> None:
+    first = run(photos, tiny_backbone)
+    assert (first.changes.added, first.pictures, first.embedded) == (8, 8, 8)
+    assert keys(photos / ".seenit") == {f"0/{'a' if n < 4 else 'b'}/{n}.jpg" for n in range(8)}
+    second = run(photos, tiny_backbone)
+    assert (second.changes.unchanged, second.embedded) == (8, 0)
+    assert second.changes.added == second.changes.removed == 0
+
+
+def test_new_changed_renamed_copied_and_deleted_files(photos: Path, tiny_backbone: Path) -> None:
+    run(photos, tiny_backbone)
+    (photos / "a" / "0.jpg").rename(photos / "b" / "moved.jpg")
+    shutil.copy(photos / "a" / "1.jpg", photos / "copy.jpg")
+    draw_photo(photos / "a" / "2.jpg", seed=99)
+    (photos / "a" / "3.jpg").unlink()
+    draw_photo(photos / "new.jpg", seed=100)
+    dry = run(photos, tiny_backbone, dry_run=True)
+    done = run(photos, tiny_backbone)
+    for changes in (dry.changes, done.changes):
+        assert (changes.added, changes.updated, changes.renamed, changes.removed) == (2, 1, 1, 1)
+        assert changes.unchanged == 5 and changes.copies == 1
+    assert dry.embedded == 0 and done.embedded == 2  # the new picture and the changed one
+    held = {tuple(sorted(file.key for file in record.files)) for record in records(photos / ".seenit")}
+    assert ("0/a/1.jpg", "0/copy.jpg") in held and ("0/b/moved.jpg",) in held
+    assert len(held) == done.pictures == 8
+
+
+def test_a_dry_run_of_a_new_index_leaves_nothing_behind(photos: Path, tiny_backbone: Path) -> None:
+    summary = run(photos, tiny_backbone, dry_run=True)
+    assert summary.changes.added == 8
+    assert not (photos / ".seenit").exists()
+
+
+def test_renames_need_no_backbone(photos: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(photos, tiny_backbone)
+    (photos / "a").rename(photos / "z")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the backbone was loaded")
+
+    monkeypatch.setattr(Backbone, "load", refuse)
+    summary = sync_folder(photos, workers=1)
+    assert (summary.changes.renamed, summary.embedded) == (4, 0)
+    assert "0/z/0.jpg" in keys(photos / ".seenit")
+
+
+def test_an_index_moves_with_its_folder(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    run(photos, tiny_backbone)
+    elsewhere = tmp_path / "elsewhere"
+    photos.rename(elsewhere)
+    summary = run(elsewhere, tiny_backbone)
+    assert (summary.changes.unchanged, summary.embedded) == (8, 0)
+
+
+def test_broken_files_are_named_remembered_and_tried_again_once_mended(photos: Path, tiny_backbone: Path) -> None:
+    whole = (photos / "a" / "0.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "note.jpg").write_text("no picture at all")
+    first = run(photos, tiny_backbone)
+    assert first.changes.added == 8 and sum(first.skipped.values()) == 1
+    store = open_store(photos / ".seenit")
+    assert [file.key for file in read_skipped(store) if file.reason] == ["0/cut.jpg"]
+    store.close()
+    again = run(photos, tiny_backbone)
+    assert again.embedded == 0 and sum(again.skipped.values()) == 1
+    draw_photo(photos / "cut.jpg", seed=50)
+    assert run(photos, tiny_backbone).changes.added == 1
+
+
+def test_several_folders_nested_folders_and_a_containing_one(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    with pytest.raises(SeenitError, match="--index"):
+        sync_folder([photos / "a", photos / "b"], backbone=str(tiny_backbone))
+    sync_folder([photos / "a", photos / "b"], index, backbone=str(tiny_backbone), resolution=56, workers=1)
+    assert {key.split("/")[0] for key in keys(index)} == {"0", "1"}
+    draw_photo(photos / "a" / "deep" / "x.jpg", seed=60)
+    draw_photo(photos / "b" / "y.jpg", seed=61)
+    only_deep = run(photos / "a" / "deep", tiny_backbone, index)  # part of a known folder: the rest stays as it is
+    assert only_deep.changes.added == 1 and "1/y.jpg" not in keys(index)
+    outer = run(photos, tiny_backbone, index)  # contains both: takes them over without embedding them again
+    assert outer.embedded == 1
+    assert {key.split("/")[0] for key in keys(index)} == {"2"}
+    store = open_store(index)
+    manifest = read_manifest(store)
+    store.close()
+    assert manifest is not None and list(manifest.roots) == ["2"]
+    everything = sync_folder([], index, workers=1)
+    assert everything.changes.unchanged == 10
+
+
+def test_an_emptied_folder_is_not_taken_for_a_wish(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    run(photos, tiny_backbone, index)
+    for folder in ("a", "b"):
+        shutil.rmtree(photos / folder)
+    with pytest.raises(SeenitError, match="allow-empty"):
+        run(photos, tiny_backbone, index)
+    assert len(records(index)) == 8
+    assert run(photos, tiny_backbone, index, allow_empty=True).changes.removed == 8
+    shutil.rmtree(photos)
+    with pytest.raises(SeenitError, match="not there"):
+        run(photos, tiny_backbone, index)
+
+
+def test_refuses_another_backbone_and_another_resolution(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    run(photos, tiny_backbone)
+    other = save_tiny(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(SeenitError, match=r"tiny0?.*was made by|made by backbone"):
+        run(photos, other)
+    with pytest.raises(SeenitError, match="--resolution 56"):
+        sync_folder(photos, resolution=112)
+
+
+def test_stops_after_the_batch_in_hand_and_goes_on(photos: Path, tiny_backbone: Path) -> None:
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= 3
+
+    first = run(photos, tiny_backbone, stop=stop)
+    assert first.interrupted and 3 <= first.pictures < 8
+    second = run(photos, tiny_backbone)
+    assert not second.interrupted and second.pictures == 8
+
+
+def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path) -> None:
+    aside = photos.parent / "aside"
+    (photos / "b").rename(aside)
+    for n in (1, 2, 3):
+        (photos / "a" / f"{n}.jpg").rename(photos.parent / f"{n}.jpg")
+    first = run(photos, tiny_backbone)  # one picture
+    assert first.refitted and first.pictures == 1
+    for n in (1, 2, 3):
+        (photos.parent / f"{n}.jpg").rename(photos / "a" / f"{n}.jpg")
+    aside.rename(photos / "b")
+    second = run(photos, tiny_backbone)
+    assert second.refitted and second.embedded == 8
+    assert len({record.fit for record in records(photos / ".seenit")}) == 1
+    fresh = run(photos, tiny_backbone, photos.parent / "fresh")
+    assert fresh.pictures == 8
+    grown = {record.id: record.global_vector for record in records(photos / ".seenit")}
+    for record in records(photos.parent / "fresh"):
+        assert float(record.global_vector @ grown[record.id]) > 0.999  # type: ignore[operator]
+
+
+def test_tags_survive_a_refit(photos: Path, tiny_backbone: Path) -> None:
+    (photos / "b").rename(photos.parent / "aside")
+    for n in (1, 2, 3):
+        (photos / "a" / f"{n}.jpg").rename(photos.parent / f"{n}.jpg")
+    run(photos, tiny_backbone)
+    (only,) = records(photos / ".seenit")
+    store = open_store(photos / ".seenit", write=True)
+    store.set_tags({only.id: ("kept",)})
+    store.close()
+    (photos.parent / "aside").rename(photos / "b")
+    assert run(photos, tiny_backbone).refitted
+    assert [record.tags for record in records(photos / ".seenit") if record.tags] == [("kept",)]
+
+
+KILLED = """
+import os, sys, threading, time
+from indexer.sync import sync_folder
+threading.Timer(float(sys.argv[4]), os._exit, [9]).start()
+sync_folder(sys.argv[1], sys.argv[2], backbone=sys.argv[3], resolution=56, workers=1)
+os._exit(0)
+"""
+
+
+def test_killed_at_any_moment_the_next_run_completes_it(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    for n in range(8, 60):
+        draw_photo(photos / "c" / f"{n}.jpg", n)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    started = time.monotonic()
+    call = [sys.executable, "-c", KILLED, str(photos), str(index), str(tiny_backbone)]
+    subprocess.run([*call[:3], str(photos), str(tmp_path / "timed"), str(tiny_backbone), "60"], env=environment)
+    whole_s = time.monotonic() - started
+    for share in (0.5, 0.7, 0.8, 0.9):
+        subprocess.run([*call, str(share * whole_s)], env=environment, stderr=subprocess.DEVNULL)
+    summary = run(photos, tiny_backbone, index)
+    assert summary.pictures == 60
+    held = records(index)
+    assert len(held) == 60 and sorted(file.key for record in held for file in record.files) == sorted(keys(index))
+    assert len(keys(index)) == 60
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_folder_that_may_not_be_read_keeps_its_pictures(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    run(photos, tiny_backbone, index)
+    (photos / "b").chmod(0)
+    try:
+        summary = run(photos, tiny_backbone, index)
+    finally:
+        (photos / "b").chmod(0o755)
+    assert summary.pictures == 8 and len(summary.unreadable) == 1 and not summary.in_line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are valid text on this system")
+def test_names_that_are_not_utf8_and_links_in_a_circle(photos: Path, tiny_backbone: Path) -> None:
+    odd = os.fsencode(photos) + b"/caf\xe9.jpg"
+    shutil.copy(os.fsencode(photos / "a" / "0.jpg"), odd)
+    draw_photo(photos / "plain.jpg", seed=70)
+    os.rename(photos / "plain.jpg", os.fsencode(photos) + b"/na\xefve.jpg")
+    (photos / "circle").symlink_to(photos)
+    summary = run(photos, tiny_backbone)
+    assert summary.pictures == 9 and summary.changes.copies == 1
+    assert "0/na\udcefve.jpg" in keys(photos / ".seenit")
+    assert run(photos, tiny_backbone).changes.unchanged == 10
+
+
+def test_a_second_writer_is_told_who_holds_the_index(photos: Path, tiny_backbone: Path) -> None:
+    run(photos, tiny_backbone)
+    store = open_store(photos / ".seenit", write=True)
+    try:
+        with pytest.raises(SeenitError, match=str(os.getpid())):
+            open_store(photos / ".seenit", write=True, wait_s=0.1)
+    finally:
+        store.close()
+
+
+def test_pictures_awaiting_a_refit_are_found_in_the_engine(photos: Path, tiny_backbone: Path) -> None:
+    run(photos, tiny_backbone)
+    store = open_store(photos / ".seenit")
+    manifest = read_manifest(store)
+    assert manifest is not None
+    assert store.count(Where(not_fit=manifest.fit)) == 0 and store.count(Where(not_fit="another")) == 8
+    store.close()
+
+
+def test_an_empty_folder_and_a_single_photo(tmp_path: Path, tiny_backbone: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SeenitError, match=r"no files"):
+        run(tmp_path / "empty", tiny_backbone)
+    assert not (tmp_path / "empty" / ".seenit").exists()
+    draw_photo(tmp_path / "one" / "x.jpg", seed=1)
+    assert run(tmp_path / "one", tiny_backbone).pictures == 1
