@@ -1,0 +1,643 @@
+"""The command line: parse, call, print. Results go to stdout, everything else to stderr.
+
+Heavy packages are imported inside the commands, so that `seenit --help` and a usage error answer at once.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from indexer.backbone import Backbone
+    from indexer.errors import PictureError
+    from indexer.sync import Summary
+    from retrieval.search import Result, Searcher
+
+app = typer.Typer(
+    help="Finds the same thing again: index your photos, then search them with a picture.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+backbone_app = typer.Typer(help="The networks that describe pictures: list, import, path.", no_args_is_help=True)
+tag_app = typer.Typer(help="Words of your own on pictures, to search among: add, remove, list.", no_args_is_help=True)
+app.add_typer(backbone_app, name="backbone")
+app.add_typer(tag_app, name="tag")
+
+IndexOption = Annotated[
+    str | None,
+    typer.Option("--index", metavar="PATH|URL", help="The index: a folder, or http(s)://host:port/collection."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit 1, a usage error exit 2."""
+    for stream in (sys.stdout, sys.stderr):  # file names need not be valid text; a pipe must not choke on them
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="surrogateescape" if os.name == "posix" else "backslashreplace")  # type: ignore[union-attr]
+    from indexer.errors import SeenitError
+
+    try:
+        app()
+    except SeenitError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except MemoryError:
+        _fail("not enough memory; close other programs or take a smaller --backbone")
+    except KeyboardInterrupt:
+        print("seenit: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"seenit: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _say(line: str) -> None:
+    print(f"seenit: {line}", file=sys.stderr)
+
+
+# ---- index ----
+
+
+@app.command(
+    epilog="Example: seenit index ~/Pictures        then: seenit search photo.jpg",
+)
+def index(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="FOLDER...", help="Folders of photos; none: those indexed before.")
+    ] = None,
+    index: IndexOption = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="The network for a new index; see: seenit backbone list. [auto]"),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(metavar="PX", help="Pictures are seen at about PX x PX pixels. [224]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Accept that a folder with indexed pictures is now empty.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the index in line with the folders: new, changed, deleted, renamed, moved and copied files.
+
+    The default index of one folder is FOLDER/.seenit.
+    """
+    from indexer.sync import default_index, sync_folder
+
+    folders = folders or []
+    location = index if index is not None else str(default_index(folders)) if folders else _find_index(None)
+    with _stop_on_interrupt() as stop:
+        loaded: Backbone | str | None = backbone
+        while True:
+            summary = sync_folder(
+                folders,
+                location,
+                backbone=loaded,
+                resolution=resolution,
+                workers=workers,
+                dry_run=dry_run,
+                allow_empty=allow_empty,
+                progress=not as_json and sys.stderr.isatty(),
+                stop=stop.is_set,
+                say=_say,
+            )
+            if not dry_run and summary.pictures:
+                _remember_index(location)
+            print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
+            if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
+                break
+    if summary.interrupted:
+        sys.exit(130)
+
+
+def _summary_text(summary: "Summary") -> str:
+    changes = summary.changes
+    parts = [
+        f"added {changes.added:,}" + (f" ({_count(changes.copies, 'copy', 'copies')})" if changes.copies else ""),
+        f"updated {changes.updated:,}",
+        f"renamed {changes.renamed:,}",
+        f"removed {changes.removed:,}",
+        f"unchanged {changes.unchanged:,}",
+    ]
+    lines = [("would be: " if summary.dry_run else "") + ", ".join(parts)]
+    if summary.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in list(summary.skipped.items())[:4])
+        lines.append(
+            f"skipped {sum(summary.skipped.values()):,}: {reasons}"
+            + (", ..." if len(summary.skipped) > 4 else "")
+            + "  (all of them: seenit info --skipped)"
+        )
+    lines += [f"not readable, kept as it was: {folder}" for folder in summary.unreadable]
+    if summary.interrupted:
+        lines.append("stopped early: what was done is saved; run the same command again to go on")
+    rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
+    lines.append(f"{summary.index}: {_count(summary.pictures, 'picture')}; {summary.seconds:.1f} s{rate}")
+    return "\n".join(lines)
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C asks to stop after the batch in hand, the second stops at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        _say("stopping after the batch in hand; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Event) -> bool:
+    """Sleep until files below the folders change; False on Ctrl-C. The index is free for searches meanwhile."""
+    from watchfiles import watch
+
+    from indexer.manifest import Roots, read_manifest
+    from indexer.store import open_store
+
+    watched = [str(folder) for folder in folders]
+    if not watched:
+        store = open_store(location)
+        manifest = read_manifest(store)
+        store.close()
+        watched = list(Roots(location, manifest.roots).folders.values()) if manifest else []
+    own = os.path.join(os.path.abspath(location), "")
+    _say("watching for changes; Ctrl-C ends it")
+    for _ in watch(
+        *watched,
+        watch_filter=lambda _, path: not path.startswith(own) and os.sep + ".seenit" + os.sep not in path,
+        stop_event=stop,
+        debounce=2000,
+        raise_interrupt=False,
+    ):
+        return not stop.is_set()
+    return False
+
+
+# ---- search ----
+
+
+@app.command(epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html results.html --open")
+def search(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The query; a folder with --batch.")],
+    index: IndexOption = None,
+    top: Annotated[int, typer.Option(min=1, help="How many results.")] = 10,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Only this part of the query: pixels, or fractions of 1.")
+    ] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Every picture, or every one of a folder, is a query.")
+    ] = False,
+    rerank: Annotated[
+        bool | None, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with every picture instead of the graph.")] = False,
+    include_self: Annotated[bool, typer.Option("--include-self", help="Keep the query's own file in.")] = False,
+    under: Annotated[list[str] | None, typer.Option(metavar="SUBFOLDER", help="Only below this folder.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="DATE", help="Taken then or later: 2023, 2023-05-01.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="DATE", help="Taken earlier than that.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Words of the camera's name: 'iphone 12'.")] = None,
+    near: Annotated[str | None, typer.Option(metavar="LAT,LON,KM", help="Taken within KM of a place.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only pictures with this tag; repeat for several.")] = None,
+    as_json: JsonOption = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the results.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Show that page in the browser.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one picture of the first query and its results.")
+    ] = None,
+) -> None:
+    """Find the pictures of the same thing."""
+    box = _numbers(region, 4, "--region", "X,Y,W,H") if region else None
+    moments = (_moment(after, "--after"), _moment(before, "--before"))
+    place = _numbers(near, 3, "--near", "LAT,LON,KM") if near else None
+    if len(images) > 1 and not batch:
+        raise typer.BadParameter("several pictures are several queries: add --batch", param_hint="IMAGE...")
+    from indexer.store import Where
+    from retrieval.search import RERANK_BY_DEFAULT, Searcher
+
+    location = _find_index(index, images)
+    with Searcher.open(location, say=_say) as searcher:
+        where = Where(
+            under=tuple(key for folder in under or [] for key in _folder_keys(searcher, folder)),
+            after=moments[0],
+            before=moments[1],
+            camera=camera,
+            near=(place[0], place[1], place[2]) if place else None,
+            tags=tuple(tag or ()),
+        )
+        if waiting := searcher.awaiting_refit():
+            _say(
+                f"{_count(waiting, 'picture')} of the index await refitting; to finish: seenit index --index {location}"
+            )
+        queries = list(_query_files(images)) if batch else list(images)
+        answers = searcher.search_files(
+            queries,
+            top,
+            region=(box[0], box[1], box[2], box[3]) if box else None,
+            where=where,
+            rerank=RERANK_BY_DEFAULT if rerank is None else rerank,
+            exact=exact,
+            include_self=include_self,
+        )
+        failed = _show(answers, searcher, batch, as_json, html, open_page, sheet, box)
+    if failed:
+        sys.exit(1)
+
+
+def _show(
+    answers: Iterator[tuple[str, "list[Result] | PictureError"]],
+    searcher: "Searcher",
+    batch: bool,
+    as_json: bool,
+    html: Path | None,
+    open_page: bool,
+    sheet: Path | None,
+    box: Sequence[float] | None,
+) -> int:
+    """Print every answer as it comes, and write the page; returns how many queries could not be read."""
+    from indexer.errors import PictureError
+    from retrieval.page import PageQuery, PageResult, write_page
+    from retrieval.sheet import contact_sheet
+
+    failed = 0
+
+    def printed() -> Iterator[PageQuery]:
+        nonlocal failed, sheet
+        for path, results in answers:
+            if isinstance(results, PictureError):
+                failed += 1
+                if as_json:
+                    print(json.dumps({"query": path, "error": str(results)}), flush=True)
+                _say(str(results))
+                continue
+            if as_json:
+                print(json.dumps({"query": path, "results": [_as_json(result) for result in results]}), flush=True)
+            else:
+                print(_table(path, results, heading=batch), flush=True)
+            shown = PageQuery(
+                path=path,
+                region=_fractions(box, path) if box else None,
+                results=[
+                    PageResult(path=result.path, rank=result.rank, score=result.score, caption=_caption(result))
+                    for result in results
+                ],
+                note="" if results else "nothing in the index meets these conditions",
+            )
+            if sheet is not None:
+                contact_sheet(shown, sheet)
+                _say(f"wrote {sheet}")
+                sheet = None
+            yield shown
+
+    if html is None and not open_page:
+        for _ in printed():
+            pass
+        return failed
+    if html is None:
+        html = Path(tempfile.mkdtemp(prefix="seenit-")) / "results.html"
+    made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
+    write_page(html, printed(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
+    _say(f"wrote {html}")
+    if open_page:
+        webbrowser.open(html.resolve().as_uri())
+    return failed
+
+
+def _as_json(result: "Result") -> dict[str, object]:
+    values: dict[str, object] = {
+        "rank": result.rank,
+        "path": result.path,
+        "score": result.score,
+        "id": result.id,
+        "width": result.metadata.width,
+        "height": result.metadata.height,
+        "taken_at": result.metadata.taken_at.isoformat() if result.metadata.taken_at else None,
+    }
+    return values | ({"copies": list(result.copies)} if result.copies else {})
+
+
+def _caption(result: "Result") -> tuple[str, ...]:
+    metadata = result.metadata
+    lines = [f"{metadata.width} x {metadata.height}"]
+    if metadata.taken_at:
+        lines.append(f"{metadata.taken_at:%Y-%m-%d}")
+    if metadata.camera:
+        lines.append(metadata.camera)
+    if result.tags:
+        lines.append(" ".join(f"#{tag}" for tag in result.tags))
+    if result.copies:
+        lines.append(_count(len(result.copies), "more copy", "more copies"))
+    return tuple(lines)
+
+
+def _fractions(box: Sequence[float], path: str) -> tuple[float, float, float, float]:
+    """The region as fractions of the query picture, for the page."""
+    from indexer.images import decode_file
+    from retrieval.search import box_in_pixels
+
+    picture = decode_file(path, target_px=64)
+    x, y, w, h = box_in_pixels((box[0], box[1], box[2], box[3]), picture.width, picture.height)
+    return x / picture.width, y / picture.height, w / picture.width, h / picture.height
+
+
+def _table(query: str, results: "Sequence[Result]", heading: bool) -> str:
+    lines = [f"{query}"] if heading else []
+    if not results:
+        lines.append("nothing in the index meets these conditions")
+    else:
+        lines.append("rank  score  path")
+    lines += [f"{result.rank:>4}  {result.score:5.3f}  {result.path}" for result in results]
+    return "\n".join(lines) + ("\n" if heading else "")
+
+
+def _query_files(images: Sequence[Path]) -> Iterator[Path]:
+    """Every picture named, and every file of the folders named."""
+    from indexer.errors import SeenitError
+    from indexer.images import FoundFile, find_files, is_picture
+
+    for image in images:
+        if not image.is_dir():
+            yield image
+            continue
+        files = [Path(found.path) for found in find_files([image]) if isinstance(found, FoundFile)]
+        pictures = [file for file in files if is_picture(file)]
+        if not pictures:
+            raise SeenitError(f"no pictures in {image}; name a folder of query pictures")
+        yield from pictures
+
+
+def _folder_keys(searcher: "Searcher", folder: str) -> list[str]:
+    """Keys of a folder given as a path, or relative to an indexed folder."""
+    from indexer.errors import SeenitError
+
+    if keys := searcher.roots.keys(os.path.expanduser(folder)):
+        return keys
+    inside = [os.path.join(root, folder) for root in searcher.roots.folders.values()]
+    if keys := [key for path in inside if os.path.isdir(path) for key in searcher.roots.keys(path)]:
+        return keys
+    known = ", ".join(searcher.roots.folders.values())
+    raise SeenitError(f"--under {folder}: no such folder in this index; it mirrors {known}")
+
+
+# ---- info, copy, demo ----
+
+
+@app.command(epilog="Example: seenit info --index ~/Pictures/.seenit --skipped")
+def info(
+    index: IndexOption = None,
+    skipped: Annotated[bool, typer.Option("--skipped", help="List the files that were skipped, and why.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What the index holds and what made it."""
+    from indexer.skipped import read_skipped
+    from retrieval.search import Searcher
+
+    location = _find_index(index)
+    with Searcher.open(location) as searcher:
+        manifest = searcher.manifest
+        all_skipped = read_skipped(searcher.store)
+        broken = [(searcher.roots.path(file.key), file.reason) for file in all_skipped if file.reason is not None]
+        size = searcher.store.size().parts
+        facts: dict[str, object] = {
+            "index": location,
+            "pictures": searcher.store.count(),
+            "folders": list(searcher.roots.folders.values()),
+            "backbone": manifest.backbone,
+            "backbone_hash": manifest.backbone_hash,
+            "resolution": manifest.resolution,
+            "descriptor": manifest.recipe,
+            "fitted_on": manifest.fitted_on,
+            "awaiting_refit": searcher.awaiting_refit(),
+            "bytes": size,
+            "skipped": len(broken),
+            "not_pictures": len(all_skipped) - len(broken),
+        }
+    if skipped and as_json:
+        print(json.dumps([{"path": path, "reason": reason} for path, reason in broken]))
+    elif skipped:
+        for path, reason in broken:
+            print(f"{path}: {reason}")
+    elif as_json:
+        print(json.dumps(facts))
+    else:
+        facts["bytes"] = ", ".join(f"{part} {_megabytes(count)}" for part, count in size.items()) or "on the server"
+        facts["folders"] = ", ".join(searcher.roots.folders.values())
+        facts["backbone"] = f"{manifest.backbone} ({manifest.backbone_hash[:8]})"
+        del facts["backbone_hash"]
+        facts["size on disk"] = facts.pop("bytes")
+        for name, value in facts.items():
+            print(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+@app.command(epilog="Example: seenit copy ~/Pictures/.seenit http://localhost:6333/photos")
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="An index: folder or URL.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Where to: folder or URL.")],
+) -> None:
+    """Copy an index, between folder and server in either direction; may be repeated after a break."""
+    from indexer.copy import copy_index
+
+    count = copy_index(source, target, progress=sys.stderr.isatty())
+    print(f"copied {_count(count, 'picture')} from {source} to {target}")
+
+
+@app.command(epilog="Example: seenit demo demo   then: seenit index demo/photos; seenit search demo/queries --batch")
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to draw the pictures.")] = Path("demo"),
+) -> None:
+    """Draw a small set of pictures to try seenit on: the same things in different rooms, angles and light."""
+    from retrieval.scenes import draw_scenes
+
+    made = draw_scenes(folder)
+    print(f"pictures in {made / 'photos'}, queries in {made / 'queries'}, answers in {made / 'manifest.csv'}")
+
+
+# ---- backbones ----
+
+
+@backbone_app.command("list", epilog="Example: seenit backbone list")
+def backbone_list(as_json: JsonOption = False) -> None:
+    """The backbones by name, and which of them are here."""
+    from indexer.backbone import list_backbones
+
+    found = list_backbones()
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in found], default=str))
+        return
+    print(f"{'name':<22} {'where':<13} {'size':>9}  {'parameters':>10}  dim  patch  registers")
+    for entry in found:
+        size = _megabytes(entry.size) if entry.size else "-"
+        print(
+            f"{entry.name:<22} {entry.where:<13} {size:>9}  {entry.parameters / 1e6:>8.1f} M  {entry.embed_dim:>4}"
+            f"  {entry.patch_size:>4}  {entry.registers:>6}"
+        )
+
+
+@backbone_app.command("import", epilog="Example: seenit backbone import dinov2_vitb14_pretrain.pth --name my_vitb14")
+def backbone_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Official .pth, Hugging Face or our own safetensors.")],
+    name: Annotated[str | None, typer.Option(help="What to call it. [the file's name]")] = None,
+) -> None:
+    """Check a weights file, convert it, and make it available by name."""
+    from indexer.backbone import import_backbone
+
+    print(import_backbone(file, name))
+
+
+@backbone_app.command("path", epilog="Example: seenit backbone path dinov2_vits14")
+def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
+    """Where a backbone's file lies; an official one is downloaded first if need be."""
+    from indexer.backbone import backbone_path
+
+    print(backbone_path(name))
+
+
+# ---- tags ----
+
+
+@tag_app.command("add", epilog="Example: seenit tag add holiday ~/Pictures/2023")
+def tag_add(
+    tag: Annotated[str, typer.Argument(help="A word.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
+    index: IndexOption = None,
+) -> None:
+    """Put a tag on pictures."""
+    _change_tags(index, paths, lambda tags: tags | {tag}, "tagged")
+
+
+@tag_app.command("remove", epilog="Example: seenit tag remove holiday ~/Pictures/2023/receipts")
+def tag_remove(
+    tag: Annotated[str, typer.Argument(help="A word.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
+    index: IndexOption = None,
+) -> None:
+    """Take a tag off pictures."""
+    _change_tags(index, paths, lambda tags: tags - {tag}, "untagged")
+
+
+@tag_app.command("list", epilog="Example: seenit tag list")
+def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
+    """Every tag, and how many pictures have it."""
+    from collections import Counter
+
+    from indexer.store import open_store
+
+    store = open_store(_find_index(index))
+    try:
+        counts = Counter(tag for record in store.scroll() for tag in record.tags)
+    finally:
+        store.close()
+    if as_json:
+        print(json.dumps(dict(counts.most_common())))
+    for tag, count in [] if as_json else counts.most_common():
+        print(f"{count:>7,}  {tag}")
+
+
+def _change_tags(index: str | None, paths: Sequence[Path], change: Callable[[set[str]], set[str]], verb: str) -> None:
+    from indexer.tags import change_tags
+
+    print(f"{verb} {_count(change_tags(_find_index(index, paths), paths, change), 'picture')}")
+
+
+# ---- which index ----
+
+
+def _state_file() -> Path:
+    from platformdirs import user_state_path
+
+    return Path(os.environ.get("SEENIT_STATE") or user_state_path("seenit")) / "last_index"
+
+
+def _remember_index(location: str) -> None:
+    """So that `seenit search photo.jpg` works from anywhere after `seenit index FOLDER`."""
+    from indexer.store import is_url
+
+    with suppress(OSError):  # a convenience only
+        _state_file().parent.mkdir(parents=True, exist_ok=True)
+        text = location if is_url(location) else os.path.abspath(location)
+        _state_file().write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _find_index(given: str | None, near: Sequence[Path] = ()) -> str:
+    """The index meant: given, $SEENIT_INDEX, `.seenit` here or above (or beside the pictures named), else the last."""
+    from indexer.errors import SeenitError
+
+    if given or os.environ.get("SEENIT_INDEX"):
+        return given or os.environ["SEENIT_INDEX"]
+    for start in [Path.cwd(), *(path.absolute() for path in near)]:
+        for folder in [start, *start.parents]:
+            if (folder / ".seenit" / "manifest.json").is_file():
+                return str(folder / ".seenit")
+    with suppress(OSError):
+        last = _state_file().read_text(encoding="utf-8", errors="surrogateescape").strip()
+        if last:
+            _say(f"using the last index, {last}")
+            return last
+    raise SeenitError("no index here; create one with: seenit index FOLDER, or name one with --index")
+
+
+# ---- words into values ----
+
+
+def _numbers(text: str, count: int, option: str, form: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or any(value != value for value in values):
+        raise typer.BadParameter(f"{text!r} is not {form}", param_hint=option)
+    return values
+
+
+def _moment(text: str | None, option: str) -> datetime | None:
+    """The start of a year, month or day, or a full ISO moment; UTC unless it says otherwise."""
+    if text is None:
+        return None
+    for form in ("%Y", "%Y-%m", "%Y-%m-%d"):
+        with suppress(ValueError):
+            return datetime.strptime(text, form).replace(tzinfo=timezone.utc)
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    raise typer.BadParameter(f"{text!r} is not a date; write 2023, 2023-05 or 2023-05-01", param_hint=option)
+
+
+if __name__ == "__main__":
+    main()

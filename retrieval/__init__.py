@@ -1,0 +1,17 @@
+"""Query -> ranked, explained results. Names load on first use, as in `indexer`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .search import Result as Result
+    from .search import Searcher as Searcher
+
+_HOMES = {"Result": "search", "Searcher": "search"}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

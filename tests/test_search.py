@@ -1,0 +1,145 @@
+"""Asking an index, through the Python API, on a real store and a tiny random backbone."""
+
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_photo, save_tiny
+from PIL import Image
+
+from indexer import Backbone, SeenitError, Where, sync_folder
+from indexer.errors import PictureError
+from indexer.tags import change_tags
+from retrieval import Result, Searcher
+from retrieval.search import cut
+
+
+@pytest.fixture
+def index(photos: Path, tiny_backbone: Path) -> Path:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Canon", "Canon EOS 5D"
+    exif.get_ifd(0x8769)[0x9003] = "2021:06:15 12:00:00"
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0)})
+    draw_photo(photos / "tower.jpg", 33, exif=exif)
+    sync_folder(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    return photos / ".seenit"
+
+
+def names(results: list[Result]) -> list[str]:
+    return [Path(result.path).name for result in results]
+
+
+def test_every_kind_of_query_gives_the_same_answer(index: Path, photos: Path) -> None:
+    file = photos / "a" / "0.jpg"
+    image = Image.open(file)
+    with Searcher.open(index) as searcher:
+        by_path = searcher.search(file, include_self=True)
+        assert names(by_path)[0] == "0.jpg" and by_path[0].score == pytest.approx(1, abs=0.01)
+        assert [result.rank for result in by_path] == list(range(1, 10))
+        assert len({result.id for result in by_path}) == 9
+        for query in (str(file), image, np.asarray(image), searcher.embed([file])[0]):
+            results = searcher.search(query, include_self=True)
+            assert names(results)[:3] == names(by_path)[:3]
+            np.testing.assert_allclose([r.score for r in results], [r.score for r in by_path], atol=0.02)
+
+
+def test_batches_equal_single_queries(index: Path, photos: Path) -> None:
+    files = sorted((photos / "a").glob("*.jpg")) + sorted((photos / "b").glob("*.jpg"))
+    with Searcher.open(index) as searcher:
+        single = [names(searcher.search(file, top=3)) for file in files]
+        assert [names(results) for results in searcher.search_batch(files, top=3)] == single
+        streamed = dict(searcher.search_files(files, top=3))
+        assert [names(streamed[str(file)]) for file in files] == single  # type: ignore[arg-type]
+
+
+def test_the_query_file_is_left_out_but_its_copies_are_not(index: Path, photos: Path, tmp_path: Path) -> None:
+    file = photos / "a" / "0.jpg"
+    with Searcher.open(index) as searcher:
+        assert "0.jpg" not in names(searcher.search(file))
+        outside = shutil.copy(file, tmp_path / "query.jpg")
+        assert searcher.search(outside)[0].path == str(file)
+    shutil.copy(file, photos / "copy.jpg")
+    sync_folder(photos, workers=1)
+    with Searcher.open(index) as searcher:
+        first = searcher.search(file)[0]
+        assert first.path == str(photos / "copy.jpg") and first.copies == ()
+        both = searcher.search(file, include_self=True)[0]
+        assert {both.path, *both.copies} == {str(file), str(photos / "copy.jpg")}
+
+
+def test_filters(index: Path, photos: Path) -> None:
+    change_tags(index, [photos / "b"], lambda tags: tags | {"blue"})
+    year = datetime(2021, 1, 1, tzinfo=timezone.utc)
+    next_year = datetime(2022, 1, 1, tzinfo=timezone.utc)
+    with Searcher.open(index) as searcher:
+
+        def found(where: Where) -> set[str]:
+            return set(names(searcher.search(photos / "a" / "0.jpg", where=where, include_self=True)))
+
+        assert found(Where(under=("0/b",))) == found(Where(tags=("blue",))) == {f"{n}.jpg" for n in (4, 5, 6, 7)}
+        assert found(Where(after=year, before=next_year)) == {"tower.jpg"}
+        assert "tower.jpg" not in found(Where(after=next_year))
+        assert found(Where(camera="eos canon")) == {"tower.jpg"} and found(Where(camera="nikon")) == set()
+        assert found(Where(near=(48.86, 2.29, 1.0))) == {"tower.jpg"} and found(Where(near=(0, 0, 1.0))) == set()
+        assert found(Where(tags=("blue", "red"))) == set()
+
+
+def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_path: Path) -> None:
+    inner = Image.open(photos / "a" / "1.jpg")
+    scene = Image.new("RGB", (400, 300), "grey")
+    scene.paste(inner, (200, 100))
+    scene.save(tmp_path / "scene.png")
+    with Searcher.open(index) as searcher:
+        for region in ((200, 100, *inner.size), (0.5, 1 / 3, inner.width / 400, inner.height / 300)):
+            best = searcher.search(tmp_path / "scene.png", region=region)[0]
+            assert Path(best.path).name == "1.jpg" and best.score > 0.95
+        with pytest.raises(SeenitError, match="leaves nothing"):
+            searcher.search(tmp_path / "scene.png", region=(500, 500, 10, 10))
+
+
+def test_cut_is_clipped_to_the_picture() -> None:
+    pixels = np.arange(20 * 10 * 3, dtype=np.uint8).reshape(20, 10, 3)
+    assert cut(pixels, (-5, 5, 10, 100)).shape == (15, 5, 3)
+    assert cut(pixels, (0, 0, 1, 1)).shape == pixels.shape
+
+
+def test_bad_queries(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "note.jpg").write_text("hello")
+    with Searcher.open(index) as searcher:
+        with pytest.raises(PictureError, match=r"note.jpg: not a picture"):
+            searcher.search(tmp_path / "note.jpg")
+        with pytest.raises(PictureError, match="no such file"):
+            searcher.search(tmp_path / "missing.jpg")
+        with pytest.raises(SeenitError, match="a query is"):
+            searcher.search(np.zeros((4, 4, 3)))
+        with pytest.raises(SeenitError, match="finite"):
+            searcher.search(np.full(searcher.dim, np.nan, np.float32))
+        with pytest.raises(SeenitError, match=f"{searcher.dim}"):
+            searcher.search(np.ones(3, np.float32))
+        answers = dict(searcher.search_files([tmp_path / "note.jpg", tmp_path / "missing.jpg"]))
+        assert all(isinstance(answer, PictureError) for answer in answers.values())
+        assert searcher.search_batch([]) == []
+
+
+def test_no_index_and_another_backbone(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(SeenitError, match=r"no index at .*seenit index"):
+        Searcher.open(tmp_path / "nothing")
+    other = Backbone.load(str(save_tiny(tmp_path / "other.safetensors", seed=1)))
+    with Searcher.open(index) as searcher, pytest.raises(SeenitError, match="made by backbone"):
+        searcher.use(other)
+
+
+def test_reranking_keeps_the_same_pictures_and_fuses_their_scores(index: Path, photos: Path) -> None:
+    with Searcher.open(index) as searcher:
+        plain = searcher.search(photos / "a" / "0.jpg", rerank=False)
+        reranked = searcher.search(photos / "a" / "0.jpg", rerank=True)
+        assert {result.id for result in plain} == {result.id for result in reranked}
+        assert [result.score for result in reranked] == sorted((r.score for r in reranked), reverse=True)
+        assert [result.score for result in reranked] != [result.score for result in plain]
+
+
+def test_tags_of_pictures_outside_of_the_index(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(SeenitError, match="not in the index"):
+        change_tags(index, [tmp_path / "elsewhere.jpg"], lambda tags: tags | {"x"})
