@@ -13,7 +13,7 @@ import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -152,6 +152,7 @@ def _summary_text(summary: "Summary") -> str:
             + "  (all of them: seenit info --skipped)"
         )
     lines += [f"not readable, kept as it was: {folder}" for folder in summary.unreadable]
+    lines += summary.notes
     if summary.interrupted:
         lines.append("stopped early: what was done is saved; run the same command again to go on")
     rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
@@ -431,6 +432,7 @@ def info(
         all_skipped = read_skipped(searcher.store)
         broken = [(searcher.roots.path(file.key), file.reason) for file in all_skipped if file.reason is not None]
         size = searcher.store.size().parts
+        schema = searcher.store.schema()
         facts: dict[str, object] = {
             "index": location,
             "pictures": searcher.store.count(),
@@ -440,6 +442,7 @@ def info(
             "resolution": manifest.resolution,
             "descriptor": manifest.recipe,
             "fitted_on": manifest.fitted_on,
+            "dimensions": asdict(schema) if schema else None,
             "awaiting_refit": searcher.awaiting_refit(),
             "bytes": size,
             "skipped": len(broken),
@@ -456,8 +459,9 @@ def info(
         facts["bytes"] = ", ".join(f"{part} {_megabytes(count)}" for part, count in size.items()) or "on the server"
         facts["folders"] = ", ".join(searcher.roots.folders.values())
         facts["backbone"] = f"{manifest.backbone} ({manifest.backbone_hash[:8]})"
-        del facts["backbone_hash"]
+        del facts["backbone_hash"], facts["descriptor"]  # the one is shown in short, the other is for programs
         facts["size on disk"] = facts.pop("bytes")
+        facts["dimensions"] = f"global {schema.global_dim}, patches {schema.token_dim}" if schema else "-"
         for name, value in facts.items():
             print(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
 
@@ -632,10 +636,10 @@ def _moment(text: str | None, option: str) -> datetime | None:
         return None
     for form in ("%Y", "%Y-%m", "%Y-%m-%d"):
         with suppress(ValueError):
-            return datetime.strptime(text, form).replace(tzinfo=timezone.utc)
+            return datetime.strptime(text, form).replace(tzinfo=UTC)
     with suppress(ValueError):
         moment = datetime.fromisoformat(text)
-        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     raise typer.BadParameter(f"{text!r} is not a date; write 2023, 2023-05 or 2023-05-01", param_hint=option)
 
 

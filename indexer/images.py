@@ -15,7 +15,7 @@ import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -515,7 +515,7 @@ def _taken_at(exif: Any, details: dict[int, Any]) -> datetime | None:
     ):
         try:
             moment = datetime.strptime(str(text).strip(" \0")[:19], "%Y:%m:%d %H:%M:%S")
-            return (moment - _utc_offset(offset)).replace(tzinfo=timezone.utc)
+            return (moment - _utc_offset(offset)).replace(tzinfo=UTC)
         except (ValueError, OverflowError):
             continue
     return None

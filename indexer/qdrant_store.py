@@ -60,7 +60,7 @@ POINTS_PER_REQUEST = 500
 TIMEOUT_S = 60.0  # of one request
 RETRY_S = 120.0  # of one request with all its repetitions
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
-HNSW_EF_SEARCH = 128
+HNSW_EF_SEARCH = 256
 _BLOB_IDS = uuid.UUID("6b0d2f3c-8f0e-4c6e-9d57-0b1d5d2a7c11")  # namespace of the blobs' point ids
 
 V = TypeVar("V")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from .decode_pool import Broken, Changed, Decoded, DecodePool, Hashed, Job, NotAPicture, Outcome, Vanished
-from .errors import SeenitError
+from .errors import SeenitError, StoreError
 from .images import FoundFile, Unreadable, find_files
 from .ledger import Changes, Ledger
 from .manifest import BLOB as MANIFEST_BLOB
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does wit
     from .writer import Writer
 
 OUTGROWN = 4  # the statistics are fitted anew when the corpus is this many times what they saw
+LONG_OPTIMIZE = 30_000  # records; with more, building the search graph takes long enough to be announced
 DEFAULT_RESOLUTION = 224  # pixels
 SAVE_SKIPPED_EVERY_S = 60.0
 
@@ -50,7 +51,7 @@ class Summary:
     interrupted: bool
     dry_run: bool
     backbone: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what else the user should know, a line each
 
     @property
     def in_line(self) -> bool:
@@ -154,9 +155,14 @@ def sync_folder(
                 manifest = manifest.without_roots(absorbed)
                 write_manifest(store, manifest)
             _remember_skipped(run)
+        notes: list[str] = []
         if run.embedded and not interrupted:
-            say("building the search graph")
-            store.optimize()
+            if store.count() > LONG_OPTIMIZE:
+                say("building the search graph, which may take minutes and cannot be interrupted")
+            try:
+                store.optimize()
+            except StoreError as error:  # all is written; without the graph a search compares with every picture
+                notes.append(f"searches are slower than need be: {error}")
         return Summary(
             index=str(location),
             changes=ledger.changes(),
@@ -170,6 +176,7 @@ def sync_folder(
             interrupted=interrupted,
             dry_run=False,
             backbone=manifest.backbone if manifest is not None else "",
+            notes=tuple(notes),
         )
     finally:
         ledger.close()

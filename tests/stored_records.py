@@ -1,13 +1,13 @@
 """Thirty records that differ in everything that a store keeps; also written by processes that tests kill."""
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from indexer.store import Metadata, Record, Schema, StoredFile, content_id
 
 SCHEMA = Schema(global_dim=16, token_dim=64)
-DAY_0 = datetime(2020, 1, 1, tzinfo=timezone.utc)
+DAY_0 = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,7 @@ def test_a_picture_comes_back_whole(pool: DecodePool, tmp_path: Path) -> None:
     assert outcome.grid == (14, 18) and outcome.pixels.shape == (196, 252, 3) and outcome.pixels.dtype == np.uint8
     assert (outcome.pixels == (9, 99, 200)).all() and outcome.pixels.flags.writeable
     assert (outcome.metadata.width, outcome.metadata.height, outcome.metadata.format) == (400, 300, "PNG")
-    assert outcome.metadata.taken_at == datetime(2001, 9, 9, 1, 46, 40, 123_456, tzinfo=timezone.utc)
+    assert outcome.metadata.taken_at == datetime(2001, 9, 9, 1, 46, 40, 123_456, tzinfo=UTC)
 
 
 def test_metadata_survives_the_journey(pool: DecodePool, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_metadata_survives_the_journey(pool: DecodePool, tmp_path: Path) -> None
     here = read_picture(Job(outcome.path), pool.settings)
     assert isinstance(here, Decoded) and outcome.metadata == here.metadata
     assert outcome.metadata.gps == (48.5, -2.25)
-    assert outcome.metadata.taken_at == datetime(2021, 7, 4, 12, 30, tzinfo=timezone.utc)
+    assert outcome.metadata.taken_at == datetime(2021, 7, 4, 12, 30, tzinfo=UTC)
 
 
 def test_each_kind_of_file_has_its_own_outcome(pool: DecodePool, tmp_path: Path) -> None:

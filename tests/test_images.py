@@ -4,7 +4,7 @@ import io
 import os
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +321,7 @@ def test_exif_tells_when_where_and_with_what() -> None:
     exif.get_ifd(0x8825).update({1: "S", 2: (33.0, 51.0, 24.0), 3: "E", 4: (151.0, 12.0, 36.0)})
     for format_name in ("JPEG", "PNG", "WEBP", "TIFF"):
         picture = decode(encoded(quarters(), format_name, exif=exif.tobytes()))
-        assert picture.taken_at == datetime(2021, 7, 4, 10, 30, tzinfo=timezone.utc), format_name
+        assert picture.taken_at == datetime(2021, 7, 4, 10, 30, tzinfo=UTC), format_name
         assert picture.camera == "Canon EOS 5D"
         assert picture.gps == pytest.approx((-33.8567, 151.21), abs=1e-3)
 

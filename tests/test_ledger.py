@@ -1,13 +1,13 @@
 """The book-keeping of a sync, compared with a plain dictionary twin."""
 
 import random
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from indexer.ledger import Ledger
 from indexer.skipped import SkippedFile
 from indexer.store import Metadata, Record, StoredFile
 
-PLAIN = Metadata(10, 10, "JPEG", datetime(2024, 1, 1, tzinfo=timezone.utc))
+PLAIN = Metadata(10, 10, "JPEG", datetime(2024, 1, 1, tzinfo=UTC))
 
 
 def record(record_id: str, *keys: str, fit: str = "f", size: int = 10) -> Record:

@@ -1,15 +1,17 @@
 """Asking an index, through the Python API, on a real store and a tiny random backbone."""
 
 import shutil
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import draw_photo, save_tiny
 from PIL import Image
+from qdrant_peer import QdrantPeer
 
 from indexer import Backbone, SeenitError, Where, sync_folder
+from indexer.copy import copy_index
 from indexer.errors import PictureError
 from indexer.tags import change_tags
 from retrieval import Result, Searcher
@@ -71,8 +73,8 @@ def test_the_query_file_is_left_out_but_its_copies_are_not(index: Path, photos: 
 
 def test_filters(index: Path, photos: Path) -> None:
     change_tags(index, [photos / "b"], lambda tags: tags | {"blue"})
-    year = datetime(2021, 1, 1, tzinfo=timezone.utc)
-    next_year = datetime(2022, 1, 1, tzinfo=timezone.utc)
+    year = datetime(2021, 1, 1, tzinfo=UTC)
+    next_year = datetime(2022, 1, 1, tzinfo=UTC)
     with Searcher.open(index) as searcher:
 
         def found(where: Where) -> set[str]:
@@ -143,3 +145,26 @@ def test_reranking_keeps_the_same_pictures_and_fuses_their_scores(index: Path, p
 def test_tags_of_pictures_outside_of_the_index(index: Path, tmp_path: Path) -> None:
     with pytest.raises(SeenitError, match="not in the index"):
         change_tags(index, [tmp_path / "elsewhere.jpg"], lambda tags: tags | {"x"})
+
+
+def test_a_server_gives_the_same_answers_as_the_embedded_store(index: Path, photos: Path, tiny_backbone: Path) -> None:
+    query = photos / "a" / "0.jpg"
+    with QdrantPeer() as peer:
+        url = f"{peer.url}/photos"
+        first = sync_folder(photos, url, backbone=str(tiny_backbone), resolution=56, workers=1)
+        assert (first.pictures, first.embedded) == (9, 9)
+        again = sync_folder(photos, url, workers=1)
+        assert (again.changes.unchanged, again.embedded) == (9, 0)
+        assert change_tags(url, [photos / "b"], lambda tags: tags | {"blue"}) == 4
+        with Searcher.open(index) as here, Searcher.open(url) as there:
+            expected, found = here.search(query, rerank=True), there.search(query, rerank=True)
+            assert [result.path for result in found] == [result.path for result in expected]
+            np.testing.assert_allclose([r.score for r in found], [r.score for r in expected], atol=0.01)
+            assert len(there.search(query, where=Where(tags=("blue",)))) == 4
+        (photos / "a" / "1.jpg").rename(photos / "b" / "renamed.jpg")
+        (photos / "a" / "2.jpg").unlink()
+        last = sync_folder(photos, url, workers=1)
+        assert (last.changes.renamed, last.changes.removed, last.embedded) == (1, 1, 0)
+        assert copy_index(url, photos.parent / "copied") == 8
+    with Searcher.open(photos.parent / "copied") as copied:
+        assert "renamed.jpg" in names(copied.search(query))
