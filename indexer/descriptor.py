@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # B images, N patches, K of them kept, D channels of the backbone, L layers read, G global and T token dimensions
 
-PRIOR_PICTURES = 500  # a prior from photos weighs as much as so many pictures
+PRIOR_PICTURES = 1000  # a prior from photos weighs as much as so many pictures
 ORIGIN_PICTURES = 1  # without a prior, as if so many pictures with a vector of zeros had been indexed
 PRIOR_RANK = 512  # directions of the global covariance that a prior keeps
 _TINY = 1e-12
@@ -310,7 +310,11 @@ def _recipe_from(text: str) -> Recipe:
     values: Any = json.loads(text)
     if not isinstance(values, dict):
         raise ValueError("its recipe is no table of values")
-    return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    recipe = Recipe(**fields)
+    if recipe.version != text:
+        raise ValueError("its recipe is not written as this version writes it")
+    return recipe
 
 
 def _check_prior(prior: Mapping[str, Tensor], recipe: Recipe, num_parts: int, dim: int) -> None:
@@ -328,7 +332,7 @@ def _check(fit: Fit) -> None:
     wide, dim = fit.mean.numel(), fit.token_mean.numel()
     parts = len(fit.recipe.cls_depths) + len(fit.recipe.mean_depths)
     shapes = (fit.projection.shape[0] == wide, fit.token_projection.shape[0] == dim, wide == parts * dim)
-    if not all(shapes) or fit.projection.ndim != 2 or fit.token_projection.ndim != 2:
+    if not all(shapes) or [tensor.ndim for tensor in _tensors(fit).values()] != [1, 2, 1, 2]:
         raise ValueError("its tensors do not fit together")
     for name, tensor in _tensors(fit).items():
         if tensor.dtype != torch.float32 or not math.isfinite(tensor.abs().sum().item()):

@@ -1,0 +1,178 @@
+"""What each step of the descriptor gains or costs, on photos with known answers.
+
+    python tests/benchmarks/descriptor_ablation.py DATA_FOLDER
+    python tests/benchmarks/descriptor_ablation.py DATA_FOLDER --prior-from FOLDER_OF_OTHER_PHOTOS
+
+DATA_FOLDER holds one folder for each set and `distractors`, each with a manifest.csv. Every picture goes through the
+backbone once (twice for queries); all rows of the table are made from those features, with every distance computed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
+
+from indexer import descriptor
+from indexer.backbone import Backbone
+from indexer.descriptor import Pooled, Recipe
+from indexer.images import FoundFile, decode_file, find_files, is_picture
+from indexer.preprocess import detail_px, preprocess
+from retrieval.evaluate import Quality, Task, evaluate_ranking, make_task, read_manifest
+
+SETS = ("smvs_dvd_covers", "mcv_paintings", "smvs_landmarks")
+FULL = Recipe()
+RECIPES = {
+    "last CLS": Recipe(cls_depths=(1.0,), mean_depths=()),
+    "two CLS": Recipe(mean_depths=()),
+    "full": FULL,
+}
+RERANKED = 50
+MIDDLE = 0.6  # side of the second view of a query
+
+
+@dataclass(frozen=True)
+class Features:
+    """One set as the steps see it: for each recipe the pooled pictures, one batch each."""
+
+    task: Task
+    gallery: dict[str, list[Pooled]]
+    queries: dict[str, list[Pooled]]
+    middles: list[Pooled]  # the middle of each query, by the full recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--backbone", default="auto")
+    parser.add_argument("--resolution", type=int, default=224)
+    parser.add_argument("--prior-from", type=Path, help="photos that are in none of the sets")
+    arguments = parser.parse_args()
+    backbone = Backbone.load(arguments.backbone)
+    prior = backbone.prior
+    if arguments.prior_from:
+        found = [one for one in find_files([arguments.prior_from]) if isinstance(one, FoundFile)]
+        photos = [Path(one.path) for one in found if is_picture(one.path)]
+        prior = descriptor.prior_from(pool_all(backbone, photos, arguments.resolution)["full"], FULL)
+    distractors = read_manifest(arguments.data / "distractors" / "manifest.csv")
+    shared = pool_all(backbone, make_task([], distractors).gallery, arguments.resolution)
+    table: dict[str, list[Quality]] = {}
+    for name in arguments.sets:
+        pictures = read_manifest(arguments.data / name / "manifest.csv")
+        own = pool_all(backbone, make_task(pictures).gallery, arguments.resolution)
+        task = make_task(pictures, distractors)
+        asked = [query.path for query in task.queries]
+        features = Features(
+            task=task,
+            gallery={step: own[step] + shared[step] for step in RECIPES},
+            queries=pool_all(backbone, asked, arguments.resolution),
+            middles=pool_all(backbone, asked, arguments.resolution, MIDDLE)["full"],
+        )
+        for step, similarity in steps(features, prior).items():
+            table.setdefault(step, []).append(rank(similarity, task))
+    print_table(table, arguments.sets)
+
+
+def pool_all(backbone: Backbone, paths: Sequence[Path], resolution: int, part: float = 1) -> dict[str, list[Pooled]]:
+    """Each picture's pooled features by every recipe; `part` is the share of its sides that is seen."""
+    depth = backbone.depth
+    layers = sorted({layer for recipe in RECIPES.values() for layer in recipe.layers_of(depth)})
+    pooled: dict[str, list[Pooled]] = {step: [] for step in RECIPES}
+    for path in paths:
+        pixels = decode_file(path, target_px=round(detail_px(resolution) / part)).pixels
+        height, width = pixels.shape[:2]
+        top, left = round(height * (1 - part) / 2), round(width * (1 - part) / 2)
+        middle = np.ascontiguousarray(pixels[top : height - top, left : width - left])
+        seen = preprocess(middle, resolution=resolution, patch_size=backbone.patch_size)
+        outputs = dict(zip(layers, backbone.intermediate(seen[None], layers), strict=True))
+        for step, recipe in RECIPES.items():
+            given = [outputs[layer] for layer in recipe.layers_of(depth)]
+            pooled[step].append(descriptor.pool(given, recipe, depth))
+    return pooled
+
+
+def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str, np.ndarray]:
+    """Each step's similarity (queries, gallery)."""
+    raw = [
+        torch.cat([pooled.parts for pooled in side["last CLS"]]).flatten(1).numpy()
+        for side in (features.queries, features.gallery)
+    ]
+    made = {"last CLS, raw": raw[0] @ raw[1].T}
+    for step, recipe in RECIPES.items():
+        made[f"{step}, whitened on the corpus"] = compare(features, step, recipe, len(features.gallery[step]))
+    for count in (1, 10, 100):
+        made[f"full, whitened on {count} of it"] = compare(features, "full", FULL, count)
+    if prior is None:
+        print("this backbone has no prior: the rows with one are left out (see --prior-from)")
+    else:
+        for count in (1, 10, 100):
+            made[f"full, prior and {count} of it"] = compare(features, "full", FULL, count, prior)
+    fit = descriptor.fit(features.gallery["full"], FULL, prior)
+    gallery, gallery_tokens = describe(features.gallery["full"], fit)
+    queries, query_tokens = describe(features.queries["full"], fit)
+    middles, middle_tokens = describe(features.middles, fit)
+    best = queries @ gallery.T
+    made["full, prior and the corpus"] = best
+    made["... reranked on patches"] = rerank(best, query_tokens, gallery_tokens)
+    both = queries + middles
+    both = (both / np.linalg.norm(both, axis=1, keepdims=True)) @ gallery.T
+    made["... query and its middle"] = both
+    made["... both, the middle's patches"] = rerank(both, middle_tokens, gallery_tokens)
+    return made
+
+
+def compare(
+    features: Features, step: str, recipe: Recipe, count: int, prior: dict[str, torch.Tensor] | None = None
+) -> np.ndarray:
+    """Similarities with the statistics fitted on `count` pictures of the gallery, drawn at random."""
+    fit = descriptor.fit(shuffled(features.gallery[step])[:count], recipe, prior)
+    return describe(features.queries[step], fit)[0] @ describe(features.gallery[step], fit)[0].T
+
+
+def shuffled(pooled: list[Pooled]) -> list[Pooled]:
+    return [pooled[n] for n in np.random.default_rng(0).permutation(len(pooled))]
+
+
+def describe(pooled: list[Pooled], fit: descriptor.Fit) -> tuple[np.ndarray, list[np.ndarray]]:
+    described = [descriptor.apply(one, fit) for one in pooled]
+    return np.concatenate([vectors for vectors, _ in described]), [tokens[0] for _, tokens in described]
+
+
+def rerank(similarity: np.ndarray, queries: list[np.ndarray], gallery: list[np.ndarray]) -> np.ndarray:
+    """The first candidates by the mean of both scores; they stay before the rest."""
+    reranked = similarity.copy()
+    for row, tokens in enumerate(queries):
+        for column in np.argsort(-similarity[row])[:RERANKED]:
+            patches = (tokens @ gallery[column].T).max(1).mean()
+            reranked[row, column] = (similarity[row, column] + patches) / 2 + 2
+    return reranked
+
+
+def rank(similarity: np.ndarray, task: Task) -> Quality:
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    rankings = {query.path: [task.gallery[n] for n in row] for query, row in zip(task.queries, order, strict=True)}
+    return evaluate_ranking(rankings, task.queries)
+
+
+def print_table(table: dict[str, list[Quality]], sets: Sequence[str]) -> None:
+    print("recall@1, recall@10, mAP;  (+/-) mAP against the row before")
+    print(f"{'':34}" + "".join(f"{name:>26}" for name in sets))
+    before: list[Quality] = []
+    for step, qualities in table.items():
+        cells = []
+        for number, quality in enumerate(qualities):
+            mean = quality.mean_average_precision
+            change = f" ({mean - before[number].mean_average_precision:+.2f})" if before else ""
+            cells.append(f"{quality.recall[1]:.2f} {quality.recall[10]:.2f} {mean:.3f}{change:8}".rjust(26))
+        print(f"{step:34}" + "".join(cells))
+        before = qualities
+
+
+if __name__ == "__main__":
+    main()

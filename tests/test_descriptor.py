@@ -1,0 +1,250 @@
+"""The descriptor on random tokens: shapes, small corpora, shrinkage, whitening, and files that lie."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from indexer.descriptor import (
+    Fit,
+    Pooled,
+    Recipe,
+    apply,
+    fit,
+    load_fit,
+    pool,
+    prior_from,
+    save_fit,
+    select_patches,
+)
+from indexer.errors import SeenitError
+from indexer.vit import TokenFeatures
+
+DEPTH, DIM = 12, 24
+RECIPE = Recipe(num_tokens=8, token_dim=16, global_dim=40)
+
+
+def features(count: int, seed: int = 0, grid: tuple[int, int] = (4, 5), dim: int = DIM) -> list[TokenFeatures]:
+    """Random tokens with strongly unequal variances and a common mean, as real ones have."""
+    chance = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(1, -1, dim)
+
+    def tokens(*shape: int) -> Tensor:
+        return torch.randn(*shape, dim, generator=chance) * scale + 5 * scale
+
+    n = grid[0] * grid[1]
+    layers = RECIPE.layers_of(DEPTH)
+    return [TokenFeatures(tokens(count), tokens(count, 0), tokens(count, n), grid) for _ in layers]
+
+
+def pooled(count: int, seed: int = 0, **shape: object) -> Pooled:
+    return pool(features(count, seed, **shape), RECIPE, DEPTH)  # type: ignore[arg-type]
+
+
+def assert_unit_rows(rows: np.ndarray) -> None:
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), 1, atol=1e-5)
+
+
+def test_layers_scale_with_depth() -> None:
+    assert Recipe().layers_of(12) == [8, 9, 10, 11]
+    assert Recipe().layers_of(24) == [17, 19, 21, 23]
+    assert Recipe().layers_of(40) == [29, 32, 36, 39]
+    assert Recipe().layers_of(1) == [0]
+
+
+def test_the_version_tells_recipes_apart() -> None:
+    assert Recipe().version == Recipe().version
+    assert Recipe().version != Recipe(shrinkage=0.2).version
+
+
+def test_pool_holds_what_it_names() -> None:
+    given = features(3)
+    by_layer = dict(zip(RECIPE.layers_of(DEPTH), given, strict=True))
+    made = pool(given, RECIPE, DEPTH)
+    assert made.parts.shape == (3, 4, DIM) and made.parts.dtype == torch.float32
+    assert made.tokens.shape == (3, 8, DIM) and made.tokens.dtype == torch.float16
+    assert made.positions.shape == (3, 8, 2) and made.positions.dtype == torch.uint8
+
+    expected = [by_layer[11].cls, by_layer[10].cls, by_layer[9].patches.mean(1), by_layer[8].patches.mean(1)]
+    for number, part in enumerate(expected):
+        torch.testing.assert_close(made.parts[:, number], torch.nn.functional.normalize(part, dim=-1))
+    rows, cols = made.positions[1].long().unbind(-1)
+    torch.testing.assert_close(made.tokens[1].float(), by_layer[8].patches[1, rows * 5 + cols], rtol=1e-3, atol=1e-2)
+
+
+def test_pooling_a_picture_does_not_depend_on_its_batch() -> None:
+    given = features(4)
+    alone = [TokenFeatures(f.cls[2:3], f.registers[2:3], f.patches[2:3], f.grid) for f in given]
+    batch, single = pool(given, RECIPE, DEPTH), pool(alone, RECIPE, DEPTH)
+    torch.testing.assert_close(batch.parts[2:3], single.parts)
+    assert torch.equal(batch.positions[2:3], single.positions)
+
+
+def slow_selection(patches: Tensor, count: int) -> list[int]:
+    """One picture (N, D): the patch least like the mean, then always the one farthest from those chosen."""
+    unit = torch.nn.functional.normalize(patches, dim=-1)
+    chosen = [int((unit @ unit.mean(0)).argmin())]
+    while len(chosen) < min(count, len(patches)):
+        left = [n for n in range(len(patches)) if n not in chosen]
+        chosen.append(max(left, key=lambda n: min(1 - float(unit[n] @ unit[s]) for s in chosen)))
+    return sorted(chosen)
+
+
+def test_selection_equals_its_slow_twin() -> None:
+    patches = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(1))
+    for count in (1, 7, 20, 99):
+        assert select_patches(patches, count).tolist() == [slow_selection(one, count) for one in patches]
+
+
+def test_selection_of_equal_patches_never_takes_one_twice() -> None:
+    kept = select_patches(torch.ones(2, 12, 4), 5)
+    assert all(len(set(row)) == 5 for row in kept.tolist())
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 60])
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_every_size_of_corpus_has_a_descriptor(count: int, with_prior: bool) -> None:
+    prior = prior_from([pooled(80, seed=9)], RECIPE) if with_prior else None
+    corpus = pooled(count)
+    made = fit([corpus], RECIPE, prior)
+    vectors, tokens = apply(corpus, made)
+    assert vectors.shape == (count, made.global_dim) == (count, 40)
+    assert tokens.shape == (count, 8, made.token_dim) == (count, 8, 16)
+    assert_unit_rows(vectors)
+    assert_unit_rows(tokens)
+
+
+def test_a_single_picture_is_told_from_others() -> None:
+    corpus, others = pooled(1), pooled(20, seed=3)
+    made = fit([corpus], RECIPE)
+    mine, rest = apply(corpus, made)[0], apply(others, made)[0]
+    assert float((rest @ mine.T).max()) < 0.9999
+
+
+def test_equal_pictures_and_broken_features_give_finite_vectors() -> None:
+    same = pooled(1)
+    equal = Pooled(same.parts.expand(6, -1, -1), same.tokens.expand(6, -1, -1), same.positions.expand(6, -1, -1))
+    given = features(2)
+    given[0].cls[0] = torch.nan
+    given[1].patches[1] = 0
+    for corpus in (equal, pool(given, RECIPE, DEPTH)):
+        for rows in apply(corpus, fit([corpus], RECIPE)):
+            assert_unit_rows(rows)
+
+
+def test_pictures_of_different_grids_are_fitted_together_and_tiny_ones_keep_fewer_tokens() -> None:
+    corpus = [pooled(5), pooled(3, grid=(1, 3))]
+    made = fit(corpus, RECIPE)
+    assert made.num_pictures == 8
+    assert apply(corpus[1], made)[1].shape == (3, 3, 16)
+
+
+def test_a_large_corpus_is_centred_and_every_part_is_white() -> None:
+    recipe = Recipe(num_tokens=8, shrinkage=0.0, global_dim=4 * DIM)
+    corpus = pooled(1000)
+    made = fit([corpus], recipe)
+    rows = (corpus.parts.flatten(1) - made.mean) @ made.projection  # (n, 4 D), before the rows are normalised
+    assert float(rows.mean(0).abs().max()) < 0.2
+    np.testing.assert_allclose(float(rows.square().sum(1).mean()), 4 * DIM, rtol=0.05)
+
+
+def test_whitening_finds_a_picture_that_raw_cosine_loses() -> None:
+    """Noise in one loud direction drowns the quiet ones that tell pictures apart, unless all weigh alike."""
+    corpus = pooled(400)
+    noise = torch.zeros_like(corpus.parts)
+    noise[..., 0] = 0.3 * torch.randn(400, 4, generator=torch.Generator().manual_seed(2))  # in the loudest channel
+    queries = Pooled(corpus.parts + noise, corpus.tokens, corpus.positions)
+    made = fit([corpus], Recipe(num_tokens=8))
+    right = torch.arange(400).numpy()
+    whitened = (apply(queries, made)[0] @ apply(corpus, made)[0].T).argmax(1)
+    raw = (queries.parts.flatten(1) @ corpus.parts.flatten(1).T).argmax(1).numpy()
+    assert (whitened == right).mean() > (raw == right).mean() + 0.2
+
+
+def test_the_prior_rules_a_small_corpus_and_not_a_large_one() -> None:
+    prior = prior_from([pooled(500, seed=7)], RECIPE)
+    elsewhere = pooled(1).parts.mean((0, 1))
+
+    def distance_to_prior(count: int) -> float:
+        shifted = pooled(count)
+        shifted = Pooled(shifted.parts + elsewhere, shifted.tokens, shifted.positions)
+        return float((fit([shifted], RECIPE, prior).mean - prior["mean"].float().flatten()).norm())
+
+    near, far = distance_to_prior(1), distance_to_prior(2000)
+    assert near < 0.02 * far
+
+
+def test_fits_are_repeatable_and_told_apart() -> None:
+    corpus = pooled(30)
+    assert fit([corpus], RECIPE).id == fit([corpus], RECIPE).id
+    assert fit([corpus], RECIPE).id != fit([pooled(30, seed=1)], RECIPE).id
+    assert len(fit([corpus], RECIPE).id) == 32
+
+
+def test_a_prior_of_another_recipe_or_backbone_is_refused() -> None:
+    prior = prior_from([pooled(30)], RECIPE)
+    with pytest.raises(SeenitError, match="another recipe"):
+        fit([pooled(5)], Recipe(num_tokens=8, cls_depths=(1.0, 0.5)), prior)
+    with pytest.raises(SeenitError, match="another recipe"):
+        fit([pooled(5, dim=12)], RECIPE, prior)
+    with pytest.raises(SeenitError, match="lacks factors"):
+        fit([pooled(5)], RECIPE, {name: value for name, value in prior.items() if name != "factors"})
+
+
+def test_the_prior_of_a_small_vit_is_under_three_megabytes() -> None:
+    wide = [TokenFeatures(f.cls, f.registers, f.patches, f.grid) for f in features(8, dim=384)]
+    prior = prior_from([pool(wide, Recipe(), DEPTH)], Recipe())
+    assert sum(tensor.numel() * tensor.element_size() for tensor in prior.values()) <= 3_000_000
+
+
+@pytest.fixture(scope="module")
+def saved() -> tuple[Fit, bytes]:
+    made = fit([pooled(30)], RECIPE)
+    return made, save_fit(made)
+
+
+def test_a_fit_survives_saving(saved: tuple[Fit, bytes]) -> None:
+    made, data = saved
+    loaded = load_fit(data)
+    assert (loaded.id, loaded.recipe, loaded.num_pictures) == (made.id, RECIPE, 30)
+    for ours, theirs in zip(apply(pooled(3), made), apply(pooled(3), loaded), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def damaged(data: bytes) -> dict[str, bytes]:
+    size = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+
+    def with_header(**changed: object) -> bytes:
+        text = json.dumps({**header, **changed}).encode()
+        return len(text).to_bytes(8, "little") + text + body
+
+    meta = header["__metadata__"]
+    nan = np.array([np.nan], "<f4").tobytes()
+    return {
+        "nothing": b"",
+        "short": data[: len(data) // 2],
+        "cut by one": data[:-1],
+        "noise": b"\x93" * 400,
+        "huge header": (1 << 60).to_bytes(8, "little") + data[8:],
+        "no metadata": with_header(__metadata__={}),
+        "a list": with_header(__metadata__=[]),
+        "other format": with_header(__metadata__={**meta, "format": "other"}),
+        "recipe not JSON": with_header(__metadata__={**meta, "recipe": "{"}),
+        "recipe a list": with_header(__metadata__={**meta, "recipe": "[1]"}),
+        "unknown field": with_header(__metadata__={**meta, "recipe": '{"surprise": 1}'}),
+        "wrong types": with_header(__metadata__={**meta, "recipe": '{"cls_depths": 3}'}),
+        "deep": with_header(__metadata__={**meta, "recipe": "[" * 100_000}),
+        "bad shape": with_header(mean={**header["mean"], "shape": [2, header["mean"]["shape"][0] // 2]}),
+        "not finite": data[:-4] + nan,
+    }
+
+
+def test_anything_but_a_fit_is_refused_in_one_line(saved: tuple[Fit, bytes]) -> None:
+    for name, data in damaged(saved[1]).items():
+        with pytest.raises(SeenitError, match="descriptor statistics are damaged") as error:
+            load_fit(data)
+        assert "\n" not in str(error.value), name

@@ -1,0 +1,100 @@
+"""The house keeps its own rules: which room may import which, and documents that say what is there."""
+
+import ast
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+import cli
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"indexer": set(), "retrieval": {"indexer"}, "trainer": {"indexer"}}
+
+
+def imported_rooms(file: Path) -> set[str]:
+    """Top-level packages of ours that a module imports absolutely, wherever in the module."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module.split(".")[0])
+    return names & {*ROOMS, "cli", "tests"}
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if (ROOT / room).is_dir()])
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    for file in (ROOT / room).rglob("*.py"):
+        assert imported_rooms(file) <= ROOMS[room], f"{file.relative_to(ROOT)} imports {imported_rooms(file)}"
+
+
+@pytest.mark.parametrize(
+    "module, owner",
+    [
+        ("xformers", "indexer/attention.py"),
+        ("qdrant_edge", "indexer/edge_store.py"),
+        ("qdrant_client", "indexer/qdrant_store.py"),
+    ],
+)
+def test_a_young_or_optional_library_has_one_importer(module: str, owner: str) -> None:
+    importers = {
+        file.relative_to(ROOT).as_posix()
+        for room in ROOMS
+        for file in (ROOT / room).rglob("*.py")
+        if re.search(rf"^\s*(import|from) {module}\b", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert importers == {owner}
+
+
+def test_no_pickle_is_ever_loaded() -> None:
+    for room in ROOMS:
+        for file in (ROOT / room).rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"^\s*(import|from) pickle\b", text, re.MULTILINE), file
+            for call in re.findall(r"(?<!safetensors\.)torch\.load\((?:[^()]|\([^()]*\))*\)", text):
+                assert "weights_only=True" in call, f"{file}: {call}"
+
+
+def readme_commands() -> list[str]:
+    """Every line of the README's code blocks that calls seenit."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", readme, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("seenit ")]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_the_readme_names_only_commands_and_options_that_exist(line: str) -> None:
+    command, words = typer.main.get_command(cli.app), shlex.split(line)[1:]
+    while isinstance(command, typer.core.TyperGroup):
+        assert words[0] in command.commands, line
+        command = command.commands[words.pop(0)]
+    command.make_context(command.name, words)  # raises a usage error if it cannot be parsed
+
+
+def test_the_readme_has_every_file_of_the_rooms_and_no_other() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for room in ROOMS:
+        there = {file.name for file in (ROOT / room).glob("*.py")} - {"__init__.py"}
+        block = re.search(rf"^{room}/.*?(?=^\S|\Z)", readme, re.MULTILINE | re.DOTALL)
+        named = set(re.findall(r"^ +([a-z_]+\.py)\b", block[0], re.MULTILINE)) if block else set()
+        assert named == there, f"the file map of {room}/ in the README"
+
+
+def test_the_package_says_what_it_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = set(project["tool"]["setuptools"]["packages"])
+    there = {
+        ".".join(init.parent.relative_to(ROOT).parts) for room in ROOMS for init in (ROOT / room).rglob("__init__.py")
+    }
+    assert packages == there
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
+    )
+    names = {name.lower().replace("_", "-") for name in pinned}
+    for need in project["project"]["dependencies"]:
+        assert re.match(r"[a-z-]+", need)[0] in names, need
