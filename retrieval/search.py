@@ -18,7 +18,7 @@ from indexer.decode_pool import Decoded, DecodePool, Job, Outcome
 from indexer.errors import PictureError, SeenitError
 from indexer.images import decode_file
 from indexer.manifest import Manifest, Roots, read_manifest
-from indexer.preprocess import detail_px
+from indexer.preprocess import MIDDLE, detail_px, preprocess
 from indexer.store import Hit, Metadata, Store, Where, open_store
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 Query: TypeAlias = "str | Path | Image.Image | np.ndarray"
 Region: TypeAlias = tuple[float, float, float, float]
 
-RERANKED = 50  # candidates that are rescored on patch tokens
+RERANKED = 50  # candidates at least that are rescored on patch tokens
 RERANK_BY_DEFAULT = False
-PATCH_WEIGHT = 0.3  # of the patches' score in the fused one
+PATCH_WEIGHT = 0.5  # of the patches' score in the fused one
 QUERIES_AT_ONCE = 128
 
 
@@ -140,16 +140,16 @@ class Searcher:
 
         queries       paths, PIL images, uint8 arrays (H, W, 3) or (H, W), or vectors (G,) as `embed` returns them
         where         conditions that the engine applies
-        rerank        rescore the best 50 on patch tokens (pictures only; a vector has none)
+        rerank        rescore the best (50 at least) on patch tokens (pictures only; a vector has none)
         exact         compare with every record instead of walking the graph
         include_self  also return the query's own file where the index holds it
         Raises PictureError for a query that cannot be read, SeenitError for another backbone or dimension.
         """
         if not queries:
             return []
-        vectors, tokens = self._describe(queries, list(regions or [None] * len(queries)))
+        views, tokens = self._describe(queries, list(regions or [None] * len(queries)))
         own = [query if isinstance(query, (str, Path)) and not include_self else None for query in queries]
-        return self._answers(vectors, tokens, own, top, where, rerank, exact)
+        return self._answers(views, tokens, own, top, where, rerank, exact)
 
     def search_files(
         self,
@@ -186,14 +186,15 @@ class Searcher:
                     yield str(path), error
             return
         embedder, fit = self._ready()
-        with DecodePool(resolution=embedder.resolution, patch_size=embedder.backbone.patch_size) as pool:
+        # as `_pixels` does it
+        with DecodePool(resolution=round(embedder.resolution / MIDDLE), patch_size=1) as pool:
             for start in range(0, len(paths), QUERIES_AT_ONCE):
                 group = [os.path.abspath(path) for path in paths[start : start + QUERIES_AT_ONCE]]
                 outcomes = {outcome.path: outcome for outcome in pool.run(Job(path) for path in dict.fromkeys(group))}
                 readable = [path for path in dict.fromkeys(group) if isinstance(outcomes[path], Decoded)]
-                described = embedder.describe([outcomes[path].pixels for path in readable], fit)  # type: ignore[union-attr]
+                described = embedder.describe_twice([outcomes[path].pixels for path in readable], fit)  # type: ignore[union-attr]
                 answers = self._answers(
-                    np.stack([vector for vector, _ in described]) if described else np.empty((0, 0), np.float32),
+                    [views for views, _ in described],
                     [tokens for _, tokens in described],
                     [None if include_self else path for path in readable],
                     top,
@@ -206,8 +207,9 @@ class Searcher:
                     yield str(given), by_path.get(path) or _why_not(outcomes[path])
 
     def embed(self, queries: Sequence[Query], regions: Sequence[Region | None] | None = None) -> np.ndarray:
-        """Global descriptors (Q, G) float32, L2-normalised; each can be a query later on."""
-        return self._describe(queries, list(regions or [None] * len(queries)))[0]
+        """Global descriptors (Q, G) float32, L2-normalised, of the whole pictures; each can be a query later on."""
+        views, _ = self._describe(queries, list(regions or [None] * len(queries)))
+        return np.stack([of_query[0] for of_query in views])
 
     @property
     def dim(self) -> int:
@@ -223,46 +225,54 @@ class Searcher:
 
     def _describe(
         self, queries: Sequence[Query], regions: Sequence[Region | None]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Global vectors (Q, G) and, for pictures, patch tokens (K, T) of each query."""
-        vectors: list[np.ndarray | None] = []
-        pictures: list[np.ndarray] = []
-        for query, region in zip(queries, regions, strict=True):
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Vectors (V, G) of each query's views and, for pictures, its patch tokens (K, T)."""
+        views: list[np.ndarray] = [np.empty((0, 0), np.float32)] * len(queries)
+        tokens = list(views)
+        pictures: dict[int, tuple[np.ndarray, bool]] = {}  # number -> pixels, and whether they are a region
+        for n, (query, region) in enumerate(zip(queries, regions, strict=True)):
             if isinstance(query, np.ndarray) and query.ndim == 1:
-                vectors.append(_unit(query))
+                views[n] = _unit(query)[None]
             else:
-                vectors.append(None)
-                pictures.append(self._pixels(query, region))
-        tokens: list[np.ndarray] = [np.empty((0, 0), np.float32)] * len(queries)
+                pictures[n] = self._pixels(query, region), region is not None
         if pictures:
             embedder, fit = self._ready()
-            made = iter(embedder.describe(pictures, fit))
-            for n, vector in enumerate(vectors):
-                if vector is None:
-                    vectors[n], tokens[n] = next(made)
-        stacked = [vector for vector in vectors if vector is not None]
-        if wrong := {len(vector) for vector in stacked} - {self.dim}:
+            for n, described in self._described(pictures, embedder, fit):
+                views[n], tokens[n] = described
+        if wrong := {of_query.shape[1] for of_query in views} - {self.dim}:
             raise SeenitError(
                 f"a query vector has length {min(wrong)}, the index's have {self.dim}; take those of Searcher.embed"
             )
-        return np.stack(stacked), tokens
+        return views, tokens
+
+    @staticmethod
+    def _described(
+        pictures: dict[int, tuple[np.ndarray, bool]], embedder: "Embedder", fit: "Fit"
+    ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """Vector and tokens by number; what the user cut out is taken as it is, a whole picture is looked at twice."""
+        regions = [n for n, (_, is_region) in pictures.items() if is_region]
+        whole = [n for n, (_, is_region) in pictures.items() if not is_region]
+        once = embedder.describe([pictures[n][0] for n in regions], fit)
+        yield from zip(regions, ((vector[None], tokens) for vector, tokens in once), strict=True)
+        yield from zip(whole, embedder.describe_twice([pictures[n][0] for n in whole], fit), strict=True)
 
     def _pixels(self, query: Query, region: Region | None) -> np.ndarray:
         """The query's pixels (H, W, 3) uint8, cut to the region."""
+        resolution = self.manifest.resolution
+        whole = round(resolution / MIDDLE)  # leaves the middle as many pixels as the backbone sees
         if isinstance(query, (str, Path)):
-            detail = detail_px(self.manifest.resolution)
-            if region is None:
-                return decode_file(query, target_px=detail).pixels
-            whole = decode_file(query, target_px=detail)  # only its size is wanted
-            box = box_in_pixels(region, whole.width, whole.height)
-            return decode_file(query, target_px=detail, region=box).pixels
-        if isinstance(query, Image.Image):
+            if region is not None:
+                size = decode_file(query, target_px=64)
+                box = box_in_pixels(region, size.width, size.height)
+                return decode_file(query, target_px=detail_px(resolution), region=box).pixels
+            pixels = decode_file(query, target_px=detail_px(whole)).pixels
+        elif isinstance(query, Image.Image):
             pixels = np.asarray(query.convert("RGB"))
         elif isinstance(query, np.ndarray) and query.dtype == np.uint8 and query.ndim in (2, 3):
             pixels = np.repeat(query[..., None], 3, -1) if query.ndim == 2 else query[..., :3]
         else:
             raise SeenitError("a query is a path, a PIL image, a uint8 array (H, W, 3) or a vector (G,)")
-        return pixels if region is None else cut(pixels, region)
+        return cut(pixels, region) if region else preprocess(pixels, "aspect", whole, patch_size=1)
 
     def _ready(self) -> "tuple[Embedder, Fit]":
         """The backbone that made the index, loaded on first use."""
@@ -283,7 +293,7 @@ class Searcher:
 
     def _answers(
         self,
-        vectors: np.ndarray,
+        views: Sequence[np.ndarray],
         tokens: list[np.ndarray],
         own: Sequence[str | Path | None],
         top: int,
@@ -291,13 +301,17 @@ class Searcher:
         rerank: bool,
         exact: bool,
     ) -> list[list[Result]]:
-        """Results for each query; `own` is the query's own file where that is to be left out."""
+        """Results for each query; `own` is the query's own file where that is to be left out.
+
+        A query has one or several views (V, G); a record's score is that of the view that it resembles most.
+        """
         if top < 1:
             raise SeenitError(f"--top {top} asks for nothing; take 1 or more")
-        if not len(vectors):
+        if not views:
             return []
         wanted = max(top + 1, RERANKED if rerank else 0)  # one more, for the query's own file may be among them
-        hits = self.store.search(vectors, wanted, where, exact=exact)
+        of_views = iter(self.store.search(np.concatenate(views), wanted, where, exact=exact))
+        hits = [_best([next(of_views) for _ in of_query])[:wanted] for of_query in views]
         if rerank:
             hits = self._rescored(hits, tokens)
         return [
@@ -341,6 +355,15 @@ class Searcher:
                 )
             )
         return results
+
+
+def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:
+    """The hits of several views of one query as one list, each record with its best score."""
+    best: dict[str, Hit] = {}
+    for hit in (hit for hits in of_views for hit in hits):
+        if hit.record.id not in best or hit.score > best[hit.record.id].score:
+            best[hit.record.id] = hit
+    return sorted(best.values(), key=lambda hit: -hit.score)
 
 
 def cut(pixels: np.ndarray, region: Region) -> np.ndarray:

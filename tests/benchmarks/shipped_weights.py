@@ -1,10 +1,11 @@
 """Make the weights that ship inside the package, and measure what their 8 bits cost.
 
-    python tests/benchmarks/shipped_weights.py SOURCE --make   # write indexer/assets/seenit_vits14.safetensors
-    python tests/benchmarks/shipped_weights.py SOURCE          # cosine of its features with those of SOURCE
+    python tests/benchmarks/shipped_weights.py SOURCE --make FOLDER...  # write the shipped file, indexer/assets/
+    python tests/benchmarks/shipped_weights.py SOURCE                   # cosine of its features with those of SOURCE
 
-SOURCE is the checkpoint in half precision, `../shared/weights/dinov2_vits14_saliency_fp16.safetensors`. Both runs are
-deterministic: the same source makes the same bytes.
+SOURCE is the checkpoint in half precision, `../shared/weights/dinov2_vits14_saliency_fp16.safetensors`. The photos in
+the folders give the prior of the descriptor's statistics: means and covariances of features, no photo is kept. They
+were `../shared/data/imagenette_probe/train` and `../shared/data/coco_seg/images`.
 """
 
 import argparse
@@ -16,7 +17,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from indexer.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from indexer.backbone import Backbone
+from indexer.checkpoint import EXTRA_PREFIX, Checkpoint, build_model, load_checkpoint, save_checkpoint
+from indexer.decode_pool import Decoded, DecodePool, Job
+from indexer.descriptor import prior_from
+from indexer.embed import Embedder
 from indexer.vit import TokenFeatures
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,22 +38,49 @@ PROVENANCE = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
-    parser.add_argument("--make", action="store_true", help="write the shipped file")
+    parser.add_argument("--make", type=Path, nargs="+", metavar="FOLDER", help="write the shipped file")
     parser.add_argument("--photos", type=Path, default=PHOTOS)
     parser.add_argument("--count", type=int, default=48)
     arguments = parser.parse_args()
 
     source = load_checkpoint(arguments.source)
     if arguments.make:
-        SHIPPED.parent.mkdir(exist_ok=True)
-        save_checkpoint(
-            SHIPPED, source.state, source.architecture, name="seenit_vits14", provenance=PROVENANCE, dtype="int8"
-        )
+        make(source, arguments.make)
         print(f"{SHIPPED}: {SHIPPED.stat().st_size / 1e6:.1f} MB, hash {load_checkpoint(SHIPPED).hash}")
         return
     paths = sorted(arguments.photos.rglob("*.jpg"))[: arguments.count]
     images = torch.stack([read_photo(path, source) for path in paths])  # (B, 3, 224, 224)
     print_cosines(images, source, load_checkpoint(SHIPPED))
+
+
+def make(source: Checkpoint, folders: list[Path]) -> None:
+    """Write the weights, then again with the prior that they give on the photos."""
+    SHIPPED.parent.mkdir(exist_ok=True)
+    for with_prior in (False, True):
+        extra = {EXTRA_PREFIX + key: value for key, value in prior_on(folders).items()} if with_prior else {}
+        save_checkpoint(
+            SHIPPED,
+            source.state,
+            source.architecture,
+            name="seenit_vits14",
+            provenance=PROVENANCE,
+            extra=extra,
+            dtype="int8",
+        )
+
+
+def prior_on(folders: list[Path]) -> dict[str, Tensor]:
+    """The statistics of the photos' features."""
+    embedder = Embedder(Backbone.load(SHIPPED), 224)
+    by_grid: dict[tuple[int, int], list[np.ndarray]] = {}
+    with DecodePool() as pool:
+        jobs = [Job(str(path)) for folder in folders for path in sorted(folder.rglob("*.jp*g"))]
+        for outcome in sorted(pool.run(jobs), key=lambda outcome: outcome.path):
+            if isinstance(outcome, Decoded):
+                by_grid.setdefault(outcome.grid, []).append(outcome.pixels)
+    batches = [pixels[at : at + 16] for pixels in by_grid.values() for at in range(0, len(pixels), 16)]
+    print(f"prior from {sum(map(len, batches))} photos")
+    return prior_from([embedder.pooled(batch) for batch in batches], embedder.recipe)
 
 
 def read_photo(path: Path, checkpoint: Checkpoint) -> Tensor:
