@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from indexer.backbone import Backbone
     from indexer.errors import PictureError
     from indexer.sync import Summary
-    from retrieval.search import Result, Searcher
+    from retrieval.search import Region, Result, Searcher
+    from trainer.evaluate import FewShotScores, KnnScores, LinearScores
+    from trainer.evaluate_dense import DepthScores, SegmentationScores
+    from trainer.labelled import LabelledFeatures
+
+    Scores = KnnScores | LinearScores | FewShotScores | SegmentationScores | DepthScores
 
 app = typer.Typer(
     help="Finds the same thing again: index your photos, then search them with a picture.",
@@ -35,7 +40,11 @@ app = typer.Typer(
 )
 backbone_app = typer.Typer(help="The networks that describe pictures: list, import, path.", no_args_is_help=True)
 tag_app = typer.Typer(help="Words of your own on pictures, to search among: add, remove, list.", no_args_is_help=True)
+evaluate_app = typer.Typer(
+    help="How good a backbone's features are: knn, linear, fewshot, segmentation, depth.", no_args_is_help=True
+)
 app.add_typer(backbone_app, name="backbone")
+app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(tag_app, name="tag")
 
 IndexOption = Annotated[
@@ -43,6 +52,11 @@ IndexOption = Annotated[
     typer.Option("--index", metavar="PATH|URL", help="The index: a folder, or http(s)://host:port/collection."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
+BackboneOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="See: seenit backbone list.")]
+TrainPhotos = Annotated[
+    Path, typer.Argument(metavar="TRAIN", help="A folder with a folder of photos per class, or a CSV of path, label.")
+]
+ValPhotos = Annotated[Path, typer.Argument(metavar="VAL", help="The same for the photos to score.")]
 
 
 def main() -> None:
@@ -106,10 +120,11 @@ def index(
 
     The default index of one folder is FOLDER/.seenit.
     """
+    from indexer.last_index import find_index, remember_index
     from indexer.sync import default_index, sync_folder
 
     folders = folders or []
-    location = index if index is not None else str(default_index(folders)) if folders else _find_index(None)
+    location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=_say)
     with _stop_on_interrupt() as stop:
         loaded: Backbone | str | None = backbone
         while True:
@@ -126,7 +141,7 @@ def index(
                 say=_say,
             )
             if not dry_run and summary.pictures:
-                _remember_index(location)
+                remember_index(location)
             print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
             if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
                 break
@@ -223,7 +238,7 @@ def search(
         bool, typer.Option("--batch", help="Every picture, or every one of a folder, is a query.")
     ] = False,
     rerank: Annotated[
-        bool | None, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches.")
+        bool | None, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches. [on]")
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every picture instead of the graph.")] = False,
     include_self: Annotated[bool, typer.Option("--include-self", help="Keep the query's own file in.")] = False,
@@ -241,15 +256,17 @@ def search(
     ] = None,
 ) -> None:
     """Find the pictures of the same thing."""
-    box = _numbers(region, 4, "--region", "X,Y,W,H") if region else None
+    numbers = _numbers(region, 4, "--region", "X,Y,W,H") if region else None
+    box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
     moments = (_moment(after, "--after"), _moment(before, "--before"))
     place = _numbers(near, 3, "--near", "LAT,LON,KM") if near else None
     if len(images) > 1 and not batch:
         raise typer.BadParameter("several pictures are several queries: add --batch", param_hint="IMAGE...")
+    from indexer.last_index import find_index
     from indexer.store import Where
     from retrieval.search import RERANK_BY_DEFAULT, Searcher
 
-    location = _find_index(index, images)
+    location = find_index(index, images, say=_say)
     with Searcher.open(location, say=_say) as searcher:
         where = Where(
             under=tuple(key for folder in under or [] for key in _folder_keys(searcher, folder)),
@@ -267,7 +284,7 @@ def search(
         answers = searcher.search_files(
             queries,
             top,
-            region=(box[0], box[1], box[2], box[3]) if box else None,
+            region=box,
             where=where,
             rerank=RERANK_BY_DEFAULT if rerank is None else rerank,
             exact=exact,
@@ -286,108 +303,56 @@ def _show(
     html: Path | None,
     open_page: bool,
     sheet: Path | None,
-    box: Sequence[float] | None,
+    region: "Region | None",
 ) -> int:
     """Print every answer as it comes, and write the page; returns how many queries could not be read."""
     from indexer.errors import PictureError
-    from retrieval.page import PageQuery, PageResult, write_page
+    from retrieval.page import PageQuery, write_page
+    from retrieval.present import json_line, page_query, table
     from retrieval.sheet import contact_sheet
 
     failed = 0
 
-    def printed() -> Iterator[PageQuery]:
-        nonlocal failed, sheet
-        for path, results in answers:
-            if isinstance(results, PictureError):
-                failed += 1
-                if as_json:
-                    print(json.dumps({"query": path, "error": str(results)}), flush=True)
-                _say(str(results))
-                continue
+    def readable() -> "Iterator[tuple[str, list[Result]]]":
+        nonlocal failed
+        for path, answer in answers:
             if as_json:
-                print(json.dumps({"query": path, "results": [_as_json(result) for result in results]}), flush=True)
-            else:
-                print(_table(path, results, heading=batch), flush=True)
-            shown = PageQuery(
-                path=path,
-                region=_fractions(box, path) if box else None,
-                results=[
-                    PageResult(path=result.path, rank=result.rank, score=result.score, caption=_caption(result))
-                    for result in results
-                ],
-                note="" if results else "nothing in the index meets these conditions",
-            )
-            if sheet is not None:
-                contact_sheet(shown, sheet)
+                print(json_line(path, answer), flush=True)
+            if isinstance(answer, PictureError):
+                failed += 1
+                _say(str(answer))
+                continue
+            if not as_json:
+                print(table(path, answer, heading=batch), flush=True)
+            yield path, answer
+
+    def shown() -> Iterator[PageQuery]:
+        for number, (path, answer) in enumerate(readable()):
+            query = page_query(path, answer, region)
+            if sheet is not None and number == 0:
+                contact_sheet(query, sheet)
                 _say(f"wrote {sheet}")
-                sheet = None
-            yield shown
+            yield query
 
-    if html is None and not open_page:
-        for _ in printed():
-            pass
-        return failed
-    if html is None:
+    if html is None and open_page:
         html = Path(tempfile.mkdtemp(prefix="seenit-")) / "results.html"
-    made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
-    write_page(html, printed(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
-    _say(f"wrote {html}")
-    if open_page:
-        webbrowser.open(html.resolve().as_uri())
-    return failed
-
-
-def _as_json(result: "Result") -> dict[str, object]:
-    values: dict[str, object] = {
-        "rank": result.rank,
-        "path": result.path,
-        "score": result.score,
-        "id": result.id,
-        "width": result.metadata.width,
-        "height": result.metadata.height,
-        "taken_at": result.metadata.taken_at.isoformat() if result.metadata.taken_at else None,
-    }
-    return values | ({"copies": list(result.copies)} if result.copies else {})
-
-
-def _caption(result: "Result") -> tuple[str, ...]:
-    metadata = result.metadata
-    lines = [f"{metadata.width} x {metadata.height}"]
-    if metadata.taken_at:
-        lines.append(f"{metadata.taken_at:%Y-%m-%d}")
-    if metadata.camera:
-        lines.append(metadata.camera)
-    if result.tags:
-        lines.append(" ".join(f"#{tag}" for tag in result.tags))
-    if result.copies:
-        lines.append(_count(len(result.copies), "more copy", "more copies"))
-    return tuple(lines)
-
-
-def _fractions(box: Sequence[float], path: str) -> tuple[float, float, float, float]:
-    """The region as fractions of the query picture, for the page."""
-    from indexer.images import decode_file
-    from retrieval.search import box_in_pixels
-
-    picture = decode_file(path, target_px=64)
-    x, y, w, h = box_in_pixels((box[0], box[1], box[2], box[3]), picture.width, picture.height)
-    return x / picture.width, y / picture.height, w / picture.width, h / picture.height
-
-
-def _table(query: str, results: "Sequence[Result]", heading: bool) -> str:
-    lines = [f"{query}"] if heading else []
-    if not results:
-        lines.append("nothing in the index meets these conditions")
+    if html is not None:
+        made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
+        write_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
+        _say(f"wrote {html}")
+        if open_page:
+            webbrowser.open(html.resolve().as_uri())
     else:
-        lines.append("rank  score  path")
-    lines += [f"{result.rank:>4}  {result.score:5.3f}  {result.path}" for result in results]
-    return "\n".join(lines) + ("\n" if heading else "")
+        for _ in readable() if sheet is None else shown():
+            pass
+    return failed
 
 
 def _query_files(images: Sequence[Path]) -> Iterator[Path]:
     """Every picture named, and every file of the folders named."""
     from indexer.errors import SeenitError
-    from indexer.images import FoundFile, find_files, is_picture
+    from indexer.files import FoundFile, find_files
+    from indexer.images import is_picture
 
     for image in images:
         if not image.is_dir():
@@ -423,10 +388,11 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """What the index holds and what made it."""
+    from indexer.last_index import find_index
     from indexer.skipped import read_skipped
     from retrieval.search import Searcher
 
-    location = _find_index(index)
+    location = find_index(index, say=_say)
     with Searcher.open(location) as searcher:
         manifest = searcher.manifest
         all_skipped = read_skipped(searcher.store)
@@ -499,7 +465,7 @@ def demo(
 @backbone_app.command("list", epilog="Example: seenit backbone list")
 def backbone_list(as_json: JsonOption = False) -> None:
     """The backbones by name, and which of them are here."""
-    from indexer.backbone import list_backbones
+    from indexer.backbone_list import list_backbones
 
     found = list_backbones()
     if as_json:
@@ -520,7 +486,7 @@ def backbone_import(
     name: Annotated[str | None, typer.Option(help="What to call it. [the file's name]")] = None,
 ) -> None:
     """Check a weights file, convert it, and make it available by name."""
-    from indexer.backbone import import_backbone
+    from indexer.backbone_import import import_backbone
 
     print(import_backbone(file, name))
 
@@ -528,7 +494,7 @@ def backbone_import(
 @backbone_app.command("path", epilog="Example: seenit backbone path dinov2_vits14")
 def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
     """Where a backbone's file lies; an official one is downloaded first if need be."""
-    from indexer.backbone import backbone_path
+    from indexer.backbone_files import backbone_path
 
     print(backbone_path(name))
 
@@ -561,9 +527,10 @@ def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
     """Every tag, and how many pictures have it."""
     from collections import Counter
 
+    from indexer.last_index import find_index
     from indexer.store import open_store
 
-    store = open_store(_find_index(index))
+    store = open_store(find_index(index, say=_say))
     try:
         counts = Counter(tag for record in store.scroll() for tag in record.tags)
     finally:
@@ -575,46 +542,149 @@ def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
 
 
 def _change_tags(index: str | None, paths: Sequence[Path], change: Callable[[set[str]], set[str]], verb: str) -> None:
+    from indexer.last_index import find_index
     from indexer.tags import change_tags
 
-    print(f"{verb} {_count(change_tags(_find_index(index, paths), paths, change), 'picture')}")
+    print(f"{verb} {_count(change_tags(find_index(index, paths, say=_say), paths, change), 'picture')}")
 
 
-# ---- which index ----
+# ---- training and evaluation ----
 
 
-def _state_file() -> Path:
-    from platformdirs import user_state_path
+@app.command(epilog="Example: seenit train ~/Pictures --preset adapt --from dinov2_vits14 --out run")
+def train(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="Folders, lists of paths, tar shards.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where all results go.")],
+    preset: Annotated[
+        str, typer.Option("--preset", "--arch", help="vits14, vitb14, vitl14, vitg14, ..., adapt, head, tiny.")
+    ] = "vits14",
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="NAME|PATH", help="The backbone to start from.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="TOML", help="Keys of the configuration, in a file.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One key; repeat for several.")
+    ] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Photos in a folder per class, for k-NN on the way.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last snapshot in DIR.")] = False,
+) -> None:
+    """Train a backbone with DINOv2 on photos, adapt one to them, or fit a head for retrieval on them."""
+    progress = sys.stderr.isatty()
+    if preset == "head":
+        from trainer.retrieval_head import train_head
 
-    return Path(os.environ.get("SEENIT_STATE") or user_state_path("seenit")) / "last_index"
+        head = train_head(_as_pictures(photos), out, from_backbone=start or "auto", progress=progress, say=_say)
+        print(head.table())
+        print(f"wrote {head.backbone}" if head.backbone else "unseen photos do not gain; nothing was written")
+        return
+    from trainer.config import make_config
+    from trainer.train import train as train_backbone
+
+    made = make_config(preset, file=config, changes=changes or ())
+    with _stop_on_interrupt() as stop:
+        summary = train_backbone(
+            _as_pictures(photos),
+            out,
+            made,
+            from_backbone=start,
+            labelled=labelled,
+            resume=resume,
+            progress=progress,
+            stop=stop.is_set,
+            say=_say,
+        )
+    if summary.before and summary.after:
+        print(f"before {summary.before.line()}\nafter  {summary.after.line()}")
+    print(f"{summary.steps:,} steps, loss {summary.loss:.3f}, {summary.images_per_s:.1f} images/s")
+    print("stopped early; go on with --resume" if summary.stopped else f"wrote {summary.backbone}")
+    if summary.kept_original:
+        print("training made it worse: that file is the backbone it started from")
+    if summary.stopped:
+        sys.exit(130)
 
 
-def _remember_index(location: str) -> None:
-    """So that `seenit search photo.jpg` works from anywhere after `seenit index FOLDER`."""
-    from indexer.store import is_url
-
-    with suppress(OSError):  # a convenience only
-        _state_file().parent.mkdir(parents=True, exist_ok=True)
-        text = location if is_url(location) else os.path.abspath(location)
-        _state_file().write_text(text, encoding="utf-8", errors="surrogateescape")
+def _as_pictures(photos: Sequence[Path]) -> str | list[str | Path]:
+    return str(photos[0]) if len(photos) == 1 else list(photos)
 
 
-def _find_index(given: str | None, near: Sequence[Path] = ()) -> str:
-    """The index meant: given, $SEENIT_INDEX, `.seenit` here or above (or beside the pictures named), else the last."""
-    from indexer.errors import SeenitError
+@evaluate_app.command("knn", epilog="Example: seenit evaluate knn photos/train photos/val")
+def evaluate_knn(
+    train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
+) -> None:
+    """Weighted k-NN on the last CLS."""
+    from trainer.evaluate import knn
 
-    if given or os.environ.get("SEENIT_INDEX"):
-        return given or os.environ["SEENIT_INDEX"]
-    for start in [Path.cwd(), *(path.absolute() for path in near)]:
-        for folder in [start, *start.parents]:
-            if (folder / ".seenit" / "manifest.json").is_file():
-                return str(folder / ".seenit")
-    with suppress(OSError):
-        last = _state_file().read_text(encoding="utf-8", errors="surrogateescape").strip()
-        if last:
-            _say(f"using the last index, {last}")
-            return last
-    raise SeenitError("no index here; create one with: seenit index FOLDER, or name one with --index")
+    _print_scores(knn(*_labelled_features(backbone, train_photos, val_photos)), as_json)
+
+
+@evaluate_app.command("linear", epilog="Example: seenit evaluate linear photos/train photos/val")
+def evaluate_linear(
+    train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
+) -> None:
+    """Linear classifiers: the reference's grid of rates, blocks and pooling in one pass."""
+    from trainer.evaluate import linear
+
+    _print_scores(linear(*_labelled_features(backbone, train_photos, val_photos)), as_json)
+
+
+@evaluate_app.command("fewshot", epilog="Example: seenit evaluate fewshot photos/train photos/val")
+def evaluate_fewshot(
+    train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
+) -> None:
+    """The nearest class mean of a few photos each, drawn many times."""
+    from trainer.evaluate import few_shot
+
+    _print_scores(few_shot(*_labelled_features(backbone, train_photos, val_photos)), as_json)
+
+
+@evaluate_app.command("segmentation", epilog="Example: seenit evaluate segmentation coco --resolution 448")
+def evaluate_segmentation(
+    folder: Annotated[Path, typer.Argument(help="With images/ and masks/ (PNG of class numbers).")],
+    backbone: BackboneOption = "auto",
+    resolution: Annotated[int, typer.Option(metavar="PX")] = 448,
+    as_json: JsonOption = False,
+) -> None:
+    """Linear segmentation on patch features, in folds."""
+    from indexer.backbone import Backbone
+    from trainer.evaluate_dense import embed_pairs, segmentation
+    from trainer.labelled import read_pairs
+
+    pairs = read_pairs(folder, "masks")
+    loaded = Backbone.load(backbone, say=_say)
+    _print_scores(segmentation(embed_pairs(loaded, pairs, resolution=resolution, say=_say)), as_json)
+
+
+@evaluate_app.command("depth", epilog="Example: seenit evaluate depth rooms --resolution 448")
+def evaluate_depth(
+    folder: Annotated[Path, typer.Argument(help="With images/ and depth/ (16-bit PNG of millimetres, or NPY).")],
+    backbone: BackboneOption = "auto",
+    resolution: Annotated[int, typer.Option(metavar="PX")] = 448,
+    as_json: JsonOption = False,
+) -> None:
+    """Linear depth on patch features, in folds."""
+    from indexer.backbone import Backbone
+    from trainer.evaluate_dense import depth, embed_pairs
+    from trainer.labelled import read_pairs
+
+    pairs = read_pairs(folder, "depth")
+    loaded = Backbone.load(backbone, say=_say)
+    _print_scores(depth(embed_pairs(loaded, pairs, resolution=resolution, say=_say)), as_json)
+
+
+def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "tuple[LabelledFeatures, ...]":
+    from indexer.backbone import Backbone
+    from trainer.labelled import embed_labelled, read_labelled
+
+    known = read_labelled(train_photos)
+    asked = read_labelled(val_photos, known.classes)
+    loaded = Backbone.load(backbone, say=_say)
+    return embed_labelled(loaded, known, say=_say), embed_labelled(loaded, asked, say=_say)
+
+
+def _print_scores(scores: "Scores", as_json: bool) -> None:
+    print(json.dumps(asdict(scores)) if as_json else scores.table())
 
 
 # ---- words into values ----

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PRIOR_PICTURES = 1000  # a prior from photos weighs as much as so many pictures
 ORIGIN_PICTURES = 1  # without a prior, as if so many pictures with a vector of zeros had been indexed
 PRIOR_RANK = 512  # directions of the global covariance that a prior keeps
+VIEW_SHARE = 0.4  # of what is whitened away: how views of one photo differ, where a prior knows that
 _TINY = 1e-12
 
 
@@ -174,7 +175,10 @@ def fit(sample: Sequence[Pooled], recipe: Recipe, prior: Mapping[str, Tensor] | 
     start = _prior_moments(prior, "", num_parts * dim)
     mean, covariance = _blend(_moments(parts.flatten(1)), start, weight)
     blocks = [slice(part * dim, (part + 1) * dim) for part in range(num_parts)]
-    whitening = torch.block_diag(*(_whitening(covariance[at, at], recipe.shrinkage) for at in blocks))
+    spreads = [covariance[at, at] for at in blocks]
+    if prior is not None and "within" in prior:
+        spreads = [_with_views(own, views) for own, views in zip(spreads, prior["within"].double(), strict=True)]
+    whitening = torch.block_diag(*(_whitening(spread, recipe.shrinkage) for spread in spreads))
     directions = _main_directions(whitening @ covariance @ whitening, recipe.global_dim)  # (L * D, G)
 
     token_start = _prior_moments(prior, "token_", dim)
@@ -271,6 +275,11 @@ def _prior_moments(prior: Mapping[str, Tensor] | None, prefix: str, size: int) -
         return torch.zeros(size).double(), torch.zeros(size, size).double()
     factors = prior[prefix + "factors"].double()  # (R, size)
     return prior[prefix + "mean"].double().flatten(), factors.T @ factors
+
+
+def _with_views(covariance: Tensor, within: Tensor) -> Tensor:
+    """A layer's covariance (D, D) mixed with that of views of one photo, so that whitening plays both down."""
+    return (1 - VIEW_SHARE) * covariance + VIEW_SHARE * within * (covariance.trace() / within.trace())
 
 
 def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:

@@ -13,7 +13,7 @@ from .preprocess import MIDDLE, preprocess
 from .store import Store
 
 FIT_BLOB = "descriptor.safetensors"
-QUERY_BATCH = 16
+QUERY_BATCH = 8
 DEFAULT_RECIPE = Recipe()
 
 
@@ -51,15 +51,14 @@ class Embedder:
                 described |= {n: (vectors[at], tokens[at]) for at, n in enumerate(batch)}
         return [described[n] for n in range(len(pictures))]
 
-    def describe_twice(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[tuple[np.ndarray, np.ndarray]]:
-        """`describe` for queries: vectors (2, G) of the whole picture and of its middle, and the middle's tokens.
+    def describe_twice(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """`describe` for queries: each picture as a whole, and its middle.
 
         Who takes a photo to ask about a thing holds the camera at it, so the middle says more of the thing and the
         whole more of the place. tests/benchmarks/descriptor_ablation.py shows what that is worth.
         """
         views = self.describe([*pictures, *(middle(picture) for picture in pictures)], fit)
-        both = zip(views[: len(pictures)], views[len(pictures) :], strict=True)
-        return [(np.stack([whole, centre]), tokens) for (whole, _), (centre, tokens) in both]
+        return [list(both) for both in zip(views[: len(pictures)], views[len(pictures) :], strict=True)]
 
 
 def middle(picture: np.ndarray) -> np.ndarray:

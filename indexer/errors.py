@@ -32,3 +32,11 @@ class StoreError(SeenitError):
 
 class LockedError(StoreError):
     """Another process is using this index."""
+
+
+def first_line(what: object) -> str:
+    """The first line of what an exception or a server says, shortened; of an exception without words its kind."""
+    if isinstance(what, OSError) and what.strerror:
+        return what.strerror.lower()
+    lines = str(what).strip().splitlines() or [type(what).__name__ if isinstance(what, BaseException) else ""]
+    return lines[0][:300]

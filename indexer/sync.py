@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from .decode_pool import Broken, Changed, Decoded, DecodePool, Hashed, Job, NotAPicture, Outcome, Vanished
+from .decode_pool import DecodePool
 from .errors import SeenitError, StoreError
-from .images import FoundFile, Unreadable, find_files
+from .files import FoundFile, Unreadable, find_files
 from .ledger import Changes, Ledger
 from .manifest import BLOB as MANIFEST_BLOB
 from .manifest import Manifest, Roots, read_manifest, relative_parts, write_manifest
+from .read_picture import Broken, Changed, Decoded, Hashed, Job, NotAPicture, Outcome, Vanished
 from .skipped import SkippedFile, read_skipped, write_skipped
 from .store import Store, StoredFile, is_url, open_store
 

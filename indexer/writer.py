@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from .decode_pool import Decoded
 from .descriptor import Fit, Pooled, apply, save_fit
 from .embed import FIT_BLOB, Embedder
 from .ledger import Ledger
 from .manifest import Manifest, Roots, write_manifest
+from .read_picture import Decoded
 from .store import Record, Schema, Store
 
 FIT_SAMPLE = 2000  # pictures whose features are held in memory while the statistics are fitted, about 60 KB each
-BATCH = 16  # pictures in one forward
+BATCH = 8  # pictures in one forward; more are no faster on a CPU
 WRITE_EVERY = 128  # records in one write
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 

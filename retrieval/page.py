@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from indexer.colour import to_rgb
 from indexer.errors import PictureError, SeenitError
-from indexer.images import decode_file, os_reason, to_rgb
+from indexer.files import os_reason
+from indexer.images import decode_file
 
 UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 RESULT_PX = 420  # longer side of an embedded result

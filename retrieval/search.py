@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image
 
-from indexer.decode_pool import Decoded, DecodePool, Job, Outcome
+from indexer.decode_pool import DecodePool
 from indexer.errors import PictureError, SeenitError
 from indexer.images import decode_file
 from indexer.manifest import Manifest, Roots, read_manifest
 from indexer.preprocess import MIDDLE, detail_px, preprocess
+from indexer.read_picture import Decoded, Job, Outcome
 from indexer.store import Hit, Metadata, Store, Where, open_store
 
 if TYPE_CHECKING:
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
 Query: TypeAlias = "str | Path | Image.Image | np.ndarray"
 Region: TypeAlias = tuple[float, float, float, float]
 
+View: TypeAlias = tuple[np.ndarray, np.ndarray]  # of a query: global vector (G,), patch tokens (K, T)
+
 RERANKED = 50  # candidates at least that are rescored on patch tokens
-RERANK_BY_DEFAULT = False
-PATCH_WEIGHT = 0.5  # of the patches' score in the fused one
+RERANK_BY_DEFAULT = True
+PATCH_WEIGHT = 0.5  # of the patches' score in the fused one; tuned on smvs_dvd_covers and mcv_paintings
 QUERIES_AT_ONCE = 128
 
 
@@ -147,9 +150,9 @@ class Searcher:
         """
         if not queries:
             return []
-        views, tokens = self._describe(queries, list(regions or [None] * len(queries)))
+        views = self._describe(queries, list(regions or [None] * len(queries)))
         own = [query if isinstance(query, (str, Path)) and not include_self else None for query in queries]
-        return self._answers(views, tokens, own, top, where, rerank, exact)
+        return self._answers(views, own, top, where, rerank, exact)
 
     def search_files(
         self,
@@ -192,10 +195,8 @@ class Searcher:
                 group = [os.path.abspath(path) for path in paths[start : start + QUERIES_AT_ONCE]]
                 outcomes = {outcome.path: outcome for outcome in pool.run(Job(path) for path in dict.fromkeys(group))}
                 readable = [path for path in dict.fromkeys(group) if isinstance(outcomes[path], Decoded)]
-                described = embedder.describe_twice([outcomes[path].pixels for path in readable], fit)  # type: ignore[union-attr]
                 answers = self._answers(
-                    [views for views, _ in described],
-                    [tokens for _, tokens in described],
+                    embedder.describe_twice([outcomes[path].pixels for path in readable], fit),  # type: ignore[union-attr]
                     [None if include_self else path for path in readable],
                     top,
                     where,
@@ -208,8 +209,8 @@ class Searcher:
 
     def embed(self, queries: Sequence[Query], regions: Sequence[Region | None] | None = None) -> np.ndarray:
         """Global descriptors (Q, G) float32, L2-normalised, of the whole pictures; each can be a query later on."""
-        views, _ = self._describe(queries, list(regions or [None] * len(queries)))
-        return np.stack([of_query[0] for of_query in views])
+        views = self._describe(queries, list(regions or [None] * len(queries)))
+        return np.stack([of_query[0][0] for of_query in views])
 
     @property
     def dim(self) -> int:
@@ -223,38 +224,27 @@ class Searcher:
 
     # ---- the steps ----
 
-    def _describe(
-        self, queries: Sequence[Query], regions: Sequence[Region | None]
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Vectors (V, G) of each query's views and, for pictures, its patch tokens (K, T)."""
-        views: list[np.ndarray] = [np.empty((0, 0), np.float32)] * len(queries)
-        tokens = list(views)
-        pictures: dict[int, tuple[np.ndarray, bool]] = {}  # number -> pixels, and whether they are a region
+    def _describe(self, queries: Sequence[Query], regions: Sequence[Region | None]) -> list[list[View]]:
+        """The views of each query: of a picture the whole and its middle, of a region or a vector just one."""
+        views: list[list[View]] = [[] for _ in queries]
+        pictures: dict[int, np.ndarray] = {}
+        parts: dict[int, np.ndarray] = {}
         for n, (query, region) in enumerate(zip(queries, regions, strict=True)):
             if isinstance(query, np.ndarray) and query.ndim == 1:
-                views[n] = _unit(query)[None]
+                views[n] = [(_unit(query), np.empty((0, 0), np.float32))]
             else:
-                pictures[n] = self._pixels(query, region), region is not None
-        if pictures:
+                (pictures if region is None else parts)[n] = self._pixels(query, region)
+        if pictures or parts:
             embedder, fit = self._ready()
-            for n, described in self._described(pictures, embedder, fit):
-                views[n], tokens[n] = described
-        if wrong := {of_query.shape[1] for of_query in views} - {self.dim}:
+            for n, both in zip(pictures, embedder.describe_twice(list(pictures.values()), fit), strict=True):
+                views[n] = both
+            for n, view in zip(parts, embedder.describe(list(parts.values()), fit), strict=True):
+                views[n] = [view]
+        if wrong := {len(vector) for of_query in views for vector, _ in of_query} - {self.dim}:
             raise SeenitError(
                 f"a query vector has length {min(wrong)}, the index's have {self.dim}; take those of Searcher.embed"
             )
-        return views, tokens
-
-    @staticmethod
-    def _described(
-        pictures: dict[int, tuple[np.ndarray, bool]], embedder: "Embedder", fit: "Fit"
-    ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-        """Vector and tokens by number; what the user cut out is taken as it is, a whole picture is looked at twice."""
-        regions = [n for n, (_, is_region) in pictures.items() if is_region]
-        whole = [n for n, (_, is_region) in pictures.items() if not is_region]
-        once = embedder.describe([pictures[n][0] for n in regions], fit)
-        yield from zip(regions, ((vector[None], tokens) for vector, tokens in once), strict=True)
-        yield from zip(whole, embedder.describe_twice([pictures[n][0] for n in whole], fit), strict=True)
+        return views
 
     def _pixels(self, query: Query, region: Region | None) -> np.ndarray:
         """The query's pixels (H, W, 3) uint8, cut to the region."""
@@ -293,8 +283,7 @@ class Searcher:
 
     def _answers(
         self,
-        views: Sequence[np.ndarray],
-        tokens: list[np.ndarray],
+        views: Sequence[Sequence[View]],
         own: Sequence[str | Path | None],
         top: int,
         where: Where,
@@ -303,32 +292,35 @@ class Searcher:
     ) -> list[list[Result]]:
         """Results for each query; `own` is the query's own file where that is to be left out.
 
-        A query has one or several views (V, G); a record's score is that of the view that it resembles most.
+        A record's score is that of the view that it resembles most.
         """
         if top < 1:
             raise SeenitError(f"--top {top} asks for nothing; take 1 or more")
         if not views:
             return []
         wanted = max(top + 1, RERANKED if rerank else 0)  # one more, for the query's own file may be among them
-        of_views = iter(self.store.search(np.concatenate(views), wanted, where, exact=exact))
+        vectors = np.stack([vector for of_query in views for vector, _ in of_query])
+        of_views = iter(self.store.search(vectors, wanted, where, exact=exact))
         hits = [_best([next(of_views) for _ in of_query])[:wanted] for of_query in views]
         if rerank:
-            hits = self._rescored(hits, tokens)
+            hits = self._rescored(hits, views)
         return [
             self._to_results(found, where, os.path.abspath(path) if path is not None else None)[:top]
             for found, path in zip(hits, own, strict=True)
         ]
 
-    def _rescored(self, hits: list[list[Hit]], tokens: list[np.ndarray]) -> list[list[Hit]]:
-        have = [n for n, query_tokens in enumerate(tokens) if len(query_tokens)]
-        ids = [[hit.record.id for hit in hits[n]] for n in have]
-        for n, scores in zip(have, self.store.rescore([tokens[n] for n in have], ids), strict=True):
-            fused = [
-                replace(hit, score=(1 - PATCH_WEIGHT) * hit.score + PATCH_WEIGHT * scores.get(hit.record.id, 0.0))
-                for hit in hits[n]
-            ]
-            hits[n] = sorted(fused, key=lambda hit: -hit.score)
-        return hits
+    def _rescored(self, hits: list[list[Hit]], views: Sequence[Sequence[View]]) -> list[list[Hit]]:
+        """Each query's hits with their patches' score fused in, best first; in one call to the engine."""
+        asked = [(n, tokens) for n, of_query in enumerate(views) for _, tokens in of_query if len(tokens)]
+        ids = [[hit.record.id for hit in hits[n]] for n, _ in asked]
+        patch_scores: list[dict[str, float]] = [{} for _ in hits]
+        for (n, _), scores in zip(asked, self.store.rescore([tokens for _, tokens in asked], ids), strict=True):
+            for record_id, score in scores.items():
+                patch_scores[n][record_id] = max(score, patch_scores[n].get(record_id, -1.0))
+        return [
+            sorted((_fused(hit, scores.get(hit.record.id)) for hit in found), key=lambda hit: -hit.score)
+            for found, scores in zip(hits, patch_scores, strict=True)
+        ]
 
     def _to_results(self, hits: Sequence[Hit], where: Where, own: str | None) -> list[Result]:
         """Results of one query; the query's own file is left out, its copies elsewhere are not."""
@@ -355,6 +347,13 @@ class Searcher:
                 )
             )
         return results
+
+
+def _fused(hit: Hit, patch_score: float | None) -> Hit:
+    """Without a score of its patches (the query is a vector) a hit stays as it is."""
+    if patch_score is None:
+        return hit
+    return replace(hit, score=(1 - PATCH_WEIGHT) * hit.score + PATCH_WEIGHT * patch_score)
 
 
 def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from indexer.errors import PictureError, SeenitError
-from indexer.images import os_reason
+from indexer.files import os_reason
 
 from .page import Box, PageQuery, thumbnail
 

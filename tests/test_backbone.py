@@ -14,20 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from indexer import backbone as backbone_module
-from indexer.backbone import (
-    PREFERRED,
-    SHIPPED,
-    Backbone,
-    backbone_path,
-    cache_folder,
-    import_backbone,
-    list_backbones,
-    official_url,
-)
+from indexer import backbone_choice, backbone_files
+from indexer.backbone import Backbone
+from indexer.backbone_choice import PREFERRED
+from indexer.backbone_files import SHIPPED, backbone_path, cache_folder, local_path, official_url
+from indexer.backbone_import import import_backbone
+from indexer.backbone_list import list_backbones
 from indexer.checkpoint import Preprocessing, load_checkpoint, save_checkpoint
-from indexer.download import Patience
 from indexer.errors import CheckpointError, DownloadError, SeenitError
+from indexer.http_answer import Patience
 from indexer.vit import ARCHITECTURES, Architecture, VisionTransformer
 
 TINY = Architecture(embed_dim=64, depth=3, num_heads=1, image_size=56)
@@ -64,14 +59,14 @@ def a_machine_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setitem(ARCHITECTURES, name, tiny)
     monkeypatch.setenv("SEENIT_DOWNLOAD_BASE", f"http://127.0.0.1:{silent_port()}")
     quick = Patience(connect_s=1.0, stall_s=0.2, attempts=2, backoff_s=0.01)
-    monkeypatch.setattr(backbone_module, "AUTO_PATIENCE", quick)
+    monkeypatch.setattr(backbone_choice, "AUTO_PATIENCE", quick)
 
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny network in the place of the one that ships."""
     path = save_own(tmp_path / "shipped.safetensors", network(seed=9), SHIPPED)
-    monkeypatch.setattr(backbone_module, "_shipped_path", lambda: path)
+    monkeypatch.setattr(backbone_files, "_shipped_path", lambda: path)
     return path
 
 
@@ -282,14 +277,14 @@ def test_auto_takes_the_official_one_where_it_can(address: OfficialAddress, ship
 def test_auto_without_a_network_is_quick_and_remembers(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, line = load("auto")
     assert loaded.name == loaded.spec == SHIPPED and "cannot reach" in line
-    monkeypatch.setattr(backbone_module, "probe", lambda *_: pytest.fail("asked the network again"))
+    monkeypatch.setattr(backbone_choice, "probe", lambda *_: pytest.fail("asked the network again"))
     assert "asked again after a day" in load("auto")[1]
 
 
 def test_auto_where_names_never_resolve(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: hanging.wait(30))
-    monkeypatch.setattr(backbone_module, "PROBE_S", 0.2)
+    monkeypatch.setattr(backbone_choice, "PROBE_S", 0.2)
     began = time.monotonic()
     assert load("auto")[0].name == SHIPPED
     assert time.monotonic() - began < 2
@@ -339,7 +334,7 @@ def test_auto_with_a_cache_that_cannot_be_written(shipped: Path, address: Offici
 
 
 def test_the_shipped_backbone_is_whole() -> None:
-    if not backbone_module._shipped_path().is_file():
+    if local_path(SHIPPED) is None:
         pytest.skip("the shipped weights are not in this checkout")
     loaded, _ = load(SHIPPED)
     (features,) = loaded.intermediate(pixels(1, 56, 56, 3), [loaded.depth - 1])

@@ -20,11 +20,14 @@ import pytest
 from made_pictures import HOSTILE
 from PIL import Image
 
-from indexer.decode_pool import (
+from indexer.decode_pool import DecodePool
+from indexer.errors import SeenitError
+from indexer.files import Unreadable, find_files
+from indexer.images import Limits
+from indexer.read_picture import (
     Broken,
     Changed,
     Decoded,
-    DecodePool,
     Hashed,
     Job,
     NotAPicture,
@@ -33,8 +36,6 @@ from indexer.decode_pool import (
     Vanished,
     read_picture,
 )
-from indexer.errors import SeenitError
-from indexer.images import Limits, Unreadable, find_files
 from indexer.store import content_id
 
 ROOT = Path(__file__).parent.parent
@@ -313,7 +314,8 @@ def test_a_script_needs_no_guard_and_its_folder_is_not_trusted(tmp_path: Path) -
             import sys
             sys.path.insert(0, {str(ROOT)!r})
             print("loaded")
-            from indexer.decode_pool import DecodePool, Job
+            from indexer.decode_pool import DecodePool
+            from indexer.read_picture import Job
             with DecodePool(1) as pool:
                 print([type(outcome).__name__ for outcome in pool.run([Job({photo!r})])])
         """)
@@ -332,7 +334,8 @@ def test_no_process_outlives_its_parent(tmp_path: Path, by: signal.Signals) -> N
         import sys
         sys.path.insert(0, {str(ROOT)!r})
         import itertools
-        from indexer.decode_pool import DecodePool, Job
+        from indexer.decode_pool import DecodePool
+        from indexer.read_picture import Job
         with DecodePool(2) as pool:
             for number, outcome in enumerate(pool.run(Job({photo!r}) for _ in itertools.count())):
                 if number == 20:

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from indexer.download import Patience, _Redirects, download, probe
+from indexer.download import download
 from indexer.errors import DownloadError
+from indexer.http_answer import Patience, _Redirects, probe
 
 BODY = bytes(range(256)) * 400  # 102,400 bytes
 OTHER = bytes(reversed(BODY))

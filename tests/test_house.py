@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -33,21 +34,21 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module, owner",
+    "module, owners",
     [
         ("xformers", "indexer/attention.py"),
-        ("qdrant_edge", "indexer/edge_store.py"),
-        ("qdrant_client", "indexer/qdrant_store.py"),
+        ("qdrant_edge", "indexer/edge_*.py"),
+        ("qdrant_client", "indexer/qdrant_*.py"),
     ],
 )
-def test_a_young_or_optional_library_has_one_importer(module: str, owner: str) -> None:
+def test_a_young_or_optional_library_is_imported_in_one_place(module: str, owners: str) -> None:
     importers = {
         file.relative_to(ROOT).as_posix()
         for room in ROOMS
         for file in (ROOT / room).rglob("*.py")
         if re.search(rf"^\s*(import|from) {module}\b", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
-    assert importers == {owner}
+    assert importers and all(fnmatch(importer, owners) for importer in importers), importers
 
 
 def test_no_pickle_is_ever_loaded() -> None:
@@ -97,4 +98,4 @@ def test_the_package_says_what_it_needs() -> None:
     )
     names = {name.lower().replace("_", "-") for name in pinned}
     for need in project["project"]["dependencies"]:
-        assert re.match(r"[a-z-]+", need)[0] in names, need
+        assert re.split(r"[^a-z-]", need)[0] in names, need

@@ -13,8 +13,10 @@ import pytest
 from made_pictures import BLUE, GREEN, HOSTILE, RED, WHITE, encoded, quarters
 from PIL import Image, ImageCms
 
+from indexer.colour import to_rgb
 from indexer.errors import PictureError, SeenitError
-from indexer.images import FoundFile, Limits, Unreadable, decode, find_files, is_picture, sniff, to_rgb
+from indexer.files import FoundFile, Unreadable, find_files
+from indexer.images import Limits, decode, decode_file, is_picture, sniff
 from indexer.preprocess import choose_grid, possible_grids, preprocess, resize_to_grid
 
 
@@ -368,6 +370,11 @@ def test_hostile_pictures_are_refused_quickly_with_a_reason(name: str) -> None:
     assert time.monotonic() - began < 2
     assert error.value.reason and "\n" not in str(error.value) and len(str(error.value)) < 200
     assert str(error.value).startswith(f"cannot read folder/{name}: ")
+
+
+def test_a_name_that_no_file_can_have_is_refused_like_a_missing_file() -> None:
+    with pytest.raises(PictureError, match="no file can have this name"):
+        decode_file("a\0.jpg")
 
 
 def test_pixels_are_limited_by_count_and_by_memory() -> None:

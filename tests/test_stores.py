@@ -1,6 +1,7 @@
 """One suite over every store: the embedded one, and the server's through qdrant-client, in memory and over HTTP."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,12 +17,14 @@ from qdrant_client import QdrantClient
 from qdrant_peer import QdrantPeer
 from stored_records import DAY_0, RECORDS, SCHEMA, make_record, unit
 
-from indexer import edge_store, qdrant_store
+from indexer import qdrant_connection
 from indexer.copy import copy_index
 from indexer.errors import LockedError, SeenitError, StoreError
 from indexer.manifest import Manifest, read_manifest, write_manifest
 from indexer.payload import from_engine, to_engine
-from indexer.qdrant_store import Address, QdrantStore
+from indexer.qdrant_address import KEY_VARIABLES, Address
+from indexer.qdrant_connection import Connection
+from indexer.qdrant_store import QdrantStore
 from indexer.store import Metadata, Record, Schema, Store, StoredFile, Where, content_id, open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode", "ignore:Payload indexes have no effect")
@@ -65,11 +68,11 @@ def tmp_path() -> Iterator[Path]:
 @pytest.fixture(params=["edge", "memory", "http"])
 def empty(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store of each kind before `ensure`."""
-    monkeypatch.setattr(qdrant_store.platformdirs, "user_cache_dir", lambda *_, **__: str(tmp_path / "cache"))
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "cache"))
     if request.param == "edge":
         store: Store = open_store(tmp_path / "index", write=True)
     elif request.param == "memory":
-        store = QdrantStore(QdrantClient(":memory:"), "photos", "memory")
+        store = QdrantStore(Connection(QdrantClient(":memory:"), "memory"), "photos")
     else:
         peer: QdrantPeer = request.getfixturevalue("module_peer")
         store = open_store(f"{peer.url}/photos{len(peer.collections)}", write=True)
@@ -387,8 +390,8 @@ def test_a_full_disk_is_told_before_the_engine_meets_it(tmp_path: Path, monkeypa
     store = open_store(tmp_path / "index", write=True)
     store.ensure(SCHEMA)
     store.upsert(RECORDS[:3])
-    disk = edge_store.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(edge_store.shutil, "disk_usage", lambda _: disk._replace(free=100 << 20))
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=100 << 20))
     for write in (
         lambda: store.upsert(RECORDS),
         lambda: store.set_tags({RECORDS[0].id: ("x",)}),
@@ -400,6 +403,14 @@ def test_a_full_disk_is_told_before_the_engine_meets_it(tmp_path: Path, monkeypa
     store.delete([RECORDS[2].id])  # and so does making room
     assert store.count() == 2
     store.close()
+
+
+def test_a_disk_without_room_gets_no_empty_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=1 << 20))
+    with pytest.raises(StoreError, match="1 MB are free on its disk"):
+        open_store(tmp_path / "new" / "index", write=True)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on the size of files are POSIX")
@@ -436,10 +447,10 @@ def test_the_size_by_part_adds_up(tmp_path: Path) -> None:
 
 @pytest.fixture
 def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[QdrantPeer]:
-    monkeypatch.setattr(qdrant_store.platformdirs, "user_cache_dir", lambda *_, **__: str(tmp_path / "cache"))
-    monkeypatch.setattr(qdrant_store, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(qdrant_store, "TIMEOUT_S", 1)
-    for name in qdrant_store.KEY_VARIABLES:
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "cache"))
+    monkeypatch.setattr(qdrant_connection, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(qdrant_connection, "TIMEOUT_S", 1)
+    for name in KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with QdrantPeer() as peer:
         yield peer
@@ -472,7 +483,7 @@ def test_passing_failures_are_repeated(peer: QdrantPeer) -> None:
 def test_a_server_that_stays_away_is_given_up_in_bounded_time(peer: QdrantPeer) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
     store.ensure(SCHEMA)
-    store._retry_s = 0.5  # type: ignore[attr-defined]
+    store._connection.retry_s = 0.5  # type: ignore[attr-defined]
     peer.faults[:] = [503] * 1000
     start = time.monotonic()
     with pytest.raises(StoreError, match=r"cannot write records at .*photos: the server failed .503.*log") as caught:
@@ -538,7 +549,7 @@ def test_requests_are_limited_in_bytes(peer: QdrantPeer) -> None:
 
 def test_one_writer_per_server_collection(peer: QdrantPeer) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
-    with pytest.raises(LockedError, match="another process"):
+    with pytest.raises(LockedError, match=rf"another process .*process {os.getpid()}"):
         open_store(f"{peer.url}/photos?grpc=6334", write=True, wait_s=0.05)
     open_store(f"{peer.url}/others", write=True).close()
     store.ensure(SCHEMA)

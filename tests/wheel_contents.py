@@ -6,8 +6,8 @@ python tests/wheel_contents.py dist/seenit-0.1.0-py3-none-any.whl
 import sys
 import zipfile
 
-EXPECTED = {"cli.py", "indexer", "retrieval"}
-NEEDED = {"indexer/assets/seenit_vits14.safetensors"}
+EXPECTED = {"cli.py", "indexer", "retrieval", "trainer"}
+NEEDED = {"indexer/assets/seenit_vits14.safetensors", "retrieval/scenes/draw.py"}
 
 
 def wheel_faults(path: str) -> list[str]:

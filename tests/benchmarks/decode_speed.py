@@ -23,9 +23,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
-from indexer.decode_pool import Decoded, DecodePool, Job, Settings, _pack, _send, read_picture
-from indexer.images import decode, open_regular
+from indexer.decode_pool import DecodePool
+from indexer.decoder_process import pack, send
+from indexer.files import open_regular
+from indexer.images import decode
 from indexer.preprocess import detail_px, preprocess
+from indexer.read_picture import Decoded, Job, Settings, read_picture
 from indexer.store import content_id
 
 
@@ -73,7 +76,7 @@ def stages(path: Path, repeats: int, resolution: int) -> dict[str, float]:
         "(sha256)": core_ms(lambda: hashlib.sha256(data).digest(), repeats),
         "decode": core_ms(lambda: decode(data, target_px=detail_px(resolution)), repeats),
         "resize": core_ms(lambda: preprocess(picture.image, "aspect", resolution), repeats),
-        "send": core_ms(lambda: _send(io.BytesIO(), *_pack(outcome)), repeats),
+        "send": core_ms(lambda: send(io.BytesIO(), *pack(outcome)), repeats),
         "all": core_ms(lambda: read_picture(Job(str(path)), Settings(resolution)), repeats),
         "(whole decode)": core_ms(lambda: Image.open(io.BytesIO(data)).convert("RGB"), max(3, repeats // 4)),
         "(whole resize)": core_ms(lambda: whole.resize(size, Image.Resampling.BICUBIC), max(3, repeats // 4)),

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from indexer import descriptor
 from indexer.backbone import Backbone
 from indexer.descriptor import Pooled, Recipe
-from indexer.images import FoundFile, decode_file, find_files, is_picture
+from indexer.files import FoundFile, find_files
+from indexer.images import decode_file, is_picture
 from indexer.preprocess import detail_px, preprocess
 from retrieval.evaluate import Quality, Task, evaluate_ranking, make_task, read_manifest
 

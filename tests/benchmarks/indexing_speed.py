@@ -21,7 +21,8 @@ from PIL import Image
 
 from indexer.backbone import Backbone
 from indexer.checkpoint import build_model, load_checkpoint
-from indexer.decode_pool import Decoded, DecodePool, Job
+from indexer.decode_pool import DecodePool
+from indexer.read_picture import Decoded, Job
 from indexer.sync import sync_folder
 from indexer.writer import BATCH, FIT_SAMPLE
 
@@ -86,7 +87,7 @@ def main() -> None:
     assert options.pictures < FIT_SAMPLE
     sources = sorted(options.photos.rglob("*.jpg"))
     backbone = Backbone.load(options.backbone)
-    from indexer.backbone import backbone_path
+    from indexer.backbone_files import backbone_path
     from indexer.embed import Embedder
 
     layers = Embedder(backbone, 224).layers
@@ -116,9 +117,10 @@ def main() -> None:
             bare, whole, loop, decode_s = (
                 statistics.median(figures[key]) for key in ("bare", "whole", "loop", "decode")
             )
+            share, gain, decode_ms = whole / bare, whole / loop, 1000 * decode_s / len(files)
             print(
-                f"{name:<16} {bare:>9.1f} /s {whole:>8.1f} /s {whole / bare:>6.0%} {loop:>8.1f} /s {whole / loop:>5.1f}x"
-                f" {1000 * decode_s / len(files):>6.1f} ms"
+                f"{name:<16} {bare:>9.1f} /s {whole:>8.1f} /s {share:>6.0%} {loop:>8.1f} /s {gain:>5.1f}x"
+                f" {decode_ms:>6.1f} ms"
             )
     print("decoding: core-milliseconds of the decoder processes per picture, their start included")
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from indexer.backbone import Backbone
 from indexer.checkpoint import EXTRA_PREFIX, Checkpoint, build_model, load_checkpoint, save_checkpoint
-from indexer.decode_pool import Decoded, DecodePool, Job
+from indexer.decode_pool import DecodePool
 from indexer.descriptor import prior_from
 from indexer.embed import Embedder
+from indexer.read_picture import Decoded, Job
 from indexer.vit import TokenFeatures
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,0 +1,163 @@
+"""One job of a decoder process, from a path to pixels for the ViT; and every way in which it can end.
+
+Surprising: a file that gives no picture is an outcome and no exception. Most folders hold such files, and each kind is
+treated differently: remembered, forgotten, or tried again.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import numpy as np
+
+from .errors import PictureError
+from .files import Unreadable, open_regular, os_reason
+from .images import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, Limits, decode, heif_installed, sniff
+from .preprocess import Grid, Mode, detail_px, preprocess
+from .store import Metadata, content_id
+
+
+@dataclass(frozen=True)
+class Job:
+    """`decode`: everything, for a picture to be embedded; `hash`: only the id, to recognise a renamed file."""
+
+    path: str
+    kind: Literal["decode", "hash"] = "decode"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is brought to the ViT's size, and what it may cost."""
+
+    resolution: int = 224
+    patch_size: int = 14
+    mode: Mode = "aspect"
+    limits: Limits = DEFAULT_LIMITS
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A picture ready to be embedded.
+
+    pixels  (rows * P, columns * P, 3)  uint8 RGB
+    """
+
+    path: str
+    id: str  # content_id of the file
+    size: int  # bytes
+    mtime_ns: int
+    pixels: np.ndarray
+    grid: Grid  # rows, columns of patches
+    metadata: Metadata  # taken_at falls back on the file's time
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """The answer to a `hash` job of a file that begins like a picture."""
+
+    path: str
+    id: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class NotAPicture:
+    """Something else than a picture, told by its first bytes; the rest was not read."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Damaged, too large, too slow, or the death of its decoder. Worth remembering until the file changes."""
+
+    path: str
+    reason: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """The file was gone when its turn came."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The file was written to while it was read; it is to be taken up next time."""
+
+    path: str
+
+
+Outcome = Decoded | Hashed | NotAPicture | Broken | Vanished | Changed | Unreadable
+Work = Callable[[Job, Settings], Outcome]
+
+
+def read_picture(job: Job, settings: Settings) -> Outcome:
+    """Do one job in this process: the file is read once, told by its first bytes, hashed and decoded from memory."""
+    path, limits = job.path, settings.limits
+    try:
+        with open_regular(path) as file:
+            before = os.fstat(file.fileno())
+            size, mtime_ns = before.st_size, before.st_mtime_ns
+            format_name = sniff(file.read(SNIFF_BYTES))
+            if format_name is None:
+                return NotAPicture(path, size, mtime_ns)
+            if format_name == "HEIF" and not heif_installed():
+                return Unreadable(path, HEIF_MISSING)
+            if size > limits.max_file_bytes:
+                reason = f"{size / 1e6:.0f} MB, more than the limit of {limits.max_file_bytes / 1e6:.0f} MB"
+                return Broken(path, reason, size, mtime_ns)
+            file.seek(0)
+            data = file.read(size + 1)  # one more, to notice that it has grown
+            after = os.fstat(file.fileno())
+    except FileNotFoundError:
+        return Vanished(path)
+    except OSError as error:
+        return Unreadable(path, os_reason(error))
+    if (after.st_size, after.st_mtime_ns, len(data)) != (size, mtime_ns, size):
+        return Changed(path)
+
+    file_id = content_id(data)
+    if job.kind == "hash":
+        return Hashed(path, file_id, size, mtime_ns)
+    try:
+        picture = decode(data, target_px=detail_px(settings.resolution), limits=limits, path=path)
+    except PictureError as error:
+        return Broken(path, error.reason, size, mtime_ns)
+    pixels = preprocess(picture.image, settings.mode, settings.resolution, settings.patch_size)
+    grid = (pixels.shape[0] // settings.patch_size, pixels.shape[1] // settings.patch_size)
+    metadata = Metadata(
+        picture.width,
+        picture.height,
+        picture.format,
+        picture.taken_at or _utc(mtime_ns),
+        picture.camera,
+        picture.gps,
+    )
+    return Decoded(path, file_id, size, mtime_ns, pixels, grid, metadata)
+
+
+def lost(path: str, reason: str) -> Outcome:
+    """What to say of a file whose decoding gave no answer."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return Vanished(path)
+    except OSError as error:
+        return Unreadable(path, os_reason(error))
+    return Broken(path, reason, status.st_size, status.st_mtime_ns)
+
+
+def _utc(mtime_ns: int) -> datetime | None:
+    try:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=mtime_ns // 1000)
+    except OverflowError:
+        return None

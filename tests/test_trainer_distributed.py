@@ -1,0 +1,142 @@
+"""Two processes on the CPU do what one process does with the same global batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import draw_photo
+from safetensors.torch import load_file
+
+from trainer.config import Config, make_config
+from trainer.train import train
+
+CHANGES = {
+    "steps": 4,
+    "batch_size": 4,
+    "num_local": 1,
+    "head_hidden": 32,
+    "prototypes": 64,
+    "ibot_prototypes": 64,
+    "snapshot_every": 2,
+    "rate": 5e-2,
+    "koleo_weight": 0.5,
+}
+RUNS: dict[str, dict[str, object]] = {
+    "sinkhorn": {},
+    "centering, accumulated, frozen": {
+        "targets": "centering",
+        "accumulate": 2,
+        "batch_size": 2,
+        "freeze_backbone": 0.5,
+    },
+    "shards": {"parallel": "fsdp"},
+}
+pytestmark = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo to join processes by"
+)
+
+
+def config_of(name: str) -> Config:
+    return make_config("tiny", changes=CHANGES | RUNS[name])
+
+
+def run_all(pictures: Path, out: Path) -> None:
+    for name in RUNS:
+        if name == "shards":  # in two parts, so that sharded states are read back, too
+            asked = iter([False, False, False, True])
+            train(pictures, out / name, config_of(name), progress=False, say=quiet, stop=asked.__next__)
+        train(pictures, out / name, config_of(name), resume=True, progress=False, say=quiet)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """Pictures, and the folders of one process's runs and of two processes' runs."""
+    root = tmp_path_factory.mktemp("distributed")
+    pictures, one, two = root / "pictures", root / "one", root / "two"
+    for n in range(9):
+        draw_photo(pictures / f"{n}.jpg", n)
+    here = Path(__file__).parent
+    code = (
+        "import sys, torch; from pathlib import Path; torch.set_num_threads(1)\n"
+        "from test_trainer_distributed import run_all\n"
+        "run_all(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+    }
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(pictures), str(two)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        run_all(pictures, one)
+        for child in children:
+            _, errors = child.communicate(timeout=120)
+            assert child.returncode == 0, errors[-3000:]
+    finally:
+        for child in children:
+            child.kill()
+    return pictures, one, two
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_are_those_of_one_process(outcomes, name):
+    _, one, two = outcomes
+    rows = [
+        [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()] for out in (one, two)
+    ]
+    assert len(rows[0]) == len(rows[1]) == 4
+    for alone, together in zip(*rows, strict=True):
+        for key in ("loss", "dino", "ibot", "koleo", "gradient_norm"):
+            assert together[key] == pytest.approx(alone[key], rel=1e-3, abs=1e-5), (key, alone["step"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_weights_are_those_of_one_process(outcomes, name):
+    _, one, two = outcomes
+    alone, together = (load_file(out / name / "snapshots" / "step_000000004.safetensors") for out in (one, two))
+    start = load_file(one / name / "snapshots" / "step_000000002.safetensors")
+    assert alone.keys() == together.keys()
+    for key, value in alone.items():
+        if key.startswith(("student.", "teacher.", "centers.")):
+            torch.testing.assert_close(together[key], value, rtol=1e-3, atol=2e-4, msg=key)
+    moved = (alone["student.dino_head.mlp.0.weight"] - start["student.dino_head.mlp.0.weight"]).abs().max()
+    assert moved > 1e-3  # or equal weights would say nothing
+
+
+def test_one_process_goes_on_from_the_snapshot_of_two(outcomes, tmp_path):
+    pictures, one, two = outcomes
+    for source in ("sinkhorn", "shards"):
+        out = tmp_path / source
+        (out / "snapshots").mkdir(parents=True)
+        name = "step_000000002.safetensors"
+        (out / "snapshots" / name).write_bytes((two / source / "snapshots" / name).read_bytes())
+        train(pictures, out, config_of("sinkhorn"), resume=True, progress=False, say=quiet)
+        alone, resumed = (load_file(o / "backbone.safetensors") for o in (one / "sinkhorn", out))
+        for key, value in alone.items():
+            torch.testing.assert_close(resumed[key], value, rtol=1e-3, atol=2e-4, msg=key)

@@ -1,0 +1,115 @@
+"""Targets of the teacher and losses of the student, as pure functions; sums run over all processes.
+
+V, T views of the student and of the teacher, B pictures, K prototypes, M masked patches, D channels, W processes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .distributed import gather_rows, max_over_processes, sum_over_processes
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Soft assignments of samples to prototypes that use every prototype alike (Caron et al. 2020, section 3.1).
+
+    scores   (B, K)  this process's samples; processes may have different numbers of them
+    returns  (B, K) float32, each row sums to 1
+
+    q = exp(scores / temperature); then in turns each column is made to sum to 1/K over the samples of all processes,
+    and each row to 1/B
+    """
+    scores = scores.float() / temperature
+    count = sum_over_processes(torch.tensor(float(len(scores)), device=scores.device))
+    highest = scores.amax() if scores.numel() else scores.new_tensor(-torch.inf)
+    q = torch.exp(scores - max_over_processes(highest.clone()))  # a common factor cancels, and overflows no more
+    q /= sum_over_processes(q.sum())
+    for _ in range(iterations):
+        # a prototype whose every score underflowed has the sum 0 and stays 0
+        q /= (sum_over_processes(q.sum(0, keepdim=True)) * scores.shape[1]).clamp_min(1e-37)  # (1, K)
+        q /= q.sum(1, keepdim=True).clamp_min(1e-37) * count  # (B, 1)
+    return q * count
+
+
+@torch.no_grad()
+def centred_softmax(scores: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """Soft assignments after the prototypes' mean scores are taken out (Caron et al. 2021, equation 4).
+
+    scores (B, K), center (1, K) -> (B, K) float32
+    """
+    return torch.softmax((scores.float() - center) / temperature, dim=-1)
+
+
+@torch.no_grad()
+def moved_center(center: Tensor, scores: Tensor, momentum: float = 0.9) -> Tensor:
+    """The center after it has followed this batch's mean over all processes.  (1, K)"""
+    total = sum_over_processes(scores.float().sum(0, keepdim=True))  # (1, K)
+    count = sum_over_processes(torch.tensor(float(len(scores)), device=scores.device))
+    return center * momentum + total / count.clamp_min(1) * (1 - momentum)
+
+
+def cross_entropy(scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Of each sample, in float32; targets sum to 1.
+
+    scores, targets  (..., K)
+    returns          (...,)
+
+    -sum_k targets[k] log softmax(scores / temperature)[k]
+    """
+    scores = scores.float() / temperature
+    return torch.logsumexp(scores, -1) - (targets * scores).sum(-1)
+
+
+def dino_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Every view of the student against every view of the teacher: the sum over pairs of the mean over pictures.
+
+    student  (V, B, K)  scores
+    targets  (T, B, K)  assignments
+    returns  scalar
+
+    sum_v sum_t mean_b cross_entropy(student[v, b], targets[t, b])
+    """
+    views = len(targets)
+    mean_target = targets.mean(0)  # (B, K); cross-entropy is linear in its target
+    per_view = [cross_entropy(view, mean_target, temperature).mean() for view in student]
+    return views * torch.stack(per_view).sum()
+
+
+def ibot_loss(student: Tensor, targets: Tensor, weights: Tensor, num_crops: int, temperature: float) -> Tensor:
+    """Masked patches against what the teacher, who sees them, says: the mean over crops of each crop's mean.
+
+    student, targets  (M, K)  the masked patches of all crops behind each other
+    weights           (M,)    one over the number of masked patches in the patch's crop
+    num_crops                 crops, with or without a mask
+    returns           scalar
+    """
+    return (cross_entropy(student, targets, temperature) * weights).sum() / num_crops
+
+
+def koleo_loss(embeddings: Tensor, eps: float = 1e-8) -> Tensor:
+    """Minus the mean log distance to the nearest neighbour: spreads embeddings out (Sablayrolles et al. 2019).
+
+    embeddings  (B, D)  neighbours are looked for among all processes' pictures
+    returns     scalar, the same in every process
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        points = F.normalize(gather_rows(embeddings.float()), dim=-1, eps=eps)  # (W * B, D)
+        if len(points) < 2:
+            return points.sum() * 0  # nobody is near
+        with torch.no_grad():
+            similarity = points @ points.T  # (W * B, W * B)
+            nearest = similarity.fill_diagonal_(-1).argmax(1)  # (W * B,)
+        distances = F.pairwise_distance(points, points[nearest], eps=eps)  # (W * B,)
+        return -torch.log(distances + eps).mean()
+
+
+def mask_weights(masks: Tensor, picked: Tensor) -> Tensor:
+    """For each masked patch one over the number of them in its crop.
+
+    masks    (C, N) bool
+    picked   (M,) int64  places of the masked patches in C * N
+    returns  (M,)
+    """
+    share = 1 / masks.sum(1).clamp_min(1)  # (C,)
+    return share[picked // masks.shape[1]]

@@ -1,0 +1,192 @@
+"""Where training pictures are: folders, lists of paths, tar shards; and how a decoder process reads one and cuts it.
+
+A picture in a tar file is read where it lies: the shard is indexed once (name, place, size of each member) and never
+unpacked. Reading, decoding and cropping run in the decoder processes of `indexer`, so that a hostile file costs itself
+and nothing else. This module does not import torch: those processes import it.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from indexer.errors import PictureError, SeenitError
+from indexer.files import Unreadable, find_files, open_regular, os_reason
+from indexer.images import SNIFF_BYTES, Limits, Picture, decode, is_picture, sniff
+from indexer.preprocess import detail_px, preprocess
+from indexer.read_picture import Broken, Decoded, Job, Outcome, Settings
+from indexer.store import Metadata
+
+from .augment import Augmentation, cut_with_pillow, draw_views
+
+WHOLE_FILE = -1
+
+
+class Place(NamedTuple):
+    """Where one picture's bytes are."""
+
+    path: str  # a picture, or the tar file that it lies in
+    start: int = 0  # bytes
+    size: int = WHOLE_FILE
+    member: str = ""  # its name in the tar file
+
+    @property
+    def name(self) -> str:
+        """How to call it in a message."""
+        return f"{self.path}: {self.member}" if self.member else self.path
+
+
+@dataclass(frozen=True)
+class PictureSource:
+    """The pictures to train on, in an order that does not change from run to run."""
+
+    places: tuple[Place, ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def open_source(
+    pictures: str | Path | Sequence[str | Path], *, exclude_dirs: Iterable[str | Path] = ()
+) -> PictureSource:
+    """Find the training pictures.
+
+    pictures      a folder (its pictures and tar shards, at any depth), a `.tar` shard, a text file with one path a
+                  line (relative ones start at the file's own folder), a picture, or several of these
+    exclude_dirs  folders to leave out, such as the one that the run writes to
+
+    What a folder holds is told by content; listed files are taken on trust and read when their turn comes.
+    SeenitError where there is nothing to train on.
+    """
+    given = [pictures] if isinstance(pictures, (str, Path)) else list(pictures)
+    places: list[Place] = []
+    for one in given:
+        path = os.path.abspath(os.path.expanduser(os.fspath(one)))
+        if os.path.isdir(path):
+            for found in find_files([path], exclude_dirs=exclude_dirs):
+                if not isinstance(found, Unreadable):
+                    places += _pictures_in(found.path)
+        elif not os.path.exists(path):
+            raise SeenitError(f"there is nothing at {path}; give a folder, a list of paths or tar shards")
+        elif path.lower().endswith((".txt", ".lst", ".list")):
+            places += [Place(line) for line in _read_list(path)]
+        else:
+            inside = _pictures_in(path)
+            if not inside:
+                raise SeenitError(f"{path} is neither a picture nor a tar file with pictures; give one of these")
+            places += inside
+    if not places:
+        raise SeenitError(f"no pictures in {', '.join(map(str, given))}; give a folder that holds some")
+    return PictureSource(tuple(places))
+
+
+def read_place(place: Place, limit: int) -> bytes:
+    """The bytes of a picture file; OSError where they cannot be had, PictureError where they are over the limit."""
+    with open_regular(place.path) as file:
+        size = os.fstat(file.fileno()).st_size if place.size == WHOLE_FILE else place.size
+        if size > limit:
+            raise PictureError(place.name, f"{size / 1e6:.0f} MB, more than the limit of {limit / 1e6:.0f} MB")
+        file.seek(place.start)
+        data = file.read(size)
+    if len(data) < size:
+        raise PictureError(place.name, "the file is cut short")
+    return data
+
+
+def crop_job(name: str, place: Place, seed: Sequence[int], augmentation: Augmentation, engine: str) -> Job:
+    """An order for `cut_crops`. A pool's job has room for a path and a kind: one takes the name, the other the rest."""
+    order = {
+        "place": list(place),
+        "seed": list(seed),
+        "augmentation": augmentation.as_json(),
+        "engine": engine,
+    }
+    return Job(name, json.dumps(order))  # type: ignore[arg-type]
+
+
+def cut_crops(job: Job, settings: Settings) -> Outcome:
+    """Read, decode and crop one picture: the work of a decoder process.
+
+    The answer's pixels are flat uint8. Engine `pillow`: the crops behind each other, (S, S, 3) each. Engine `torch`:
+    the table of views, then the decoded picture, whose height and width are the answer's grid.
+    """
+    order = json.loads(job.kind)
+    place, augmentation = Place(*order["place"]), Augmentation.from_json(order["augmentation"])
+    picture = decoded_place(job.path, place, augmentation.detail_px, settings.limits)
+    if isinstance(picture, Broken):
+        return picture
+    height, width = picture.pixels.shape[:2]
+    views = draw_views(np.random.default_rng(order["seed"]), height, width, augmentation)
+    if order["engine"] == "pillow":
+        parts = cut_with_pillow(picture.pixels, views, augmentation.crops)
+    else:
+        parts = [views.view(np.uint8), picture.pixels]
+    pixels = np.concatenate([part.ravel() for part in parts])
+    metadata = Metadata(picture.width, picture.height, picture.format)
+    return Decoded(job.path, "", 0, 0, pixels, (height, width), metadata)
+
+
+def square_job(name: str, place: Place) -> Job:
+    """An order for `cut_square`."""
+    return Job(name, json.dumps(list(place)))  # type: ignore[arg-type]
+
+
+def cut_square(job: Job, settings: Settings) -> Outcome:
+    """Read and decode one picture and bring it to the pool's size: the work of a decoder process."""
+    picture = decoded_place(job.path, Place(*json.loads(job.kind)), detail_px(settings.resolution), settings.limits)
+    if isinstance(picture, Broken):
+        return picture
+    patch = settings.patch_size
+    pixels = preprocess(picture.pixels, settings.mode, settings.resolution, patch)
+    grid = (pixels.shape[0] // patch, pixels.shape[1] // patch)
+    return Decoded(job.path, "", 0, 0, pixels, grid, Metadata(picture.width, picture.height, picture.format))
+
+
+def decoded_place(name: str, place: Place, target_px: int, limits: Limits) -> Picture | Broken:
+    """The picture at a place, its shorter side not below `target_px` by shrinking; or why there is none."""
+    try:
+        data = read_place(place, limits.max_file_bytes)
+        return decode(data, target_px=target_px, limits=limits, path=place.name)
+    except PictureError as error:
+        return Broken(name, error.reason, 0, 0)
+    except OSError as error:
+        return Broken(name, os_reason(error), 0, 0)
+
+
+def _pictures_in(path: str) -> list[Place]:
+    """The picture at a path, or those in the tar file there; none if it is neither."""
+    if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise SeenitError(f"{path} is compressed and cannot be read from the middle; unpack it to a plain .tar")
+    if path.lower().endswith(".tar"):
+        return _index_shard(path)
+    return [Place(path)] if is_picture(path) else []
+
+
+def _index_shard(path: str) -> list[Place]:
+    places = []
+    try:
+        with open(path, "rb") as raw, tarfile.open(path, "r:") as shard:
+            for member in shard:
+                if not member.isreg() or member.issparse():
+                    continue
+                raw.seek(member.offset_data)
+                if sniff(raw.read(min(SNIFF_BYTES, member.size))) is not None:
+                    places.append(Place(path, member.offset_data, member.size, member.name))
+    except (OSError, tarfile.TarError) as error:
+        raise SeenitError(f"cannot read the shard {path}: {error}; fetch it again or leave it out") from error
+    return places
+
+
+def _read_list(path: str) -> list[str]:
+    folder = os.path.dirname(path)
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\r\n") for line in file]
+    except OSError as error:
+        raise SeenitError(f"cannot read the list {path}: {os_reason(error)}; give a text file of paths") from error
+    return [os.path.join(folder, os.path.expanduser(line)) for line in lines if line.strip()]

@@ -1,0 +1,310 @@
+"""A training run from pictures to a backbone file: the loop around the step, and what it leaves in a folder.
+
+OUT/backbone.safetensors is the teacher's backbone, for `seenit index --backbone`; OUT/heads.safetensors its heads, for
+distillation; OUT/snapshots/ what a killed run goes on from; OUT/metrics.jsonl one line every few steps; OUT/report.html
+curves and pictures. All randomness of a step is a function of (seed, step), so that going on is the same as not having
+stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from indexer.backbone import say_to_stderr
+from indexer.errors import SeenitError
+
+from .config import Config
+from .data import CropBatch, CropStream
+from .distributed import agree, join_world, reshard, sum_over_processes, wait_for_all, whole, without_sync
+from .masking import draw_masks
+from .optim import Pace, clip_gradients, follow, pace_at, set_pace
+from .results import (
+    Shows,
+    close_board,
+    compare_before,
+    keep_snapshot,
+    open_board,
+    prepare_folder,
+    restore_run,
+    write_metrics,
+    write_results,
+)
+from .run import Run, choose_device, read_backbone, settle_learning, start_run
+from .snapshot import latest_snapshot, snapshot_path
+from .sources import PictureSource, open_source
+from .student_teacher import Batch, FeatureTeacher, Losses, compute_losses
+from .trial import TrialScores, split_source
+from .watch import LOOK_EVERY, CollapseError, Signs
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What came of a run."""
+
+    backbone: Path  # the file that was written
+    steps: int  # updates done, those before a resumption included
+    loss: float  # of the last step
+    images_per_s: float  # over all processes
+    unreadable: int  # pictures that were replaced
+    stopped: bool  # because `stop` said so; resume=True goes on
+    before: TrialScores | None = None  # of the backbone that it started from, on photos that it was not trained on
+    after: TrialScores | None = None  # of the trained one
+    kept_original: bool = False  # because training made it worse; OUT/backbone_trained.safetensors has the trained one
+
+
+def train(
+    pictures: str | Path | Sequence[str | Path],
+    out: str | Path,
+    config: Config,
+    *,
+    from_backbone: str | Path | None = None,
+    labelled: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+    say: Say = say_to_stderr,
+) -> TrainSummary:
+    """Train a backbone with DINOv2 on pictures.
+
+    pictures       a folder, tar shards or a list of paths (see `sources.open_source`)
+    out            a folder for all results, made if need be
+    from_backbone  a backbone's name or path to start from; it decides the architecture, a tenth of the pictures is
+                   held out to compare before and after, and the better of both is written. None: random weights
+    labelled       pictures of known classes (see `labelled.read_labelled`) for k-NN accuracy among the metrics
+    resume         go on from the last snapshot in `out`, if there is one; otherwise `out` must hold none
+    progress       show a bar on stderr
+    stop           asked before every step; True writes a snapshot and ends the run there
+    say            gets lines on what happens
+
+    Under torchrun every process calls this with the same arguments. Raises SeenitError in one line: no pictures, fewer
+    than a batch, damaged snapshots, no space; CollapseError where the run is stopped because it collapses.
+    """
+    out = Path(out)
+    device = choose_device(config)
+    world = join_world(device.type)
+    with ExitStack() as cleanup:
+        cleanup.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        say = say if world.leads else _say_nothing
+        source = open_source(pictures, exclude_dirs=[out])
+        origin = None if from_backbone is None else read_backbone(from_backbone)
+        held = source
+        if origin is not None:
+            source, held = split_source(source, config.batch_size, config.seed)
+        run = start_run(config, origin, device, world)
+        snapshots = out / "snapshots"
+        last = latest_snapshot(snapshots)
+        if last is not None and not resume:
+            raise SeenitError(f"{snapshots} holds a run; go on with it by --resume, or choose another --out")
+        if last is not None:
+            restore_run(run, last)
+            say(f"going on after step {run.step} from {last}")
+        comparison, shows = None, None
+        if world.leads:
+            prepare_folder(out, run.step, run.config)
+            run.board = open_board(out / "tensorboard")
+            cleanup.callback(close_board, run.board)
+            comparison = None if origin is None else compare_before(run, origin, source, held, say)
+            shows = Shows(run, source, labelled, out)
+        try:
+            stopped, rate = _loop(run, source, out, progress, stop, say, shows)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise SeenitError(
+                f"no memory for a batch of {config.batch_size} pictures on {device}:"
+                " lower batch_size (accumulate makes up for it), or set checkpoint_blocks=true"
+            ) from error
+        if not stopped:
+            state = {name: whole(value).cpu() for name, value in run.average.state_dict().items()}
+            if world.leads:
+                write_results(run, state, out, comparison, say)
+        wait_for_all()
+        return TrainSummary(
+            backbone=out / "backbone.safetensors",
+            steps=run.step,
+            loss=run.loss,
+            images_per_s=rate,
+            unreadable=run.unreadable,
+            stopped=stopped,
+            before=None if comparison is None else comparison.before,
+            after=None if comparison is None else comparison.after,
+            kept_original=comparison is not None and comparison.got_worse,
+        )
+
+
+def _loop(
+    run: Run,
+    source: PictureSource,
+    out: Path,
+    progress: bool,
+    stop: Callable[[], bool],
+    say: Say,
+    shows: Shows | None,
+) -> tuple[bool, float]:
+    """Step until the end, or until `stop` says so.
+
+    returns  whether it was stopped, and pictures per second over all processes
+    """
+    config, world = run.config, run.world
+    started, done = time.perf_counter(), 0
+    batches: Iterator[CropBatch] | None = None
+    stage: Config | None = None
+    with ExitStack() as streams, _bar(config.steps, run.step, progress and world.leads) as bar:
+        while run.step < config.steps:
+            if agree(stop(), run.device):
+                keep_snapshot(run, out)
+                say(f"stopped after step {run.step}; go on by --resume")
+                return True, done / max(time.perf_counter() - started, 1e-9)
+            if stage != (stage_now := stage_at(config, run.step)):
+                stage = stage_now
+                streams.close()
+                stream = streams.enter_context(_open_stream(run, source, stage, say))
+                batches = iter(stream)
+            assert batches is not None and stage is not None
+            settle_learning(run)
+            signs = _step(run, batches, stage)
+            run.step += 1
+            done += config.pictures_per_update
+            run.unreadable = len(stream.broken)
+            speed = done / (time.perf_counter() - started)
+            bar.update(1)
+            bar.set_postfix_str(f"loss {run.loss:.3f}, {speed:.1f} images/s")
+            run.metrics[-1]["images_per_s"] = round(speed, 2)
+            complaint = run.watch.judge(run.step, signs) if signs is not None and config.alarms else None
+            complaint = complaint or run.watch.judge_numbers(run.step, run.metrics[-1].pop("finite"))
+            if agree(complaint is not None, run.device):
+                write_metrics(run, out)
+                raise CollapseError(_with_best(run, complaint or "another process stopped the run", out))
+            showing = config.show_every and (run.step % config.show_every == 0 or run.step == config.steps)
+            if shows is not None and showing:
+                run.metrics[-1] |= shows.show()
+            elif run.step % config.log_every and run.step != config.steps and signs is None:
+                run.metrics.pop()
+            if run.step % config.snapshot_every == 0 or run.step == config.steps:
+                keep_snapshot(run, out)
+            elif len(run.metrics) >= 10:
+                write_metrics(run, out)
+    return False, done / max(time.perf_counter() - started, 1e-9)
+
+
+def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> Signs | None:
+    """One update of the student and, after it, of the average; a look at its health every few steps."""
+    config = run.config
+    pace = pace_at(config, run.step)
+    set_pace(run.optimiser, pace)
+    torch.manual_seed(_step_seed(config.seed, run.step, run.world.rank))
+    run.optimiser.zero_grad(set_to_none=True)
+    numbers: list[Tensor] = []
+    for number in range(config.accumulate):
+        batch = _to_batch(run, next(batches), stage, run.step * config.accumulate + number)
+        assert run.parallel is not None
+        with without_sync(run.parallel, last=number == config.accumulate - 1):
+            losses = compute_losses(
+                run.parallel,
+                run.teacher,
+                run.centers,
+                batch,
+                config,
+                temperature=pace.teacher_temperature,
+                autocast=run.autocast,
+            )
+            run.scaler.scale(losses.total / config.accumulate).backward()
+        numbers.append(torch.stack([losses.total.detach(), losses.dino, losses.ibot, losses.koleo]).float())
+    run.scaler.unscale_(run.optimiser)
+    norm = clip_gradients(run.student.parts(), config.clip)
+    if math.isfinite(norm) or run.scaler.is_enabled():
+        run.scaler.step(run.optimiser)
+    run.scaler.update()
+    for network in (run.student, run.teacher):
+        reshard(network)
+    follow(run.average, run.student, pace.momentum)
+    return _record(run, torch.stack(numbers).mean(0), losses, norm, pace)
+
+
+def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: Pace) -> Signs | None:
+    """Put the step into the metrics and into the watch's memory, and look where it is time.
+
+    numbers  (4,)  total and single losses in this process
+    last     of the last batch before the update
+    """
+    means = (sum_over_processes(numbers) / run.world.size).tolist()
+    finite = math.isfinite(norm)
+    run.loss = means[0]
+    run.metrics.append(
+        {
+            "step": run.step + 1,
+            **{name: round(value, 6) for name, value in zip(("loss", "dino", "ibot", "koleo"), means, strict=True)},
+            "gradient_norm": round(norm, 6),
+            **asdict(pace),
+            "finite": finite,
+        }
+    )
+    if not finite:
+        return None  # its embeddings would spoil those remembered
+    targets = None if isinstance(run.teacher, FeatureTeacher) else last.targets
+    run.watch.remember(last.teacher_cls, targets)
+    if (run.step + 1) % LOOK_EVERY:
+        return None
+    signs = run.watch.look(last.student_cls, last.teacher_cls, targets)
+    run.metrics[-1] |= signs.as_metrics()
+    run.rank = signs.effective_rank
+    return signs
+
+
+def stage_at(config: Config, step: int) -> Config:
+    """The configuration that crops follow at a step: that of the run, at the end perhaps in high resolution."""
+    if step < config.steps - round(config.high_res_share * config.steps):
+        return config
+    return replace(config, global_size=config.high_res_global_size, local_size=config.high_res_local_size)
+
+
+def _open_stream(run: Run, source: PictureSource, stage: Config, say: Say) -> CropStream:
+    return CropStream(
+        source,
+        stage,
+        position=run.step * run.config.accumulate,
+        rank=run.world.rank,
+        world_size=run.world.size,
+        device=run.device,
+        preprocessing=run.preprocessing,
+        say=say,
+    )
+
+
+def _to_batch(run: Run, crops: CropBatch, stage: Config, number: int) -> Batch:
+    side = stage.global_size // run.architecture.patch_size
+    masks = draw_masks(stage, (side, side), number, rank=run.world.rank, world_size=run.world.size)
+    if not stage.ibot_weight:
+        masks = torch.zeros_like(masks)
+    return Batch(
+        crops.global_crops.to(run.device), crops.local_crops.to(run.device), masks.to(run.device, non_blocking=True)
+    )
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _say_nothing(line: str) -> None:
+    """What processes other than the first one say."""
+
+
+def _bar(total: int, done: int, shown: bool) -> tqdm:
+    return tqdm(total=total, initial=done, disable=not shown, unit="step", dynamic_ncols=True)
+
+
+def _with_best(run: Run, complaint: str, out: Path) -> str:
+    best = snapshot_path(out / "snapshots", run.best[1])
+    if not run.best[1]:
+        return f"{complaint}; no snapshot was made before"
+    return f"{complaint}; the best snapshot is kept: {best}"

@@ -1,0 +1,165 @@
+"""Whether training helped: photos that it did not see, scored by the backbone before and after.
+
+Two questions are asked of the same pictures each time. Is a photo found again among others when it is photographed
+anew (another perspective, other light)? And, where the photos lie in one folder a class, do its nearest neighbours
+tell its class?
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from indexer.backbone import Backbone
+from indexer.decode_pool import DecodePool
+from indexer.read_picture import Decoded, Job, Outcome, Settings
+
+from .evaluate import knn
+from .labelled import LabelledFeatures
+from .sources import PictureSource
+from .views import cut_views, view_job
+
+HELD_SHARE = 0.1  # of the pictures
+MOST_HELD, FEWEST_HELD = 100, 8
+MOST_OTHERS = 200  # pictures that were trained on and make the search harder
+VIEWS = 2  # of each held photo
+NEIGHBOURS = 10
+CHUNK = 16  # pictures that are embedded together
+
+
+@dataclass(frozen=True)
+class TrialScores:
+    """What one backbone reached."""
+
+    reciprocal_ranks: Tensor  # (Q,), of the right photo for each view
+    knn: float | None  # accuracy in [0, 1]; None where there are no classes
+    num_held: int
+
+    @property
+    def retrieval(self) -> float:
+        """Mean reciprocal rank, in (0, 1]."""
+        return float(self.reciprocal_ranks.mean())
+
+    def line(self) -> str:
+        classes = "" if self.knn is None else f", {NEIGHBOURS}-NN accuracy {self.knn:.3f}"
+        return f"retrieval {self.retrieval:.3f} (mean reciprocal rank){classes}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Decoded pictures with their questions; Q = VIEWS * number of held photos."""
+
+    held: np.ndarray  # (n, S, S, 3) uint8, photos to be found
+    views: np.ndarray  # (Q, S, S, 3) uint8, the same photos taken anew, VIEWS behind each other for each photo
+    others: np.ndarray  # (m, S, S, 3) uint8
+    held_labels: tuple[str, ...]
+    other_labels: tuple[str, ...]
+
+    def score(self, backbone: Backbone) -> TrialScores:
+        held, views, others = (_embed(backbone, pixels) for pixels in (self.held, self.views, self.others))
+        mean = torch.cat([held, others]).mean(0)  # it is the same in every photo, and in some backbones most of them
+        held, views, others = held - mean, views - mean, others - mean
+        gallery = F.normalize(torch.cat([held, others]), dim=1)  # (n + m, D)
+        cosines = F.normalize(views, dim=1) @ gallery.T  # (Q, n + m)
+        right = torch.arange(len(views)) // VIEWS  # (Q,)
+        # an equal score counts as a better one: who says the same of every photo finds none
+        ranks = (cosines >= cosines[torch.arange(len(views)), right, None]).sum(1)  # (Q,)
+        return TrialScores(1 / ranks.float(), self._knn(held, others), len(self.held))
+
+    def _knn(self, held: Tensor, others: Tensor) -> float | None:
+        classes = tuple(sorted(set(self.other_labels)))
+        known = [n for n, label in enumerate(self.held_labels) if label in classes]
+        if len(classes) < 2 or len(classes) > len(others) // 3 or not known:
+            return None
+        train = _labelled(others, self.other_labels, classes)
+        val = _labelled(held[known], [self.held_labels[n] for n in known], classes)
+        return knn(train, val, neighbours=[min(NEIGHBOURS, len(others))]).best
+
+
+def split_source(source: PictureSource, batch_size: int, seed: int) -> tuple[PictureSource, PictureSource]:
+    """Pictures to train on, and pictures held out for the trial.
+
+    Where there are too few to spare any, all are in both.
+    """
+    count = min(MOST_HELD, max(FEWEST_HELD, round(HELD_SHARE * len(source))))
+    if len(source) - count < max(batch_size, FEWEST_HELD):
+        return source, source
+    order = np.random.default_rng([seed, len(source)]).permutation(len(source))
+    held, rest = sorted(order[:count].tolist()), sorted(order[count:].tolist())
+    return _pick(source, rest), _pick(source, held)
+
+
+def prepare_trial(
+    train: PictureSource, held: PictureSource, *, size_px: int, patch_size: int, workers: int, seed: int
+) -> Trial | None:
+    """Decode the pictures and make the views; None where no two of them can be read."""
+    held = _pick(held, range(min(len(held), MOST_HELD)))
+    step = max(1, len(train) // MOST_OTHERS)
+    seen = set(held.places)
+    others = PictureSource(tuple(place for place in train.places[::step] if place not in seen)[:MOST_OTHERS])
+    jobs = [
+        view_job(f"held {n}", place, held.places[n - 1], (seed, n), VIEWS) for n, place in enumerate(held.places)
+    ] + [view_job(f"other {n}", place, place, (seed, n), 0) for n, place in enumerate(others.places)]
+    settings = Settings(size_px, patch_size, "squash")
+    pixels = {o.path: o.pixels for o in _cut(jobs, settings, workers) if isinstance(o, Decoded)}
+    found = [n for n in range(len(held)) if f"held {n}" in pixels]
+    beside = [n for n in range(len(others)) if f"other {n}" in pixels]
+    if len(found) + len(beside) < 2 or not found:
+        return None
+    stacks = np.stack([pixels[f"held {n}"] for n in found])  # (n, 1 + VIEWS, S, S, 3)
+    empty = np.empty((0, *stacks.shape[2:]), np.uint8)
+    return Trial(
+        held=stacks[:, 0],
+        views=stacks[:, 1:].reshape(-1, *stacks.shape[2:]),
+        others=np.concatenate([empty, *(pixels[f"other {n}"] for n in beside)]),
+        held_labels=tuple(_folder_of(held, n) for n in found),
+        other_labels=tuple(_folder_of(others, n) for n in beside),
+    )
+
+
+def got_worse(before: TrialScores, after: TrialScores) -> bool:
+    """Whether the photos are found less well, or their classes told clearly less well."""
+    if after.retrieval < before.retrieval:
+        return True
+    if before.knn is None or after.knn is None:
+        return False
+    noise = math.sqrt(before.knn * (1 - before.knn) / before.num_held)  # one standard error
+    return after.knn < before.knn - noise
+
+
+def _cut(jobs: list[Job], settings: Settings, workers: int) -> Iterable[Outcome]:
+    if not workers:
+        return [cut_views(job, settings) for job in jobs]
+    with DecodePool(
+        workers, resolution=settings.resolution, patch_size=settings.patch_size, mode=settings.mode, work=cut_views
+    ) as pool:
+        return list(pool.run(jobs))
+
+
+def _embed(backbone: Backbone, pixels: np.ndarray) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, D) CLS, on the CPU."""
+    parts = [pixels[at : at + CHUNK] for at in range(0, len(pixels), CHUNK)]
+    last = [backbone.depth - 1]
+    return torch.cat(
+        [torch.empty(0, backbone.embed_dim), *(backbone.intermediate(part, last)[0].cls.cpu() for part in parts)]
+    )
+
+
+def _labelled(vectors: Tensor, labels: Iterable[str], classes: tuple[str, ...]) -> LabelledFeatures:
+    numbers = torch.tensor([classes.index(label) for label in labels])
+    return LabelledFeatures(vectors[:, None], vectors, numbers, classes)
+
+
+def _pick(source: PictureSource, indices: Iterable[int]) -> PictureSource:
+    return replace(source, places=tuple(source.places[n] for n in indices))
+
+
+def _folder_of(source: PictureSource, index: int) -> str:
+    """The name of the folder that a picture lies in, in its tar file where it is in one."""
+    place = source.places[index]
+    return str(PurePath(place.member or place.path).parent)
