@@ -211,7 +211,7 @@ def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
 def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
     folder = tmp_path / "many"
-    for n in range(400):
+    for n in range(200):
         draw_photo(folder / f"{n}.jpg", n)
     command = [sys.executable, "-m", "cli", "index", str(folder), "--backbone", str(tiny_backbone)]
     command += ["--resolution", "56", "--workers", "1"]
@@ -224,7 +224,7 @@ def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(tmp_path: Path, t
     assert "stopping after the batch in hand" in err and "Traceback" not in err
     assert process.returncode == 130 and "run the same command again" in out
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "400 pictures" in again.stdout
+    assert "200 pictures" in again.stdout
 
 
 def test_watch_takes_in_what_changes(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:

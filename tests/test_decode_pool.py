@@ -333,7 +333,8 @@ def test_no_process_outlives_its_parent(tmp_path: Path, by: signal.Signals) -> N
     code = f"""
         import sys
         sys.path.insert(0, {str(ROOT)!r})
-        import itertools
+        import itertools, signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
         from indexer.decode_pool import DecodePool
         from indexer.read_picture import Job
         with DecodePool(2) as pool:
