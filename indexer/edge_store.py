@@ -18,8 +18,18 @@ from .edge_filter import edge_filter
 from .edge_folder import ask_for_room, blob_names, bytes_by_part, claim_folder, read_blob, write_blob
 from .edge_shard import create_shard, engine_errors, load_shard, read_schema
 from .errors import StoreError
-from .payload import batches, checked_vectors, files_payload, num_numbers, record_from, record_payload, tags_payload
-from .store import Hit, Record, Schema, StoredFile, StoreSize, Where
+from .payload import (
+    LISTED_FIELDS,
+    batches,
+    checked_vectors,
+    files_payload,
+    listed_from,
+    num_numbers,
+    record_from,
+    record_payload,
+    tags_payload,
+)
+from .store import Hit, Listed, Record, Schema, StoredFile, StoreSize, Where
 
 UPSERT_NUMBERS = 1_000_000  # at most so many vector elements in one write of the engine: 32 MB as Python floats
 FLUSH_NUMBERS = 8_000_000  # the log is cut after so many, so that it stays short and opening stays quick
@@ -155,6 +165,19 @@ class EdgeStore:
                 points, offset = self._shard.scroll(request)
             for point in points:
                 yield record_from(str(point.id), point.payload, point.vector, self.location)
+            if offset is None:
+                return
+
+    def list_files(self) -> Iterator[Listed]:
+        if self._shard is None:
+            return
+        offset = None
+        while True:
+            request = edge.ScrollRequest(offset=offset, limit=5000, with_payload=LISTED_FIELDS, with_vector=False)
+            with self._engine("read records"):
+                points, offset = self._shard.scroll(request)
+            for point in points:
+                yield listed_from(str(point.id), point.payload, self.location)
             if offset is None:
                 return
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .skipped import SkippedFile
-from .store import Record, StoredFile
+from .store import Listed, StoredFile
 
 _TABLES = """
 CREATE TABLE known   (key TEXT, id TEXT, size INT, mtime_ns INT, PRIMARY KEY (key, id)) WITHOUT ROWID;
@@ -59,13 +59,19 @@ class Ledger:
 
     # ---- filling ----
 
-    def add_known(self, records: Iterable[Record], fit: str | None) -> None:
+    def add_known(self, records: Iterable[Listed], fit: str | None) -> None:
         """The store's records; those whose vectors another fit than `fit` made become stale."""
-        for record in records:
-            rows = [(_text(file.key), record.id, file.size, file.mtime_ns) for file in record.files]
-            self._db.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)", rows)
-            if record.fit != fit:
-                self._db.execute("INSERT OR IGNORE INTO stale VALUES (?)", (record.id,))
+        stale: list[tuple[str]] = []
+
+        def rows() -> Iterator[tuple[bytes, str, int, int]]:
+            for record in records:
+                if record.fit != fit:
+                    stale.append((record.id,))
+                for file in record.files:
+                    yield _text(file.key), record.id, file.size, file.mtime_ns
+
+        self._db.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)", rows())
+        self._db.executemany("INSERT OR IGNORE INTO stale VALUES (?)", stale)
 
     def add_skipped(self, files: Iterable[SkippedFile]) -> None:
         rows = ((_text(file.key), file.size, file.mtime_ns, file.reason) for file in files)

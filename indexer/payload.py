@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import StoreError
-from .store import Metadata, Record, Schema, StoredFile, folder_keys
+from .store import Listed, Metadata, Record, Schema, StoredFile, folder_keys
 
 # Payload fields that filters look at, and the kind of index that answers them.
 INDEXED_FIELDS = {
@@ -28,6 +28,8 @@ INDEXED_FIELDS = {
     "fit": "keyword",
 }
 
+LISTED_FIELDS = ["files", "fit"]  # what `listed_from` needs
+_FOREIGN = "record {id} in {location} is not one that seenit wrote; remove it, or index into a new place"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WRITTEN_SURROGATE = re.compile("\x00(d[89a-f][0-9a-f]{2})")
 
@@ -142,9 +144,22 @@ def record_from(id: str, payload: Mapping[str, Any] | None, vectors: Any, locati
     try:
         return _record_from(id, payload or {}, vectors)
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error):
-        raise StoreError(
-            f"record {id} in {location} is not one that seenit wrote; remove it, or index into a new place"
-        ) from None
+        raise StoreError(_FOREIGN.format(id=id, location=location)) from None
+
+
+def listed_from(id: str, payload: Mapping[str, Any] | None, location: str) -> Listed:
+    """`record_from` for a payload of LISTED_FIELDS."""
+    try:
+        payload = payload or {}
+        return Listed(id, payload["fit"], _files_from(payload))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise StoreError(_FOREIGN.format(id=id, location=location)) from None
+
+
+def _files_from(payload: Mapping[str, Any]) -> tuple[StoredFile, ...]:
+    return tuple(
+        StoredFile(from_engine(file["key"]), int(file["size"]), int(file["mtime_ns"])) for file in payload["files"]
+    )
 
 
 def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
@@ -155,9 +170,7 @@ def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
     rows, columns = payload["grid"]
     return Record(
         id=id,
-        files=tuple(
-            StoredFile(from_engine(file["key"]), int(file["size"]), int(file["mtime_ns"])) for file in payload["files"]
-        ),
+        files=_files_from(payload),
         metadata=Metadata(
             width=int(payload["width"]),
             height=int(payload["height"]),

@@ -19,9 +19,11 @@ from qdrant_client import models
 from .errors import SeenitError, StoreError
 from .payload import (
     INDEXED_FIELDS,
+    LISTED_FIELDS,
     batches,
     checked_vectors,
     files_payload,
+    listed_from,
     record_from,
     record_payload,
     tags_payload,
@@ -30,7 +32,7 @@ from .qdrant_address import Address
 from .qdrant_blobs import QdrantBlobs
 from .qdrant_connection import RETRY_S, Connection
 from .qdrant_filter import qdrant_filter
-from .store import Hit, Record, Schema, StoredFile, StoreSize, Where
+from .store import Hit, Listed, Record, Schema, StoredFile, StoreSize, Where
 
 REQUEST_NUMBERS = 500_000  # vector elements per request: at most 12 MB as JSON, a server takes 32 MB by default
 # Points per request, so that requests and answers keep to a few MB.
@@ -159,6 +161,14 @@ class QdrantStore:
                 self._collection, offset, limit, condition=condition, vectors=vectors
             )
             yield from map(self._record, points)
+            more = offset is not None
+
+    def list_files(self) -> Iterator[Listed]:
+        offset, more = None, self._exists()
+        while more:
+            points, offset = self._connection.page(self._collection, offset, POINTS_PER_PAGE, payload=LISTED_FIELDS)
+            for point in points:
+                yield listed_from(str(point.id), point.payload, self.location)
             more = offset is not None
 
     def retrieve(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:

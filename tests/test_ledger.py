@@ -1,17 +1,14 @@
 """The book-keeping of a sync, compared with a plain dictionary twin."""
 
 import random
-from datetime import UTC, datetime
 
 from indexer.ledger import Ledger
 from indexer.skipped import SkippedFile
-from indexer.store import Metadata, Record, StoredFile
-
-PLAIN = Metadata(10, 10, "JPEG", datetime(2024, 1, 1, tzinfo=UTC))
+from indexer.store import Listed, StoredFile
 
 
-def record(record_id: str, *keys: str, fit: str = "f", size: int = 10) -> Record:
-    return Record(record_id, tuple(StoredFile(key, size, 1) for key in keys), PLAIN, fit)
+def record(record_id: str, *keys: str, fit: str = "f", size: int = 10) -> Listed:
+    return Listed(record_id, fit, tuple(StoredFile(key, size, 1) for key in keys))
 
 
 def test_counts_every_kind_of_change() -> None:

@@ -92,7 +92,7 @@ def store(empty: Store) -> Store:
 
 
 def test_before_the_first_write_everything_is_empty(empty: Store) -> None:
-    assert empty.schema() is None and empty.count() == 0 and list(empty.scroll()) == []
+    assert empty.schema() is None and empty.count() == 0 and list(empty.scroll()) == list(empty.list_files()) == []
     assert empty.retrieve([RECORDS[0].id]) == [] and empty.search(np.ones((2, 16), np.float32), 3) == [[], []]
     empty.delete([RECORDS[0].id])
     assert empty.read_blob("manifest.json") is None and empty.blob_names() == []
@@ -118,6 +118,8 @@ def test_retrieve_keeps_the_order_and_leaves_out_unknown_ids(store: Store) -> No
 def test_scroll_goes_through_all_in_the_order_of_ids(store: Store) -> None:
     assert [record.id for record in store.scroll(batch=7)] == sorted(ids(RECORDS))
     assert all(record.patches is not None for record in store.scroll(vectors=True))
+    whole = [(record.id, record.fit, record.files) for record in store.scroll()]
+    assert [(listed.id, listed.fit, listed.files) for listed in store.list_files()] == whole
 
 
 def test_search_agrees_with_the_exact_cosines(store: Store) -> None:
