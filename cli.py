@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from indexer.sync import Summary
     from retrieval.search import Region, Result, Searcher
     from trainer.evaluate import FewShotScores, KnnScores, LinearScores
-    from trainer.evaluate_dense import DepthScores, SegmentationScores
+    from trainer.evaluate_dense import DenseFeatures, DepthScores, SegmentationScores
     from trainer.labelled import LabelledFeatures
 
     Scores = KnnScores | LinearScores | FewShotScores | SegmentationScores | DepthScores
@@ -647,13 +647,9 @@ def evaluate_segmentation(
     as_json: JsonOption = False,
 ) -> None:
     """Linear segmentation on patch features, in folds."""
-    from indexer.backbone import Backbone
-    from trainer.evaluate_dense import embed_pairs, segmentation
-    from trainer.labelled import read_pairs
+    from trainer.evaluate_dense import segmentation
 
-    pairs = read_pairs(folder, "masks")
-    loaded = Backbone.load(backbone, say=_say)
-    _print_scores(segmentation(embed_pairs(loaded, pairs, resolution=resolution, say=_say)), as_json)
+    _print_scores(segmentation(_dense_features(backbone, folder, "masks", resolution)), as_json)
 
 
 @evaluate_app.command("depth", epilog="Example: seenit evaluate depth rooms --resolution 448")
@@ -664,13 +660,9 @@ def evaluate_depth(
     as_json: JsonOption = False,
 ) -> None:
     """Linear depth on patch features, in folds."""
-    from indexer.backbone import Backbone
-    from trainer.evaluate_dense import depth, embed_pairs
-    from trainer.labelled import read_pairs
+    from trainer.evaluate_dense import depth
 
-    pairs = read_pairs(folder, "depth")
-    loaded = Backbone.load(backbone, say=_say)
-    _print_scores(depth(embed_pairs(loaded, pairs, resolution=resolution, say=_say)), as_json)
+    _print_scores(depth(_dense_features(backbone, folder, "depth", resolution)), as_json)
 
 
 def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "tuple[LabelledFeatures, ...]":
@@ -681,6 +673,15 @@ def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "
     asked = read_labelled(val_photos, known.classes)
     loaded = Backbone.load(backbone, say=_say)
     return embed_labelled(loaded, known, say=_say), embed_labelled(loaded, asked, say=_say)
+
+
+def _dense_features(backbone: str, folder: Path, kind: Literal["masks", "depth"], resolution: int) -> "DenseFeatures":
+    from indexer.backbone import Backbone
+    from trainer.evaluate_dense import embed_pairs
+    from trainer.labelled import read_pairs
+
+    pairs = read_pairs(folder, kind)
+    return embed_pairs(Backbone.load(backbone, say=_say), pairs, resolution=resolution, say=_say)
 
 
 def _print_scores(scores: "Scores", as_json: bool) -> None:

@@ -27,9 +27,6 @@ class Manifest:
     roots: dict[str, str] = field(default_factory=dict)  # key -> folder, relative to the index or absolute
     format: int = FORMAT
 
-    def with_root(self, key: str, folder: str) -> "Manifest":
-        return replace(self, roots={**self.roots, key: folder})
-
     def without_roots(self, keys: set[str]) -> "Manifest":
         return replace(self, roots={key: folder for key, folder in self.roots.items() if key not in keys})
 

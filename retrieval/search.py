@@ -205,7 +205,7 @@ class Searcher:
                 )
                 by_path = dict(zip(readable, answers, strict=True))
                 for given, path in zip(paths[start:], group, strict=False):
-                    yield str(given), by_path.get(path) or _why_not(outcomes[path])
+                    yield str(given), by_path[path] if path in by_path else _why_not(outcomes[path])
 
     def embed(self, queries: Sequence[Query], regions: Sequence[Region | None] | None = None) -> np.ndarray:
         """Global descriptors (Q, G) float32, L2-normalised, of the whole pictures; each can be a query later on."""
@@ -386,10 +386,8 @@ def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, in
     return left, top, right - left, bottom - top
 
 
-def _why_not(outcome: Outcome) -> PictureError | list[Result]:
-    """Why a query file gave no picture; an empty list for one that did and found nothing."""
-    if isinstance(outcome, Decoded):
-        return []
+def _why_not(outcome: Outcome) -> PictureError:
+    """Why a query file gave no picture."""
     reason = getattr(outcome, "reason", None)
     if reason is None:
         reason = {"NotAPicture": "not a picture of a format that is read here", "Vanished": "it is not there"}.get(
