@@ -1,9 +1,11 @@
 """Scaled dot-product attention over packed images; the only module that knows of xformers.
 
-xformers runs where it is installed and the tensors are on CUDA: it attends within many sequences of different lengths
-in one kernel. Everywhere else torch's fused attention runs, once per group of equally long sequences; but in bfloat16
-on a CPU two plain matrix products are nearly twice as fast, since oneDNN multiplies them with the processor's own
-bfloat16 instructions.
+On CUDA, images of several sizes are attended to in one kernel: xformers' where it is installed, else torch's for
+sequences of different lengths, which computes in half precision only. Everywhere else torch's fused attention runs,
+once per group of equally long sequences; but in bfloat16 on a CPU two plain matrix products are nearly twice as fast,
+since oneDNN multiplies them with the processor's own bfloat16 instructions.
+
+Not run yet: both CUDA paths. Tests hold what they are given against the plain path, with a slow twin of the kernel.
 """
 
 import torch
@@ -14,6 +16,10 @@ try:
     import xformers.ops as xformers_ops
 except ImportError:  # an optional extra, for CUDA only
     xformers_ops = None
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # it is young
+    varlen_attn = None  # type: ignore[assignment]
 
 # How images lie behind each other in a packed (T, ...) tensor: groups of (number of images, tokens per image).
 Layout = tuple[tuple[int, int], ...]
@@ -31,6 +37,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tens
     """
     if xformers_ops is not None and query.is_cuda:
         return _xformers_attention(query, key, value, layout)
+    if len(layout) > 1 and _has_varlen(query):
+        return _varlen_attention(query, key, value, layout)
     return _torch_attention(query, key, value, layout)
 
 
@@ -67,6 +75,33 @@ def _two_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         torch.softmax(scores, dim=-1, out=scores)
         outputs.append(torch.bmm(scores, v).unflatten(0, (-1, heads)))  # (b, h, L, d)
     return torch.cat(outputs)
+
+
+def _has_varlen(query: Tensor) -> bool:
+    """Whether torch's kernel for sequences of different lengths takes these tensors."""
+    if varlen_attn is None or not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    ampere = torch.version.hip is None and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return ampere and query.shape[-1] % 8 == 0
+
+
+def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    borders, longest = _borders(layout, query.device), max(length for _, length in layout)
+    out = varlen_attn(query, key, value, borders, borders, longest, longest)  # (T, h, d)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _borders(layout: Layout, device: torch.device) -> Tensor:
+    """Where each image's tokens begin, and where the last one's end; made on the device, which never waits for it.
+
+    returns  (sum of B + 1,) int32
+    """
+    starts, at = [], 0
+    for images, length in layout:
+        starts.append(torch.arange(at, at + images * length, length, device=device, dtype=torch.int32))
+        at += images * length
+    return torch.cat([*starts, torch.full((1,), at, device=device, dtype=torch.int32)])
 
 
 def _xformers_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:

@@ -1,5 +1,7 @@
 """Training pictures: found in folders, lists and shards, streamed the same however the run is cut up."""
 
+import bz2
+import gzip
 import io
 import itertools
 import os
@@ -16,8 +18,10 @@ from PIL import Image
 
 from indexer.errors import SeenitError
 from indexer.images import is_picture
+from trainer import shards
 from trainer.config import Config, make_config
 from trainer.data import CropBatch, CropStream
+from trainer.shards import expand_braces
 from trainer.sources import Place, open_source, read_place
 
 CONFIG = replace(make_config("tiny"), batch_size=4, num_local=2, seed=3)
@@ -177,16 +181,77 @@ def test_only_broken_pictures_end_the_stream(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("make", ["nothing", "empty", "text", "compressed", "damaged"])
-def test_no_pictures_is_one_line(tmp_path: Path, make: str) -> None:
-    path = tmp_path / {"compressed": "a.tar.gz", "damaged": "a.tar", "text": "a.dat"}.get(make, "folder")
-    if make == "empty":
-        path.mkdir()
-    elif make != "nothing":
-        path.write_bytes(b"something else")
+@pytest.mark.parametrize("name", ["folder", "a.tar", "a.dat", "a.tar.gz", "a.tar.bz2", "a.tar.zst", "{1..3}.tar"])
+@pytest.mark.parametrize("content", [None, b"something else"])
+def test_no_pictures_is_one_line(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(SeenitError) as caught:
         open_source(path)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SeenitError, match="no pictures in"):
+        open_source(tmp_path / "empty")
+
+
+def test_compressed_shards_are_unpacked_for_the_run(photos: Path, tmp_path: Path) -> None:
+    plain = make_shard(tmp_path / "a.tar", photos)
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / "b.tgz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / "c.tar.bz2").write_bytes(bz2.compress(plain.read_bytes()))
+    expected = [read_place(place, 10**9) for place in open_source(plain).places]
+    for name in ("b.tar.gz", "b.tgz", "c.tar.bz2"):
+        places = open_source(tmp_path / name).places
+        assert [read_place(place, 10**9) for place in places] == expected and name in places[0].name
+    with CropStream(open_source(tmp_path / "b.tgz"), replace(CONFIG, workers=1), say=lambda line: None) as stream:
+        assert same(next(iter(stream)), first_batches(open_source(plain), CONFIG, 1)[0]) and not stream.broken
+
+
+def test_unpacked_shards_go_when_the_process_ends(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(make_shard(tmp_path / "a.tar", photos).read_bytes()))
+    room = tmp_path / "room"
+    room.mkdir()
+    code = (
+        "import os, sys; from trainer.sources import open_source\n"
+        "assert len(open_source(sys.argv[1])) == 8 and os.listdir(os.environ['TMPDIR'])\n"
+    )
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(room)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "b.tar.gz")], env=here, check=True)
+    assert not list(room.iterdir())
+
+
+def test_what_grows_unlike_photos_is_not_unpacked(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SMALL_BYTES", 10_000)
+    with gzip.open(tmp_path / "bomb.tar.gz", "wb") as file:
+        file.write(bytes(10_000_000))
+    with pytest.raises(SeenitError, match="unpacks to more than"):
+        open_source(tmp_path / "bomb.tar.gz")
+    whole = gzip.compress(make_shard(tmp_path / "a.tar", photos).read_bytes())
+    (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SeenitError, match="fetch it again"):
+        open_source(tmp_path / "cut.tar.gz")
+
+
+def test_braces_stand_for_many_shards(photos: Path, tmp_path: Path) -> None:
+    for name in ("s-008.tar", "s-009.tar", "s-010.tar"):
+        make_shard(tmp_path / name, photos)
+    assert len(open_source(tmp_path / "s-{008..010}.tar")) == 24
+    with pytest.raises(SeenitError, match=r"nothing at .*s-011.tar"):
+        open_source(tmp_path / "s-{010..011}.tar")
+    (tmp_path / "s-{1,2}.tar").write_bytes((tmp_path / "s-008.tar").read_bytes())
+    assert len(open_source(tmp_path / "s-{1,2}.tar")) == 8  # a file of that very name
+
+
+def test_braces_are_those_of_shells() -> None:
+    assert expand_braces("{9..11}/{a,b}") == ["9/a", "9/b", "10/a", "10/b", "11/a", "11/b"]
+    assert expand_braces("{09..11}") == ["09", "10", "11"] and expand_braces("{,x}y") == ["y", "xy"]
+    assert expand_braces("{a}{}{1..b}{") == ["{a}{}{1..b}{"] and expand_braces("plain") == ["plain"]
+    for many in ("{0..99999999999}", "{0..9999}{0..9999}"):
+        with pytest.raises(SeenitError, match="too many names"):
+            expand_braces(many)
 
 
 def test_a_batch_larger_than_the_data_is_refused(photos: Path) -> None:

@@ -14,6 +14,7 @@ from conftest import draw_photo
 from safetensors.torch import load_file
 
 from trainer.config import Config, make_config
+from trainer.distributed import own_part, spread
 from trainer.train import train
 
 CHANGES = {
@@ -54,6 +55,27 @@ def run_all(pictures: Path, out: Path) -> None:
         train(pictures, out / name, config_of(name), resume=True, progress=False, say=quiet)
 
 
+def scaled_steps(out: Path) -> None:
+    """Two steps with loss scaling; in the first a gradient is infinite in the second process's shard only."""
+    network = torch.nn.Linear(4, 4)
+    spread(network, "fsdp", torch.device("cpu"), [], torch.float16)
+    optimiser, scaler = torch.optim.AdamW(network.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    moved = []
+    for overflows in (True, False):
+        optimiser.zero_grad()
+        scaler.scale(network(torch.ones(2, 4)).mean()).backward()
+        gradient = network.weight.grad
+        assert gradient is not None
+        if overflows and dist.get_rank() == 1:
+            own_part(gradient)[0, 0] = torch.inf
+        before = own_part(network.weight).detach().clone()
+        scaler.unscale_(optimiser)
+        scaler.step(optimiser)
+        scaler.update()
+        moved.append(not torch.equal(own_part(network.weight), before))
+    (out / f"scaled{dist.get_rank()}.json").write_text(json.dumps([*moved, scaler.get_scale()]))
+
+
 def quiet(line: str) -> None:
     pass
 
@@ -74,8 +96,9 @@ def outcomes(tmp_path_factory) -> tuple[Path, Path, Path]:
     here = Path(__file__).parent
     code = (
         "import sys, torch; from pathlib import Path; torch.set_num_threads(1)\n"
-        "from test_trainer_distributed import run_all\n"
+        "from test_trainer_distributed import scaled_steps, run_all\n"
         "run_all(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "scaled_steps(Path(sys.argv[2]))\n"
     )
     environment = {
         **os.environ,
@@ -140,3 +163,8 @@ def test_one_process_goes_on_from_the_snapshot_of_two(outcomes, tmp_path):
         alone, resumed = (load_file(o / "backbone.safetensors") for o in (one / "sinkhorn", out))
         for key, value in alone.items():
             torch.testing.assert_close(resumed[key], value, rtol=1e-3, atol=2e-4, msg=key)
+
+
+def test_what_overflows_in_one_shard_makes_all_skip_the_step(outcomes):
+    for rank in range(2):
+        assert json.loads((outcomes[2] / f"scaled{rank}.json").read_text()) == [False, True, 2.0**15]

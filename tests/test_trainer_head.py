@@ -16,10 +16,11 @@ from indexer.checkpoint import load_checkpoint, save_checkpoint
 from indexer.descriptor import Pooled, Recipe
 from indexer.errors import SeenitError
 from indexer.read_picture import Broken, Decoded, Job, Settings
+from indexer.rephotograph import _draw_quad, _homography, make_view
 from trainer.evaluate_views import PhotoViews, embed_views, view_retrieval
 from trainer.retrieval_head import gains, head_from, save_head, train_head, within_photo
 from trainer.sources import Place, open_source
-from trainer.views import _draw_quad, _homography, cut_views, make_view, view_job
+from trainer.views import cut_views, view_job
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 import io
 import json
 import re
+import sys
 import tarfile
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,10 +18,12 @@ from indexer.backbone import Backbone
 from indexer.checkpoint import build_model, load_checkpoint
 from indexer.errors import SeenitError
 from indexer.vit import Block, TokenFeatures
+from trainer.config import make_config
 from trainer.labelled import as_backbone
 from trainer.report import curve, read_metrics, write_report
 from trainer.show import Watched, cls_attention, feature_sheet, neighbour_sheet, patch_colours
 from trainer.sources import open_source
+from trainer.train import train
 
 
 @pytest.fixture
@@ -156,3 +160,29 @@ def test_watched_photos_are_the_same_each_time(photos: Path, tmp_path: Path, bac
     assert [path.name for path in paths] == ["step_0000012_features.png", "step_0000012_neighbours.png"]
     (tmp_path / "out" / "metrics.jsonl").write_text('{"step": 12, "loss": 1}\n')
     assert write_report(tmp_path / "out").read_text("utf-8").count("<img") == 2
+
+
+def test_metrics_go_to_tensorboard_where_it_is_installed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a writer that has the two methods used, in place of the package that is not needed here."""
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "run" / "tensorboard")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def close(self) -> None:
+            written.append(("closed", 0, 0))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    monkeypatch.setattr(module, "SummaryWriter", SummaryWriter, raising=False)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    small = {"steps": 2, "batch_size": 4, "num_local": 1, "prototypes": 16, "ibot_prototypes": 16}
+    train(photos, tmp_path / "run", make_config("tiny", changes=small), progress=False, say=lambda line: None)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    expected = [(name, value, line["step"]) for line in lines for name, value in line.items()]
+    assert len(lines) == 2 and written == [*expected, ("closed", 0, 0)]

@@ -183,7 +183,28 @@ def test_bad_input_is_told_in_one_line(pictures, tmp_path):
         with pytest.raises(SeenitError, match=message) as caught:
             run(source, tmp_path / "out", config)
         assert "\n" not in str(caught.value)
-        assert not (tmp_path / "out" / "backbone.safetensors").exists()
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not bound a process's memory so")
+def test_too_little_memory_is_told_in_one_line(pictures, tmp_path):
+    script = (
+        "import resource, sys, torch; torch.set_num_threads(1)\n"
+        "from test_trainer_resume import tiny, run\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 10**9,) * 2)\n"
+        "from pathlib import Path; from indexer.errors import SeenitError\n"
+        "try: run(Path(sys.argv[1]), Path(sys.argv[2]), tiny(prototypes=20_000_000))\n"
+        "except SeenitError as error: print(error)\n"
+    )
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    command = [sys.executable, "-c", script, str(pictures), str(tmp_path / "out")]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert told.stdout.startswith("no memory for 20,000,000 prototypes and a batch of 4 pictures on cpu: lower"), (
+        told.stderr
+    )
+    assert told.stdout.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_training_starts_from_a_backbone_and_its_architecture(pictures, tmp_path):

@@ -201,6 +201,21 @@ def test_recomputed_blocks_change_nothing_even_where_samples_drop_out():
     assert_same_gradients(found[0][1], found[1][1])
 
 
+def test_compiled_blocks_compute_the_same(monkeypatch):
+    """Traced with their gradients, as for every compiler; a run with the real one takes minutes to begin."""
+    compile_with = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_with(module, backend="aot_eager"))
+    config, architecture = config_with(), replace(TINY, drop_path=0.5)
+    student, teacher, batch = network(config, 1, architecture).train(), network(config, 2), batch_of(config)
+    found = []
+    for compiled in (False, True):
+        prepare_blocks(student.backbone, recompute=False, compiled=compiled)
+        torch.manual_seed(3)
+        found.append((step(student, teacher, config, batch).total, gradients(student)))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert_same_gradients(found[0][1], found[1][1])
+
+
 def test_centers_follow_the_teacher():
     config = config_with(targets="centering")
     student, teacher, batch = network(config, 1), network(config, 2), batch_of(config)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import draw_photo, save_tiny
 
+from indexer.backbone import Backbone
 from indexer.checkpoint import load_checkpoint
 from trainer.config import make_config
 from trainer.snapshot import latest_snapshot, load_snapshot
 from trainer.sources import open_source
 from trainer.train import train
-from trainer.trial import TrialScores, got_worse, split_source
+from trainer.trial import TrialScores, got_worse, prepare_trial, split_source
 from trainer.watch import ENOUGH, CollapseError, Signs, Watch, effective_rank
 
 SMALL = {
@@ -139,6 +140,19 @@ def test_held_out_photos_are_the_same_each_time_and_not_trained_on(pictures):
     assert not set(held.places) & set(train_part.places)
     assert split_source(source, 8, seed=0)[1] == held != split_source(source, 8, seed=1)[1]
     assert split_source(source, 30, seed=0) == (source, source)
+
+
+def test_a_backbone_that_says_the_same_of_every_photo_finds_none(pictures, tmp_path):
+    train_part, held = split_source(open_source(pictures), 8, seed=0)
+    trial = prepare_trial(train_part, held, size_px=56, patch_size=14, workers=0, seed=0)
+    assert trial is not None and trial.held.shape == (8, 3, 56, 56, 3) and len(trial.others) == 24
+    backbone = Backbone.load(save_tiny(tmp_path / "tiny.safetensors"), device="cpu", say=quiet)
+    good = trial.score(backbone)
+    assert good.retrieval > 0.2 and len(good.reciprocal_ranks) == 16
+    for parameter in backbone.model.parameters():
+        torch.nn.init.zeros_(parameter)
+    collapsed = trial.score(backbone)
+    assert collapsed.retrieval == pytest.approx(1 / 32) and got_worse(good, collapsed)
 
 
 def test_what_is_worse():

@@ -60,6 +60,8 @@ class Config:
     flip_probability: float = 0.5
     jitter_probability: float = 0.8  # brightness .4, contrast .4, saturation .2, hue .1
     grey_probability: float = 0.2
+    # Blur as published (Grill et al. 2020, and the call in the reference). Its code then applies it with one minus
+    # these, as its authors have confirmed, so the released weights saw 0, 0.9, 0.5: set those to repeat that.
     blur_first: float = 1.0  # probability of blur in the first global crop
     blur_second: float = 0.1  # in the second
     blur_local: float = 0.5  # in a local one
@@ -197,6 +199,7 @@ _SHARES = (
 
 NETWORKS = {
     "tiny": Architecture(patch_size=14, embed_dim=64, depth=3, num_heads=2),
+    "vitti14": Architecture(embed_dim=192, depth=12, num_heads=3),
     "vits14": Architecture(embed_dim=384, depth=12, num_heads=6),
     "vitb14": Architecture(embed_dim=768, depth=12, num_heads=12),
     "vitl14": Architecture(embed_dim=1024, depth=24, num_heads=16, ffn="swiglu"),

@@ -63,6 +63,20 @@ def augmentation_of(config: "Config") -> Augmentation:
     )
 
 
+def check_batch(num_pictures: int, config: "Config", world_size: int) -> None:
+    """SeenitError where a batch has more pictures than there are, or cannot be dealt out to the processes."""
+    if config.batch_size > num_pictures:
+        raise SeenitError(
+            f"a batch of {config.batch_size} pictures from {num_pictures}: set batch_size to {num_pictures} or less,"
+            " or give more pictures"
+        )
+    if config.batch_size % world_size:
+        raise SeenitError(
+            f"{config.batch_size} pictures do not divide among {world_size} processes;"
+            f" set batch_size to a multiple of {world_size}"
+        )
+
+
 class CropStream:
     """Endless batches; iterating yields batch number `position`, then the next.
 
@@ -88,16 +102,7 @@ class CropStream:
         preprocessing: Preprocessing = _IMAGENET,
         say: Callable[[str], object] = lambda line: print(line, file=sys.stderr),
     ) -> None:
-        if config.batch_size > len(source):
-            raise SeenitError(
-                f"a batch of {config.batch_size} pictures from {len(source)}: set batch_size to {len(source)} or less,"
-                " or give more pictures"
-            )
-        if config.batch_size % world_size:
-            raise SeenitError(
-                f"{config.batch_size} pictures do not divide among {world_size} processes;"
-                f" set batch_size to a multiple of {world_size}"
-            )
+        check_batch(len(source), config, world_size)
         self.position = position
         self.broken: dict[str, str] = {}
         self._source, self._config = source, config

@@ -6,6 +6,7 @@ device; gradients are averaged by DDP, or networks, gradients and optimiser are 
 
 import atexit
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def spread(
     blocks  the modules that FSDP gathers one at a time
     dtype   what FSDP computes in; DDP leaves this to autocast
 
-    FSDP shards the network in place; DDP gives a wrapper around it.
+    FSDP shards the network in place; DDP gives a wrapper around it. Loss scaling of float16 holds in both: what
+    overflows in one process's shard makes all skip the step.
     """
     if not is_spread():
         return network
@@ -129,6 +131,8 @@ def spread(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # outputs are views, of which it warns at every forward; nothing changes them in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
     for block in blocks:

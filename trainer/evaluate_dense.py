@@ -91,13 +91,24 @@ def embed_pairs(
     *,
     resolution: int = 448,
     workers: int | None = None,
+    progress: bool = False,
     say: Say = _say_to_stderr,
 ) -> DenseFeatures:
-    """Patch features of each readable picture, and its target brought to the same square by nearest neighbours."""
+    """Patch features of each readable picture, and its target brought to the same square by nearest neighbours.
+
+    progress  show a bar on stderr
+    """
     resolution = max(1, round(resolution / backbone.patch_size)) * backbone.patch_size
     patches: dict[int, Tensor] = {}
     batches = embed_pictures(
-        backbone, pairs.pictures, [backbone.depth - 1], mode="squash", resolution=resolution, workers=workers, say=say
+        backbone,
+        pairs.pictures,
+        [backbone.depth - 1],
+        mode="squash",
+        resolution=resolution,
+        workers=workers,
+        progress=progress,
+        say=say,
     )
     for indices, (output,) in batches:
         patches |= zip(indices, output.patches.half().cpu(), strict=True)

@@ -27,6 +27,7 @@ from .views import cut_views, view_job
 NUM_PHOTOS = 200
 NUM_VIEWS = 4
 LEAST_PHOTOS = 10  # below which a score says nothing
+JUDGED_DIFFICULTY = 2.0  # of views that backbones or heads are compared by: the usual ones are found too easily
 
 
 # n photos, V views of each, L parts of D channels (see indexer.descriptor)

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from indexer.backbone import Backbone
 from indexer.checkpoint import Preprocessing
@@ -113,16 +114,27 @@ def embed_labelled(
     resolution: int = 224,
     num_blocks: int = 4,
     workers: int | None = None,
+    progress: bool = False,
     say: Say = _say_to_stderr,
 ) -> LabelledFeatures:
-    """Features by the official protocol: the shorter side to 256, the middle 224 (or in proportion)."""
+    """Features by the official protocol: the shorter side to 256, the middle 224 (or in proportion).
+
+    progress  show a bar on stderr
+    """
     num_blocks = min(num_blocks, backbone.depth)
     layers = range(backbone.depth - num_blocks, backbone.depth)
     cls = torch.zeros(len(pictures.paths), num_blocks, backbone.embed_dim)
     mean = torch.zeros(len(pictures.paths), backbone.embed_dim)
     seen = []
     for indices, outputs in embed_pictures(
-        backbone, pictures.paths, layers, mode="crop", resolution=resolution, workers=workers, say=say
+        backbone,
+        pictures.paths,
+        layers,
+        mode="crop",
+        resolution=resolution,
+        workers=workers,
+        progress=progress,
+        say=say,
     ):
         cls[indices] = torch.stack([output.cls for output in outputs], 1).cpu()
         mean[indices] = outputs[-1].patches.mean(1).cpu()
@@ -141,6 +153,7 @@ def embed_pictures(
     mode: Mode = "crop",
     resolution: int = 224,
     workers: int | None = None,
+    progress: bool = False,
     say: Say = _say_to_stderr,
 ) -> Iterator[tuple[list[int], list[TokenFeatures]]]:
     """Batches of (which of the paths, their tokens after the layers asked), in the order in which they are decoded.
@@ -153,8 +166,12 @@ def embed_pictures(
         places.setdefault(path, []).append(index)
     size = max(1, round(BATCH_PIXELS / resolution**2))
     waiting: dict[tuple[int, ...], list[Decoded]] = {}
-    with DecodePool(workers, resolution=resolution, patch_size=patch, mode=mode) as pool:
+    with (
+        DecodePool(workers, resolution=resolution, patch_size=patch, mode=mode) as pool,
+        tqdm(total=len(places), unit="photo", disable=not progress, dynamic_ncols=True) as bar,
+    ):
         for outcome in pool.run(Job(path) for path in places):
+            bar.update(1)
             if not isinstance(outcome, Decoded):
                 say(f"left out {outcome.path}: {getattr(outcome, 'reason', type(outcome).__name__.lower())}")
                 continue

@@ -90,7 +90,8 @@ def ibot_loss(student: Tensor, targets: Tensor, weights: Tensor, num_crops: int,
 def koleo_loss(embeddings: Tensor, eps: float = 1e-8) -> Tensor:
     """Minus the mean log distance to the nearest neighbour: spreads embeddings out (Sablayrolles et al. 2019).
 
-    embeddings  (B, D)  neighbours are looked for among all processes' pictures
+    embeddings  (B, D)  neighbours are looked for among all processes' pictures, so that a run does not depend on how
+                        many there are; the reference looks among those of one process
     returns     scalar, the same in every process
     """
     with torch.autocast(embeddings.device.type, enabled=False):

@@ -26,12 +26,20 @@ from indexer.files import os_reason
 from indexer.tensor_file import read_tensors
 
 from .evaluate import format_table
-from .evaluate_views import LEAST_PHOTOS, NUM_VIEWS, PhotoViews, ViewScores, embed_views, view_ranks, view_retrieval
+from .evaluate_views import (
+    JUDGED_DIFFICULTY,
+    LEAST_PHOTOS,
+    NUM_VIEWS,
+    PhotoViews,
+    ViewScores,
+    embed_views,
+    view_ranks,
+    view_retrieval,
+)
 from .labelled import Say, _say_to_stderr
 from .sources import PictureSource, open_source
 
 HELD_OUT = 0.25  # share of the photos that the head is judged on
-JUDGED_DIFFICULTY = 2.0  # of the views that it is judged by; the usual ones are found too easily to tell heads apart
 NUM_PHOTOS = 1000
 
 

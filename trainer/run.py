@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -170,6 +170,21 @@ def choose_device(config: Config) -> torch.device:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise SeenitError(f"device {config.device!r} cannot be used: {reason[0]}; choose auto or cpu") from error
     return device
+
+
+@contextmanager
+def telling_of_memory(config: Config, device: torch.device) -> Iterator[None]:
+    """One line on what to lower where memory is short; on the CPU torch has no error of its own for that."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise SeenitError(
+            f"no memory for {config.prototypes:,} prototypes and a batch of {config.batch_size} pictures on {device}:"
+            " lower batch_size (accumulate makes up for it) or prototypes, or set checkpoint_blocks=true"
+        ) from error
 
 
 def make_vit(architecture: Architecture, state: dict[str, Tensor]) -> VisionTransformer:

@@ -1,14 +1,13 @@
 """Where training pictures are: folders, lists of paths, tar shards; and how a decoder process reads one and cuts it.
 
-A picture in a tar file is read where it lies: the shard is indexed once (name, place, size of each member) and never
-unpacked. Reading, decoding and cropping run in the decoder processes of `indexer`, so that a hostile file costs itself
-and nothing else. This module does not import torch: those processes import it.
+A picture in a tar file is read where it lies: the shard is indexed once (name, place, size of each member, see
+`shards.py`). Reading, decoding and cropping run in the decoder processes of `indexer`, so that a hostile file costs
+itself and nothing else. This module does not import torch: those processes import it.
 """
 
 import json
 import os
-import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +16,13 @@ import numpy as np
 
 from indexer.errors import PictureError, SeenitError
 from indexer.files import Unreadable, find_files, open_regular, os_reason
-from indexer.images import SNIFF_BYTES, Limits, Picture, decode, is_picture, sniff
+from indexer.images import Limits, Picture, decode, is_picture
 from indexer.preprocess import detail_px, preprocess
 from indexer.read_picture import Broken, Decoded, Job, Outcome, Settings
 from indexer.store import Metadata
 
 from .augment import Augmentation, cut_with_pillow, draw_views
+from .shards import expand_braces, index_shard, is_shard
 
 WHOLE_FILE = -1
 
@@ -56,8 +56,9 @@ def open_source(
 ) -> PictureSource:
     """Find the training pictures.
 
-    pictures      a folder (its pictures and tar shards, at any depth), a `.tar` shard, a text file with one path a
-                  line (relative ones start at the file's own folder), a picture, or several of these
+    pictures      a folder (its pictures and tar shards, at any depth), a tar shard (`.tar`, `.tar.gz`, `.tar.bz2`),
+                  many of them as `shard-{000..009}.tar`, a text file with one path a line (relative ones start at the
+                  file's own folder), a picture, or several of these
     exclude_dirs  folders to leave out, such as the one that the run writes to
 
     What a folder holds is told by content; listed files are taken on trust and read when their turn comes.
@@ -65,8 +66,7 @@ def open_source(
     """
     given = [pictures] if isinstance(pictures, (str, Path)) else list(pictures)
     places: list[Place] = []
-    for one in given:
-        path = os.path.abspath(os.path.expanduser(os.fspath(one)))
+    for path in _named(given):
         if os.path.isdir(path):
             for found in find_files([path], exclude_dirs=exclude_dirs):
                 if not isinstance(found, Unreadable):
@@ -158,28 +158,18 @@ def decoded_place(name: str, place: Place, target_px: int, limits: Limits) -> Pi
         return Broken(name, os_reason(error), 0, 0)
 
 
+def _named(given: Iterable[str | Path]) -> Iterator[str]:
+    """Absolute paths; braces are expanded unless there is something of that very name."""
+    for one in given:
+        path = os.path.abspath(os.path.expanduser(os.fspath(one)))
+        yield from [path] if os.path.exists(path) else expand_braces(path)
+
+
 def _pictures_in(path: str) -> list[Place]:
     """The picture at a path, or those in the tar file there; none if it is neither."""
-    if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise SeenitError(f"{path} is compressed and cannot be read from the middle; unpack it to a plain .tar")
-    if path.lower().endswith(".tar"):
-        return _index_shard(path)
+    if is_shard(path):
+        return [Place(*member) for member in index_shard(path)]
     return [Place(path)] if is_picture(path) else []
-
-
-def _index_shard(path: str) -> list[Place]:
-    places = []
-    try:
-        with open(path, "rb") as raw, tarfile.open(path, "r:") as shard:
-            for member in shard:
-                if not member.isreg() or member.issparse():
-                    continue
-                raw.seek(member.offset_data)
-                if sniff(raw.read(min(SNIFF_BYTES, member.size))) is not None:
-                    places.append(Place(path, member.offset_data, member.size, member.name))
-    except (OSError, tarfile.TarError) as error:
-        raise SeenitError(f"cannot read the shard {path}: {error}; fetch it again or leave it out") from error
-    return places
 
 
 def _read_list(path: str) -> list[str]:

@@ -24,7 +24,7 @@ from indexer.backbone import say_to_stderr
 from indexer.errors import SeenitError
 
 from .config import Config
-from .data import CropBatch, CropStream
+from .data import CropBatch, CropStream, check_batch
 from .distributed import agree, join_world, reshard, sum_over_processes, wait_for_all, whole, without_sync
 from .masking import draw_masks
 from .optim import Pace, clip_gradients, follow, pace_at, set_pace
@@ -39,7 +39,7 @@ from .results import (
     write_metrics,
     write_results,
 )
-from .run import Run, choose_device, read_backbone, settle_learning, start_run
+from .run import Run, choose_device, read_backbone, settle_learning, start_run, telling_of_memory
 from .snapshot import latest_snapshot, snapshot_path
 from .sources import PictureSource, open_source
 from .student_teacher import Batch, FeatureTeacher, Losses, compute_losses
@@ -96,12 +96,14 @@ def train(
     world = join_world(device.type)
     with ExitStack() as cleanup:
         cleanup.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        cleanup.enter_context(telling_of_memory(config, device))
         say = say if world.leads else _say_nothing
         source = open_source(pictures, exclude_dirs=[out])
         origin = None if from_backbone is None else read_backbone(from_backbone)
         held = source
         if origin is not None:
             source, held = split_source(source, config.batch_size, config.seed)
+        check_batch(len(source), config, world.size)
         run = start_run(config, origin, device, world)
         snapshots = out / "snapshots"
         last = latest_snapshot(snapshots)
@@ -117,13 +119,7 @@ def train(
             cleanup.callback(close_board, run.board)
             comparison = None if origin is None else compare_before(run, origin, source, held, say)
             shows = Shows(run, source, labelled, out)
-        try:
-            stopped, rate = _loop(run, source, out, progress, stop, say, shows)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise SeenitError(
-                f"no memory for a batch of {config.batch_size} pictures on {device}:"
-                " lower batch_size (accumulate makes up for it), or set checkpoint_blocks=true"
-            ) from error
+        stopped, rate = _loop(run, source, out, progress, stop, say, shows)
         if not stopped:
             state = {name: whole(value).cpu() for name, value in run.average.state_dict().items()}
             if world.leads:

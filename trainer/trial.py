@@ -1,8 +1,8 @@
 """Whether training helped: photos that it did not see, scored by the backbone before and after.
 
 Two questions are asked of the same pictures each time. Is a photo found again among others when it is photographed
-anew (another perspective, other light)? And, where the photos lie in one folder a class, do its nearest neighbours
-tell its class?
+anew (another perspective, other light), by the descriptor that an index would make? And, where the photos lie in one
+folder a class, do the nearest neighbours of its CLS tell its class?
 """
 
 import math
@@ -12,14 +12,16 @@ from pathlib import PurePath
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from indexer import descriptor
 from indexer.backbone import Backbone
 from indexer.decode_pool import DecodePool
+from indexer.descriptor import Pooled, Recipe
 from indexer.read_picture import Decoded, Job, Outcome, Settings
 
 from .evaluate import knn
+from .evaluate_views import JUDGED_DIFFICULTY, PhotoViews, view_ranks
 from .labelled import LabelledFeatures
 from .sources import PictureSource
 from .views import cut_views, view_job
@@ -36,7 +38,7 @@ CHUNK = 16  # pictures that are embedded together
 class TrialScores:
     """What one backbone reached."""
 
-    reciprocal_ranks: Tensor  # (Q,), of the right photo for each view
+    reciprocal_ranks: Tensor  # of the right photo for each view
     knn: float | None  # accuracy in [0, 1]; None where there are no classes
     num_held: int
 
@@ -50,26 +52,28 @@ class TrialScores:
         return f"retrieval {self.retrieval:.3f} (mean reciprocal rank){classes}"
 
 
+# n photos held out, V views of each, m others, S side in pixels, D channels, L parts of a descriptor
 @dataclass(frozen=True)
 class Trial:
-    """Decoded pictures with their questions; Q = VIEWS * number of held photos."""
+    """Decoded pictures with their questions."""
 
-    held: np.ndarray  # (n, S, S, 3) uint8, photos to be found
-    views: np.ndarray  # (Q, S, S, 3) uint8, the same photos taken anew, VIEWS behind each other for each photo
+    held: np.ndarray  # (n, 1 + V, S, S, 3) uint8, each photo and behind it the same taken anew
     others: np.ndarray  # (m, S, S, 3) uint8
     held_labels: tuple[str, ...]
     other_labels: tuple[str, ...]
 
     def score(self, backbone: Backbone) -> TrialScores:
-        held, views, others = (_embed(backbone, pixels) for pixels in (self.held, self.views, self.others))
-        mean = torch.cat([held, others]).mean(0)  # it is the same in every photo, and in some backbones most of them
-        held, views, others = held - mean, views - mean, others - mean
-        gallery = F.normalize(torch.cat([held, others]), dim=1)  # (n + m, D)
-        cosines = F.normalize(views, dim=1) @ gallery.T  # (Q, n + m)
-        right = torch.arange(len(views)) // VIEWS  # (Q,)
-        # an equal score counts as a better one: who says the same of every photo finds none
-        ranks = (cosines >= cosines[torch.arange(len(views)), right, None]).sum(1)  # (Q,)
-        return TrialScores(1 / ranks.float(), self._knn(held, others), len(self.held))
+        """Statistics are those of the photos searched, without a prior: the trained backbone has none of its own."""
+        num_held, num_views = self.held.shape[:2]
+        seen, cls = _embed(backbone, np.concatenate([self.held.reshape(-1, *self.held.shape[2:]), self.others]))
+        border = num_held * num_views
+        views = seen.parts[:border].unflatten(0, (num_held, num_views))  # (n, 1 + V, L, D)
+        photos = [*range(0, border, num_views), *range(border, len(cls))]  # (n + m,), those without the views
+        searched = Pooled(seen.parts[photos], seen.tokens[photos], seen.positions[photos])
+        recipe = Recipe()
+        ranks = view_ranks(PhotoViews(searched, views, recipe), descriptor.fit([searched], recipe), seen.parts[border:])
+        gallery = cls[photos] - cls[photos].mean(0)  # the mean says nothing, and in some backbones is most of a CLS
+        return TrialScores(1 / ranks.flatten().float(), self._knn(gallery[:num_held], gallery[num_held:]), num_held)
 
     def _knn(self, held: Tensor, others: Tensor) -> float | None:
         classes = tuple(sorted(set(self.other_labels)))
@@ -103,7 +107,8 @@ def prepare_trial(
     seen = set(held.places)
     others = PictureSource(tuple(place for place in train.places[::step] if place not in seen)[:MOST_OTHERS])
     jobs = [
-        view_job(f"held {n}", place, held.places[n - 1], (seed, n), VIEWS) for n, place in enumerate(held.places)
+        view_job(f"held {n}", place, held.places[n - 1], (seed, n), VIEWS, JUDGED_DIFFICULTY)
+        for n, place in enumerate(held.places)
     ] + [view_job(f"other {n}", place, place, (seed, n), 0) for n, place in enumerate(others.places)]
     settings = Settings(size_px, patch_size, "squash")
     pixels = {o.path: o.pixels for o in _cut(jobs, settings, workers) if isinstance(o, Decoded)}
@@ -111,11 +116,10 @@ def prepare_trial(
     beside = [n for n in range(len(others)) if f"other {n}" in pixels]
     if len(found) + len(beside) < 2 or not found:
         return None
-    stacks = np.stack([pixels[f"held {n}"] for n in found])  # (n, 1 + VIEWS, S, S, 3)
+    stacks = np.stack([pixels[f"held {n}"] for n in found])  # (n, 1 + V, S, S, 3)
     empty = np.empty((0, *stacks.shape[2:]), np.uint8)
     return Trial(
-        held=stacks[:, 0],
-        views=stacks[:, 1:].reshape(-1, *stacks.shape[2:]),
+        held=stacks,
         others=np.concatenate([empty, *(pixels[f"other {n}"] for n in beside)]),
         held_labels=tuple(_folder_of(held, n) for n in found),
         other_labels=tuple(_folder_of(others, n) for n in beside),
@@ -141,13 +145,21 @@ def _cut(jobs: list[Job], settings: Settings, workers: int) -> Iterable[Outcome]
         return list(pool.run(jobs))
 
 
-def _embed(backbone: Backbone, pixels: np.ndarray) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, D) CLS, on the CPU."""
-    parts = [pixels[at : at + CHUNK] for at in range(0, len(pixels), CHUNK)]
-    last = [backbone.depth - 1]
-    return torch.cat(
-        [torch.empty(0, backbone.embed_dim), *(backbone.intermediate(part, last)[0].cls.cpu() for part in parts)]
+def _embed(backbone: Backbone, pixels: np.ndarray) -> tuple[Pooled, Tensor]:
+    """What the index keeps of (B, S, S, 3) uint8 before its statistics, and the deepest CLS that it reads, (B, D)."""
+    recipe = Recipe()
+    layers = recipe.layers_of(backbone.depth)
+    pooled, cls = [], []
+    for at in range(0, len(pixels), CHUNK):
+        features = backbone.intermediate(pixels[at : at + CHUNK], layers)
+        pooled.append(descriptor.pool(features, recipe, backbone.depth))
+        cls.append(features[-1].cls.cpu())
+    whole = Pooled(
+        torch.cat([one.parts for one in pooled]),
+        torch.cat([one.tokens for one in pooled]),
+        torch.cat([one.positions for one in pooled]),
     )
+    return whole, torch.cat(cls)
 
 
 def _labelled(vectors: Tensor, labels: Iterable[str], classes: tuple[str, ...]) -> LabelledFeatures:

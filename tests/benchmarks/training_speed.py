@@ -1,12 +1,14 @@
-"""How fast a training step is and what it needs: packed against unpacked, recomputed, compiled; and its operations.
+"""How fast a training step is, packed against unpacked, recomputed, compiled; and the two engines that cut crops.
 
-    python tests/benchmarks/training_speed.py [--arch vits14] [--batch 4] [--rounds 3] [--device cpu]
-        [--precision float32] [--compile] [--threads N] [--set KEY=VALUE ...]
+    python tests/benchmarks/training_speed.py [--arch vits14] [--batch 2] [--rounds 3] [--device cpu]
+        [--precision float32] [--compile] [--threads N] [--engines] [--set KEY=VALUE ...]
 
 Crops are random numbers of the preset's sizes, prototypes as many as it has: what is measured is the step (teacher,
 student, losses, backward, clipping, AdamW, moving average) without the data. Ways take turns, medians are printed;
 memory is the peak of each way in a process of its own. The ways of an accelerator (--device cuda, bfloat16, --compile)
-are the same code.
+are the same code. --engines measures on one core how many pictures a second are cropped and distorted, decoding left
+out, and nothing else. What a step must compute and hold is in training_operations.py. On two cores the defaults take
+about two minutes, --compile another one, --engines half a minute.
 """
 
 import argparse
@@ -20,15 +22,21 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from PIL import Image
 
 from indexer.vit import VisionTransformer
+from trainer.augment import cut_with_pillow, draw_views
+from trainer.augment_torch import cut_with_torch
 from trainer.config import Config, make_config
+from trainer.data import augmentation_of
 from trainer.masking import draw_masks
 from trainer.optim import clip_gradients, follow, make_optimiser, pace_at, set_pace
 from trainer.run import DTYPES
-from trainer.student_teacher import Batch, Centers, Network, compute_losses, make_network, prepare_blocks
+from trainer.student_teacher import Batch, Centers, compute_losses, make_network, prepare_blocks
+
+ENGINE_PICTURES = 16
 
 
 def make_step(config: Config, device: torch.device) -> Callable[[], None]:
@@ -79,19 +87,26 @@ def ways_of(config: Config) -> dict[str, Config]:
     return ways
 
 
-def count_operations(config: Config) -> float:
-    """Multiplications and additions of matrix products and convolutions in one update, forward and backward."""
-    step = make_step(replace(config, compile=False), torch.device("cpu"))
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
+def engines_of(config: Config, count: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Both engines on the same decoded pictures of 375 x 500 pixels and the same draws, all crops of each."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 15, 20, 3), dtype=np.uint8)
+    pictures = [np.asarray(Image.fromarray(blocks).resize((500, 375))) for blocks in coarse]
+    augmentation = augmentation_of(config)
+    views = np.stack([draw_views(rng, 375, 500, augmentation) for _ in pictures])  # (count, V)
+    torch.set_num_threads(1)
 
+    def with_pillow() -> None:
+        for picture, table in zip(pictures, views, strict=True):
+            cut_with_pillow(picture, table, augmentation.crops)
 
-def count_weights(config: Config) -> int:
-    with torch.device("meta"):
-        network = Network(VisionTransformer(config.architecture()), torch.nn.Identity(), None)
-        whole = make_network(network.backbone, config)
-    return sum(parameter.numel() for parameter in whole.parameters())
+    def with_torch() -> None:
+        cut_with_torch(pictures, views[:, :2], config.global_size, device)
+        cut_with_torch(pictures, views[:, 2:], config.local_size, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return {"pillow": with_pillow, "torch": with_torch}
 
 
 def peak_memory(arguments: list[str], way: str) -> float:
@@ -118,12 +133,13 @@ def own_peak(step: Callable[[], None], device: torch.device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="vits14")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--engines", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -144,27 +160,35 @@ def main() -> None:
         print(own_peak(make_step(ways[given.memory_of], device), device))
         return
 
+    if given.engines:
+        report(medians(engines_of(config, ENGINE_PICTURES, torch.device(given.device)), given.rounds), ENGINE_PICTURES)
+        return
     # first of all: Linux counts what this process has used as its children's
     peaks = {name: peak_memory(sys.argv[1:], name) for name in ways}
-    steps = {name: make_step(way, device) for name, way in ways.items()}
-    for step in steps.values():
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(given.rounds):
-        for name, step in steps.items():
+    seconds = medians({name: make_step(way, device) for name, way in ways.items()}, given.rounds)
+    report(seconds, config.batch_size, peaks)
+
+
+def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each way; they take turns, after one round that does not count."""
+    for run in ways.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, run in ways.items():
             started = time.perf_counter()
-            step()
+            run()
             times[name].append(time.perf_counter() - started)
-    steps.clear()
-    speed = {name: config.batch_size / statistics.median(values) for name, values in times.items()}
-    for name, value in speed.items():
-        line = {"way": name, "images_per_s": round(value, 3), "over_unpacked": round(value / speed["unpacked"], 3)}
-        print(json.dumps(line | {"peak_gb": round(peaks[name] / 1e9, 2)}))
-    weights = count_weights(config)
-    flop = count_operations(replace(config, batch_size=1, packed=True)) if device.type == "cpu" else float("nan")
-    print(json.dumps({"gflop_per_picture": round(flop / 1e9, 1), "weights_m": round(weights / 1e6, 1)}))
-    # student's weights and gradients, two moments and the teacher, 4 bytes each
-    print(json.dumps({"state_gb": round(5 * 4 * weights / 1e9, 2)}))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(seconds: dict[str, float], pictures: int, peaks: dict[str, float] | None = None) -> None:
+    """One line of JSON a way; the others are held against the first."""
+    first = next(iter(seconds))
+    for name, value in seconds.items():
+        line: dict[str, object] = {"way": name, "images_per_s": round(pictures / value, 3)}
+        line[f"over {first}"] = round(seconds[first] / value, 3)
+        print(json.dumps(line | ({"peak_gb": round(peaks[name] / 1e9, 2)} if peaks else {})))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""What the kernel for sequences of different lengths is given: it runs on CUDA only, its slow twin runs here."""
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from indexer import attention as attention_module
+from indexer.vit import Architecture, VisionTransformer
+
+real_kernel = attention_module.varlen_attn
+pytestmark = pytest.mark.skipif(real_kernel is None, reason="this torch has no attention for different lengths")
+LAYOUT = ((4, 17), (1, 9), (6, 5))
+
+
+def slow_kernel(*given: object) -> Tensor:
+    """What torch documents of its kernel, one sequence at a time."""
+    call = inspect.signature(real_kernel).bind(*given).arguments
+    query, key, value = (call[name] for name in ("query", "key", "value"))
+    borders = call["cu_seq_q"]
+    assert torch.equal(borders, call["cu_seq_k"]) and borders.dtype == torch.int32
+    lengths = borders.diff().tolist()
+    assert borders[0] == 0 and sum(lengths) == len(query) and max(lengths) == call["max_q"] == call["max_k"]
+    parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+    return torch.cat(
+        [F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in part)).transpose(0, 1) for part in parts]
+    )
+
+
+def test_borders_are_where_images_begin_and_the_last_one_ends():
+    lengths = [length for images, length in LAYOUT for _ in range(images)]
+    expected = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+    assert attention_module._borders(LAYOUT, torch.device("cpu")).tolist() == expected
+
+
+def test_the_kernel_is_given_what_the_plain_path_computes(monkeypatch):
+    monkeypatch.setattr(attention_module, "varlen_attn", slow_kernel)
+    torch.manual_seed(0)
+    qkv = torch.randn(4 * 17 + 9 + 6 * 5, 3, 2, 16, requires_grad=True)
+    gradients = []
+    for compute in (attention_module._varlen_attention, attention_module._torch_attention):
+        (gradient,) = torch.autograd.grad(compute(*qkv.unbind(1), LAYOUT).square().sum(), qkv)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_packed_forward_uses_it_for_crops_of_two_sizes_only(monkeypatch):
+    calls = []
+
+    def counting_kernel(*given: object) -> Tensor:
+        calls.append(given)
+        return slow_kernel(*given)
+
+    torch.manual_seed(0)
+    model = VisionTransformer(Architecture(embed_dim=32, depth=2, num_heads=2, image_size=56))
+    large, small = torch.randn(2, 3, 56, 56), torch.randn(3, 3, 28, 28)
+    plain = model.forward_packed([large, small])
+    monkeypatch.setattr(attention_module, "varlen_attn", counting_kernel)
+    monkeypatch.setattr(attention_module, "_has_varlen", lambda query: True)
+    packed = model.forward_packed([large, small])
+    assert len(calls) == 2  # one a block
+    for ours, expected in zip(packed, plain, strict=True):
+        torch.testing.assert_close(ours.patches, expected.patches)
+    model(large)
+    assert len(calls) == 2
+
+
+def test_tensors_on_the_cpu_or_in_full_precision_do_not_go_there():
+    for device, dtype in (("cpu", torch.bfloat16), ("meta", torch.bfloat16)):
+        assert not attention_module._has_varlen(torch.empty(4, 2, 16, dtype=dtype, device=device))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not there")
+def test_on_cuda_it_is_the_plain_path():
+    query, key, value = torch.randn(4 * 17 + 9 + 6 * 5, 3, 2, 64, device="cuda", dtype=torch.bfloat16).unbind(1)
+    assert attention_module._has_varlen(query)
+    ours = attention_module._varlen_attention(query, key, value, LAYOUT)
+    torch.testing.assert_close(ours, attention_module._torch_attention(query, key, value, LAYOUT), rtol=0, atol=0.02)
