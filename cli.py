@@ -15,11 +15,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from indexer.backbone import Backbone
     from indexer.errors import PictureError
     from indexer.sync import Summary
@@ -41,7 +43,8 @@ app = typer.Typer(
 backbone_app = typer.Typer(help="The networks that describe pictures: list, import, path.", no_args_is_help=True)
 tag_app = typer.Typer(help="Words of your own on pictures, to search among: add, remove, list.", no_args_is_help=True)
 evaluate_app = typer.Typer(
-    help="How good a backbone's features are: knn, linear, fewshot, segmentation, depth.", no_args_is_help=True
+    help="How well things are found (retrieval), and how good a backbone's features are (the others).",
+    no_args_is_help=True,
 )
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(evaluate_app, name="evaluate")
@@ -108,6 +111,10 @@ def index(
     resolution: Annotated[
         int | None, typer.Option(metavar="PX", help="Pictures are seen at about PX x PX pixels. [224]")
     ] = None,
+    tokens: Annotated[
+        Literal["compact", "balanced", "full"] | None,
+        typer.Option(help="Patches kept of each picture, for reranking: 1, 3 or 49 kB. [balanced]"),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -122,6 +129,7 @@ def index(
     """
     from indexer.last_index import find_index, remember_index
     from indexer.sync import default_index, sync_folder
+    from retrieval.calibrate import calibrate
 
     folders = folders or []
     location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=_say)
@@ -133,6 +141,7 @@ def index(
                 location,
                 backbone=loaded,
                 resolution=resolution,
+                tokens=tokens,
                 workers=workers,
                 dry_run=dry_run,
                 allow_empty=allow_empty,
@@ -142,6 +151,8 @@ def index(
             )
             if not dry_run and summary.pictures:
                 remember_index(location)
+            if not dry_run and summary.pictures and not summary.interrupted:
+                calibrate(location, stop=stop.is_set, say=_say)
             print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
             if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
                 break
@@ -228,7 +239,10 @@ def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Ev
 
 @app.command(epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html results.html --open")
 def search(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The query; a folder with --batch.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="The query; several are views of one thing; a folder with --batch."),
+    ],
     index: IndexOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many results.")] = 10,
     region: Annotated[
@@ -240,7 +254,19 @@ def search(
     rerank: Annotated[
         bool | None, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches. [on]")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare with every picture instead of the graph.")] = False,
+    like: Annotated[list[Path] | None, typer.Option(metavar="IMAGE", help="A result that was right.")] = None,
+    unlike: Annotated[
+        list[Path] | None, typer.Option("--not", metavar="IMAGE", help="A result that was wrong.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with every picture, and rerank all of them up to 10,000.")
+    ] = False,
+    expand: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Ask again with the N first results mixed into the query.")
+    ] = 0,
+    augment: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Compare each candidate together with its N neighbours.")
+    ] = 0,
     include_self: Annotated[bool, typer.Option("--include-self", help="Keep the query's own file in.")] = False,
     under: Annotated[list[str] | None, typer.Option(metavar="SUBFOLDER", help="Only below this folder.")] = None,
     after: Annotated[str | None, typer.Option(metavar="DATE", help="Taken then or later: 2023, 2023-05-01.")] = None,
@@ -260,11 +286,12 @@ def search(
     box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
     moments = (_moment(after, "--after"), _moment(before, "--before"))
     place = _numbers(near, 3, "--near", "LAT,LON,KM") if near else None
-    if len(images) > 1 and not batch:
-        raise typer.BadParameter("several pictures are several queries: add --batch", param_hint="IMAGE...")
+    together = len(images) > 1 or bool(like or unlike)
+    if batch and (like or unlike):
+        raise typer.BadParameter("--like and --not belong to one query, not to --batch", param_hint="--batch")
     from indexer.last_index import find_index
     from indexer.store import Where
-    from retrieval.search import RERANK_BY_DEFAULT, Searcher
+    from retrieval.search import RERANK_BY_DEFAULT, Searcher, Together
 
     location = find_index(index, images, say=_say)
     with Searcher.open(location, say=_say) as searcher:
@@ -280,16 +307,21 @@ def search(
             _say(
                 f"{_count(waiting, 'picture')} of the index await refitting; to finish: seenit index --index {location}"
             )
-        queries = list(_query_files(images)) if batch else list(images)
-        answers = searcher.search_files(
-            queries,
-            top,
-            region=box,
-            where=where,
-            rerank=RERANK_BY_DEFAULT if rerank is None else rerank,
-            exact=exact,
-            include_self=include_self,
-        )
+        options: dict[str, Any] = {
+            "where": where,
+            "rerank": RERANK_BY_DEFAULT if rerank is None else rerank,
+            "exact": exact,
+            "include_self": include_self,
+            "expand": expand,
+            "augment": augment,
+        }
+        answers: Iterator[tuple[str, list[Result] | PictureError]]
+        if batch or not together:
+            queries = list(_query_files(images)) if batch else list(images)
+            answers = searcher.search_files(queries, top, region=box, **options)
+        else:
+            query = Together(tuple(images), tuple(like or ()), tuple(unlike or ()))
+            answers = iter([(str(images[0]), searcher.search(query, top, region=box, **options))])
         failed = _show(answers, searcher, batch, as_json, html, open_page, sheet, box)
     if failed:
         sys.exit(1)
@@ -378,6 +410,73 @@ def _folder_keys(searcher: "Searcher", folder: str) -> list[str]:
     raise SeenitError(f"--under {folder}: no such folder in this index; it mirrors {known}")
 
 
+# ---- explain ----
+
+
+@app.command(epilog="Example: seenit explain photo.jpg found.jpg -o match.png")
+def explain(
+    query: Annotated[Path, typer.Argument(metavar="QUERY", help="The picture that was searched with.")],
+    result: Annotated[
+        Path | None, typer.Argument(metavar="RESULT", help="A picture to hold against it; none: look at QUERY alone.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw it: .png, .jpg.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to point at.")] = None,
+    index: IndexOption = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Only this part of the query: pixels, or fractions of 1.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Why two pictures are believed to show the same thing, or not; of one picture, what the descriptor looks at."""
+    numbers = _numbers(region, 4, "--region", "X,Y,W,H") if region else None
+    if result is None and (region or as_json):
+        raise typer.BadParameter("--region and --json need a RESULT", param_hint="RESULT")
+    if result is None and output is None and html is None:
+        raise typer.BadParameter("one picture is drawn: add -o FILE or --html FILE", param_hint="QUERY")
+    from indexer.last_index import find_index
+    from retrieval.search import Searcher
+
+    with Searcher.open(find_index(index, [query], say=_say), say=_say) as searcher:
+        made_by = [f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"]
+        if result is None:
+            from retrieval.explain_page import write_look_page
+            from retrieval.look import draw_picture
+            from retrieval.whole_file import save_picture
+
+            drawn = draw_picture(_photo(query), searcher.look(query))
+            if output is not None:
+                save_picture(drawn, output)
+            if html is not None:
+                write_look_page(html, drawn, title=str(query.resolve()), made_by=made_by)
+        else:
+            from retrieval.explain import draw_match
+            from retrieval.explain_page import write_explain_page
+            from retrieval.present import explained_json
+            from retrieval.whole_file import save_picture
+
+            box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
+            found = searcher.explain(query, result, region=box)
+            parts = (_photo(query), _photo(result), found.evidence, found.query_heat, found.picture_heat)
+            if output is not None:
+                save_picture(draw_match(*parts, titles=(str(query), str(result))), output)
+            if html is not None:
+                titles = (str(query.resolve()), str(result.resolve()))
+                write_explain_page(html, *parts, titles=titles, made_by=made_by)
+            print(explained_json(str(query), str(result), found.evidence) if as_json else found.evidence.in_words)
+    for path in (output, html):
+        if path is not None:
+            _say(f"wrote {path}")
+
+
+def _photo(path: Path) -> "Image.Image":
+    """A picture as fine as it is drawn."""
+    from PIL import Image
+
+    from indexer.images import decode_file
+
+    return Image.fromarray(decode_file(path, target_px=800).pixels)
+
+
 # ---- info, copy, demo ----
 
 
@@ -427,7 +526,7 @@ def info(
         facts["backbone"] = f"{manifest.backbone} ({manifest.backbone_hash[:8]})"
         del facts["backbone_hash"], facts["descriptor"]  # the one is shown in short, the other is for programs
         facts["size on disk"] = facts.pop("bytes")
-        facts["dimensions"] = f"global {schema.global_dim}, patches {schema.token_dim}" if schema else "-"
+        facts["dimensions"] = f"global {schema.global_dim}" if schema else "-"
         for name, value in facts.items():
             print(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
 
@@ -609,6 +708,41 @@ def _as_pictures(photos: Sequence[Path]) -> str | list[str | Path]:
     return str(photos[0]) if len(photos) == 1 else list(photos)
 
 
+@evaluate_app.command(
+    "retrieval", epilog="Example: seenit evaluate retrieval landmarks/manifest.csv --distractors others/manifest.csv"
+)
+def evaluate_retrieval(
+    sets: Annotated[
+        list[Path],
+        typer.Argument(metavar="MANIFEST...", help="manifest.csv (path, role, instance), gnd_*.pkl, ILIAS's folder."),
+    ],
+    distractors: Annotated[
+        Path | None, typer.Option(metavar="MANIFEST|FOLDER", help="Pictures to add to every gallery.")
+    ] = None,
+    index: IndexOption = None,
+    backbone: BackboneOption = "auto",
+    resolution: Annotated[int | None, typer.Option(metavar="PX", help="For a new index. [224]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recall, mAP and trust in matches on photos with known answers, for every way to search side by side.
+
+    Each gallery is indexed into a temporary folder, or kept at --index, which must then hold nothing else.
+    """
+    from retrieval.evaluate import evaluate_retrieval as evaluate
+    from retrieval.evaluate import scores_table
+
+    scores = evaluate(
+        sets,
+        distractors=distractors,
+        index=index,
+        backbone=backbone,
+        resolution=resolution,
+        progress=not as_json and sys.stderr.isatty(),
+        say=_say,
+    )
+    print(json.dumps([one.as_json() for one in scores]) if as_json else scores_table(scores))
+
+
 @evaluate_app.command("knn", epilog="Example: seenit evaluate knn photos/train photos/val")
 def evaluate_knn(
     train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
@@ -671,8 +805,8 @@ def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "
 
     known = read_labelled(train_photos)
     asked = read_labelled(val_photos, known.classes)
-    loaded = Backbone.load(backbone, say=_say)
-    return embed_labelled(loaded, known, say=_say), embed_labelled(loaded, asked, say=_say)
+    loaded, progress = Backbone.load(backbone, say=_say), sys.stderr.isatty()
+    return tuple(embed_labelled(loaded, pictures, progress=progress, say=_say) for pictures in (known, asked))
 
 
 def _dense_features(backbone: str, folder: Path, kind: Literal["masks", "depth"], resolution: int) -> "DenseFeatures":
@@ -681,7 +815,8 @@ def _dense_features(backbone: str, folder: Path, kind: Literal["masks", "depth"]
     from trainer.labelled import read_pairs
 
     pairs = read_pairs(folder, kind)
-    return embed_pairs(Backbone.load(backbone, say=_say), pairs, resolution=resolution, say=_say)
+    loaded, progress = Backbone.load(backbone, say=_say), sys.stderr.isatty()
+    return embed_pairs(loaded, pairs, resolution=resolution, progress=progress, say=_say)
 
 
 def _print_scores(scores: "Scores", as_json: bool) -> None:

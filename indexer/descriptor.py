@@ -45,9 +45,10 @@ class Recipe:
     mean_depths: tuple[float, ...] = (10 / 12, 9 / 12)  # where the mean of the patches is read
     global_dim: int = 512  # at most; a small backbone has fewer
     shrinkage: float = 0.05  # share of a layer's mean variance that is added to all its variances before whitening
-    token_depth: float = 9 / 12  # where patch tokens are read
-    token_dim: int = 96  # at most
-    num_tokens: int = 64  # patches kept of each picture; a tiny picture has fewer
+    token_depth: float = 8 / 12  # where patch tokens are read
+    token_dim: int = 192  # at most; a small backbone has fewer
+    num_tokens: int = 64  # patches kept of each picture; a small grid has fewer
+    token_bits: int = 2  # of each number of a token as it is stored
 
     @property
     def version(self) -> str:
@@ -58,6 +59,14 @@ class Recipe:
         """The blocks to ask of `VisionTransformer.intermediate`, ascending, the first is 0."""
         depths = (*self.cls_depths, *self.mean_depths, self.token_depth)
         return sorted({_block(fraction, depth) for fraction in depths})
+
+
+# How much of its patches a picture keeps, by the name that a user gives it: bytes a picture, at 192 numbers a token
+RECIPES = {
+    "compact": Recipe(num_tokens=40, token_bits=1),  # 1 kB
+    "balanced": Recipe(),  # 3 kB
+    "full": Recipe(num_tokens=65535, token_bits=8),  # 49 kB: every patch
+}
 
 
 @dataclass(frozen=True)
@@ -144,12 +153,14 @@ def select_patches(patches: Tensor, count: int) -> Tensor:
 
     so that a wall or a sky costs a token or two, not half of them.
     """
+    if count >= patches.shape[1]:
+        return torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
     unit = normalize(patches, dim=-1)
     similarity = unit @ unit.mT  # (B, N, N)
     rows = torch.arange(len(patches), device=patches.device)
     chosen = (unit * unit.mean(1, keepdim=True)).sum(-1).argmin(1)  # (B,)
     kept, nearest = [chosen], similarity[rows, chosen]  # (B, N), likeness to the nearest chosen one
-    for _ in range(min(count, patches.shape[1]) - 1):
+    for _ in range(count - 1):
         nearest[rows, chosen] = torch.inf  # never chosen twice, even where all patches are equal
         chosen = nearest.argmin(1)
         kept.append(chosen)
@@ -165,7 +176,6 @@ def fit(sample: Sequence[Pooled], recipe: Recipe, prior: Mapping[str, Tensor] | 
     picture is then not its own mean, and has a descriptor.
     """
     parts = torch.cat([pooled.parts for pooled in sample]).double()  # (n, L, D)
-    tokens = torch.cat([pooled.tokens.flatten(0, 1) for pooled in sample]).double()  # (n * K, D)
     assert len(parts) > 0, "a fit needs a picture"
     num_parts, dim = parts.shape[1:]
     if prior is not None:
@@ -182,9 +192,10 @@ def fit(sample: Sequence[Pooled], recipe: Recipe, prior: Mapping[str, Tensor] | 
     directions = _main_directions(whitening @ covariance @ whitening, recipe.global_dim)  # (L * D, G)
 
     token_start = _prior_moments(prior, "token_", dim)
-    token_mean, token_covariance = _blend(_moments(tokens), token_start, weight)
+    token_mean, token_covariance = _blend(_token_moments(sample), token_start, weight)
     token_whitening = _whitening(token_covariance, recipe.shrinkage)
-    token_directions = _main_directions(token_covariance, recipe.token_dim)  # (D, T)
+    token_dim = min(recipe.token_dim, dim) // 8 * 8  # whole bytes of bits
+    token_directions = _main_directions(token_covariance, token_dim)  # (D, T)
     return Fit(
         recipe=recipe,
         mean=mean.float(),
@@ -209,9 +220,8 @@ def prior_from(sample: Sequence[Pooled], recipe: Recipe) -> dict[str, Tensor]:
     token_factors (D, D); recipe, the bytes of the text that they hold for
     """
     parts = torch.cat([pooled.parts for pooled in sample]).double()
-    tokens = torch.cat([pooled.tokens.flatten(0, 1) for pooled in sample]).double()
     mean, covariance = _moments(parts.flatten(1))
-    token_mean, token_covariance = _moments(tokens)
+    token_mean, token_covariance = _token_moments(sample)
     return {
         "mean": mean.reshape(parts.shape[1:]).half(),
         "factors": _factors(covariance, PRIOR_RANK).half(),
@@ -260,6 +270,19 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     mean = rows.mean(0)
     centred = rows - mean
     return mean, centred.T @ centred / len(rows)
+
+
+def _token_moments(sample: Sequence[Pooled]) -> tuple[Tensor, Tensor]:
+    """`_moments` of all tokens, (D,) and (D, D), a batch at a time, for together they are many."""
+    count, dim = 0, sample[0].tokens.shape[-1]
+    total, products = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
+    for pooled in sample:
+        tokens = pooled.tokens.flatten(0, 1).double()  # (B * K, D)
+        count += len(tokens)
+        total += tokens.sum(0)
+        products += tokens.T @ tokens
+    mean = total / count
+    return mean, products / count - torch.outer(mean, mean)
 
 
 def _blend(own: tuple[Tensor, Tensor], start: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:
@@ -312,7 +335,7 @@ def _unit_rows(rows: Tensor) -> Tensor:
 
 def _inputs(recipe: Recipe) -> str:
     """The part of a recipe that a prior depends on."""
-    return json.dumps([recipe.cls_depths, recipe.mean_depths, recipe.token_depth, recipe.num_tokens])
+    return json.dumps([recipe.cls_depths, recipe.mean_depths, recipe.token_depth])
 
 
 def _recipe_from(text: str) -> Recipe:

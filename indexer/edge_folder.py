@@ -96,20 +96,40 @@ def _is_blob(name: str) -> bool:
     return bool(BLOB_NAME.fullmatch(name)) and name not in RESERVED and not name.endswith(".part")
 
 
+def read_ahead(folder: Path) -> None:
+    """Bring the records into the page cache, file by file, before all of them are read.
+
+    The engine lets go of their pages when it opens an index and maps them for reads here and there, so that each
+    record would wait for the disk by itself.
+    """
+    buffer = bytearray(1 << 20)
+    for path in (folder / "shard" / "segments").glob("*/payload_storage/page_*.dat"):
+        try:
+            left = _bytes_on_disk(path.stat())  # filled from the front; the rest of the file is a hole
+            with open(path, "rb", buffering=0) as file:
+                while left > 0 and (read := file.readinto(buffer)):
+                    left -= read
+        except OSError:  # the engine removes a segment at any time; and it will tell of a disk that fails
+            continue
+
+
 def bytes_by_part(folder: Path) -> dict[str, int]:
-    """Bytes on disk of global, graph, patches, records, log, blobs."""
+    """Bytes on disk of global, graph, records (patches included), log, blobs."""
     parts: dict[str, int] = {}
     for place, _, names in os.walk(folder):
         part = _part(Path(place).relative_to(folder).parts)
         for name in names:
             try:
-                status = os.stat(os.path.join(place, name))
+                size = _bytes_on_disk(os.stat(os.path.join(place, name)))
             except FileNotFoundError:  # the engine removes a segment at any time
                 continue
-            # The engine's files are sparse; only some systems tell how much of one is really there.
-            size = status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
             parts[part] = parts.get(part, 0) + size
     return parts
+
+
+def _bytes_on_disk(status: os.stat_result) -> int:
+    """The engine's files are sparse; only some systems tell how much of one is really there."""
+    return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
 
 
 def _part(folders: tuple[str, ...]) -> str:
@@ -118,5 +138,5 @@ def _part(folders: tuple[str, ...]) -> str:
         return "blobs"
     if "wal" in folders:
         return "log"
-    names = {"vector_storage-global": "global", "vector_index-global": "graph", "vector_storage-patches": "patches"}
+    names = {"vector_storage-global": "global", "vector_index-global": "graph"}
     return next((names[folder] for folder in folders if folder in names), "records")

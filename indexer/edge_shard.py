@@ -1,4 +1,4 @@
-"""The engine's shard of an index: made with its vectors and payload indexes, loaded again, and what it says of itself.
+"""The engine's shard of an index: made with its vector and payload indexes, loaded again, and what it says of itself.
 
 What is surprising: a shard is described only when it is made. The numbers below therefore hold for new indexes; an old
 one keeps those that it was made with.
@@ -57,12 +57,15 @@ def load_shard(folder: Path, wait_s: float) -> edge.EdgeShard:
 
 
 def read_schema(folder: Path) -> Schema:
-    """The dims of the shard's vectors, from the engine's own description of them."""
+    """The dims of the shard's vector, from the engine's own description of it; StoreError where it is not ours."""
     try:
         vectors = json.loads((folder / "shard" / "edge_config.json").read_text("utf-8"))["vectors"]
-        return Schema(int(vectors["global"]["size"]), int(vectors["patches"]["size"]))
+        schema = Schema(int(vectors["global"]["size"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise StoreError(f"the index at {folder} is damaged or not seenit's; move it away and index anew") from None
+    if set(vectors) != {"global"}:
+        raise StoreError(f"the index at {folder} was made by another version of seenit; remove it and index anew")
+    return schema
 
 
 @contextmanager
@@ -101,14 +104,6 @@ def _config(schema: Schema) -> edge.EdgeConfig:
                     full_scan_threshold=FULL_SCAN_KILOBYTES,
                     memory=edge.Memory.Cold,
                 ),
-            ),
-            "patches": edge.EdgeVectorParams(
-                schema.token_dim,
-                edge.Distance.Cosine,
-                multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
-                datatype=edge.VectorStorageDatatype.Turbo8,  # a byte per number, 3e-4 off in the score of a token
-                memory=edge.Memory.Cold,
-                hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=4, full_scan_threshold=1000),  # no graph
             ),
         },
         payload_memory=edge.Memory.Cold,

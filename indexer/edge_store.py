@@ -15,28 +15,30 @@ import numpy as np
 import qdrant_edge as edge
 
 from .edge_filter import edge_filter
-from .edge_folder import ask_for_room, blob_names, bytes_by_part, claim_folder, read_blob, write_blob
+from .edge_folder import ask_for_room, blob_names, bytes_by_part, claim_folder, read_ahead, read_blob, write_blob
 from .edge_shard import create_shard, engine_errors, load_shard, read_schema
 from .errors import StoreError
 from .payload import (
     LISTED_FIELDS,
+    PATCHES_FIELD,
     batches,
     checked_vectors,
     files_payload,
     listed_from,
-    num_numbers,
+    num_bytes,
+    patches_from,
     record_from,
     record_payload,
     tags_payload,
 )
 from .store import Hit, Listed, Record, Schema, StoredFile, StoreSize, Where
 
-UPSERT_NUMBERS = 1_000_000  # at most so many vector elements in one write of the engine: 32 MB as Python floats
-FLUSH_NUMBERS = 8_000_000  # the log is cut after so many, so that it stays short and opening stays quick
+UPSERT_BYTES = 4 << 20  # of records in one write of the engine; at most eight times that as Python floats
+FLUSH_BYTES = 32 << 20  # the log is cut after so many, so that it stays short and opening stays quick
 
 # Room on the disk before a write, with a reserve for what the engine lays out on its own.
 RESERVE_BYTES = 128 << 20
-BYTES_PER_NUMBER = 16  # in the log and in the vectors, generously
+ROOM_PER_BYTE = 4  # of a record: in the log, in its storage and in the indexes, generously
 
 # What was just written is held partly in memory, 0.5 KB a record; optimizing moves it into memory-mapped segments.
 RECORDS_TO_OPTIMIZE = 100_000
@@ -47,13 +49,15 @@ HNSW_EF_SEARCH = 256  # chosen with the graph's numbers, see edge_shard
 class EdgeStore:
     """See `store.Store`. One instance holds the folder for itself until `close`."""
 
-    def __init__(self, folder: Path, lock: filelock.BaseFileLock, shard: edge.EdgeShard | None) -> None:
+    def __init__(
+        self, folder: Path, lock: filelock.BaseFileLock, shard: edge.EdgeShard | None, schema: Schema | None
+    ) -> None:
         self.location = str(folder)
         self._folder = folder
         self._lock = lock
         self._shard = shard
-        self._schema = None if shard is None else read_schema(folder)
-        self._numbers_since_flush = 0
+        self._schema = schema
+        self._bytes_since_flush = 0
         self._records_since_optimize = 0
 
     @classmethod
@@ -61,12 +65,14 @@ class EdgeStore:
         """Open the index at `folder`; with `write` the folder is created if need be.
 
         Raises SeenitError where there is no index, LockedError where another process has it open for longer than
-        `wait_s`, StoreError where its files are damaged or cannot be read.
+        `wait_s`, StoreError where its files are damaged, cannot be read or are another version's.
         """
         lock = claim_folder(folder, write, wait_s)
         try:
-            shard = load_shard(folder, wait_s) if (folder / "shard").is_dir() else None
-            return cls(folder, lock, shard)
+            if not (folder / "shard").is_dir():
+                return cls(folder, lock, None, None)
+            schema = read_schema(folder)  # before the engine, which would open another version's index and change it
+            return cls(folder, lock, load_shard(folder, wait_s), schema)
         except BaseException:
             lock.release()
             raise
@@ -113,15 +119,15 @@ class EdgeStore:
     def upsert(self, records: Sequence[Record]) -> None:
         shard = self._writable()
         assert self._schema is not None
-        for batch in batches(records, UPSERT_NUMBERS):
+        for batch in batches(records, UPSERT_BYTES):
             points = [
                 edge.Point(record.id, checked_vectors(record, self._schema), record_payload(record)) for record in batch
             ]
-            numbers = sum(num_numbers(record) for record in batch)
-            self._ask_for_room(RESERVE_BYTES + BYTES_PER_NUMBER * numbers, "write records")
+            written = sum(num_bytes(record) for record in batch)
+            self._ask_for_room(RESERVE_BYTES + ROOM_PER_BYTE * written, "write records")
             with self._engine("write records"):
                 shard.update(edge.UpdateOperation.upsert_points(points))
-            self._flush_after(numbers)
+            self._flush_after(written)
             self._records_since_optimize += len(batch)
             if self._records_since_optimize >= RECORDS_TO_OPTIMIZE:
                 self.optimize()
@@ -134,13 +140,17 @@ class EdgeStore:
 
     def _set_payload(self, payloads: dict[str, dict[str, Any]]) -> None:
         shard = self._writable()
-        self._ask_for_room(RESERVE_BYTES + 5000 * len(payloads), "update records")
+        if not payloads:
+            return
+        # The engine writes the whole of a changed payload anew, patches and all.
+        rewritten = self.size().parts["records"] * len(payloads) // max(len(payloads), self.count())
+        self._ask_for_room(RESERVE_BYTES + rewritten + 5000 * len(payloads), "update records")
         known = self._known(payloads)  # the engine refuses ids that it does not hold
         with self._engine("update records"):
             for id, payload in payloads.items():
                 if id in known:
                     shard.update(edge.UpdateOperation.set_payload([id], payload))
-        self._flush_after(200 * len(payloads))
+        self._flush_after(rewritten + 1000 * len(payloads))
 
     def _known(self, ids: Iterable[str]) -> set[str]:
         assert self._shard is not None
@@ -151,15 +161,17 @@ class EdgeStore:
         if ids and self._shard is not None:
             with self._engine("delete records"):
                 self._shard.update(edge.UpdateOperation.delete_points(list(ids)))
-            self._flush_after(10 * len(ids))
+            self._flush_after(40 * len(ids))
 
     def scroll(self, where: Where = Where(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         if self._shard is None:
             return
+        if not where:
+            read_ahead(self._folder)
         condition, offset = edge_filter(where), None
         while True:
             request = edge.ScrollRequest(
-                offset=offset, limit=batch, filter=condition, with_payload=True, with_vector=vectors
+                offset=offset, limit=batch, filter=condition, with_payload=_payload(vectors), with_vector=vectors
             )
             with self._engine("read records"):
                 points, offset = self._shard.scroll(request)
@@ -171,6 +183,7 @@ class EdgeStore:
     def list_files(self) -> Iterator[Listed]:
         if self._shard is None:
             return
+        read_ahead(self._folder)
         offset = None
         while True:
             request = edge.ScrollRequest(offset=offset, limit=5000, with_payload=LISTED_FIELDS, with_vector=False)
@@ -185,7 +198,7 @@ class EdgeStore:
         if self._shard is None or not ids:
             return []
         with self._engine("read records"):
-            points = self._shard.retrieve(list(dict.fromkeys(ids)), True, vectors)
+            points = self._shard.retrieve(list(dict.fromkeys(ids)), _payload(vectors), vectors)
         found = {str(point.id): point for point in points}
         return [record_from(id, found[id].payload, found[id].vector, self.location) for id in ids if id in found]
 
@@ -205,7 +218,7 @@ class EdgeStore:
                 query=edge.Query.Nearest(query, using="global"),
                 filter=condition,
                 params=params,
-                with_payload=True,
+                with_payload=_payload(vectors),
                 with_vector=vectors,
             )
             for query in queries.tolist()
@@ -215,21 +228,13 @@ class EdgeStore:
             for answer in self._answers(requests)
         ]
 
-    def rescore(self, tokens: Sequence[np.ndarray], ids: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-        assert len(tokens) == len(ids)
-        asked = [q for q in range(len(tokens)) if len(tokens[q]) and ids[q] and self._shard is not None]
-        requests = [
-            edge.QueryRequest(
-                limit=len(ids[q]),
-                query=edge.Query.Nearest(tokens[q].tolist(), using="patches"),
-                filter=edge.Filter(must=[edge.HasIdCondition(set(ids[q]))]),
-            )
-            for q in asked
-        ]
-        scores: list[dict[str, float]] = [{} for _ in tokens]
-        for q, answer in zip(asked, self._answers(requests), strict=True):
-            scores[q] = {str(point.id): point.score / len(tokens[q]) for point in answer}
-        return scores
+    def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
+        if self._shard is None or not ids:
+            return {}
+        with self._engine("read patches"):
+            points = self._shard.retrieve(list(dict.fromkeys(ids)), [PATCHES_FIELD], False)
+        found = {str(point.id): patches_from(str(point.id), point.payload, self.location) for point in points}
+        return {id: packed for id, packed in found.items() if packed is not None}
 
     def _answers(self, requests: list[edge.QueryRequest]) -> list[list[edge.ScoredPoint]]:
         if self._shard is None or not requests:
@@ -251,10 +256,10 @@ class EdgeStore:
             with self._engine("build the search graph"):
                 self._shard.optimize()
                 self._shard.flush()
-            self._numbers_since_flush = self._records_since_optimize = 0
+            self._bytes_since_flush = self._records_since_optimize = 0
 
     def size(self) -> StoreSize:
-        """Bytes on disk by part: global, graph, patches, records, log, blobs."""
+        """Bytes on disk by part: global, graph, records (patches included), log, blobs."""
         return StoreSize(bytes_by_part(self._folder))
 
     def _writable(self) -> edge.EdgeShard:
@@ -264,12 +269,17 @@ class EdgeStore:
     def _ask_for_room(self, needed: int, doing: str) -> None:
         ask_for_room(self._folder, needed, f"cannot {doing} in the index at {self.location}")
 
-    def _flush_after(self, numbers: int) -> None:
-        self._numbers_since_flush += numbers
-        if self._numbers_since_flush >= FLUSH_NUMBERS and self._shard is not None:
-            self._numbers_since_flush = 0
+    def _flush_after(self, written: int) -> None:
+        self._bytes_since_flush += written
+        if self._bytes_since_flush >= FLUSH_BYTES and self._shard is not None:
+            self._bytes_since_flush = 0
             with self._engine("write records"):
                 self._shard.flush()
 
     def _engine(self, doing: str) -> AbstractContextManager[None]:
         return engine_errors(f"cannot {doing} in the index at {self.location}")
+
+
+def _payload(vectors: bool) -> bool | edge.PayloadSelector:
+    """Which payload is read: all of it with the vectors, without them all but the patches."""
+    return True if vectors else edge.PayloadSelector.Exclude([PATCHES_FIELD])

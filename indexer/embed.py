@@ -1,20 +1,46 @@
 """Pixels to vectors: preprocessing, backbone and descriptor in their order, the same for photos and for queries."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from . import descriptor
 from .backbone import Backbone
-from .descriptor import Fit, Pooled, Recipe
+from .descriptor import RECIPES, Fit, Pooled, Recipe
 from .errors import SeenitError
 from .manifest import Manifest
+from .patch_codec import PatchTokens, pack_patches
 from .preprocess import MIDDLE, preprocess
 from .store import Store
 
 FIT_BLOB = "descriptor.safetensors"
 QUERY_BATCH = 8
-DEFAULT_RECIPE = Recipe()
+DEFAULT_TOKENS = "balanced"
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One look at a query picture.
+
+    vector  (G,)    float32, L2-normalised
+    tokens  (N, T)  float32, L2-normalised rows: every patch, in raster order
+    grid    rows and columns of patches, N in all
+    box     x, y, width, height of what was looked at, as fractions of the picture
+    """
+
+    vector: np.ndarray
+    tokens: np.ndarray
+    grid: tuple[int, int]
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Indexed:
+    """A picture with every patch, and those that an index keeps as it stores them."""
+
+    view: View
+    packed: bytes
 
 
 class Embedder:
@@ -23,11 +49,12 @@ class Embedder:
     resolution  pixels; a picture is seen at about resolution x resolution pixels in its own aspect
     """
 
-    def __init__(self, backbone: Backbone, resolution: int, recipe: Recipe = DEFAULT_RECIPE) -> None:
+    def __init__(self, backbone: Backbone, resolution: int, recipe: Recipe = RECIPES[DEFAULT_TOKENS]) -> None:
         self.backbone = backbone
         self.resolution = resolution
         self.recipe = recipe
         self.layers = recipe.layers_of(backbone.depth)
+        self._whole = replace(recipe, num_tokens=RECIPES["full"].num_tokens)
 
     def pooled(self, pixels: Sequence[np.ndarray]) -> Pooled:
         """What the descriptor needs of pictures of one shape, (rows * P, cols * P, 3) uint8 each."""
@@ -37,28 +64,40 @@ class Embedder:
     def fit(self, sample: Sequence[Pooled]) -> Fit:
         return descriptor.fit(sample, self.recipe, self.backbone.prior)
 
-    def describe(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Global vector (G,) and patch tokens (K, T) of each picture, (H, W, 3) uint8 of any size, in their order."""
+    def describe(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[View]:
+        """Each picture, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
         seen = [preprocess(picture, "aspect", self.resolution, self.backbone.patch_size) for picture in pictures]
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for n, pixels in enumerate(seen):
             by_shape.setdefault(pixels.shape, []).append(n)
-        described: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        views: dict[int, View] = {}
         for numbers in by_shape.values():
             for start in range(0, len(numbers), QUERY_BATCH):
                 batch = numbers[start : start + QUERY_BATCH]
-                vectors, tokens = descriptor.apply(self.pooled([seen[n] for n in batch]), fit)
-                described |= {n: (vectors[at], tokens[at]) for at, n in enumerate(batch)}
-        return [described[n] for n in range(len(pictures))]
+                features = self.backbone.intermediate(np.stack([seen[n] for n in batch]), self.layers)
+                vectors, tokens = descriptor.apply(descriptor.pool(features, self._whole, self.backbone.depth), fit)
+                views |= {n: View(vectors[at], tokens[at], features[0].grid) for at, n in enumerate(batch)}
+        return [views[n] for n in range(len(pictures))]
 
-    def describe_twice(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    def indexed(self, picture: np.ndarray, fit: Fit) -> "Indexed":
+        """A picture, (H, W, 3) uint8 of any size, as an index holds it."""
+        (view,) = self.describe([picture], fit)
+        pixels = preprocess(picture, "aspect", self.resolution, self.backbone.patch_size)
+        pooled = self.pooled([pixels])
+        tokens = descriptor.apply(pooled, fit)[1][0]
+        patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
+        return Indexed(view, pack_patches(patches, self.recipe.token_bits))
+
+    def describe_twice(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[list[View]]:
         """`describe` for queries: each picture as a whole, and its middle.
 
         Who takes a photo to ask about a thing holds the camera at it, so the middle says more of the thing and the
         whole more of the place. tests/benchmarks/descriptor_ablation.py shows what that is worth.
         """
         views = self.describe([*pictures, *(middle(picture) for picture in pictures)], fit)
-        return [list(both) for both in zip(views[: len(pictures)], views[len(pictures) :], strict=True)]
+        inner = ((1 - MIDDLE) / 2, (1 - MIDDLE) / 2, MIDDLE, MIDDLE)
+        middles = [replace(view, box=inner) for view in views[len(pictures) :]]
+        return [list(both) for both in zip(views[: len(pictures)], middles, strict=True)]
 
 
 def middle(picture: np.ndarray) -> np.ndarray:
@@ -77,14 +116,29 @@ def check_backbone(manifest: Manifest, backbone: Backbone, location: object) -> 
         )
 
 
+def recipe_named(tokens: str) -> Recipe:
+    """The recipe that a user asks for; SeenitError for an unknown name."""
+    if tokens not in RECIPES:
+        raise SeenitError(f"unknown --tokens {tokens!r}; choose {', '.join(RECIPES)}")
+    return RECIPES[tokens]
+
+
+def recipe_of(manifest: Manifest, location: object) -> Recipe:
+    """The recipe that made an index; SeenitError where another version of seenit wrote it."""
+    recipe = next((recipe for recipe in RECIPES.values() if recipe.version == manifest.recipe), None)
+    if recipe is None:
+        raise SeenitError(
+            f"the index at {location} cannot be used: another version's descriptor made it; remove it and make it anew"
+        )
+    return recipe
+
+
 def read_fit(store: Store, manifest: Manifest, recipe: Recipe) -> Fit:
     """The statistics that made the index's vectors; SeenitError where they are missing, damaged or another's."""
     data = store.read_blob(FIT_BLOB)
     why = ""
     if data is None:
         why = "its descriptor's statistics are missing"
-    elif manifest.recipe != recipe.version:
-        why = "another version's descriptor made it"
     else:
         fit = descriptor.load_fit(data)
         if fit.id == manifest.fit and fit.recipe == recipe:

@@ -1,13 +1,13 @@
-"""A record as both engines hold it: lists of numbers, and a payload of plain JSON that the filters look at.
+"""A record as both engines hold it: a list of numbers, and a payload of plain JSON that the filters look at.
 
-Two things are surprising. Engines take only valid UTF-8, but a file's name may be any bytes, which Python shows as lone
-surrogates; each of those becomes NUL and its four hex digits, which is reversible because no file's name holds a NUL.
-And a camera's name is stored a second time as its words, so that every engine gives the same answer to "all of these
-words" without a tokenizer of its own.
+Three things are surprising. The packed patch tokens are text, in base64, because a payload knows no bytes. Engines
+take only valid UTF-8, but a file's name may be any bytes, which Python shows as lone surrogates; each of those becomes
+NUL and its four hex digits, which is reversible because no file's name holds a NUL. And a camera's name is stored a
+second time as its words, so that every engine gives the same answer to "all of these words" without a tokenizer of
+its own.
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ INDEXED_FIELDS = {
 }
 
 LISTED_FIELDS = ["files", "fit"]  # what `listed_from` needs
+PATCHES_FIELD = "patches"  # most of a payload's bytes, so read only where it is asked for
 _FOREIGN = "record {id} in {location} is not one that seenit wrote; remove it, or index into a new place"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WRITTEN_SURROGATE = re.compile("\x00(d[89a-f][0-9a-f]{2})")
@@ -69,7 +70,7 @@ def tags_payload(tags: Iterable[str]) -> dict[str, Any]:
 
 
 def record_payload(record: Record) -> dict[str, Any]:
-    """Everything of a record but its id and its vectors; what is not known is left out."""
+    """Everything of a record but its id and its vector; what is not known is left out."""
     metadata = record.metadata
     payload: dict[str, Any] = {
         **files_payload(record.files),
@@ -78,7 +79,6 @@ def record_payload(record: Record) -> dict[str, Any]:
         "width": metadata.width,
         "height": metadata.height,
         "format": metadata.format,
-        "grid": list(record.grid),
     }
     if metadata.taken_at is not None:
         payload["taken_at"] = as_rfc3339(metadata.taken_at)
@@ -87,53 +87,47 @@ def record_payload(record: Record) -> dict[str, Any]:
         payload["camera_words"] = camera_words(metadata.camera)
     if metadata.gps is not None and abs(metadata.gps[0]) <= 90 and abs(metadata.gps[1]) <= 180:
         payload["location"] = {"lat": metadata.gps[0], "lon": metadata.gps[1]}
-    if record.positions is not None:
-        payload["positions"] = base64.b64encode(record.positions.astype(np.uint8).tobytes()).decode()
+    if record.patches is not None:
+        payload[PATCHES_FIELD] = base64.b64encode(record.patches).decode()
     return payload
 
 
 def checked_vectors(record: Record, schema: Schema) -> dict[str, Any]:
-    """The vectors as lists of Python floats, which engines take quickest; StoreError where one does not fit.
+    """The vector as a list of Python floats, which engines take quickest; StoreError where it does not fit.
 
     A wrong vector has to be found here: the engine would log the write before it refuses it.
     """
-    vectors = {}
-    for name, vector, dim in (
-        ("global", record.global_vector, schema.global_dim),
-        ("patches", record.patches, schema.token_dim),
-    ):
-        if vector is None or len(vector) == 0:
-            continue
-        if vector.shape[-1] != dim or vector.ndim != (1 if name == "global" else 2):
-            raise StoreError(
-                f"record {record.id} has a vector `{name}` of shape {vector.shape}, the index holds {dim} dimensions; "
-                "index into a new place with this backbone"
-            )
-        if not np.isfinite(vector).all():
-            raise StoreError(f"record {record.id} has a vector `{name}` with NaN or infinity; skip this picture")
-        vectors[name] = vector.tolist()
-    if "global" not in vectors:
-        raise StoreError(f"record {record.id} has no vector `global`; a record is written with its vectors")
-    return vectors
+    vector = record.global_vector
+    if vector is None:
+        raise StoreError(f"record {record.id} has no vector `global`; a record is written with its vector")
+    if vector.shape != (schema.global_dim,):
+        raise StoreError(
+            f"record {record.id} has a vector `global` of shape {vector.shape}, the index holds {schema.global_dim} "
+            "dimensions; index into a new place with this backbone"
+        )
+    if not np.isfinite(vector).all():
+        raise StoreError(f"record {record.id} has a vector `global` with NaN or infinity; skip this picture")
+    return {"global": vector.tolist()}
 
 
-def batches(records: Sequence[Record], max_numbers: int) -> Iterator[list[Record]]:
-    """The records in order, cut so that no batch holds more vector elements than that (but at least one record)."""
+def batches(records: Sequence[Record], max_bytes: int) -> Iterator[list[Record]]:
+    """The records in order, cut so that no batch weighs more than that (but holds at least one record)."""
     batch: list[Record] = []
-    numbers = 0
+    held = 0
     for record in records:
-        if batch and numbers + num_numbers(record) > max_numbers:
+        if batch and held + num_bytes(record) > max_bytes:
             yield batch
-            batch, numbers = [], 0
+            batch, held = [], 0
         batch.append(record)
-        numbers += num_numbers(record)
+        held += num_bytes(record)
     if batch:
         yield batch
 
 
-def num_numbers(record: Record) -> int:
-    """Vector elements of a record; a record without any counts as 200."""
-    return 200 + sum(vector.size for vector in (record.global_vector, record.patches) if vector is not None)
+def num_bytes(record: Record) -> int:
+    """What a record weighs: its vector in float32, its patches in base64, and 1,000 for all else."""
+    vector, patches = record.global_vector, record.patches
+    return 1000 + (0 if vector is None else 4 * vector.size) + (0 if patches is None else 4 * len(patches) // 3)
 
 
 def record_from(id: str, payload: Mapping[str, Any] | None, vectors: Any, location: str) -> Record:
@@ -143,7 +137,7 @@ def record_from(id: str, payload: Mapping[str, Any] | None, vectors: Any, locati
     """
     try:
         return _record_from(id, payload or {}, vectors)
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise StoreError(_FOREIGN.format(id=id, location=location)) from None
 
 
@@ -156,6 +150,19 @@ def listed_from(id: str, payload: Mapping[str, Any] | None, location: str) -> Li
         raise StoreError(_FOREIGN.format(id=id, location=location)) from None
 
 
+def patches_from(id: str, payload: Mapping[str, Any] | None, location: str) -> bytes | None:
+    """`record_from` for a payload of PATCHES_FIELD alone: the packed tokens, None where the record has none."""
+    try:
+        return _patches_from(payload or {})
+    except (TypeError, ValueError):
+        raise StoreError(_FOREIGN.format(id=id, location=location)) from None
+
+
+def _patches_from(payload: Mapping[str, Any]) -> bytes | None:
+    text = payload.get(PATCHES_FIELD)
+    return None if text is None else base64.b64decode(text, validate=True)
+
+
 def _files_from(payload: Mapping[str, Any]) -> tuple[StoredFile, ...]:
     return tuple(
         StoredFile(from_engine(file["key"]), int(file["size"]), int(file["mtime_ns"])) for file in payload["files"]
@@ -164,10 +171,8 @@ def _files_from(payload: Mapping[str, Any]) -> tuple[StoredFile, ...]:
 
 def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
     taken_at, location = payload.get("taken_at"), payload.get("location")
-    camera, positions = payload.get("camera"), payload.get("positions")
+    camera = payload.get("camera")
     global_vector = vectors.get("global") if vectors else None
-    patches = vectors.get("patches") if vectors else None
-    rows, columns = payload["grid"]
     return Record(
         id=id,
         files=_files_from(payload),
@@ -181,10 +186,6 @@ def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
         ),
         fit=payload["fit"],
         tags=tuple(from_engine(tag) for tag in payload["tags"]),
-        grid=(int(rows), int(columns)),
-        positions=None
-        if positions is None
-        else np.frombuffer(base64.b64decode(positions), np.uint8).reshape(-1, 2),  # (K, 2)
         global_vector=None if global_vector is None else np.asarray(global_vector, np.float32),  # (G,)
-        patches=None if patches is None else np.asarray(patches, np.float32),  # (K, T)
+        patches=_patches_from(payload),
     )

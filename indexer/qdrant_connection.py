@@ -27,6 +27,7 @@ RETRY_S = 120.0  # of one request with all its repetitions
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
 
 V = TypeVar("V")
+WithPayload = bool | list[str] | models.PayloadSelectorExclude  # all or none of it, these fields, all but these
 
 
 class Connection:
@@ -125,7 +126,7 @@ class Connection:
     # Reads
 
     def retrieve(
-        self, collection: str, ids: Sequence[str], *, payload: bool = True, vectors: bool = False
+        self, collection: str, ids: Sequence[str], *, payload: WithPayload = True, vectors: bool = False
     ) -> list[Any]:
         return self._call(
             "read records",
@@ -139,7 +140,7 @@ class Connection:
         limit: int,
         *,
         condition: models.Filter | None = None,
-        payload: bool | list[str] = True,
+        payload: WithPayload = True,
         vectors: bool = False,
     ) -> tuple[list[Any], Any]:
         """So many points from `offset` on (None is the start), and the next page's offset (None after the last)."""

@@ -20,21 +20,25 @@ from .errors import SeenitError, StoreError
 from .payload import (
     INDEXED_FIELDS,
     LISTED_FIELDS,
+    PATCHES_FIELD,
     batches,
     checked_vectors,
     files_payload,
     listed_from,
+    patches_from,
     record_from,
     record_payload,
     tags_payload,
 )
 from .qdrant_address import Address
 from .qdrant_blobs import QdrantBlobs
-from .qdrant_connection import RETRY_S, Connection
+from .qdrant_connection import RETRY_S, Connection, WithPayload
 from .qdrant_filter import qdrant_filter
 from .store import Hit, Listed, Record, Schema, StoredFile, StoreSize, Where
 
-REQUEST_NUMBERS = 500_000  # vector elements per request: at most 12 MB as JSON, a server takes 32 MB by default
+# Of records per request: at most 12 MB as JSON, where a number of a vector takes 20 bytes; a server takes 32 MB.
+REQUEST_BYTES = 2_400_000
+QUERY_NUMBERS = 500_000  # of the queries' vectors per request, likewise
 # Points per request, so that requests and answers keep to a few MB.
 POINTS_WITH_VECTORS, POINTS_WITHOUT, POINTS_PER_PAGE = 100, 500, 1000
 HNSW_EF_SEARCH = 256
@@ -64,7 +68,9 @@ class QdrantStore:
         connection = Connection.open(address, location, write=write, wait_s=wait_s)
         try:
             store = cls(connection, address.collection)
-            if not store._exists() and not store._blobs.exist() and not write:
+            if store._exists():
+                store._read_schema()  # says at once that the collection is not ours
+            elif not store._blobs.exist() and not write:
                 raise SeenitError(f"no index at {location}; create one with: seenit index FOLDER --index {location}")
         except BaseException:
             connection.close()
@@ -116,18 +122,21 @@ class QdrantStore:
 
     def _read_schema(self) -> Schema:
         vectors = self._connection.vectors_of(self._collection)
+        if isinstance(vectors, dict) and set(vectors) == {"global", "patches"}:
+            raise StoreError(
+                f"the index at {self.location} was made by another version of seenit; remove it and index anew"
+            )
         if (
             not isinstance(vectors, dict)
-            or {"global", "patches"} - set(vectors)
-            or vectors["patches"].multivector_config is None
-            or any(vectors[name].distance != models.Distance.COSINE for name in ("global", "patches"))
+            or set(vectors) != {"global"}
+            or vectors["global"].distance != models.Distance.COSINE
         ):
             raise StoreError(f"the collection at {self.location} was not made by seenit; name another one")
-        return Schema(vectors["global"].size, vectors["patches"].size)
+        return Schema(vectors["global"].size)
 
     def upsert(self, records: Sequence[Record]) -> None:
         assert self._schema is not None, "ensure comes before the first write"
-        for batch in batches(records, REQUEST_NUMBERS):
+        for batch in batches(records, REQUEST_BYTES):
             points = [
                 models.PointStruct(
                     id=record.id, vector=checked_vectors(record, self._schema), payload=record_payload(record)
@@ -158,7 +167,7 @@ class QdrantStore:
         offset, more = None, self._exists()
         while more:
             points, offset = self._connection.page(
-                self._collection, offset, limit, condition=condition, vectors=vectors
+                self._collection, offset, limit, condition=condition, payload=_payload(vectors), vectors=vectors
             )
             yield from map(self._record, points)
             more = offset is not None
@@ -174,10 +183,10 @@ class QdrantStore:
     def retrieve(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
         found: dict[str, Any] = {}
         for some in _chunks(dict.fromkeys(ids), POINTS_WITH_VECTORS if vectors else POINTS_WITHOUT):
-            found |= self._points(some, vectors=vectors)
+            found |= self._points(some, payload=_payload(vectors), vectors=vectors)
         return [self._record(found[id]) for id in ids if id in found]
 
-    def _points(self, ids: list[str], *, payload: bool = True, vectors: bool = False) -> dict[str, Any]:
+    def _points(self, ids: list[str], *, payload: WithPayload, vectors: bool = False) -> dict[str, Any]:
         if not self._exists():
             return {}
         points = self._connection.retrieve(self._collection, ids, payload=payload, vectors=vectors)
@@ -199,37 +208,25 @@ class QdrantStore:
                 filter=condition,
                 params=models.SearchParams(hnsw_ef=max(HNSW_EF_SEARCH, top), exact=exact),
                 limit=top,
-                with_payload=True,
+                with_payload=_payload(vectors),
                 with_vector=vectors,
             )
             for query in queries.tolist()
         )
         return [
             [Hit(self._record(point), point.score) for point in points]
-            for some in _chunks(requests, max(1, min(100, REQUEST_NUMBERS // queries.shape[1], 20_000 // top)))
+            for some in _chunks(requests, max(1, min(100, QUERY_NUMBERS // queries.shape[1], 20_000 // top)))
             for points in self._connection.query(self._collection, some)
         ]
 
-    def rescore(self, tokens: Sequence[np.ndarray], ids: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-        assert len(tokens) == len(ids)
-        scores: list[dict[str, float]] = [{} for _ in tokens]
-        if not self._exists():
-            return scores
-        asked = [q for q in range(len(tokens)) if len(tokens[q]) and ids[q]]
-        most = max((tokens[q].size for q in asked), default=1)
-        for some in _chunks(asked, max(1, REQUEST_NUMBERS // most)):
-            requests = [
-                models.QueryRequest(
-                    query=tokens[q].tolist(),
-                    using="patches",
-                    filter=models.Filter(must=[models.HasIdCondition(has_id=list(ids[q]))]),
-                    limit=len(ids[q]),
-                )
-                for q in some
-            ]
-            for q, points in zip(some, self._connection.query(self._collection, requests), strict=True):
-                scores[q] = {str(point.id): point.score / len(tokens[q]) for point in points}
-        return scores
+    def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for some in _chunks(dict.fromkeys(ids), POINTS_WITH_VECTORS):
+            for id, point in self._points(some, payload=[PATCHES_FIELD]).items():
+                packed = patches_from(id, point.payload, self.location)
+                if packed is not None:
+                    found[id] = packed
+        return found
 
     def count(self, where: Where = Where()) -> int:
         return self._connection.count(self._collection, qdrant_filter(where)) if self._exists() else 0
@@ -249,15 +246,12 @@ def _vector_params(schema: Schema) -> dict[str, models.VectorParams]:
             datatype=models.Datatype.FLOAT16,
             hnsw_config=models.HnswConfigDiff(m=16, ef_construct=128),
         ),
-        "patches": models.VectorParams(
-            size=schema.token_dim,
-            distance=models.Distance.COSINE,
-            datatype=models.Datatype.FLOAT16,
-            multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
-            hnsw_config=models.HnswConfigDiff(m=0),  # compared only with candidates, so no graph
-            on_disk=True,
-        ),
     }
+
+
+def _payload(vectors: bool) -> WithPayload:
+    """Which payload is read: all of it with the vectors, without them all but the patches."""
+    return True if vectors else models.PayloadSelectorExclude(exclude=[PATCHES_FIELD])
 
 
 def _chunks(items: Iterable[V], size: int) -> Iterator[list[V]]:

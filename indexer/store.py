@@ -1,8 +1,8 @@
 """What is stored, and the protocol that both stores (embedded and server) fulfil.
 
 A record is one picture *content*: its id is made from the file's bytes, so copies share a record and a renamed or
-moved file changes only the record's list of files. The engine keeps two vectors, `global` (dense) and `patches`
-(a multivector), and a payload that the filters are answered from.
+moved file changes only the record's list of files. The engine keeps one vector, `global`, and a payload: what the
+filters are answered from, and the packed patch tokens, which are matched in our process and not by the engine.
 
 Paths in a store are keys, `ROOT/sub/folder/name.jpg`: ROOT is the key of an entry in the manifest's table of indexed
 folders, the rest is relative and uses `/`. An index inside its photo folder therefore moves with it.
@@ -23,10 +23,9 @@ from .errors import SeenitError
 
 @dataclass(frozen=True)
 class Schema:
-    """The shape of the stored vectors; fixed when an index is created."""
+    """The shape of the stored vector; fixed when an index is created."""
 
     global_dim: int  # length of the vector `global`
-    token_dim: int  # length of each vector in the multivector `patches`
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,9 @@ class Metadata:
 class Record:
     """One picture in the store.
 
-    global_vector  (G,)    float32, L2-normalised; None where vectors were not asked for
-    patches        (K, T)  float32, L2-normalised rows; None likewise
-    positions      (K, 2)  uint8, row and column of each patch on `grid`
-    grid           rows and columns of patches the picture was seen in
+    global_vector  (G,)  float32, L2-normalised; None where vectors were not asked for
+    patches        the packed patch tokens, see patch_codec.pack_patches; opaque to a store; None likewise, or where
+                   the record has none
     """
 
     id: str  # a UUID in its 36-character form, see content_id
@@ -65,10 +63,8 @@ class Record:
     metadata: Metadata
     fit: str  # which fit of the descriptor made the vectors
     tags: tuple[str, ...] = ()
-    grid: tuple[int, int] = (0, 0)
-    positions: np.ndarray | None = None
     global_vector: np.ndarray | None = None
-    patches: np.ndarray | None = None
+    patches: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of the engine: a record without its vectors unless they were asked for."""
+    """One answer of the engine: a record without its vector and patches unless they were asked for."""
 
     record: Record
     score: float  # cosine in [-1, 1], higher is more similar
@@ -132,16 +128,16 @@ class Store(Protocol):
     def blob_names(self) -> list[str]: ...
 
     def schema(self) -> Schema | None:
-        """The dims of the vectors, None before the first `ensure`."""
+        """The dims of the vector, None before the first `ensure`; StoreError where another version made the index."""
 
     def ensure(self, schema: Schema) -> None:
-        """Create the vectors' storage and its payload indexes unless they are there; StoreError if dims differ."""
+        """Create the storage and its payload indexes unless they are there; StoreError if dims differ."""
 
     def upsert(self, records: Sequence[Record]) -> None:
-        """Write whole records, vectors included; a record with the same id is replaced."""
+        """Write whole records, vector and patches included; a record with the same id is replaced."""
 
     def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
-        """Replace the list of files of existing records, by id; vectors, tags and metadata stay.
+        """Replace the list of files of existing records, by id; all else of them stays.
 
         Ids that the store does not hold are left out, here and in `set_tags` and `delete`.
         """
@@ -152,7 +148,10 @@ class Store(Protocol):
     def delete(self, ids: Sequence[str]) -> None: ...
 
     def scroll(self, where: Where = Where(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
-        """Every record that meets the conditions, in the order of ids, a page at a time."""
+        """Every record that meets the conditions, in the order of ids, a page at a time.
+
+        vectors  with `global_vector` and `patches`, here as in `retrieve` and `search`; without, neither is read
+        """
 
     def list_files(self) -> Iterator[Listed]:
         """Every record's id, fit and files, a page at a time."""
@@ -169,13 +168,10 @@ class Store(Protocol):
         exact    compare with every record instead of walking the graph
         """
 
-    def rescore(self, tokens: Sequence[np.ndarray], ids: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-        """MaxSim of each query's patch tokens with `patches` of the named records, in the engine.
+    def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """The packed patch tokens of the named records, as patch_codec.unpack reads them.
 
-        tokens   Q arrays (N_q, T)  float32, L2-normalised rows
-        ids      Q lists of candidates
-        returns  Q dicts id -> mean over the query's tokens of their best cosine in the record, in [-1, 1];
-                 records that are not there or have no patches are left out
+        Records that are not there or have none are left out. Reads this alone: it is asked for at every query.
         """
 
     def count(self, where: Where = Where()) -> int: ...

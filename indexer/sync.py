@@ -87,6 +87,7 @@ def sync_folder(
     *,
     backbone: "Backbone | str | Path | None" = None,
     resolution: int | None = None,
+    tokens: str | None = None,
     workers: int | None = None,
     dry_run: bool = False,
     allow_empty: bool = False,
@@ -101,6 +102,8 @@ def sync_folder(
     backbone     a name, a path or a loaded Backbone; default: the index's own, for a new index `auto`
     resolution   pixels; a picture is seen at about resolution x resolution pixels in its own aspect; default: the
                  index's own, for a new index 224
+    tokens       how much of its patches a picture keeps: compact (1 kB), balanced (3 kB) or full (49 kB); default: the
+                 index's own, for a new index balanced
     workers      decoding processes; default: as many as cores
     dry_run      change nothing, say what would be done (files are compared; new ones are not opened as pictures)
     allow_empty  accept that a folder with indexed pictures is now empty
@@ -126,7 +129,7 @@ def sync_folder(
             raise SeenitError(f"nothing is indexed at {location} yet; name a folder: seenit index FOLDER --index ...")
         roots, scopes, absorbed = _scopes(str(location), manifest, folders)
         run = _Run(store, ledger, roots, scopes)
-        loaded = _check_request(manifest, backbone, resolution, location, say)
+        loaded = _check_request(manifest, backbone, resolution, tokens, location, say)
         _take_stock(run, manifest, location, absorbed, allow_empty)
         if manifest is None and not ledger.num_to_decode():
             raise SeenitError(f"no files in {', '.join(map(str, folders))}; name a folder with pictures")
@@ -142,7 +145,7 @@ def sync_folder(
         interrupted = not _hash_likely_renames(run, stop, workers, progress)
         if not interrupted and ledger.num_to_decode():
             manifest, interrupted = _embed_all(
-                run, manifest, loaded or backbone, resolution, workers, progress, stop, say
+                run, manifest, loaded or backbone, resolution, tokens, workers, progress, stop, say
             )
         if manifest is None and not interrupted:
             reasons = ", ".join(f"{count} {reason}" for reason, count in _skip_reasons(ledger).items())
@@ -216,6 +219,7 @@ def _check_request(
     manifest: Manifest | None,
     backbone: "Backbone | str | Path | None",
     resolution: int | None,
+    tokens: str | None,
     location: object,
     say: Callable[[str], None],
 ) -> "Backbone | None":
@@ -223,12 +227,23 @@ def _check_request(
     if resolution is not None and not 56 <= resolution <= 1036:
         raise SeenitError(f"a resolution of {resolution} pixels makes no sense; take one from 56 to 1036")
     if manifest is None:
+        if tokens is not None:
+            from .embed import recipe_named
+
+            recipe_named(tokens)
         return None
     if resolution is not None and resolution != manifest.resolution:
         raise SeenitError(
             f"the index at {location} was made at --resolution {manifest.resolution}, not {resolution};"
             " make another one with --index"
         )
+    if tokens is not None:
+        from .embed import recipe_named, recipe_of
+
+        if recipe_named(tokens) != recipe_of(manifest, location):
+            raise SeenitError(
+                f"the index at {location} was not made with --tokens {tokens}; make another one with --index"
+            )
     if backbone is None or backbone == manifest.backbone:
         return None
     from .backbone import Backbone
@@ -311,6 +326,7 @@ def _embed_all(
     manifest: Manifest | None,
     backbone: "Backbone | str | Path | None",
     resolution: int | None,
+    tokens: str | None,
     workers: int | None,
     progress: bool,
     stop: Callable[[], bool],
@@ -318,7 +334,7 @@ def _embed_all(
 ) -> tuple[Manifest | None, bool]:
     """Decode, embed and write everything that has no vectors of today's fit; the manifest then, and whether stopped."""
     from .backbone import Backbone
-    from .embed import Embedder, check_backbone, read_fit
+    from .embed import DEFAULT_TOKENS, Embedder, check_backbone, read_fit, recipe_named, recipe_of
     from .writer import FIT_SAMPLE, Writer
 
     assert run.store is not None
@@ -327,7 +343,8 @@ def _embed_all(
         backbone = Backbone.load(backbone or (manifest.backbone if manifest else "auto"), say=say)
     if manifest is not None:
         check_backbone(manifest, backbone, run.store.location)
-    embedder = Embedder(backbone, manifest.resolution if manifest else resolution or DEFAULT_RESOLUTION)
+    recipe = recipe_of(manifest, run.store.location) if manifest else recipe_named(tokens or DEFAULT_TOKENS)
+    embedder = Embedder(backbone, manifest.resolution if manifest else resolution or DEFAULT_RESOLUTION, recipe)
     fit = None
     if manifest is not None:
         fit = read_fit(run.store, manifest, embedder.recipe)

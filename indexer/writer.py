@@ -8,6 +8,7 @@ from .descriptor import Fit, Pooled, apply, save_fit
 from .embed import FIT_BLOB, Embedder
 from .ledger import Ledger
 from .manifest import Manifest, Roots, write_manifest
+from .patch_codec import PatchTokens, pack_patches
 from .read_picture import Decoded
 from .store import Record, Schema, Store
 
@@ -46,7 +47,7 @@ class Writer:
         self._num_held = 0
         self._records: list[Record] = []
         if fit is not None:
-            store.ensure(Schema(fit.global_dim, fit.token_dim))
+            store.ensure(Schema(fit.global_dim))
 
     def add(self, picture: Decoded) -> None:
         bucket = self._buckets.setdefault(picture.grid, [])
@@ -87,7 +88,7 @@ class Writer:
             fitted_on=self._num_held,
             roots=roots,
         )
-        self._store.ensure(Schema(self._fit.global_dim, self._fit.token_dim))
+        self._store.ensure(Schema(self._fit.global_dim))
         self._store.write_blob(FIT_BLOB, save_fit(self._fit))
         write_manifest(self._store, self.manifest)
         self.refitted = True
@@ -98,6 +99,7 @@ class Writer:
     def _to_records(self, pictures: list[Decoded], pooled: Pooled) -> None:
         assert self._fit is not None
         vectors, tokens = apply(pooled, self._fit)
+        bits = self._fit.recipe.token_bits
         tags = {}
         if known := [picture.id for picture in pictures if self._ledger.is_known(picture.id)]:
             tags = {record.id: record.tags for record in self._store.retrieve(known)}
@@ -109,10 +111,8 @@ class Writer:
                     metadata=picture.metadata,
                     fit=self._fit.id,
                     tags=tags.get(picture.id, ()),
-                    grid=picture.grid,
-                    positions=pooled.positions[n].numpy(),
                     global_vector=vectors[n],
-                    patches=tokens[n],
+                    patches=pack_patches(PatchTokens(tokens[n], pooled.positions[n].numpy(), picture.grid), bits),
                 )
             )
         if len(self._records) >= WRITE_EVERY:

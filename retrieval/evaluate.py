@@ -1,165 +1,239 @@
-"""How good a ranking is: recall at k and mean average precision, with junk taken out as the revisited Oxford and
-Paris protocol does (Radenovic et al., CVPR 2018).
+"""Evaluates retrieval the way a user meets it: index a test set's gallery, ask every query, hold the answers against
+the known ones.
 
-A junk picture is neither right nor wrong: it is removed before ranks are counted, so that it moves nothing. The same
-removal serves leave-one-out, where the query is itself in the gallery.
+The same queries are asked in several variants side by side, from the global descriptor alone to everything that a
+search can do, so that each step's gain or loss shows.
 """
 
-import csv
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from indexer.errors import SeenitError
+from tqdm import tqdm
 
-JUNK = "junk"  # the instance of a picture that every query ignores
-NONE = "none"  # the instance of a picture that shows nothing in the gallery
-COLUMNS = ("path", "role", "instance")
-GALLERY_ROLES = ("gallery", "both", "distractor")
-QUERY_ROLES = ("query", "both")
+from indexer.backbone import Backbone
+from indexer.errors import PictureError, SeenitError
+from indexer.images import decode_file
 
+from .gallery_index import Gallery, is_index, open_gallery
+from .ground_truth import Query, Task, make_task, read_distractors, read_manifest, read_tasks
+from .measures import RECALL_AT, Answer, MatchQuality, Quality, evaluate_ranking, match_quality
+from .search import Region, Result
 
-@dataclass(frozen=True)
-class Picture:
-    """One row of a manifest. `instances` is what the picture shows, () for `none`."""
+__all__ = [
+    "VARIANTS",
+    "Quality",
+    "Query",
+    "RetrievalScores",
+    "Task",
+    "Variant",
+    "evaluate_ranking",
+    "evaluate_retrieval",
+    "make_task",
+    "read_manifest",
+    "scores_table",
+]
 
-    path: Path
-    role: str
-    instances: tuple[str, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Query:
-    """A picture to search with, the answers that are right, and those that do not count."""
-
-    path: Path
-    correct: frozenset[Path]
-    junk: frozenset[Path]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A gallery to index and the queries to ask of it."""
-
-    gallery: tuple[Path, ...]
-    queries: tuple[Query, ...]
+QUERIES_AT_ONCE = 32
+PRECISION_AT = (10, 100, 1000)  # those beyond a task's depth are left out
 
 
 @dataclass(frozen=True)
-class Quality:
-    """Means over the queries that have a correct answer; NaN where there is none."""
+class Variant:
+    """A way to search: a name for the table and what `Searcher.search_batch` is told."""
 
-    recall: dict[int, float]  # k -> share of queries with a correct answer among the first k, in [0, 1]
-    mean_average_precision: float  # in [0, 1]
-    num_queries: int
-    num_unanswerable: int  # queries whose instance is not in the gallery, left out above
+    name: str
+    options: dict[str, Any]
 
 
-def read_manifest(path: str | Path) -> list[Picture]:
-    """The rows of a set's `manifest.csv`; pictures' paths are joined to the manifest's folder.
+VARIANTS = (
+    Variant("global", {"rerank": False}),
+    Variant("+ patches", {"rerank": True}),
+    Variant("+ expansion", {"rerank": True, "expand": 3}),
+)
 
-    Columns `path, role, instance, note`; several instances are separated by spaces.
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """One task's scores in one variant."""
+
+    task: str
+    variant: str
+    backbone: str
+    resolution: int
+    num_gallery: int
+    quality: Quality
+    matches: MatchQuality
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; null where there was nothing to measure."""
+        return _plain(asdict(self))
+
+    def table(self) -> str:
+        return scores_table([self])
+
+
+def evaluate_retrieval(
+    sources: str | Path | Sequence[str | Path],
+    *,
+    distractors: str | Path | None = None,
+    index: str | Path | None = None,
+    backbone: Backbone | str | Path = "auto",
+    resolution: int | None = None,
+    variants: Sequence[Variant] = VARIANTS,
+    exact: bool = True,
+    depth: int | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[RetrievalScores, ...]:
+    """Scores of every task of the test sets in every variant, a task's variants one after the other.
+
+    sources      test sets as `ground_truth.read_tasks` takes them
+    distractors  a manifest or a folder of pictures to be added to every gallery
+    index        where the gallery's index is or is to be made, for one test set: one that is there must hold exactly
+                 the gallery's pictures, by content, wherever they lay when they were indexed; default: a temporary
+                 index for each test set
+    backbone     a name, a path or a loaded one; `auto` with an index that is there: the one that made it
+    resolution   pixels, for a new index; default 224
+    exact        compare with every picture instead of walking the graph
+    depth        answers of a ranking that count, the others are taken as not found; default: the task's own
+    progress     progress bars on stderr
+    say          gets one line for the user now and then
+
+    A query that cannot be read is said and left out. Raises SeenitError in one line for everything else.
     """
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-            if missing:
-                raise SeenitError(f"{path} has no column {', '.join(missing)}; a manifest has {', '.join(COLUMNS)}")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SeenitError(f"cannot read the manifest {path}: {error}; name a set's manifest.csv") from error
-    pictures = []
-    for line, row in enumerate(rows, start=2):
-        if not all(row[name] for name in COLUMNS):
-            raise SeenitError(f"{path} line {line} lacks one of {', '.join(COLUMNS)}; fill it in or remove the line")
-        instances = () if row["instance"] == NONE else tuple(row["instance"].split())
-        pictures.append(Picture(path.parent / row["path"], row["role"], instances, row.get("note") or ""))
-    return pictures
+    sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if index is not None and len(sources) > 1:
+        raise SeenitError(f"an index holds one gallery, and {len(sources)} test sets were named; name one, or no index")
+    added = read_distractors(distractors) if distractors is not None else ()
+    tasks_of_all = [read_tasks(source, added) for source in sources]  # mistakes show before the work begins
+    if not isinstance(backbone, Backbone) and not (index is not None and is_index(index) and backbone == "auto"):
+        backbone = Backbone.load(backbone, say=say)
+    scores: list[RetrievalScores] = []
+    for tasks in tasks_of_all:
+        with open_gallery(tasks[0].gallery, index, backbone, resolution, progress, say) as gallery:
+            scores += _scores(tasks, gallery, variants, exact, depth, progress, say)
+    return tuple(scores)
 
 
-def make_task(pictures: Sequence[Picture], distractors: Sequence[Picture] = ()) -> Task:
-    """The retrieval task of a set: each query with the gallery pictures that are right for it and those that are junk.
-
-    Junk are: the query itself (role `both`), pictures of the instance `junk`, and neighbours (see `is_neighbour`).
-    A picture of the instance `junk` asks nothing.
-    """
-    gallery = [picture for picture in (*pictures, *distractors) if picture.role in GALLERY_ROLES]
-    queries = []
-    for asked in pictures:
-        if asked.role not in QUERY_ROLES or JUNK in asked.instances:
-            continue
-        correct, junk = set(), set()
-        for picture in gallery:
-            if picture.path == asked.path or JUNK in picture.instances:
-                junk.add(picture.path)
-            elif set(picture.instances) & set(asked.instances):
-                correct.add(picture.path)
-            elif any(is_neighbour(a, b) for a in picture.instances for b in asked.instances):
-                junk.add(picture.path)
-        queries.append(Query(asked.path, frozenset(correct), frozenset(junk)))
-    return Task(tuple(picture.path for picture in gallery), tuple(queries))
-
-
-def is_neighbour(a: str, b: str) -> bool:
-    """Whether two instances may show the same corner: `landmarks/012` and `landmarks/014`, numbers within 2."""
-    numbers = [re.fullmatch(r"landmarks/(\d+)", instance) for instance in (a, b)]
-    if not (numbers[0] and numbers[1]):
-        return False
-    return abs(int(numbers[0][1]) - int(numbers[1][1])) <= 2
-
-
-def correct_ranks(ranking: Sequence[Path], query: Query) -> list[int]:
-    """The ranks, counted from 0 and without junk, at which the query's correct answers stand; ascending."""
-    kept = [path for path in ranking if path not in query.junk]
-    return [rank for rank, path in enumerate(kept) if path in query.correct]
-
-
-def recall_at(ranks: Sequence[int], k: int) -> float:
-    """1.0 where a correct answer stands among the first k, else 0.0."""
-    return float(any(rank < k for rank in ranks))
-
-
-def average_precision(ranks: Sequence[int], num_correct: int) -> float:
-    """Area under the precision-recall curve by trapezoids, as the Oxford and Paris benchmarks compute it.
-
-    ranks        ranks of the correct answers that were found, from 0, ascending, without junk
-    num_correct  how many there are; those not found count as never found
-    """
-    area = 0.0
-    for found, rank in enumerate(ranks):
-        before = found / rank if rank else 1.0  # precision just above this answer
-        after = (found + 1) / (rank + 1)
-        area += (before + after) / 2 / num_correct
-    return area
-
-
-def evaluate_ranking(
-    rankings: Mapping[Path, Sequence[Path]], queries: Sequence[Query], ks: Sequence[int] = (1, 10)
-) -> Quality:
-    """The quality of one set's rankings.
-
-    rankings  query's path -> gallery pictures, best first, each once; may be cut off after some length, and what was
-              cut off counts as not found (ask for some more than the largest k, for junk is taken out first)
-    """
-    asked = [query for query in queries if query.correct]
-    missing = [query.path for query in asked if query.path not in rankings]
-    if missing:
-        raise SeenitError(f"no ranking for {missing[0]} and {len(missing) - 1} other queries; search with them all")
-    ranks = [correct_ranks(rankings[query.path], query) for query in asked]
-    return Quality(
-        recall={k: _mean([recall_at(found, k) for found in ranks]) for k in ks},
-        mean_average_precision=_mean(
-            [average_precision(found, len(query.correct)) for found, query in zip(ranks, asked, strict=True)]
-        ),
-        num_queries=len(asked),
-        num_unanswerable=len(queries) - len(asked),
+def scores_table(scores: Sequence[RetrievalScores]) -> str:
+    """All scores as one table in Markdown; what was measured nowhere has no column."""
+    columns = {
+        "set": [one.task for one in scores],
+        "search": [one.variant for one in scores],
+        "queries": [str(one.quality.num_queries) for one in scores],
+        "gallery": [str(one.num_gallery) for one in scores],
+        **{f"recall@{k}": [_cell(one.quality.recall[k]) for one in scores] for k in RECALL_AT},
+        "mAP": [_cell(one.quality.mean_average_precision) for one in scores],
+        "mAP@10": [_cell(one.quality.mean_average_precision_at[10]) for one in scores],
+        "match precision": [_cell(one.matches.precision) for one in scores],
+        "match recall": [_cell(one.matches.recall) for one in scores],
+        "false alarms": [_cell(one.matches.false_alarms) for one in scores],
+        "no-match AUC": [_cell(one.matches.no_match_auc) for one in scores],
+    }
+    columns = {head: cells for head, cells in columns.items() if set(cells) != {"-"}}
+    widths = {head: max(len(head), *map(len, cells)) for head, cells in columns.items()}
+    lines = [list(columns), ["-" * width for width in widths.values()], *zip(*columns.values(), strict=True)]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths.values(), strict=True)) + " |"
+        for line in lines
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+# ---- asking ----
+
+
+def _scores(
+    tasks: Sequence[Task],
+    gallery: Gallery,
+    variants: Sequence[Variant],
+    exact: bool,
+    depth: int | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> list[RetrievalScores]:
+    """Each task in each variant; a query that several tasks share is asked once."""
+    regions = _readable({query.path: query.region for task in tasks for query in task.queries}, say)
+    top = depth or tasks[0].depth
+    rankings = {variant.name: _ask(gallery, regions, top, variant, exact, progress) for variant in variants}
+    manifest = gallery.searcher.manifest
+    scores = []
+    for task in tasks:
+        queries = [query for query in task.queries if query.path in regions]
+        for name, of_variant in rankings.items():
+            places = {path: [answer.path for answer in answers] for path, answers in of_variant.items()}
+            ks = [k for k in PRECISION_AT if k <= max(top, 10)]
+            scores.append(
+                RetrievalScores(
+                    task=task.name,
+                    variant=name,
+                    backbone=manifest.backbone,
+                    resolution=manifest.resolution,
+                    num_gallery=len(task.gallery),
+                    quality=evaluate_ranking(places, queries, precision_ks=ks),
+                    matches=match_quality(of_variant, queries),
+                )
+            )
+    return scores
+
+
+def _readable(regions: dict[Path, Region | None], say: Callable[[str], None]) -> dict[Path, Region | None]:
+    """The queries that can be decoded; the others are said."""
+    readable = {}
+    for path, region in regions.items():
+        try:
+            decode_file(path, target_px=64)
+            readable[path] = region
+        except PictureError as error:
+            say(f"left out a query: {error}")
+    if not readable:
+        raise SeenitError(f"none of the {len(regions)} queries can be read; give pictures that can")
+    return readable
+
+
+def _ask(
+    gallery: Gallery, regions: dict[Path, Region | None], top: int, variant: Variant, exact: bool, progress: bool
+) -> dict[Path, list[Answer]]:
+    """The first `top` answers to each query; junk among them is still in."""
+    paths, rankings = list(regions), {}
+    with tqdm(total=len(paths), unit="query", desc=variant.name, disable=not progress, leave=False) as bar:
+        for start in range(0, len(paths), QUERIES_AT_ONCE):
+            group = paths[start : start + QUERIES_AT_ONCE]
+            found = gallery.searcher.search_batch(
+                group,
+                top,
+                regions=[regions[path] for path in group],
+                exact=exact,
+                include_self=True,
+                **variant.options,
+            )
+            for path, results in zip(group, found, strict=True):
+                rankings[path] = [answer for result in results for answer in _answers(result, gallery)]
+            bar.update(len(group))
+    return rankings
+
+
+def _answers(result: Result, gallery: Gallery) -> list[Answer]:
+    """A result as the gallery's pictures that it stands for: all those with the same bytes."""
+    evidence = result.evidence
+    return [
+        Answer(
+            path,
+            result.score,
+            probability=evidence.probability if evidence else None,
+            believed=bool(evidence and evidence.believed),
+        )
+        for path in gallery.paths[result.id]
+    ]
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

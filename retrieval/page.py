@@ -10,7 +10,6 @@ import html
 import io
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,15 @@ import numpy as np
 from PIL import Image
 
 from indexer.colour import to_rgb
-from indexer.errors import PictureError, SeenitError
-from indexer.files import os_reason
+from indexer.errors import PictureError
 from indexer.images import decode_file
+
+from .evidence import Box
+from .whole_file import whole_page
 
 UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 RESULT_PX = 420  # longer side of an embedded result
 QUERY_PX = 900  # and of a query
-
-Box = tuple[float, float, float, float]  # x, y, width, height as fractions of the upright picture
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class PageResult:
     score: float  # in [-1, 1]
     caption: tuple[str, ...] = ()  # small lines below the name: date, size, camera
     box: Box | None = None  # where the thing is in the picture
-    verdict: str | None = None  # "same" or "unsure"; another word is shown as it is
+    verdict: str | None = None  # "same", "perhaps" or "no match"; another word is shown as it is
+    reason: str = ""  # what the verdict rests on: how likely, how many patches agree
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class PageQuery:
     path: str | None = None
     image: Image.Image | np.ndarray | None = None  # shown instead of the file: uint8 (H, W, 3) or (H, W), or PIL
     region: Box | None = None  # the part that was searched for
-    note: str = ""  # why there are no results, or what was asked beside the picture
+    note: str = ""  # why there are no results or none is believed, or what was asked beside the picture
 
 
 def write_page(
@@ -62,30 +62,14 @@ def write_page(
     made_by  lines of the footer: index, backbone, seconds
     Raises SeenitError where the page cannot be written.
     """
-    path = Path(path)
     count = 0
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=path.name[:40] + ".", delete=False
-        ) as file:
-            unfinished = file.name
-            try:
-                pictures = _Pictures()
-                file.write(HEAD.format(title=shown(title), style=STYLE))
-                for count, query in enumerate(queries, start=1):
-                    for piece in _query(query, count, pictures):
-                        file.write(piece)
-                lines = "".join(f"<p>{shown(line)}</p>\n" for line in made_by)
-                file.write(FOOT.format(lines=lines))
-                file.close()
-                os.chmod(unfinished, 0o644)  # a temporary file starts out private
-                os.replace(unfinished, path)
-            except BaseException:
-                file.close()
-                os.unlink(unfinished)
-                raise
-    except OSError as error:
-        raise SeenitError(f"cannot write the page {path}: {os_reason(error)}; name another file") from None
+    with whole_page(path) as file:
+        pictures = _Pictures()
+        file.write(HEAD.format(title=shown(title), style=STYLE))
+        for count, query in enumerate(queries, start=1):
+            for piece in _query(query, count, pictures):
+                file.write(piece)
+        file.write(FOOT.format(lines="".join(f"<p>{shown(line)}</p>\n" for line in made_by)))
     return count
 
 
@@ -110,6 +94,20 @@ def thumbnail(picture: str | Image.Image | np.ndarray, size_px: int) -> Image.Im
     small = Image.fromarray(pixels)
     small.thumbnail((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return small
+
+
+def embedded(picture: Image.Image) -> str:
+    """The picture as the address of itself, a JPEG."""
+    packed = io.BytesIO()
+    picture.save(packed, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode('ascii')}"
+
+
+def outlined(box: Box, width: float, height: float, left: float = 0, top: float = 0) -> str:
+    """A box over a picture of that size and place, as SVG."""
+    x, y, w, h = (round(value * side, 1) for value, side in zip(box, (width, height) * 2, strict=True))
+    place = f'x="{round(left + x, 1)}" y="{round(top + y, 1)}" width="{w}" height="{h}"'
+    return f'<rect class="under" {place}/><rect class="box" {place}/>'
 
 
 class _Pictures:
@@ -138,16 +136,11 @@ class _Pictures:
                 return missing
             self._made += 1
             name, (width, height) = f"p{self._made}", small.size
-            packed = io.BytesIO()
-            small.save(packed, "JPEG", quality=82)
-            data = base64.b64encode(packed.getvalue()).decode("ascii")
-            inner = f'<image id="{name}" width="{width}" height="{height}" href="data:image/jpeg;base64,{data}"/>'
+            inner = f'<image id="{name}" width="{width}" height="{height}" href="{embedded(small)}"/>'
             if key:
                 self._known[key] = (name, width, height)
         if box is not None:
-            x, y, w, h = (round(value * side, 1) for value, side in zip(box, (width, height) * 2, strict=True))
-            place = f'x="{x}" y="{y}" width="{w}" height="{h}"'
-            inner += f'<rect class="under" {place}/><rect class="box" {place}/>'
+            inner += outlined(box, width, height)
         return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{shown(alt)}">{inner}</svg>'
 
 
@@ -159,11 +152,11 @@ def _query(query: PageQuery, number: int, pictures: _Pictures) -> Iterable[str]:
     if source is not None:
         alt = f"Query: {name}" + (", the part searched for is outlined" if query.region else "")
         yield f'<div class="picture">{pictures.figure(source, alt, QUERY_PX, query.region)}</div>\n'
-    yield f'<h2 id="q{number}">{_link(query.path, name)}</h2>\n'
+    yield f'<h2 id="q{number}">{link(query.path, name)}</h2>\n'
     if query.path:
         yield f'<p class="folder"><bdi>{shown(os.path.dirname(query.path))}</bdi></p>\n'
     if query.note:
-        yield f"<p>{shown(query.note)}</p>\n"
+        yield f'<p class="note">{shown(query.note)}</p>\n'
     yield "</div>\n"
     if query.results:
         yield '<ol class="results">\n'
@@ -178,23 +171,28 @@ def _query(query: PageQuery, number: int, pictures: _Pictures) -> Iterable[str]:
 def _card(result: PageResult, pictures: _Pictures) -> str:
     name = os.path.basename(result.path)
     alt = f"Result {result.rank}: {name}" + (", the match is outlined" if result.box else "")
-    badge = ""
-    if result.verdict:
-        kind = result.verdict if result.verdict in ("same", "unsure") else "other"
-        badge = f'<span class="badge {kind}">{shown(result.verdict)}</span>'
+    proof = f'<p class="proof">{shown(result.reason)}</p>' if result.reason else ""
     lines = "".join(f"<p>{shown(line)}</p>" for line in result.caption)
     share = round(100 * min(max(result.score, 0.0), 1.0), 1) if result.score == result.score else 0.0
     return (
         f'<li><div class="picture">{pictures.figure(result.path, alt, RESULT_PX, result.box)}</div>\n'
         f'<div class="text"><p class="line"><span class="rank">{result.rank}</span>'
         f'<span class="bar" aria-hidden="true"><span style="width:{share}%"></span></span>'
-        f'<span class="score"><span class="unseen">score </span>{result.score:.3f}</span>{badge}</p>\n'
-        f"<h3>{_link(result.path, name)}</h3>\n"
+        f'<span class="score"><span class="unseen">score </span>{result.score:.3f}</span>{badge(result.verdict)}</p>\n'
+        f"{proof}<h3>{link(result.path, name)}</h3>\n"
         f'<p class="folder"><bdi>{shown(os.path.dirname(result.path))}</bdi></p>{lines}</div></li>\n'
     )
 
 
-def _link(path: str | None, name: str) -> str:
+def badge(verdict: str | None) -> str:
+    """The verdict as a word in its colour."""
+    if not verdict:
+        return ""
+    kind = {"same": "same", "perhaps": "perhaps"}.get(verdict, "other")
+    return f'<span class="badge {kind}">{shown(verdict)}</span>'
+
+
+def link(path: str | None, name: str) -> str:
     """The name, leading to the file itself where it has an absolute path."""
     label = f"<bdi>{shown(name)}</bdi>"
     if not path or not os.path.isabs(path):
@@ -231,10 +229,10 @@ FOOT = """</main>
 
 STYLE = """
 :root { --page: #f5f4f0; --card: #ffffff; --well: #e9e7e1; --ink: #1c1f24; --soft: #565d68; --line: #dedbd3;
-  --accent: #17697a; --same: #17663a; --same-back: #d9f0e1; --unsure: #7a4b00; --unsure-back: #fbe9c8; }
+  --accent: #17697a; --same: #17663a; --same-back: #d9f0e1; --perhaps: #7a4b00; --perhaps-back: #fbe9c8; }
 @media (prefers-color-scheme: dark) { :root { --page: #121417; --card: #1b1f24; --well: #0c0e10; --ink: #e9eaec;
-  --soft: #a4acb8; --line: #2b3138; --accent: #6cc5d2; --same: #8fdcae; --same-back: #163826; --unsure: #f2c879;
-  --unsure-back: #3d2d0e; } }
+  --soft: #a4acb8; --line: #2b3138; --accent: #6cc5d2; --same: #8fdcae; --same-back: #163826; --perhaps: #f2c879;
+  --perhaps-back: #3d2d0e; } }
 * { box-sizing: border-box; margin: 0; }
 body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
 header, main, footer { max-width: 1500px; margin: 0 auto; padding: 0 clamp(14px, 3vw, 40px); }
@@ -266,9 +264,12 @@ section:last-child { border-bottom: 0; }
 .bar { flex: 1 1 40px; height: 5px; border-radius: 3px; background: var(--well); overflow: hidden; }
 .bar span { display: block; height: 100%; background: var(--accent); border-radius: 3px; }
 .score { color: var(--ink); font-variant-numeric: tabular-nums; }
-.badge { font-size: 11px; font-weight: 600; padding: 1px 8px; border-radius: 9px; background: var(--well); }
+.badge { font-size: 11px; font-weight: 600; padding: 2px 8px; border-radius: 9px; background: var(--well);
+  white-space: nowrap; }
+.text .proof { color: var(--ink); margin-bottom: 5px; }
+.query .note { color: var(--ink); font-size: 14px; margin-top: 6px; }
 .same { color: var(--same); background: var(--same-back); }
-.unsure { color: var(--unsure); background: var(--unsure-back); }
+.perhaps { color: var(--perhaps); background: var(--perhaps-back); }
 .missing, .nothing { color: var(--soft); font-size: 13px; padding: 22px 16px; overflow-wrap: anywhere; }
 .missing { text-align: center; }
 rect { fill: none; vector-effect: non-scaling-stroke; }

@@ -5,18 +5,31 @@ from collections.abc import Sequence
 
 from indexer.errors import PictureError
 from indexer.images import decode_file
+from indexer.store import Metadata
 
+from .evidence import Evidence, percent
 from .page import PageQuery, PageResult
 from .search import Region, Result, box_in_pixels
 
 NOTHING = "nothing in the index meets these conditions"
+NOT_BELIEVED = "nothing in the index is believed to show this"
 
 
 def table(query: str, results: Sequence[Result], *, heading: bool) -> str:
-    """Rank, score and path, a line each; with a heading the query's path above and an empty line below."""
+    """A result a line: rank, score and path, between them the verdict with its probability and the patches that agree.
+
+    With a heading the query's path stands above, an empty line below. Where no result is believed, a line says so.
+    """
     lines = [query] if heading else []
-    lines.append("rank  score  path" if results else NOTHING)
-    lines += [f"{result.rank:>4}  {result.score:5.3f}  {result.path}" for result in results]
+    if note := _note(results):
+        lines.append(note)
+    proven = any(result.evidence for result in results)
+    if results:
+        lines.append(f"rank  score  {f'{PROOF_TITLES}  ' if proven else ''}path")
+    lines += [
+        f"{result.rank:>4}  {result.score:5.3f}  {f'{_proof(result)}  ' if proven else ''}{result.path}"
+        for result in results
+    ]
     return "\n".join(lines) + ("\n" if heading else "")
 
 
@@ -27,13 +40,65 @@ def json_line(query: str, answer: Sequence[Result] | PictureError) -> str:
     return json.dumps({"query": query, "results": [_values(result) for result in answer]})
 
 
+def explained_json(query: str, picture: str, evidence: Evidence) -> str:
+    """What `seenit explain` found, for programs: places as fractions of the pictures."""
+    return json.dumps(
+        {
+            "query": query,
+            "picture": picture,
+            "match": evidence.believed if evidence.probability is not None else None,
+            "probability": evidence.probability,
+            "support": evidence.support,
+            "box": evidence.box,
+            "query_box": evidence.query_box,
+            "transform": None if evidence.transform is None else evidence.transform.tolist(),
+            "pairs": evidence.pairs.tolist(),
+        }
+    )
+
+
 def page_query(query: str, results: Sequence[Result], region: Region | None) -> PageQuery:
     """The same for the page and the sheet."""
     return PageQuery(
         path=query,
         region=_fractions(region, query) if region else None,
-        results=[PageResult(result.path, result.rank, result.score, _caption(result)) for result in results],
-        note="" if results else NOTHING,
+        results=[_page_result(result) for result in results],
+        note=_note(results),
+    )
+
+
+def _note(results: Sequence[Result]) -> str:
+    """What must be said of the results as a whole."""
+    if not results:
+        return NOTHING
+    verdicts = {result.evidence.verdict if result.evidence else None for result in results}
+    return "" if verdicts & {"same", None} else NOT_BELIEVED
+
+
+PROOF_TITLES = "verdict   likely  agree"
+
+
+def _proof(result: Result) -> str:
+    """The columns under PROOF_TITLES; dashes where nothing was compared or nothing is calibrated."""
+    evidence = result.evidence
+    verdict = (evidence.verdict if evidence else None) or "-"
+    likely = percent(evidence.probability) if evidence and evidence.probability is not None else "-"
+    return f"{verdict:<8}  {likely:>6}  {evidence.support if evidence else '-':>5}"
+
+
+def _page_result(result: Result) -> PageResult:
+    """The box is drawn unless the thing is believed not to be there."""
+    evidence = result.evidence
+    if evidence is None:
+        return PageResult(result.path, result.rank, result.score, _caption(result))
+    return PageResult(
+        result.path,
+        result.rank,
+        result.score,
+        _caption(result),
+        box=None if evidence.verdict == "no match" else evidence.box,
+        verdict=evidence.verdict,
+        reason=evidence.reason,
     )
 
 
@@ -48,7 +113,23 @@ def _values(result: Result) -> dict[str, object]:
         "height": result.metadata.height,
         "taken_at": taken_at.isoformat() if taken_at else None,
     }
+    if result.evidence is not None:
+        values |= _evidence_values(result.evidence, result.metadata)
     return values | ({"copies": list(result.copies)} if result.copies else {})
+
+
+def _evidence_values(evidence: Evidence, metadata: Metadata) -> dict[str, object]:
+    """`match` is the belief, null where nothing is calibrated; the box is in pixels of the upright result."""
+    box = None
+    if evidence.box is not None:
+        sides = (metadata.width, metadata.height) * 2
+        box = [round(value * side) for value, side in zip(evidence.box, sides, strict=True)]
+    return {
+        "match": evidence.believed if evidence.probability is not None else None,
+        "probability": evidence.probability,
+        "support": evidence.support,
+        "box": box,
+    }
 
 
 def _caption(result: Result) -> tuple[str, ...]:

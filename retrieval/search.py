@@ -1,12 +1,13 @@
-"""Query -> ranked results.
+"""Query -> ranked results, and why.
 
-A query is a picture (a path, a PIL image, an array) or a ready vector. Pictures are embedded as the index's were, the
-engine finds the nearest records, and the best of them may be rescored on patch tokens.
+A query is a picture (a path, a PIL image, an array) or a ready vector, or several pictures of one thing. Pictures are
+embedded as the index's were, the engine finds the nearest records, and the best of them are compared patch by patch:
+that gives the order, the place of the thing in each result, and how likely it is the same thing.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,22 +21,45 @@ from indexer.images import decode_file
 from indexer.manifest import Manifest, Roots, read_manifest
 from indexer.preprocess import MIDDLE, detail_px, preprocess
 from indexer.read_picture import Decoded, Job, Outcome
-from indexer.store import Hit, Metadata, Store, Where, open_store
+from indexer.store import Hit, Metadata, Store, Where, content_id, open_store
+
+from .calibrate import Calibration, read_calibration
+from .evidence import Evidence
 
 if TYPE_CHECKING:
     from indexer.backbone import Backbone
     from indexer.descriptor import Fit
-    from indexer.embed import Embedder
+    from indexer.embed import Embedder, View
 
-Query: TypeAlias = "str | Path | Image.Image | np.ndarray"
+    from .look import Look
+    from .rerank import Comparison
+
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray
 Region: TypeAlias = tuple[float, float, float, float]
 
-View: TypeAlias = tuple[np.ndarray, np.ndarray]  # of a query: global vector (G,), patch tokens (K, T)
-
-RERANKED = 50  # candidates at least that are rescored on patch tokens
+RERANKED = 100  # candidates at least that are compared patch by patch
+RERANKED_EXACT = 10_000  # of them with `exact`
 RERANK_BY_DEFAULT = True
-PATCH_WEIGHT = 0.5  # of the patches' score in the fused one; tuned on smvs_dvd_covers and mcv_paintings
 QUERIES_AT_ONCE = 128
+ALPHA = 3  # power of the cosines in query expansion
+LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several pictures as one query.
+
+    pictures  of the thing, each a view of it
+    likes     results that were right: the query moves towards them
+    dislikes  results that were wrong: it moves away from them, and what they show counts against a candidate
+    """
+
+    pictures: tuple[Picture, ...]
+    likes: tuple[Picture, ...] = ()
+    dislikes: tuple[Picture, ...] = ()
+
+
+Query: TypeAlias = Picture | Together
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,7 @@ class Result:
     score    in [-1, 1], higher is more similar: cosine of the global descriptors, fused with the patches' when reranked
     id       content id of the picture
     copies   the other files with the same bytes
+    evidence why it is believed to show the same thing, or not; None where patches were not compared
     """
 
     rank: int
@@ -56,6 +81,29 @@ class Result:
     metadata: Metadata
     copies: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    evidence: Evidence | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A picture before anything is said of it: its score, and how far its patches agree with the query's, in [0, 1)."""
+
+    id: str
+    score: float
+    agreement: float
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """Two pictures held against each other.
+
+    query_heat    (rows, columns) float32: the best cosine of each patch of the query in the other picture
+    picture_heat  likewise of the other picture's patches in the query
+    """
+
+    evidence: Evidence
+    query_heat: np.ndarray
+    picture_heat: np.ndarray
 
 
 class Searcher:
@@ -69,6 +117,7 @@ class Searcher:
         self.store = store
         self.manifest = manifest
         self.roots = Roots(store.location, manifest.roots)
+        self.calibration: Calibration | None = read_calibration(store, manifest)
         self._say = say
         self._embedder: Embedder | None = None
         self._fit: Fit | None = None
@@ -113,6 +162,8 @@ class Searcher:
         rerank: bool = RERANK_BY_DEFAULT,
         exact: bool = False,
         include_self: bool = False,
+        expand: int = 0,
+        augment: int = 0,
     ) -> list[Result]:
         """The pictures most like the query, best first; see `search_batch`.
 
@@ -126,6 +177,8 @@ class Searcher:
             rerank=rerank,
             exact=exact,
             include_self=include_self,
+            expand=expand,
+            augment=augment,
         )[0]
 
     def search_batch(
@@ -138,21 +191,25 @@ class Searcher:
         rerank: bool = RERANK_BY_DEFAULT,
         exact: bool = False,
         include_self: bool = False,
+        expand: int = 0,
+        augment: int = 0,
     ) -> list[list[Result]]:
         """The `top` pictures most like each query, best first; embedded in batches, searched in one call.
 
-        queries       paths, PIL images, uint8 arrays (H, W, 3) or (H, W), or vectors (G,) as `embed` returns them
+        queries       paths, PIL images, uint8 arrays (H, W, 3) or (H, W), vectors (G,) as `embed` returns them, or
+                      `Together` for several pictures of one thing
         where         conditions that the engine applies
-        rerank        rescore the best (50 at least) on patch tokens (pictures only; a vector has none)
-        exact         compare with every record instead of walking the graph
+        rerank        compare the best (100 at least) patch by patch (pictures only; a vector has no patches)
+        exact         compare with every record instead of walking the graph, and rerank all of them up to 10,000
         include_self  also return the query's own file where the index holds it
+        expand        neighbours that the query takes in before it is asked again: alpha query expansion
+        augment       neighbours that each candidate takes in before it is compared: database-side augmentation
         Raises PictureError for a query that cannot be read, SeenitError for another backbone or dimension.
         """
         if not queries:
             return []
-        views = self._describe(queries, list(regions or [None] * len(queries)))
-        own = [query if isinstance(query, (str, Path)) and not include_self else None for query in queries]
-        return self._answers(views, own, top, where, rerank, exact)
+        how = _How(top, where, rerank, exact, expand, augment)
+        return self._answers(self._ask(queries, list(regions or [None] * len(queries)), include_self), how)
 
     def search_files(
         self,
@@ -164,27 +221,19 @@ class Searcher:
         rerank: bool = RERANK_BY_DEFAULT,
         exact: bool = False,
         include_self: bool = False,
+        expand: int = 0,
+        augment: int = 0,
     ) -> Iterator[tuple[str, list[Result] | PictureError]]:
         """Search with any number of picture files; each with its results, or with why it cannot be read, as they come.
 
         Like `search_batch`, but decoded in worker processes, a bounded number at a time, and a broken file costs only
         its own answer.
         """
+        how = _How(top, where, rerank, exact, expand, augment)
         if len(paths) == 1 or region is not None:
             for path in paths:
                 try:
-                    yield (
-                        str(path),
-                        self.search(
-                            path,
-                            top,
-                            region=region,
-                            where=where,
-                            rerank=rerank,
-                            exact=exact,
-                            include_self=include_self,
-                        ),
-                    )
+                    yield str(path), self._answers(self._ask([path], [region], include_self), how)[0]
                 except PictureError as error:
                     yield str(path), error
             return
@@ -194,23 +243,55 @@ class Searcher:
             for start in range(0, len(paths), QUERIES_AT_ONCE):
                 group = [os.path.abspath(path) for path in paths[start : start + QUERIES_AT_ONCE]]
                 outcomes = {outcome.path: outcome for outcome in pool.run(Job(path) for path in dict.fromkeys(group))}
-                readable = [path for path in dict.fromkeys(group) if isinstance(outcomes[path], Decoded)]
-                answers = self._answers(
-                    embedder.describe_twice([outcomes[path].pixels for path in readable], fit),  # type: ignore[union-attr]
-                    [None if include_self else path for path in readable],
-                    top,
-                    where,
-                    rerank,
-                    exact,
-                )
-                by_path = dict(zip(readable, answers, strict=True))
+                pixels = {path: found.pixels for path, found in outcomes.items() if isinstance(found, Decoded)}
+                views = embedder.describe_twice(list(pixels.values()), fit)
+                asked = [
+                    _Asked(tuple(of_path), own=() if include_self else (path,))
+                    for path, of_path in zip(pixels, views, strict=True)
+                ]
+                by_path = dict(zip(pixels, self._answers(asked, how), strict=True))
                 for given, path in zip(paths[start:], group, strict=False):
                     yield str(given), by_path[path] if path in by_path else _why_not(outcomes[path])
 
     def embed(self, queries: Sequence[Query], regions: Sequence[Region | None] | None = None) -> np.ndarray:
         """Global descriptors (Q, G) float32, L2-normalised, of the whole pictures; each can be a query later on."""
-        views = self._describe(queries, list(regions or [None] * len(queries)))
-        return np.stack([of_query[0][0] for of_query in views])
+        asked = self._ask(queries, list(regions or [None] * len(queries)), include_self=True)
+        return np.stack([one.views[0].vector for one in asked])
+
+    def candidates(self, queries: Sequence[Query]) -> "list[list[Candidate]]":
+        """All that is compared patch by patch with each query, best first."""
+        asked = self._ask(queries, [None] * len(queries), include_self=True)
+        return [
+            [Candidate(hit.record.id, hit.score, found.agreement(n)) for n, hit in enumerate(found.hits)]
+            for found in self._ranked(asked, _How(RERANKED))
+        ]
+
+    def explain(self, query: Query, picture: str | Path, *, region: Region | None = None) -> Explained:
+        """Why a picture is believed to show what the query shows, or not; it need not be in the index.
+
+        region  of the query, as in `search`
+        Raises PictureError for a file that cannot be read.
+        """
+        from .rerank import Comparison, fused, heat_of
+
+        embedder, fit = self._ready()
+        (asked,) = self._ask([query], [region], include_self=True)
+        seen = embedder.indexed(self._pixels(picture, None), fit)
+        stored = self.store.patches(
+            [content_id(Path(picture).read_bytes())]
+        )  # as searches compare it, where it is there
+        comparison = Comparison(asked.views, [next(iter(stored.values()), seen.packed)])
+        cosine = max(float(view.vector @ seen.view.vector) for view in asked.views)
+        score = float(fused(np.array([cosine]), comparison.support)[0])
+        return Explained(
+            self._evidence(comparison, 0, score), heat_of(asked.views[0], seen.view), heat_of(seen.view, asked.views[0])
+        )
+
+    def look(self, picture: Picture) -> "Look":
+        """What the index's descriptor sees in a picture, patch by patch."""
+        from .look import look_at
+
+        return look_at(self._pixels(picture, None), *self._ready())
 
     @property
     def dim(self) -> int:
@@ -224,29 +305,48 @@ class Searcher:
 
     # ---- the steps ----
 
-    def _describe(self, queries: Sequence[Query], regions: Sequence[Region | None]) -> list[list[View]]:
+    def _ask(self, queries: Sequence[Query], regions: Sequence[Region | None], include_self: bool) -> "list[_Asked]":
         """The views of each query: of a picture the whole and its middle, of a region or a vector just one."""
-        views: list[list[View]] = [[] for _ in queries]
-        pictures: dict[int, np.ndarray] = {}
+        pictures: list[tuple[Picture, Region | None]] = []  # of all queries, described in one go
+        for query, region in zip(queries, regions, strict=True):
+            together = query if isinstance(query, Together) else Together((query,))
+            pictures += [(picture, region) for picture in together.pictures]
+            pictures += [(picture, None) for picture in (*together.likes, *together.dislikes)]
+        views = iter(self._describe(pictures))
+        asked = []
+        for query in queries:
+            together = query if isinstance(query, Together) else Together((query,))
+            own = [str(one) for one in (*together.pictures, *together.likes) if isinstance(one, (str, Path))]
+            wanted, likes, unlike = (
+                [next(views) for _ in some] for some in (together.pictures, together.likes, together.dislikes)
+            )
+            asked.append(_moved(wanted, likes, unlike, () if include_self else tuple(map(os.path.abspath, own))))
+        return asked
+
+    def _describe(self, pictures: "Sequence[tuple[Picture, Region | None]]") -> "list[list[View]]":
+        from indexer.embed import View
+
+        views: list[list[View]] = [[] for _ in pictures]
+        wholes: dict[int, np.ndarray] = {}
         parts: dict[int, np.ndarray] = {}
-        for n, (query, region) in enumerate(zip(queries, regions, strict=True)):
-            if isinstance(query, np.ndarray) and query.ndim == 1:
-                views[n] = [(_unit(query), np.empty((0, 0), np.float32))]
+        for n, (picture, region) in enumerate(pictures):
+            if isinstance(picture, np.ndarray) and picture.ndim == 1:
+                views[n] = [View(_unit(picture), np.empty((0, 0), np.float32), (0, 0))]
             else:
-                (pictures if region is None else parts)[n] = self._pixels(query, region)
-        if pictures or parts:
+                (wholes if region is None else parts)[n] = self._pixels(picture, region)
+        if wholes or parts:
             embedder, fit = self._ready()
-            for n, both in zip(pictures, embedder.describe_twice(list(pictures.values()), fit), strict=True):
+            for n, both in zip(wholes, embedder.describe_twice(list(wholes.values()), fit), strict=True):
                 views[n] = both
             for n, view in zip(parts, embedder.describe(list(parts.values()), fit), strict=True):
                 views[n] = [view]
-        if wrong := {len(vector) for of_query in views for vector, _ in of_query} - {self.dim}:
+        if wrong := {len(view.vector) for of_picture in views for view in of_picture} - {self.dim}:
             raise SeenitError(
                 f"a query vector has length {min(wrong)}, the index's have {self.dim}; take those of Searcher.embed"
             )
         return views
 
-    def _pixels(self, query: Query, region: Region | None) -> np.ndarray:
+    def _pixels(self, query: "Picture", region: Region | None) -> np.ndarray:
         """The query's pixels (H, W, 3) uint8, cut to the region."""
         resolution = self.manifest.resolution
         whole = round(resolution / MIDDLE)  # leaves the middle as many pixels as the backbone sees
@@ -275,66 +375,97 @@ class Searcher:
 
     def use(self, backbone: "Backbone") -> None:
         """Embed queries with an already loaded backbone; SeenitError if another one made the index."""
-        from indexer.embed import Embedder, check_backbone, read_fit
+        from indexer.embed import Embedder, check_backbone, read_fit, recipe_of
 
         check_backbone(self.manifest, backbone, self.store.location)
-        self._embedder = Embedder(backbone, self.manifest.resolution)
+        recipe = recipe_of(self.manifest, self.store.location)
+        self._embedder = Embedder(backbone, self.manifest.resolution, recipe)
         self._fit = read_fit(self.store, self.manifest, self._embedder.recipe)
 
-    def _answers(
-        self,
-        views: Sequence[Sequence[View]],
-        own: Sequence[str | Path | None],
-        top: int,
-        where: Where,
-        rerank: bool,
-        exact: bool,
-    ) -> list[list[Result]]:
-        """Results for each query; `own` is the query's own file where that is to be left out.
-
-        A record's score is that of the view that it resembles most.
-        """
-        if top < 1:
-            raise SeenitError(f"--top {top} asks for nothing; take 1 or more")
-        if not views:
+    def _answers(self, asked: "Sequence[_Asked]", how: "_How") -> list[list[Result]]:
+        """Results for each query. A record's cosine is that of the view that it resembles most."""
+        if how.top < 1:
+            raise SeenitError(f"--top {how.top} asks for nothing; take 1 or more")
+        if not asked:
             return []
-        wanted = max(top + 1, RERANKED if rerank else 0)  # one more, for the query's own file may be among them
-        vectors = np.stack([vector for of_query in views for vector, _ in of_query])
-        of_views = iter(self.store.search(vectors, wanted, where, exact=exact))
-        hits = [_best([next(of_views) for _ in of_query])[:wanted] for of_query in views]
-        if rerank:
-            hits = self._rescored(hits, views)
-        return [
-            self._to_results(found, where, os.path.abspath(path) if path is not None else None)[:top]
-            for found, path in zip(hits, own, strict=True)
-        ]
+        ranked = self._ranked(asked, how)
+        if how.expand:
+            asked = [self._expanded(one, found.hits[: how.expand]) for one, found in zip(asked, ranked, strict=True)]
+            ranked = self._ranked(asked, how)
+        return [self._to_results(found, how, one.own) for one, found in zip(asked, ranked, strict=True)]
 
-    def _rescored(self, hits: list[list[Hit]], views: Sequence[Sequence[View]]) -> list[list[Hit]]:
-        """Each query's hits with their patches' score fused in, best first; in one call to the engine."""
-        asked = [(n, tokens) for n, of_query in enumerate(views) for _, tokens in of_query if len(tokens)]
-        ids = [[hit.record.id for hit in hits[n]] for n, _ in asked]
-        patch_scores: list[dict[str, float]] = [{} for _ in hits]
-        for (n, _), scores in zip(asked, self.store.rescore([tokens for _, tokens in asked], ids), strict=True):
-            for record_id, score in scores.items():
-                patch_scores[n][record_id] = max(score, patch_scores[n].get(record_id, -1.0))
-        return [
-            sorted((_fused(hit, scores.get(hit.record.id)) for hit in found), key=lambda hit: -hit.score)
-            for found, scores in zip(hits, patch_scores, strict=True)
-        ]
+    def _ranked(self, asked: "Sequence[_Asked]", how: "_How") -> "list[_Ranked]":
+        """The candidates of each query in their order."""
+        wanted = how.top + max(len(one.own) for one in asked)  # the query's own files may be among them
+        if how.rerank:
+            wanted = max(wanted, min(self.store.count(), RERANKED_EXACT) if how.exact else RERANKED)
+        vectors = np.stack([view.vector for one in asked for view in one.views])
+        of_views = iter(self.store.search(vectors, wanted, how.where, exact=how.exact))
+        hits = [_best([next(of_views) for _ in one.views])[:wanted] for one in asked]
+        if how.augment:
+            hits = [self._augmented(one, found, how) for one, found in zip(asked, hits, strict=True)]
+        if not how.rerank:
+            return [_Ranked(found) for found in hits]
+        return [self._compared(one, found) for one, found in zip(asked, hits, strict=True)]
 
-    def _to_results(self, hits: Sequence[Hit], where: Where, own: str | None) -> list[Result]:
-        """Results of one query; the query's own file is left out, its copies elsewhere are not."""
+    def _compared(self, asked: "_Asked", hits: list[Hit]) -> "_Ranked":
+        """The hits by cosine and patches together; what one has in common with a disliked picture does not count."""
+        from .rerank import Comparison, fused
+
+        patches = self.store.patches([hit.record.id for hit in hits])
+        views = [view for view in asked.views if len(view.tokens)]
+        if not views or not patches:
+            return _Ranked(hits)
+        hits = sorted(hits, key=lambda hit: hit.record.id not in patches)  # those without patches last
+        packed = [patches[hit.record.id] for hit in hits if hit.record.id in patches]
+        comparison = Comparison(views, packed)
+        support = np.zeros(len(hits), np.float32)
+        support[: len(packed)] = comparison.support
+        if unlike := [view for view in asked.unlike if len(view.tokens)]:
+            support[: len(packed)] = np.maximum(comparison.support - Comparison(unlike, packed).support, 0)
+        scores = fused(np.array([hit.score for hit in hits]), support)
+        order = np.argsort(-scores, kind="stable").tolist()
+        return _Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
+
+    def _expanded(self, asked: "_Asked", best: Sequence[Hit]) -> "_Asked":
+        """The query with its first neighbours mixed in, weighted by cosine ** ALPHA (Radenovic et al., 2018)."""
+        vectors = self._vectors([hit.record.id for hit in best])  # (E, G)
+        views = []
+        for view in asked.views:
+            weights = np.maximum(vectors @ view.vector, 0) ** ALPHA  # (E,)
+            views.append(replace(view, vector=_unit(view.vector + weights @ vectors)))
+        return replace(asked, views=tuple(views))
+
+    def _augmented(self, asked: "_Asked", hits: list[Hit], how: "_How") -> list[Hit]:
+        """The hits by the cosine of their vectors mixed with those of their own neighbours (Arandjelovic and Zisserman,
+        2012), done for the candidates at hand, so that the index need not be made anew as it grows."""
+        own = self._vectors([hit.record.id for hit in hits])  # (C, G)
+        found = self.store.search(own, how.augment + 1, vectors=True)
+        scored = []
+        for hit, vector, neighbours in zip(hits, own, found, strict=True):
+            # (A + 1, G), itself among them
+            others = np.stack([one.record.global_vector for one in neighbours if one.record.global_vector is not None])
+            mixed = _unit((np.maximum(others @ vector, 0) ** ALPHA) @ others)
+            scored.append(replace(hit, score=max(float(view.vector @ mixed) for view in asked.views)))
+        return sorted(scored, key=lambda hit: -hit.score)
+
+    def _vectors(self, ids: Sequence[str]) -> np.ndarray:
+        records = self.store.retrieve(ids, vectors=True)
+        return np.stack([record.global_vector for record in records if record.global_vector is not None])
+
+    def _to_results(self, ranked: "_Ranked", how: "_How", own: Sequence[str]) -> list[Result]:
+        """Results of one query; the query's own files are left out, their copies elsewhere are not."""
         results: list[Result] = []
-        for hit in hits:
+        for n, hit in enumerate(ranked.hits):
             keys = [file.key for file in hit.record.files]
-            if where.under:
-                inside = [key for key in keys if any(key.startswith(folder + "/") for folder in where.under)]
+            if how.where.under:
+                inside = [key for key in keys if any(key.startswith(folder + "/") for folder in how.where.under)]
                 keys = inside + [key for key in keys if key not in inside]
             paths = [self.roots.path(key) for key in keys]
-            if own is not None:
-                paths = [path for path in paths if not _same_path(path, own)]
+            paths = [path for path in paths if not any(_same_path(path, one) for one in own)]
             if not paths:
                 continue
+            comparison = ranked.comparison
             results.append(
                 Result(
                     rank=len(results) + 1,
@@ -344,16 +475,71 @@ class Searcher:
                     metadata=hit.record.metadata,
                     copies=tuple(paths[1:]),
                     tags=hit.record.tags,
+                    evidence=None if comparison is None else self._evidence(comparison, ranked.rows[n], hit.score),
                 )
             )
+            if len(results) == how.top:
+                break
         return results
 
+    def _evidence(self, comparison: "Comparison", row: int, score: float) -> Evidence:
+        from .rerank import to_evidence
 
-def _fused(hit: Hit, patch_score: float | None) -> Hit:
-    """Without a score of its patches (the query is a vector) a hit stays as it is."""
-    if patch_score is None:
-        return hit
-    return replace(hit, score=(1 - PATCH_WEIGHT) * hit.score + PATCH_WEIGHT * patch_score)
+        known = self.calibration
+        probability = known.probability(score, comparison.agreement(row)) if known else None
+        return to_evidence(comparison.match(row), probability)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What every query of a call is asked alike."""
+
+    top: int
+    where: Where = Where()
+    rerank: bool = True
+    exact: bool = False
+    expand: int = 0
+    augment: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A query as it is searched: its views, those of disliked pictures, and the files that are no answer."""
+
+    views: "tuple[View, ...]"
+    unlike: "tuple[View, ...]" = ()
+    own: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """Candidates, best first; `rows` says where each stands in the comparison."""
+
+    hits: list[Hit]
+    comparison: "Comparison | None" = None
+    rows: Sequence[int] = ()
+
+    def agreement(self, n: int) -> float:
+        """Of the patches of hit number n, in [0, 1)."""
+        return self.comparison.agreement(self.rows[n]) if self.comparison else 0.0
+
+
+def _moved(
+    wanted: "Sequence[Sequence[View]]",
+    likes: "Sequence[Sequence[View]]",
+    unlike: "Sequence[Sequence[View]]",
+    own: tuple[str, ...],
+) -> _Asked:
+    """All views as one query, moved towards what is liked and away from what is not (Rocchio, 1971)."""
+    shift = np.float32(0)
+    if likes:
+        shift = shift + LIKE * np.mean([views[0].vector for views in likes], axis=0)
+    if unlike:
+        shift = shift - DISLIKE * np.mean([views[0].vector for views in unlike], axis=0)
+    views = [
+        replace(view, vector=_unit(view.vector + shift)) for of_picture in (*wanted, *likes) for view in of_picture
+    ]
+    return _Asked(tuple(views), tuple(view for of_picture in unlike for view in of_picture), own)
 
 
 def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:

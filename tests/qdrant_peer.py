@@ -161,7 +161,6 @@ def _vector_params(vector: Any) -> edge.EdgeVectorParams:
         vector.size,
         edge.Distance.Cosine,
         datatype=getattr(edge.VectorStorageDatatype, datatypes[vector.datatype and vector.datatype.value]),
-        multivector_config=vector.multivector_config and edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
         hnsw_config=hnsw and edge.HnswIndexConfig(16 if hnsw.m is None else hnsw.m, hnsw.ef_construct or 100, 10_000),
     )
 
@@ -223,7 +222,8 @@ def _delete(collection: _Collection, body: bytes) -> Any:
 def _retrieve(collection: _Collection, body: bytes) -> Any:
     request: Any = models.PointRequest.model_validate_json(body)
     ids: list[Any] = [str(id) for id in request.ids]
-    return [_point(p) for p in collection.shard.retrieve(ids, request.with_payload, request.with_vector or False)]
+    payload = _payload(request.with_payload)
+    return [_point(p) for p in collection.shard.retrieve(ids, payload, request.with_vector or False)]
 
 
 def _scroll(collection: _Collection, body: bytes) -> Any:
@@ -233,7 +233,7 @@ def _scroll(collection: _Collection, body: bytes) -> Any:
             offset=request.offset,
             limit=request.limit or 10,
             filter=_filter(request.filter),
-            with_payload=request.with_payload,
+            with_payload=_payload(request.with_payload),
             with_vector=request.with_vector or False,
         )
     )
@@ -255,7 +255,7 @@ def _query(request: Any) -> edge.QueryRequest:
         query=edge.Query.Nearest(vector, using=request.using),
         filter=_filter(request.filter),
         params=params and edge.SearchParams(hnsw_ef=params.hnsw_ef, exact=bool(params.exact)),
-        with_payload=request.with_payload or False,
+        with_payload=_payload(request.with_payload),
         with_vector=request.with_vector or False,
     )
 
@@ -280,6 +280,11 @@ _ACTIONS: dict[str, Callable[[_Collection, bytes], Any]] = {
 
 def _done() -> dict[str, Any]:
     return {"operation_id": time.monotonic_ns(), "status": "completed"}
+
+
+def _payload(asked: Any) -> Any:
+    """All or none of it, these fields, or all but these."""
+    return edge.PayloadSelector.Exclude(asked.exclude) if isinstance(asked, models.PayloadSelectorExclude) else asked
 
 
 def _point(point: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from indexer.store import Metadata, Record, Schema, StoredFile, content_id
 
-SCHEMA = Schema(global_dim=16, token_dim=64)
+SCHEMA = Schema(global_dim=16)
 DAY_0 = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -17,7 +17,6 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def make_record(number: int) -> Record:
     rng = np.random.default_rng(number)
-    num_tokens = 3 + number % 4
     return Record(
         id=content_id(str(number).encode()),
         files=(
@@ -33,10 +32,8 @@ def make_record(number: int) -> Record:
         ),
         fit="fit-a" if number < 20 else "fit-b",
         tags=("even",) if number % 2 == 0 else ("odd", "straße"),
-        grid=(12, 21),
-        positions=rng.integers(0, 12, (num_tokens, 2)).astype(np.uint8),
         global_vector=unit(rng, 16),
-        patches=unit(rng, num_tokens, 64),
+        patches=rng.bytes(1000 + number),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import draw_photo
+from PIL import Image
 
 import cli
 
@@ -66,8 +67,8 @@ def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path
     query = shutil.copy(indexed / "a" / "2.jpg", tmp_path / "elsewhere.jpg")
     found = seenit("search", query, "--top", 3)
     assert found.code == 0
-    lines = found.out.splitlines()
-    assert lines[0].split() == ["rank", "score", "path"] and len(lines) == 4
+    lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is believed to show this
+    assert lines[0].split() == ["rank", "score", "verdict", "likely", "agree", "path"]
     assert lines[1].split()[0] == "1" and lines[1].endswith(str(indexed / "a" / "2.jpg"))
 
 
@@ -79,6 +80,40 @@ def test_json_lines(indexed: Path, seenit: Seenit) -> None:
         assert [result["rank"] for result in answer["results"]] == [1, 2]
         assert all(os.path.isabs(result["path"]) and result["id"] for result in answer["results"])
         assert answer["query"] not in [result["path"] for result in answer["results"]]
+
+
+def test_several_pictures_are_one_query(indexed: Path, seenit: Seenit) -> None:
+    first, second, third = (indexed / "a" / f"{n}.jpg" for n in range(3))
+    found = seenit("search", first, second, "--like", third, "--top", 9, "--json", "--expand", 2, "--augment", 1)
+    (answer,) = (json.loads(line) for line in found.out.splitlines())
+    names = [Path(result["path"]).name for result in answer["results"]]
+    assert len(names) == 5 and not {"0.jpg", "1.jpg", "2.jpg"} & set(names)
+    disliked = seenit("search", first, "--not", third, "--json", "--exact")
+    assert str(third) in disliked.out and disliked.code == 0
+    assert_one_line_error(seenit("search", first, "--like", indexed / "nowhere.jpg"), "nowhere.jpg")
+
+
+def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
+    first, second = indexed / "a" / "0.jpg", indexed / "a" / "1.jpg"
+    same = json.loads(seenit("explain", first, first, "--json").out)
+    other = json.loads(seenit("explain", first, second, "--json").out)
+    assert same["support"] > other["support"] and same["probability"] > other["probability"]
+    assert len(same["pairs"]) == same["support"] and len(same["transform"]) == 2
+    drawn, page = tmp_path / "match.png", tmp_path / "match.html"
+    run = seenit("explain", first, second, "-o", drawn, "--html", page)
+    assert run.code == 0 and "agree" in run.out, run.err
+    assert Image.open(drawn).width > 1000 and "<script" not in page.read_text()
+    assert seenit("explain", first, "-o", drawn).code == 0 and Image.open(drawn).width > 1000
+    assert_one_line_error(seenit("explain", first, indexed / "nowhere.jpg"), "nowhere.jpg")
+    assert_one_line_error(seenit("explain", first, second, "-o", tmp_path / "no" / "x.png"), "x.png")
+
+
+def test_tokens_are_chosen_once(photos: Path, tiny_backbone: Path, seenit: Seenit) -> None:
+    made = seenit("index", photos, "--backbone", tiny_backbone, "--resolution", 56, "--tokens", "compact")
+    assert made.code == 0, made.err
+    assert seenit("index", photos, "--tokens", "compact").code == 0
+    assert_one_line_error(seenit("index", photos, "--tokens", "full"), "--tokens full", "another one")
+    assert seenit("search", photos / "a" / "0.jpg").code == 0
 
 
 def test_summary_as_json_and_dry_run(indexed: Path, seenit: Seenit) -> None:
@@ -162,7 +197,10 @@ def test_mistakes_are_one_line(indexed: Path, seenit: Seenit, tmp_path: Path) ->
         ("search", "x.jpg", "--region", "1,2,3"),
         ("search", "x.jpg", "--after", "yesterday"),
         ("search", "x.jpg", "--near", "here"),
-        ("search", "x.jpg", "y.jpg"),
+        ("search", "x.jpg", "--batch", "--like", "y.jpg"),
+        ("explain", "x.jpg"),
+        ("explain", "x.jpg", "--json"),
+        ("index", ".", "--tokens", "many"),
         ("search", "x.jpg", "--top", "0"),
         ("index", ".", "--colour"),
         ("no-such-command",),

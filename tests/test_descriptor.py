@@ -49,9 +49,9 @@ def assert_unit_rows(rows: np.ndarray) -> None:
 
 
 def test_layers_scale_with_depth() -> None:
-    assert Recipe().layers_of(12) == [8, 9, 10, 11]
-    assert Recipe().layers_of(24) == [17, 19, 21, 23]
-    assert Recipe().layers_of(40) == [29, 32, 36, 39]
+    assert Recipe().layers_of(12) == [7, 8, 9, 10, 11]
+    assert Recipe().layers_of(24) == [15, 17, 19, 21, 23]
+    assert Recipe().layers_of(40) == [26, 29, 32, 36, 39]
     assert Recipe().layers_of(1) == [0]
 
 
@@ -72,7 +72,7 @@ def test_pool_holds_what_it_names() -> None:
     for number, part in enumerate(expected):
         torch.testing.assert_close(made.parts[:, number], torch.nn.functional.normalize(part, dim=-1))
     rows, cols = made.positions[1].long().unbind(-1)
-    torch.testing.assert_close(made.tokens[1].float(), by_layer[8].patches[1, rows * 5 + cols], rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(made.tokens[1].float(), by_layer[7].patches[1, rows * 5 + cols], rtol=1e-3, atol=1e-2)
 
 
 def test_pooling_a_picture_does_not_depend_on_its_batch() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import re
 import sys
@@ -14,7 +15,11 @@ import pytest
 from PIL import Image
 
 from indexer.errors import SeenitError
+from indexer.store import Metadata
+from retrieval.evidence import Evidence
 from retrieval.page import PageQuery, PageResult, write_page
+from retrieval.present import NOT_BELIEVED, NOTHING, json_line, page_query, table
+from retrieval.search import Result
 from retrieval.sheet import contact_sheet
 
 
@@ -263,3 +268,78 @@ def test_contact_sheet_keeps_to_its_size(tmp_path: Path) -> None:
         contact_sheet(query, tmp_path / "sheet.jpg", max_bytes=most)
         sizes.append((tmp_path / "sheet.jpg").stat().st_size)
     assert sizes[1] <= 200_000 < sizes[0]
+
+
+# ---- results with evidence, in every form ----
+
+
+def result(rank: int, probability: float | None, path: str = "/photos/a.jpg", compared: bool = True) -> Result:
+    """A result whose upper left quarter shows the thing; believed from one half on."""
+    believed = probability is not None and probability >= 0.5
+    proof = Evidence(probability, believed, 12, np.zeros((12, 5), np.float32), box=(0, 0, 0.5, 0.5))
+    metadata = Metadata(400, 200, "JPEG")
+    return Result(rank, path, 1 - rank / 10, f"id{rank}", metadata, evidence=proof if compared else None)
+
+
+def test_table_tells_what_is_believed() -> None:
+    lines = table("q.jpg", [result(1, 0.97), result(2, 0.3), result(3, 0.01), result(4, None)], heading=False).split(
+        "\n"
+    )
+    assert [line.split() for line in lines] == [
+        ["rank", "score", "verdict", "likely", "agree", "path"],
+        ["1", "0.900", "same", "97", "%", "12", "/photos/a.jpg"],
+        ["2", "0.800", "perhaps", "30", "%", "12", "/photos/a.jpg"],
+        ["3", "0.700", "no", "match", "1", "%", "12", "/photos/a.jpg"],
+        ["4", "0.600", "-", "-", "12", "/photos/a.jpg"],
+    ]
+    assert len({line.index("/photos") for line in lines[1:]} | {lines[0].index("path")}) == 1, "columns stand in line"
+
+
+def test_table_without_evidence_has_no_columns_for_it() -> None:
+    assert table("q.jpg", [result(1, 0.9, compared=False)], heading=False).split("\n")[0].split() == [
+        "rank",
+        "score",
+        "path",
+    ]
+
+
+@pytest.mark.parametrize(
+    "results, note",
+    [
+        ([], NOTHING),
+        ([result(1, 0.3), result(2, 0.01)], NOT_BELIEVED),
+        ([result(1, 0.3), result(2, 0.9)], ""),
+        ([result(1, None)], ""),  # nothing is calibrated, so nothing can be said
+        ([result(1, 0.3), result(2, 0.1, compared=False)], ""),  # one was never compared
+    ],
+)
+def test_no_match_is_said_in_every_form(results: list[Result], note: str, tmp_path: Path) -> None:
+    for text in (NOTHING, NOT_BELIEVED):
+        assert (text in table("q.jpg", results, heading=True)) == (text == note)
+    query = page_query(photo(tmp_path, "q.jpg"), results, None)
+    assert query.note == note
+    assert (note or "q.jpg") in written(tmp_path, query).text
+    contact_sheet(query, tmp_path / "sheet.png")
+    contact_sheet(PageQuery(query.results, query.path), tmp_path / "plain.png")
+    assert (Image.open(tmp_path / "sheet.png").tobytes() != Image.open(tmp_path / "plain.png").tobytes()) == bool(note)
+
+
+def test_page_shows_verdict_reason_and_box(tmp_path: Path) -> None:
+    path = photo(tmp_path, "a.png", (400, 200))
+    results = [result(n, probability, path) for n, probability in enumerate((0.97, 0.3, 0.01), 1)]
+    read = written(tmp_path, page_query(photo(tmp_path, "q.jpg"), results, None))
+    badges = [span["class"] for span in read.all("span") if (span.get("class") or "").startswith("badge")]
+    assert badges == ["badge same", "badge perhaps", "badge other"]
+    for text in ("same", "perhaps", "no match", "97 % likely, 12 patches agree", "1 % likely"):
+        assert text in read.text
+    boxes = [rect for rect in read.all("rect") if rect.get("class") == "box"]
+    assert len(boxes) == 2, "no box where nothing is believed to be there"
+
+
+def test_json_gives_the_box_in_pixels() -> None:
+    line = json.loads(json_line("q.jpg", [result(1, 0.97), result(2, None), result(3, 0.1, compared=False)]))
+    first, second, third = line["results"]
+    assert (first["match"], first["probability"], first["support"]) == (True, 0.97, 12)
+    assert first["box"] == [0, 0, 200, 100]
+    assert second["match"] is None and second["probability"] is None and second["support"] == 12
+    assert not {"match", "probability", "support", "box"} & set(third)

@@ -15,7 +15,7 @@ from indexer.copy import copy_index
 from indexer.errors import PictureError
 from indexer.tags import change_tags
 from retrieval import Result, Searcher
-from retrieval.search import cut
+from retrieval.search import Together, cut
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_every_kind_of_query_gives_the_same_answer(index: Path, photos: Path) ->
     image.load()
     with Searcher.open(index) as searcher:
         by_path = searcher.search(file, include_self=True)
-        assert names(by_path)[0] == "0.jpg" and by_path[0].score == pytest.approx(1, abs=0.01)
+        assert names(by_path)[0] == "0.jpg" and by_path[0].score > by_path[1].score + 0.1
         assert [result.rank for result in by_path] == list(range(1, 10))
         assert len({result.id for result in by_path}) == 9
         for query in (str(file), image, np.asarray(image)):
@@ -99,7 +99,7 @@ def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_
     with Searcher.open(index) as searcher:
         for region in ((200, 100, *inner.size), (0.5, 1 / 3, inner.width / 400, inner.height / 300)):
             best = searcher.search(tmp_path / "scene.png", region=region)[0]
-            assert Path(best.path).name == "1.jpg" and best.score > 0.95
+            assert Path(best.path).name == "1.jpg" and best.score > 0.85
         with pytest.raises(SeenitError, match="leaves nothing"):
             searcher.search(tmp_path / "scene.png", region=(500, 500, 10, 10))
 
@@ -143,6 +143,52 @@ def test_reranking_keeps_the_same_pictures_and_fuses_their_scores(index: Path, p
         assert {result.id for result in plain} == {result.id for result in reranked}
         assert [result.score for result in reranked] == sorted((r.score for r in reranked), reverse=True)
         assert [result.score for result in reranked] != [result.score for result in plain]
+
+
+def test_a_result_says_where_the_thing_is_and_which_patches_agree(index: Path, photos: Path) -> None:
+    with Searcher.open(index) as searcher:
+        itself, *others = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        evidence = itself.evidence
+        assert evidence is not None and evidence.probability is None  # nothing was calibrated
+        assert evidence.support > max(result.evidence.support for result in others if result.evidence)
+        np.testing.assert_allclose(evidence.pairs[:, :2], evidence.pairs[:, 2:4], atol=0.15)  # onto itself
+        np.testing.assert_allclose(evidence.transform, [[1, 0, 0], [0, 1, 0]], atol=0.25)
+        assert evidence.box is not None and evidence.box[2] * evidence.box[3] > 0.3
+        assert searcher.search(photos / "a" / "0.jpg", rerank=False)[0].evidence is None
+        explained = searcher.explain(photos / "a" / "0.jpg", photos / "a" / "0.jpg")
+        assert explained.evidence.support == evidence.support and explained.query_heat.min() > 0.99
+
+
+def test_several_pictures_are_one_query(index: Path, photos: Path) -> None:
+    first, second, third = (photos / "a" / f"{n}.jpg" for n in range(3))
+    with Searcher.open(index) as searcher:
+        both = searcher.search(Together((first, second)), include_self=True)
+        assert set(names(both)[:2]) == {"0.jpg", "1.jpg"}
+        alone = {r.path: r.score for r in searcher.search(first, include_self=True)}
+        liked = {r.path: r.score for r in searcher.search(Together((first,), likes=(third,)), include_self=True)}
+        disliked = {r.path: r.score for r in searcher.search(Together((first,), dislikes=(third,)))}
+        assert liked[str(third)] > alone[str(third)] > disliked[str(third)]
+        assert str(first) not in disliked and str(third) in disliked  # what was disliked is not hidden
+        assert not {str(first), str(third)} & {r.path for r in searcher.search(Together((first,), likes=(third,)))}
+
+
+def test_expansion_and_augmentation_mix_neighbours_in(index: Path, photos: Path) -> None:
+    query = photos / "a" / "0.jpg"
+    with Searcher.open(index) as searcher:
+        vectors = {record.id: record.global_vector for record in searcher.store.scroll(vectors=True)}
+        (view,) = searcher.embed([query])
+        plain = searcher.search(view, rerank=False)
+        best = np.stack([vectors[result.id] for result in plain[:2]])
+        moved = view + np.maximum(best @ view, 0) ** 3 @ best
+        moved /= np.linalg.norm(moved)
+        for result in searcher.search(view, rerank=False, expand=2):
+            assert result.score == pytest.approx(float(moved @ vectors[result.id]), abs=0.01)
+        everything = np.stack(list(vectors.values()))
+        for result in searcher.search(view, rerank=False, augment=2):
+            cosines = everything @ vectors[result.id]
+            near = np.argsort(-cosines)[:3]
+            mixed = np.maximum(cosines[near], 0) ** 3 @ everything[near]
+            assert result.score == pytest.approx(float(mixed / np.linalg.norm(mixed) @ view), abs=0.01)
 
 
 def test_tags_of_pictures_outside_of_the_index(index: Path, tmp_path: Path) -> None:

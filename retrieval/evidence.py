@@ -1,0 +1,63 @@
+"""Why a picture is believed to show what the query shows: what the matcher finds, and what tables and pages tell.
+
+All places are fractions of the upright picture, x to the right and y down, so that they hold for any size of it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Box = tuple[float, float, float, float]  # x, y, width, height as fractions of the picture, in [0, 1]
+Verdict = Literal["same", "perhaps", "no match"]
+
+PERHAPS = 0.2  # a picture that is not believed is still worth a look from this probability on
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Why a picture is believed to show what the query shows.
+
+    probability  that it is the same thing, calibrated on the index's own pictures; None where there is no calibration
+    believed     probability at or above the index's threshold
+    support      pairs of patches that agree on one geometric transform
+    pairs        (M, 5) float32: x, y in the query, x, y in the result (patch centres, fractions), cosine; the
+                 M = support pairs, best first
+    transform    (2, 3) float32, affine from fractions (x, y) of the query to those of the result; None where support
+                 is too small to tell
+    box          of the thing in the result
+    query_box    of the part of the query that was found
+    """
+
+    probability: float | None
+    believed: bool
+    support: int
+    pairs: np.ndarray
+    transform: np.ndarray | None = None
+    box: Box | None = None
+    query_box: Box | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """In a word; None where nothing is calibrated, so that nothing can be said."""
+        if self.believed:
+            return "same"
+        if self.probability is None:
+            return None
+        return "perhaps" if self.probability >= PERHAPS else "no match"
+
+    @property
+    def reason(self) -> str:
+        """What the verdict rests on: `97 % likely, 34 patches agree`."""
+        patches = "1 patch agrees" if self.support == 1 else f"{self.support} patches agree"
+        return patches if self.probability is None else f"{percent(self.probability)} likely, {patches}"
+
+    @property
+    def in_words(self) -> str:
+        """All of it: `same: 97 % likely, 34 patches agree`."""
+        return f"{self.verdict}: {self.reason}" if self.verdict else self.reason
+
+
+def percent(probability: float) -> str:
+    """Whole percents, and never certain: between `1 %` and `99 %`."""
+    return f"{min(max(round(100 * probability), 1), 99)} %"

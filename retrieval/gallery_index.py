@@ -1,0 +1,110 @@
+"""The index of a test set's gallery: made for one evaluation, or kept and used again.
+
+An index is recognised by what it holds: a record's id comes from its picture's bytes, so it does not matter where the
+pictures lay when they were indexed.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.backbone import Backbone
+from indexer.errors import PictureError, SeenitError
+from indexer.images import decode_file
+from indexer.manifest import read_manifest
+from indexer.store import content_id, is_url, open_store
+from indexer.sync import sync_folder
+
+from .calibrate import calibrate
+from .search import Searcher
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """An open index that holds a gallery, and which of the gallery's pictures each record stands for."""
+
+    searcher: Searcher
+    paths: dict[str, list[Path]]  # record's id -> all pictures with these bytes
+
+
+@contextmanager
+def open_gallery(
+    pictures: Sequence[Path],
+    index: str | Path | None,
+    backbone: Backbone | str | Path,
+    resolution: int | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> Iterator[Gallery]:
+    """The gallery in an index that is open for searches; made first where it is not there.
+
+    index     None: a temporary one. One that is there must hold exactly the pictures, else SeenitError
+    backbone  a loaded one must be the one that made the index; a name serves to make one only
+    """
+    paths: dict[str, list[Path]] = {}
+    for path in dict.fromkeys(pictures):
+        paths.setdefault(content_id(path.read_bytes()), []).append(path)
+    with tempfile.TemporaryDirectory(prefix="seenit-evaluate-") as scratch:
+        location = Path(scratch) / "index" if index is None else index
+        is_made = not is_index(location)
+        if is_made:
+            photos = _side_by_side([same[0] for same in paths.values()], Path(scratch) / "photos")
+            made = sync_folder(photos, location, backbone=backbone, resolution=resolution, progress=progress, say=say)
+            if made.skipped:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in made.skipped.items())
+                say(f"pictures of the gallery that cannot be read count as never found: {reasons}")
+            calibrate(location, backbone=backbone if isinstance(backbone, Backbone) else None, say=say)
+        with Searcher.open(location, say=say) as searcher:
+            if not is_made:
+                _check_same(searcher, paths, resolution)
+            if isinstance(backbone, Backbone):
+                searcher.use(backbone)
+            yield Gallery(searcher, paths)
+
+
+def _side_by_side(pictures: Sequence[Path], folder: Path) -> Path:
+    """A folder with links to the pictures, or copies where links cannot be made, in their order."""
+    folder.mkdir()
+    for number, path in enumerate(pictures):
+        place = folder / f"{number:07}{path.suffix}"
+        try:
+            place.symlink_to(path.resolve())
+        except OSError:
+            shutil.copyfile(path, place)
+    return folder
+
+
+def is_index(location: str | Path) -> bool:
+    """Whether something was indexed there."""
+    if not is_url(location):
+        return Path(location).exists()
+    store = open_store(location, write=True)  # which does not mind that nothing is there yet
+    try:
+        return read_manifest(store) is not None
+    finally:
+        store.close()
+
+
+def _check_same(searcher: Searcher, paths: dict[str, list[Path]], resolution: int | None) -> None:
+    """SeenitError unless the index holds the gallery's pictures (those that can be read) and no others."""
+    location, made_at = searcher.store.location, searcher.manifest.resolution
+    if resolution not in (None, made_at):
+        raise SeenitError(f"the index at {location} was made at --resolution {made_at}, not {resolution}; name another")
+    held = {listed.id for listed in searcher.store.list_files()}
+    lacking = next((same[0] for key, same in paths.items() if key not in held and _can_be_read(same[0])), None)
+    if lacking or held - paths.keys():
+        raise SeenitError(
+            f"the index at {location} does not hold exactly the gallery: {len(held - paths.keys())} other pictures are"
+            f" in it{f', {lacking} is not' if lacking else ''}; name another --index, or one that is not there yet"
+        )
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        decode_file(path, target_px=64)
+    except PictureError:
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""Which patches of two pictures show the same spot of the same thing: pairs of neighbours that agree on one move.
+
+Patches of a query and of a candidate are paired where each is the other's nearest. Chance pairs point anywhere; those
+of one thing are all carried from the query to the candidate by one shift, turn and change of size. Two pairs fix such
+a similarity transform, so every combination of the strongest pairs is tried, and the one that carries most of the
+others wins: RANSAC (Fischler and Bolles, 1981) without the dice, for there are few enough to go through them all. An
+affine transform fitted to what agreed then gathers the pairs that perspective had bent away.
+
+Plain tensor arithmetic: nothing here knows of stores or pictures.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# B candidates, N query patches, M candidate patches (zero-padded), D numbers a token, K pairs and H transforms tried
+
+FLOOR = 0.15  # cosine of whitened patches from which on a pair is worth anything
+PAIRS = 24  # strongest pairs of a candidate that are tried
+ANCHORS = 8  # of which one of the two that fix a transform must be
+TOLERANCE = 1.5  # how far from its place a pair may land, in patches of the candidate
+LARGEST_ZOOM = 4.0  # by which the thing may be larger or smaller in the candidate
+APART = 1.5  # patches that lie closer together fix no turn
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Mutual nearest neighbours of B candidates' patches among a query's.
+
+    cosine   (B, M)  float32, of each candidate patch with its nearest in the query; 0 where that is not mutual
+    nearest  (B, M)  int64, index of it among the query's patches
+    """
+
+    cosine: Tensor
+    nearest: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """The transform that most pairs of each candidate agree on.
+
+    weight     (B,)       sum of the agreeing pairs' cosines above FLOOR
+    agrees     (B, M)     True for the candidate's patches whose pair agrees
+    transform  (B, 2, 3)  float32, affine: candidate position = transform @ (x, y, 1) of the query, in patches
+    """
+
+    weight: Tensor
+    agrees: Tensor
+    transform: Tensor
+
+
+def mutual_pairs(query: Tensor, gallery: Tensor, mask: Tensor) -> Pairs:
+    """Pair each candidate's patches with the query's.
+
+    query    (N, D)     L2-normalised
+    gallery  (B, M, D)  L2-normalised, zero-padded
+    mask     (B, M)     True where the patch is real
+
+    for b, m: nearest[b, m] = argmax_n query[n] . gallery[b, m]; mutual where m is in turn the best for that n
+    """
+    similarity = (gallery @ query.T).masked_fill_(~mask[..., None], -2.0)  # (B, M, N)
+    cosine, nearest = similarity.max(2)  # (B, M)
+    best_of_query = similarity.amax(1)  # (B, N)
+    mutual = cosine >= best_of_query.gather(1, nearest)
+    return Pairs(torch.where(mutual & mask, cosine, 0.0), nearest)
+
+
+def agree(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Agreement:
+    """The similarity transform that carries most pairs of each candidate to their places, made affine.
+
+    query_at    (N, 2)     x, y of the query's patches, in patches
+    gallery_at  (B, M, 2)  likewise of the candidates'
+
+    for b: over all transforms T that two of the strongest pairs fix, the largest sum of (cosine - FLOOR) over the
+    pairs m with |T query_at[nearest[m]] - gallery_at[m]| < TOLERANCE
+    """
+    all_weights = (pairs.cosine - FLOOR).clamp(min=0)  # (B, M)
+    start_all, end_all = query_at[pairs.nearest], gallery_at  # (B, M, 2)
+    weight, strongest = all_weights.topk(min(PAIRS, all_weights.shape[1]), dim=1)  # (B, K)
+    at = strongest[..., None].expand(-1, -1, 2)
+    start, end = start_all.gather(1, at), end_all.gather(1, at)  # (B, K, 2)
+    transforms = _transforms_of_two(start, end, weight)  # (B, H, 2, 3)
+
+    landed = _squared_miss(transforms, start, end) < _squared_tolerance(transforms)[..., None]  # (B, H, K)
+    best = (landed * weight[:, None]).sum(2).argmax(1)  # (B,)
+    transform = transforms[torch.arange(len(best)), best]  # (B, 2, 3)
+
+    real = all_weights > 0
+    agrees = _lands(transform, start_all, end_all) & real  # (B, M)
+    refined = _affine(start_all, end_all, agrees * all_weights, transform)
+    agrees_refined = _lands(refined, start_all, end_all) & real
+    total, total_refined = (agrees * all_weights).sum(1), (agrees_refined * all_weights).sum(1)  # (B,)
+    better = total_refined > total
+    return Agreement(
+        torch.where(better, total_refined, total),
+        torch.where(better[:, None], agrees_refined, agrees),
+        torch.where(better[:, None, None], refined, transform),
+    )
+
+
+def _transforms_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Every similarity transform (B, H, 2, 3) that two pairs fix; zeros where two fix none, and first of all.
+
+    As complex numbers z -> a z + b with a = (end_j - end_i) / (start_j - start_i).
+    """
+    count = start.shape[1]
+    first, second = torch.triu_indices(min(ANCHORS, count), count, 1)
+    step, moved = start[:, second] - start[:, first], end[:, second] - end[:, first]  # (B, H, 2)
+    length, moved_length = step.norm(dim=-1), moved.norm(dim=-1)  # (B, H)
+    zoom = moved_length / length.clamp(min=1e-6)
+    fixed = (length > APART) & (moved_length > APART) & (zoom < LARGEST_ZOOM) & (zoom > 1 / LARGEST_ZOOM)
+    fixed &= (weight[:, first] > 0) & (weight[:, second] > 0)
+    square = length.square().clamp(min=1e-6)
+    real = (step * moved).sum(-1) / square  # (B, H)
+    imaginary = (step[..., 0] * moved[..., 1] - step[..., 1] * moved[..., 0]) / square
+    linear = torch.stack([real, -imaginary, imaginary, real], -1).unflatten(-1, (2, 2))  # (B, H, 2, 2)
+    shift = end[:, first] - (linear @ start[:, first, :, None])[..., 0]  # (B, H, 2)
+    transforms = torch.cat([linear, shift[..., None]], -1) * fixed[..., None, None]
+    return torch.cat([torch.zeros_like(end[:, :1, :, None]).expand(-1, -1, -1, 3), transforms], 1)  # one at least
+
+
+def _squared_miss(transforms: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """How far from its end each start lands, squared, (B, H, K)."""
+    points = torch.cat([start, torch.ones_like(start[..., :1])], -1).mT  # (B, 3, K)
+    x = (transforms[..., 0, :] @ points).sub_(end[:, None, :, 0])  # (B, H, K)
+    y = (transforms[..., 1, :] @ points).sub_(end[:, None, :, 1])
+    return x.square_().add_(y.square_())
+
+
+def _squared_tolerance(transforms: Tensor) -> Tensor:
+    """How far a pair may miss, squared; where the candidate shows the thing larger, a query patch is a larger spot.
+
+    Below 0 for a transform that is none, and for one that mirrors.
+    """
+    area = _area(transforms)
+    return torch.where(area > 0, TOLERANCE**2 * area.clamp(min=1), -1.0)
+
+
+def _area(transforms: Tensor) -> Tensor:
+    """By how much a transform enlarges areas."""
+    return transforms[..., 0, 0] * transforms[..., 1, 1] - transforms[..., 0, 1] * transforms[..., 1, 0]
+
+
+def _lands(transform: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Which starts (B, M) land near their ends under one transform (B, 2, 3) for each candidate."""
+    one = transform[:, None]
+    return _squared_miss(one, start, end)[:, 0] < _squared_tolerance(one)
+
+
+def _affine(start: Tensor, end: Tensor, weight: Tensor, otherwise: Tensor) -> Tensor:
+    """The affine transform (B, 2, 3) of least weighted squares; `otherwise` where the points do not fix one."""
+    points = torch.cat([start, torch.ones_like(start[..., :1])], -1)  # (B, N, 3)
+    weighted = points * weight[..., None]
+    normal = weighted.mT @ points + 1e-3 * torch.eye(3)  # (B, 3, 3)
+    solved = torch.linalg.solve(normal, weighted.mT @ end + 1e-3 * otherwise.mT)  # (B, 3, 2), drawn to `otherwise`
+    refined = solved.mT
+    area, before = _area(refined), _area(otherwise)
+    sane = (weight > 0).sum(1).ge(4) & (area > before / 2) & (area < before * 2)
+    return torch.where(sane[:, None, None], refined, otherwise)

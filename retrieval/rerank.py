@@ -1,0 +1,187 @@
+"""Candidates in a better order, with what speaks for each: the arithmetic between the store's bytes and the results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexer.embed import View
+from indexer.patch_codec import unpack_patches
+
+from .calibrate import BELIEVED
+from .evidence import Box, Evidence
+from .match import Agreement, Pairs, agree, mutual_pairs
+
+# B candidates, N patches of a view, M of a candidate (zero-padded), T numbers in a token
+
+AGREEMENT_WEIGHT = 0.5  # of the patches' agreement in a score; the rest is the global cosine
+SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
+CHUNK = 256  # candidates that are compared at once
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Patches of B pictures side by side.
+
+    tokens  (B, M, T)  float32, L2-normalised, zero-padded
+    mask    (B, M)     True where the patch is real
+    at      (B, M, 2)  float32, x and y of each patch's middle, in patches
+    grids   rows and columns of each picture
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    at: Tensor
+    grids: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """What one candidate has in common with a query.
+
+    support    sum of the agreeing pairs' cosines above the floor; the larger, the less by chance
+    pairs      (S, 5) float32: x, y in the query, x, y in the candidate, as fractions, and the cosine; best first
+    transform  (2, 3) float32, affine from fractions of the query to those of the candidate; None where nothing agrees
+    query_patch, patch  width and height of a patch, as fractions of the query and of the candidate
+    """
+
+    support: float
+    pairs: np.ndarray
+    transform: np.ndarray | None
+    query_patch: tuple[float, float] = (0.0, 0.0)
+    patch: tuple[float, float] = (0.0, 0.0)
+
+
+NO_MATCH = Match(0.0, np.empty((0, 5), np.float32), None)
+
+
+def fused(cosine: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """Scores in [-1, 1] of candidates: half their global cosine, half their patches' agreement, each (B,)."""
+    return (1 - AGREEMENT_WEIGHT) * cosine + AGREEMENT_WEIGHT * agreement_of(support)
+
+
+def agreement_of(support: np.ndarray) -> np.ndarray:
+    """Support as a number in [0, 1): what a picture has in common beyond some ten patches adds little."""
+    return 1 - np.exp(-support / SUPPORT_SCALE)
+
+
+class Comparison:
+    """A query's views against the patches of B candidates; of the views the one that agrees most counts.
+
+    support  (B,) float32: sum of the agreeing pairs' cosines above the floor; the larger, the less by chance
+    """
+
+    def __init__(self, views: Sequence[View], packed: Sequence[bytes]) -> None:
+        """packed  the candidates' patches, as the store has them"""
+        self._views = views
+        self._parts = [_compare(views, packed[start : start + CHUNK]) for start in range(0, len(packed), CHUNK)]
+        by_view = torch.zeros(len(packed), len(views))  # (B, V)
+        for n, part in enumerate(self._parts):
+            for view, one in enumerate(part):
+                by_view[n * CHUNK : (n + 1) * CHUNK, view] = one.agreement.weight
+        self._best = by_view.argmax(1) if len(views) else torch.zeros(len(packed), dtype=torch.long)
+        self.support: np.ndarray = by_view.sum(1).numpy() if len(views) < 2 else by_view.amax(1).numpy()
+
+    def agreement(self, n: int) -> float:
+        """How far candidate n's patches agree with the query's, in [0, 1)."""
+        return float(agreement_of(self.support[n])) if n < len(self.support) else 0.0
+
+    def match(self, n: int) -> Match:
+        """What candidate n has in common with the query."""
+        if n >= len(self.support) or not self.support[n]:
+            return NO_MATCH
+        view = int(self._best[n])
+        return _match(n % CHUNK, self._views[view], self._parts[n // CHUNK][view], float(self.support[n]))
+
+
+def side_by_side(packed: Sequence[bytes]) -> Candidates:
+    """The patches of several pictures as one batch."""
+    pictures = unpack_patches(packed)
+    counts = np.array([len(picture.tokens) for picture in pictures])
+    mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, M)
+    tokens = np.zeros((*mask.shape, pictures[0].tokens.shape[1]), np.float32)
+    tokens[mask] = np.concatenate([picture.tokens for picture in pictures])
+    at = np.zeros((*mask.shape, 2), np.float32)
+    at[mask] = np.concatenate([picture.positions[:, ::-1] for picture in pictures]) + 0.5
+    grids = tuple(picture.grid for picture in pictures)
+    return Candidates(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(at), grids)
+
+
+def patches_at(grid: tuple[int, int]) -> Tensor:
+    """x and y of the middle of every patch of a grid in raster order, in patches.  (rows * columns, 2)"""
+    rows, cols = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    return torch.stack([cols.flatten(), rows.flatten()], dim=1) + 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """One view against some candidates; their tokens are not kept."""
+
+    at: Tensor
+    grids: tuple[tuple[int, int], ...]
+    pairs: Pairs
+    agreement: Agreement
+
+
+def _compare(views: Sequence[View], packed: Sequence[bytes]) -> list[_Compared]:
+    candidates = side_by_side(packed)
+    compared = []
+    for view in views:
+        pairs = mutual_pairs(torch.from_numpy(view.tokens), candidates.tokens, candidates.mask)
+        agreement = agree(pairs, patches_at(view.grid), candidates.at)
+        compared.append(_Compared(candidates.at, candidates.grids, pairs, agreement))
+    return compared
+
+
+def _match(n: int, view: View, compared: _Compared, support: float) -> Match:
+    agrees = compared.agreement.agrees[n].nonzero()[:, 0]  # (S,)
+    cosine, order = compared.pairs.cosine[n, agrees].sort(descending=True)
+    agrees = agrees[order]
+    corner = np.array(view.box[:2], np.float32)
+    per_patch = np.array([view.box[2] / view.grid[1], view.box[3] / view.grid[0]], np.float32)  # fractions of the query
+    cells = np.array(compared.grids[n][::-1], np.float32)  # columns, rows of the candidate
+    here = patches_at(view.grid)[compared.pairs.nearest[n, agrees]].numpy() * per_patch + corner  # (S, 2)
+    there = compared.at[n, agrees].numpy() / cells  # (S, 2)
+    # candidate * cells = linear @ ((query - corner) / per_patch) + shift
+    linear, shift = compared.agreement.transform[n].split((2, 1), dim=1)
+    scaled = linear.numpy() / per_patch / cells[:, None]  # (2, 2)
+    moved = shift.numpy() / cells[:, None] - scaled @ corner[:, None]  # (2, 1)
+    return Match(
+        support=support,
+        pairs=np.concatenate([here, there, cosine[:, None].numpy()], axis=1),
+        transform=np.concatenate([scaled, moved], axis=1),
+        query_patch=(float(per_patch[0]), float(per_patch[1])),
+        patch=(1 / float(cells[0]), 1 / float(cells[1])),
+    )
+
+
+def to_evidence(match: Match, probability: float | None) -> Evidence:
+    """A match as results tell it."""
+    return Evidence(
+        probability=probability,
+        believed=probability is not None and probability >= BELIEVED,
+        support=len(match.pairs),
+        pairs=match.pairs,
+        transform=match.transform,
+        box=box_of(match.pairs[:, 2:4], match.patch),
+        query_box=box_of(match.pairs[:, :2], match.query_patch),
+    )
+
+
+def heat_of(one: View, other: View) -> np.ndarray:
+    """The best cosine of each patch of one picture in another, (rows, columns) float32."""
+    return (one.tokens @ other.tokens.T).max(1).reshape(one.grid)
+
+
+def box_of(points: np.ndarray, patch: tuple[float, float]) -> Box | None:
+    """The box around patches whose middles are `points` (S, 2), as fractions; None where there are none.
+
+    patch  width and height of a patch, as fractions of the picture
+    """
+    if not len(points):
+        return None
+    half = np.array(patch) / 2
+    low, high = (points.min(0) - half).clip(0, 1), (points.max(0) + half).clip(0, 1)
+    return float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])

@@ -1,0 +1,85 @@
+"""What a score is worth, learnt from the index's own pictures."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import draw_photo
+
+from indexer import sync_folder
+from indexer.manifest import read_manifest
+from indexer.store import open_store
+from retrieval import Searcher
+from retrieval.calibrate import BLOB, Calibration, calibrate, read_calibration
+
+
+@pytest.fixture
+def index(photos: Path, tiny_backbone: Path) -> Path:
+    sync_folder(photos, backbone=str(tiny_backbone), resolution=112, workers=1)
+    return photos / ".seenit"
+
+
+def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path: Path) -> None:
+    with Searcher.open(index) as searcher:
+        assert searcher.calibration is None
+        unsure = searcher.search(photos / "a" / "0.jpg", include_self=True)[0].evidence
+        assert unsure is not None and unsure.verdict is None and not unsure.believed
+    learnt = calibrate(index)
+    assert learnt is not None and (learnt.pictures, learnt.views) == (8, 4)
+    with Searcher.open(index) as searcher:
+        assert searcher.calibration == learnt
+        itself, *others = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        assert itself.evidence is not None and itself.evidence.probability is not None
+        for other in others:
+            assert other.evidence is not None and other.evidence.probability is not None
+            assert other.evidence.probability <= itself.evidence.probability
+        unknown = searcher.search(draw_photo(tmp_path / "unknown.png", 99))[0].evidence
+        assert unknown is not None and unknown.probability < itself.evidence.probability  # type: ignore[operator]
+
+
+def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Path) -> None:
+    learnt = calibrate(index)
+    assert learnt is not None
+    store = open_store(index, write=True)
+    marked = replace(learnt, offset=learnt.offset + 1)
+    store.write_blob(BLOB, json.dumps({"format": 1, **vars(marked)}).encode())
+    store.close()
+    assert calibrate(index) == marked
+    for n in range(30):
+        draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
+    sync_folder(photos)  # 38 pictures: more than four times as many, and the statistics are fitted anew
+    again = calibrate(index)
+    assert again is not None and again.pictures == 38 and again.fit != learnt.fit
+
+
+def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> None:
+    few = tmp_path / "few"
+    draw_photo(few / "1.png", 1)
+    sync_folder(few, backbone=str(tiny_backbone), resolution=56, workers=1)
+    assert calibrate(few / ".seenit") is None
+    store = open_store(index, write=True)
+    manifest = read_manifest(store)
+    assert manifest is not None
+    good = {"format": 1, **vars(Calibration(9.0, -4.0, 9.0, -4.0, manifest.fit, 8, 4))}
+    for bad in (
+        b"",
+        b"[]",
+        b"{",
+        b"{}",
+        *(
+            json.dumps(good | change).encode()
+            for change in ({"format": 2}, {"slope": float("nan")}, {"slope": "9"}, {"fit": "another"}, {"more": 1})
+        ),
+    ):
+        store.write_blob(BLOB, bad)
+        assert read_calibration(store, manifest) is None
+    store.write_blob(BLOB, json.dumps(good).encode())
+    assert read_calibration(store, manifest) is not None
+    store.close()
+
+
+def test_the_lower_probability_counts() -> None:
+    curve = Calibration(10.0, -5.0, 10.0, -5.0, "fit", 100, 32)
+    assert curve.probability(0.5, 0.5) == pytest.approx(0.5)
+    assert curve.probability(0.9, 0.1) == curve.probability(0.1, 0.9) < 0.05 < 0.95 < curve.probability(0.9, 0.9)

@@ -1,0 +1,149 @@
+"""Patches that agree on one move: the arithmetic, the bytes it starts from, and what a score is worth."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from indexer.embed import View
+from indexer.errors import SeenitError
+from indexer.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
+from retrieval.calibrate import learn
+from retrieval.match import FLOOR, Pairs, agree, mutual_pairs
+from retrieval.rerank import Comparison, patches_at, to_evidence
+
+
+def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    rows = rng.standard_normal(shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def some_patches(rng: np.random.Generator, count: int, grid: tuple[int, int] = (12, 21), dim: int = 64) -> PatchTokens:
+    cells = np.sort(rng.choice(grid[0] * grid[1], count, replace=False))
+    return PatchTokens(unit(rng, count, dim), np.stack(np.divmod(cells, grid[1]), 1).astype(np.uint8), grid)
+
+
+@pytest.mark.parametrize(("bits", "least"), [(1, 0.75), (2, 0.92), (8, 0.9999)])
+def test_packed_tokens_come_back(bits: int, least: float) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [some_patches(rng, 40), some_patches(rng, 7, (3, 5)), some_patches(rng, 1, (1, 1))]
+    packed = [pack_patches(picture, bits) for picture in pictures]
+    for data, picture, back in zip(packed, pictures, unpack_patches(packed), strict=True):
+        assert len(data) == 6 + -(-picture.grid[0] * picture.grid[1] // 8) + len(picture.tokens) * 64 * bits // 8
+        assert back.grid == picture.grid
+        np.testing.assert_array_equal(back.positions, picture.positions)
+        np.testing.assert_allclose(np.linalg.norm(back.tokens, axis=1), 1, atol=1e-5)
+        assert (back.tokens * picture.tokens).sum(1).mean() > least
+
+
+def test_damaged_patches_are_told() -> None:
+    good = pack_patches(some_patches(np.random.default_rng(0), 5), 2)
+    for bad in (b"", good[:-1], good + b"x", b"\x02" + good[1:], good[:1] + b"\x03" + good[2:], good[:40]):
+        with pytest.raises(SeenitError, match="make the index anew"):
+            unpack_patches([bad])
+    with pytest.raises(SeenitError, match="several kinds"):
+        unpack_patches([good, pack_patches(some_patches(np.random.default_rng(0), 5), 1)])
+
+
+def test_mutual_pairs_against_the_slow_loop() -> None:
+    rng = np.random.default_rng(1)
+    query, gallery = unit(rng, 9, 16), unit(rng, 3, 7, 16)
+    real = [7, 4, 1]
+    mask = torch.tensor([[m < count for m in range(7)] for count in real])
+    pairs = mutual_pairs(torch.from_numpy(query), torch.from_numpy(gallery), mask)
+    for b, count in enumerate(real):
+        similarity = query @ gallery[b, :count].T  # (9, count)
+        for m in range(7):
+            if m < count and similarity[similarity[:, m].argmax()].argmax() == m:
+                assert pairs.nearest[b, m] == similarity[:, m].argmax()
+                assert pairs.cosine[b, m] == pytest.approx(similarity[:, m].max(), abs=1e-6)
+            else:
+                assert pairs.cosine[b, m] == 0
+
+
+def moved_pairs(
+    rng: np.random.Generator, right: int, wrong: int
+) -> tuple[Pairs, torch.Tensor, torch.Tensor, np.ndarray]:
+    """Points of a 16 x 16 grid, `right` of them carried by one similarity transform, the others anywhere."""
+    angle, zoom = rng.uniform(-np.pi, np.pi), rng.uniform(0.5, 1.5)
+    linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    start = patches_at((16, 16)).numpy()[rng.choice(256, right + wrong, replace=False)]
+    end = (start - 8) @ linear.T + 8 + rng.uniform(-0.3, 0.3, start.shape)
+    end[right:] = rng.uniform(0, 16, (wrong, 2))
+    cosine = torch.from_numpy(rng.uniform(0.4, 0.9, (1, right + wrong)).astype(np.float32))
+    pairs = Pairs(cosine, torch.arange(right + wrong)[None])
+    return pairs, torch.from_numpy(start), torch.from_numpy(end.astype(np.float32))[None], linear
+
+
+def test_a_transform_is_found_among_chance_pairs() -> None:
+    for seed in range(10):
+        pairs, start, end, linear = moved_pairs(np.random.default_rng(seed), right=12, wrong=10)
+        agreement = agree(pairs, start, end)
+        assert agreement.agrees[0, :12].sum() >= 11 and agreement.agrees[0, 12:].sum() <= 2
+        np.testing.assert_allclose(agreement.transform[0, :, :2].numpy(), linear, atol=0.15)
+        expected = (pairs.cosine[0] - FLOOR)[agreement.agrees[0]].sum()
+        assert agreement.weight[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_chance_pairs_agree_on_little_and_padding_on_nothing() -> None:
+    pairs, start, end, _ = moved_pairs(np.random.default_rng(3), right=0, wrong=22)
+    assert agree(pairs, start, end).agrees.sum() <= 8
+    nothing = Pairs(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.long))
+    empty = agree(nothing, torch.rand(9, 2), torch.rand(2, 5, 2))
+    assert not empty.agrees.any() and not empty.weight.any() and torch.isfinite(empty.transform).all()
+    few = agree(
+        Pairs(torch.full((1, 1), 0.9), torch.zeros(1, 1, dtype=torch.long)), torch.rand(1, 2), torch.rand(1, 1, 2)
+    )
+    assert few.weight.tolist() == [0]  # one pair fixes no transform
+
+
+def test_a_thing_in_another_place_is_boxed_there() -> None:
+    """The query's patches lie in the lower right quarter of a larger picture."""
+    rng = np.random.default_rng(5)
+    thing = unit(rng, 8, 8, 64)
+    scene = unit(rng, 16, 16, 64)
+    scene[8:, 8:] = thing
+    cells = np.stack(np.divmod(np.arange(256), 16), 1).astype(np.uint8)
+    packed = [
+        pack_patches(PatchTokens(scene.reshape(256, 64), cells, (16, 16)), 8),
+        pack_patches(PatchTokens(unit(rng, 256, 64), cells, (16, 16)), 8),
+    ]
+    comparison = Comparison([View(np.zeros(4, np.float32), thing.reshape(64, 64), (8, 8))], packed)
+    assert comparison.support[0] > 10 * comparison.support[1]
+    evidence = to_evidence(comparison.match(0), 0.9)
+    assert evidence.believed and evidence.support == 64 and evidence.verdict == "same"
+    np.testing.assert_allclose(evidence.box, (0.5, 0.5, 0.5, 0.5), atol=1e-6)
+    np.testing.assert_allclose(evidence.query_box, (0, 0, 1, 1), atol=1e-6)
+    np.testing.assert_allclose(evidence.transform, [[0.5, 0, 0.5], [0, 0.5, 0.5]], atol=1e-3)
+    middle = View(np.zeros(4, np.float32), thing[2:6, 2:6].reshape(16, 64), (4, 4), box=(0.25, 0.25, 0.5, 0.5))
+    of_middle = to_evidence(Comparison([middle], packed).match(0), None)
+    np.testing.assert_allclose(of_middle.transform, [[0.5, 0, 0.5], [0, 0.5, 0.5]], atol=1e-3)
+    np.testing.assert_allclose(of_middle.query_box, (0.25, 0.25, 0.5, 0.5), atol=1e-6)
+    nothing = to_evidence(Comparison([], packed).match(0), None)
+    assert nothing.box is None and nothing.support == 0 and nothing.verdict is None
+
+
+def test_a_calibration_puts_even_odds_between_right_and_wrong() -> None:
+    rng = np.random.default_rng(0)
+    right, wrong = rng.normal(0.6, 0.05, 40), rng.normal(0.3, 0.05, 40)
+    slope, offset = learn(right, wrong)
+    assert slope > 0 and -offset / slope == pytest.approx(0.45, abs=0.03)
+    likely = 1 / (1 + np.exp(-(slope * np.array([0.3, 0.6]) + offset)))
+    assert likely[0] < 0.1 and likely[1] > 0.9 and likely.max() < 0.995  # forty views make nothing certain
+    # other photos of the same thing, which score as right answers do, change little
+    mixed = np.concatenate([wrong, np.full(20, 0.7)])
+    again = learn(right, mixed)
+    assert -again[1] / again[0] == pytest.approx(-offset / slope, abs=0.02)
+    assert learn(wrong, right)[0] < 0 or learn(wrong, wrong)[0] < 5  # what tells nothing apart makes nothing sure
+
+
+def test_bits_are_those_of_the_recipes() -> None:
+    from indexer.descriptor import RECIPES
+
+    assert {recipe.token_bits for recipe in RECIPES.values()} == set(BITS)
+    for name, most in (("compact", 1024), ("balanced", 4096)):
+        recipe = RECIPES[name]
+        grid = (16, 16)
+        cells = np.stack(np.divmod(np.arange(256), 16), 1)[: recipe.num_tokens].astype(np.uint8)
+        tokens = normalize(torch.randn(recipe.num_tokens, recipe.token_dim), dim=1).numpy()
+        assert len(pack_patches(PatchTokens(tokens, cells, grid), recipe.token_bits)) <= most
