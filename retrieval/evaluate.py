@@ -83,7 +83,7 @@ def evaluate_retrieval(
     backbone: Backbone | str | Path = "auto",
     resolution: int | None = None,
     variants: Sequence[Variant] = VARIANTS,
-    exact: bool = True,
+    exact: bool = False,
     depth: int | None = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -97,7 +97,7 @@ def evaluate_retrieval(
                  index for each test set
     backbone     a name, a path or a loaded one; `auto` with an index that is there: the one that made it
     resolution   pixels, for a new index; default 224
-    exact        compare with every picture instead of walking the graph
+    exact        compare with every picture instead of walking the graph, and rerank them all
     depth        answers of a ranking that count, the others are taken as not found; default: the task's own
     progress     progress bars on stderr
     say          gets one line for the user now and then

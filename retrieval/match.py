@@ -41,11 +41,13 @@ class Agreement:
     """The transform that most pairs of each candidate agree on.
 
     weight     (B,)       sum of the agreeing pairs' cosines above FLOOR
+    total      (B,)       likewise of all mutual pairs
     agrees     (B, M)     True for the candidate's patches whose pair agrees
     transform  (B, 2, 3)  float32, affine: candidate position = transform @ (x, y, 1) of the query, in patches
     """
 
     weight: Tensor
+    total: Tensor
     agrees: Tensor
     transform: Tensor
 
@@ -90,10 +92,11 @@ def agree(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Agreement:
     agrees = _lands(transform, start_all, end_all) & real  # (B, M)
     refined = _affine(start_all, end_all, agrees * all_weights, transform)
     agrees_refined = _lands(refined, start_all, end_all) & real
-    total, total_refined = (agrees * all_weights).sum(1), (agrees_refined * all_weights).sum(1)  # (B,)
-    better = total_refined > total
+    plain, affine = (agrees * all_weights).sum(1), (agrees_refined * all_weights).sum(1)  # (B,)
+    better = affine > plain
     return Agreement(
-        torch.where(better, total_refined, total),
+        torch.where(better, affine, plain),
+        all_weights.sum(1),
         torch.where(better[:, None], agrees_refined, agrees),
         torch.where(better[:, None, None], refined, transform),
     )

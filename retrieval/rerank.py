@@ -18,6 +18,7 @@ from .match import Agreement, Pairs, agree, mutual_pairs
 
 AGREEMENT_WEIGHT = 0.5  # of the patches' agreement in a score; the rest is the global cosine
 SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
+CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
 CHUNK = 256  # candidates that are compared at once
 
 
@@ -70,23 +71,29 @@ def agreement_of(support: np.ndarray) -> np.ndarray:
 class Comparison:
     """A query's views against the patches of B candidates; of the views the one that agrees most counts.
 
-    support  (B,) float32: sum of the agreeing pairs' cosines above the floor; the larger, the less by chance
+    support  (B,) float32: sum of the agreeing pairs' cosines above the floor
+    surplus  (B,) float32: what of it is more than chance. Two lawns have many like patches, which agree on nothing:
+             support is high, surplus is not
     """
 
     def __init__(self, views: Sequence[View], packed: Sequence[bytes]) -> None:
         """packed  the candidates' patches, as the store has them"""
         self._views = views
         self._parts = [_compare(views, packed[start : start + CHUNK]) for start in range(0, len(packed), CHUNK)]
-        by_view = torch.zeros(len(packed), len(views))  # (B, V)
+        by_view = torch.zeros(len(packed), max(len(views), 1))  # (B, V)
+        totals = torch.zeros_like(by_view)
         for n, part in enumerate(self._parts):
             for view, one in enumerate(part):
-                by_view[n * CHUNK : (n + 1) * CHUNK, view] = one.agreement.weight
-        self._best = by_view.argmax(1) if len(views) else torch.zeros(len(packed), dtype=torch.long)
-        self.support: np.ndarray = by_view.sum(1).numpy() if len(views) < 2 else by_view.amax(1).numpy()
+                rows = slice(n * CHUNK, (n + 1) * CHUNK)
+                by_view[rows, view], totals[rows, view] = one.agreement.weight, one.agreement.total
+        support, self._best = by_view.max(1)  # (B,)
+        total = totals.gather(1, self._best[:, None])[:, 0]
+        self.support: np.ndarray = support.numpy()
+        self.surplus: np.ndarray = (support - CHANCE * total).clamp(min=0).numpy()
 
     def agreement(self, n: int) -> float:
-        """How far candidate n's patches agree with the query's, in [0, 1)."""
-        return float(agreement_of(self.support[n])) if n < len(self.support) else 0.0
+        """How far candidate n's patches agree with the query's beyond chance, in [0, 1)."""
+        return float(agreement_of(self.surplus[n])) if n < len(self.surplus) else 0.0
 
     def match(self, n: int) -> Match:
         """What candidate n has in common with the query."""

@@ -86,7 +86,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture before anything is said of it: its score, and how far its patches agree with the query's, in [0, 1)."""
+    """A picture before anything is said of it: its score, and how far its patches agree beyond chance, in [0, 1)."""
 
     id: str
     score: float

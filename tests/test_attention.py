@@ -78,3 +78,19 @@ def test_on_cuda_it_is_the_plain_path():
     assert attention_module._has_varlen(query)
     ours = attention_module._varlen_attention(query, key, value, LAYOUT)
     torch.testing.assert_close(ours, attention_module._torch_attention(query, key, value, LAYOUT), rtol=0, atol=0.02)
+
+
+def test_bfloat16_on_a_cpu_has_the_gradients_of_float32() -> None:
+    torch.manual_seed(0)
+    layout = [(2, 37), (3, 10)]
+    rows = [torch.randn(2 * 37 + 3 * 10, 3, 64) for _ in range(3)]
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        query, key, value = (row.clone().to(dtype).requires_grad_() for row in rows)
+        out = attention_module.attention(query, key, value, layout)
+        out.float().square().sum().backward()
+        gradients.append(
+            [out.detach().float(), *(one.grad.float() for one in (query, key, value) if one.grad is not None)]
+        )
+    for exact, rounded in zip(*gradients, strict=True):
+        assert (rounded - exact).norm() < 0.02 * exact.norm()

@@ -1,0 +1,31 @@
+"""Two walls of the same brick are not the same wall: what is believed of pairs that share a texture."""
+
+from pathlib import Path
+
+from texture_scenes import texture_pairs
+
+from indexer import sync_folder
+from retrieval import Searcher
+from retrieval.calibrate import calibrate
+
+REGULAR = {"cloth", "tiles", "planks", "slabs"}  # patterns that agree on a geometry by themselves: a known limit
+
+
+def test_texture_alone_is_no_match(tmp_path: Path) -> None:
+    """With the shipped backbone; random weights tell nothing of textures."""
+    pairs = texture_pairs(tmp_path / "drawn", 11, controls=11)
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    for pair in pairs:
+        pair.first.rename(gallery / pair.first.name)
+    sync_folder(gallery, tmp_path / "index", backbone="seenit_vits14")
+    assert calibrate(tmp_path / "index") is not None
+    with Searcher.open(tmp_path / "index") as searcher:
+        answers = searcher.search_batch([pair.second for pair in pairs], len(pairs))
+    for pair, results in zip(pairs, answers, strict=True):
+        (own,) = (result for result in results if Path(result.path).name == pair.first.name)
+        assert own.evidence is not None
+        if pair.same:
+            assert own.rank == 1 and own.evidence.believed, pair
+        elif pair.texture not in REGULAR:
+            assert not own.evidence.believed, pair
