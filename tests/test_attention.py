@@ -82,7 +82,7 @@ def test_on_cuda_it_is_the_plain_path():
 
 def test_bfloat16_on_a_cpu_has_the_gradients_of_float32() -> None:
     torch.manual_seed(0)
-    layout = [(2, 37), (3, 10)]
+    layout = ((2, 37), (3, 10))
     rows = [torch.randn(2 * 37 + 3 * 10, 3, 64) for _ in range(3)]
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):

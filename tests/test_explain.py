@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_pictures import quarters
 from PIL import Image, ImageDraw
 
 from indexer import descriptor
@@ -19,7 +20,6 @@ from retrieval.evidence import Evidence, percent
 from retrieval.explain import LINES, colour_of, draw_match, heat_maps, heat_picture, side_by_side, spread_out
 from retrieval.explain_page import in_sentences, turned, write_explain_page, write_look_page
 from retrieval.look import draw_picture, look_at, patch_share
-from tests.made_pictures import quarters
 
 GREY = (128, 128, 128)
 

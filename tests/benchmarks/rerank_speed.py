@@ -1,4 +1,4 @@
-"""What comparing candidates patch by patch costs, besides the network and the store: 100 of them, both views of a query.
+"""What comparing candidates patch by patch costs besides the network and the store: 100 of them, a query in two views.
 
     python tests/benchmarks/rerank_speed.py
 
@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from indexer.descriptor import RECIPES, Recipe
 from indexer.embed import View
 from indexer.patch_codec import PatchTokens, pack_patches
+from retrieval.evidence import Evidence
 from retrieval.rerank import Comparison, side_by_side, to_evidence
 
 GRID = (16, 16)
@@ -38,11 +40,15 @@ def main() -> None:
         packed = [candidate(rng, views[0], recipe) for _ in range(arguments.candidates)]
         comparison = Comparison(views, packed)
         timed = [
-            median(lambda packed=packed: side_by_side(packed), arguments.repeats),
-            median(lambda packed=packed: Comparison(views, packed), arguments.repeats),
-            median(lambda of=comparison: [to_evidence(of.match(n), 0.5) for n in range(SHOWN)], arguments.repeats),
+            median(partial(side_by_side, packed), arguments.repeats),
+            median(partial(Comparison, views, packed), arguments.repeats),
+            median(partial(tell, comparison), arguments.repeats),
         ]
         print(f"| {name} | {len(packed[0]):,} | " + " | ".join(f"{1e3 * seconds:.1f}" for seconds in timed) + " |")
+
+
+def tell(comparison: Comparison) -> list[Evidence]:
+    return [to_evidence(comparison.match(n), 0.5) for n in range(SHOWN)]
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
