@@ -61,7 +61,9 @@ def mutual_pairs(query: Tensor, gallery: Tensor, mask: Tensor) -> Pairs:
 
     for b, m: nearest[b, m] = argmax_n query[n] . gallery[b, m]; mutual where m is in turn the best for that n
     """
-    similarity = (gallery @ query.T).masked_fill_(~mask[..., None], -2.0)  # (B, M, N)
+    similarity = gallery @ query.T  # (B, M, N)
+    if not mask.all():
+        similarity.masked_fill_(~mask[..., None], -2.0)
     cosine, nearest = similarity.max(2)  # (B, M)
     best_of_query = similarity.amax(1)  # (B, N)
     mutual = cosine >= best_of_query.gather(1, nearest)

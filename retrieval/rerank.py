@@ -108,8 +108,12 @@ def side_by_side(packed: Sequence[bytes]) -> Candidates:
     pictures = unpack_patches(packed)
     counts = np.array([len(picture.tokens) for picture in pictures])
     mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, M)
-    tokens = np.zeros((*mask.shape, pictures[0].tokens.shape[1]), np.float32)
-    tokens[mask] = np.concatenate([picture.tokens for picture in pictures])
+    real = np.concatenate([picture.tokens for picture in pictures])
+    if mask.all():  # as good as always; then there is nothing to pad
+        tokens = real.reshape(*mask.shape, -1)
+    else:
+        tokens = np.zeros((*mask.shape, real.shape[1]), np.float32)
+        tokens[mask] = real
     at = np.zeros((*mask.shape, 2), np.float32)
     at[mask] = np.concatenate([picture.positions[:, ::-1] for picture in pictures]) + 0.5
     grids = tuple(picture.grid for picture in pictures)
