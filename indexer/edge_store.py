@@ -202,9 +202,7 @@ class EdgeStore:
         found = {str(point.id): point for point in points}
         return [record_from(id, found[id].payload, found[id].vector, self.location) for id in ids if id in found]
 
-    def search(
-        self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False, vectors: bool = False
-    ) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False) -> list[list[Hit]]:
         if self._shard is None or top < 1:
             return [[] for _ in queries]
         assert self._schema is not None and queries.shape[1] == self._schema.global_dim, queries.shape
@@ -218,15 +216,10 @@ class EdgeStore:
                 query=edge.Query.Nearest(query, using="global"),
                 filter=condition,
                 params=params,
-                with_payload=_payload(vectors),
-                with_vector=vectors,
             )
             for query in queries.tolist()
         ]
-        return [
-            [Hit(record_from(str(p.id), p.payload, p.vector, self.location), p.score) for p in answer]
-            for answer in self._answers(requests)
-        ]
+        return [[Hit(str(point.id), point.score) for point in answer] for answer in self._answers(requests)]
 
     def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
         if self._shard is None or not ids:

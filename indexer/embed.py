@@ -1,7 +1,7 @@
 """Pixels to vectors: preprocessing, backbone and descriptor in their order, the same for photos and for queries."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from .descriptor import RECIPES, Fit, Pooled, Recipe
 from .errors import SeenitError
 from .manifest import Manifest
 from .patch_codec import PatchTokens, pack_patches
-from .preprocess import MIDDLE, preprocess
+from .preprocess import preprocess
+from .query_views import WHOLE, query_cuts
 from .store import Store
 
 FIT_BLOB = "descriptor.safetensors"
@@ -26,13 +27,13 @@ class View:
     vector  (G,)    float32, L2-normalised
     tokens  (N, T)  float32, L2-normalised rows: every patch, in raster order
     grid    rows and columns of patches, N in all
-    box     x, y, width, height of what was looked at, as fractions of the picture
+    frame   (2, 3)  float32, affine: fractions of the picture = frame @ (x, y, 1), fractions of what was looked at
     """
 
     vector: np.ndarray
     tokens: np.ndarray
     grid: tuple[int, int]
-    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    frame: np.ndarray = field(default_factory=lambda: WHOLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,23 +89,11 @@ class Embedder:
         patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
         return Indexed(view, pack_patches(patches, self.recipe.token_bits))
 
-    def describe_twice(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[list[View]]:
-        """`describe` for queries: each picture as a whole, and its middle.
-
-        Who takes a photo to ask about a thing holds the camera at it, so the middle says more of the thing and the
-        whole more of the place. tests/benchmarks/descriptor_ablation.py shows what that is worth.
-        """
-        views = self.describe([*pictures, *(middle(picture) for picture in pictures)], fit)
-        inner = ((1 - MIDDLE) / 2, (1 - MIDDLE) / 2, MIDDLE, MIDDLE)
-        middles = [replace(view, box=inner) for view in views[len(pictures) :]]
-        return [list(both) for both in zip(views[: len(pictures)], middles, strict=True)]
-
-
-def middle(picture: np.ndarray) -> np.ndarray:
-    """The middle MIDDLE of each side of (H, W, 3) pixels."""
-    height, width = picture.shape[:2]
-    top, left = round(height * (1 - MIDDLE) / 2), round(width * (1 - MIDDLE) / 2)
-    return picture[top : max(height - top, top + 1), left : max(width - left, left + 1)]
+    def describe_queries(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[list[View]]:
+        """`describe` for queries: each picture as a whole, then the other parts of it that `query_cuts` looks at."""
+        cuts = [query_cuts(picture) for picture in pictures]
+        views = iter(self.describe([cut.pixels for of_picture in cuts for cut in of_picture], fit))
+        return [[replace(next(views), frame=cut.frame) for cut in of_picture] for of_picture in cuts]
 
 
 def check_backbone(manifest: Manifest, backbone: Backbone, location: object) -> None:

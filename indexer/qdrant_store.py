@@ -195,9 +195,7 @@ class QdrantStore:
     def _record(self, point: Any) -> Record:
         return record_from(str(point.id), point.payload, point.vector, self.location)
 
-    def search(
-        self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False, vectors: bool = False
-    ) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False) -> list[list[Hit]]:
         if top < 1 or not self._exists():
             return [[] for _ in queries]
         condition = qdrant_filter(where)
@@ -208,13 +206,13 @@ class QdrantStore:
                 filter=condition,
                 params=models.SearchParams(hnsw_ef=max(HNSW_EF_SEARCH, top), exact=exact),
                 limit=top,
-                with_payload=_payload(vectors),
-                with_vector=vectors,
+                with_payload=False,
+                with_vector=False,
             )
             for query in queries.tolist()
         )
         return [
-            [Hit(self._record(point), point.score) for point in points]
+            [Hit(str(point.id), point.score) for point in points]
             for some in _chunks(requests, max(1, min(100, QUERY_NUMBERS // queries.shape[1], 20_000 // top)))
             for points in self._connection.query(self._collection, some)
         ]

@@ -78,9 +78,9 @@ class Listed:
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of the engine: a record without its vector and patches unless they were asked for."""
+    """One answer of the engine; `Store.retrieve` reads the record, which most candidates are never asked for."""
 
-    record: Record
+    id: str
     score: float  # cosine in [-1, 1], higher is more similar
 
 
@@ -150,7 +150,7 @@ class Store(Protocol):
     def scroll(self, where: Where = Where(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         """Every record that meets the conditions, in the order of ids, a page at a time.
 
-        vectors  with `global_vector` and `patches`, here as in `retrieve` and `search`; without, neither is read
+        vectors  with `global_vector` and `patches`, here as in `retrieve`; without, neither is read
         """
 
     def list_files(self) -> Iterator[Listed]:
@@ -159,9 +159,7 @@ class Store(Protocol):
     def retrieve(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
         """The records with these ids in the order asked; unknown ids are left out."""
 
-    def search(
-        self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False, vectors: bool = False
-    ) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False) -> list[list[Hit]]:
         """The `top` records nearest to each query by cosine of `global`, best first; one batch call to the engine.
 
         queries  (Q, G)  float32

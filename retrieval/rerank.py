@@ -150,20 +150,21 @@ def _match(n: int, view: View, compared: _Compared, support: float) -> Match:
     agrees = compared.agreement.agrees[n].nonzero()[:, 0]  # (S,)
     cosine, order = compared.pairs.cosine[n, agrees].sort(descending=True)
     agrees = agrees[order]
-    corner = np.array(view.box[:2], np.float32)
-    per_patch = np.array([view.box[2] / view.grid[1], view.box[3] / view.grid[0]], np.float32)  # fractions of the query
+    size = np.array(view.grid[::-1], np.float32)  # columns, rows of the view
     cells = np.array(compared.grids[n][::-1], np.float32)  # columns, rows of the candidate
-    here = patches_at(view.grid)[compared.pairs.nearest[n, agrees]].numpy() * per_patch + corner  # (S, 2)
+    turn, corner = view.frame[:, :2], view.frame[:, 2]
+    here = patches_at(view.grid)[compared.pairs.nearest[n, agrees]].numpy() / size @ turn.T + corner  # (S, 2)
     there = compared.at[n, agrees].numpy() / cells  # (S, 2)
-    # candidate * cells = linear @ ((query - corner) / per_patch) + shift
+    # candidate * cells = linear @ (size * turn^-1 (query - corner)) + shift
     linear, shift = compared.agreement.transform[n].split((2, 1), dim=1)
-    scaled = linear.numpy() / per_patch / cells[:, None]  # (2, 2)
+    scaled = (linear.numpy() * size) @ np.linalg.inv(turn) / cells[:, None]  # (2, 2)
     moved = shift.numpy() / cells[:, None] - scaled @ corner[:, None]  # (2, 1)
+    wide, high = np.abs(turn) @ (1 / size)  # of the box around a patch, which may be turned
     return Match(
         support=support,
         pairs=np.concatenate([here, there, cosine[:, None].numpy()], axis=1),
         transform=np.concatenate([scaled, moved], axis=1),
-        query_patch=(float(per_patch[0]), float(per_patch[1])),
+        query_patch=(float(wide), float(high)),
         patch=(1 / float(cells[0]), 1 / float(cells[1])),
     )
 
@@ -184,6 +185,20 @@ def to_evidence(match: Match, probability: float | None) -> Evidence:
 def heat_of(one: View, other: View) -> np.ndarray:
     """The best cosine of each patch of one picture in another, (rows, columns) float32."""
     return (one.tokens @ other.tokens.T).max(1).reshape(one.grid)
+
+
+def query_heat_of(views: Sequence[View], other: View) -> np.ndarray:
+    """`heat_of` a query on the grid of its first view, the whole: at each patch the most that any view says of it."""
+    whole = views[0]
+    heat = heat_of(whole, other)
+    at = patches_at(whole.grid).numpy() / np.array(whole.grid[::-1])  # (N, 2), fractions of the picture
+    for view in views[1:]:
+        inside = (at - view.frame[:, 2]) @ np.linalg.inv(view.frame[:, :2]).T  # (N, 2), fractions of the view
+        seen = ((inside >= 0) & (inside < 1)).all(1)
+        cols, rows = (inside[seen] * view.grid[::-1]).astype(int).T
+        flat = heat.reshape(-1)
+        flat[seen] = np.maximum(flat[seen], heat_of(view, other)[rows, cols])
+    return heat
 
 
 def box_of(points: np.ndarray, patch: tuple[float, float]) -> Box | None:

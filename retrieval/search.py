@@ -21,7 +21,7 @@ from indexer.images import decode_file
 from indexer.manifest import Manifest, Roots, read_manifest
 from indexer.preprocess import MIDDLE, detail_px, preprocess
 from indexer.read_picture import Decoded, Job, Outcome
-from indexer.store import Hit, Metadata, Store, Where, content_id, open_store
+from indexer.store import Hit, Metadata, Record, Store, Where, content_id, open_store
 
 from .calibrate import Calibration, read_calibration
 from .evidence import Evidence
@@ -244,7 +244,7 @@ class Searcher:
                 group = [os.path.abspath(path) for path in paths[start : start + QUERIES_AT_ONCE]]
                 outcomes = {outcome.path: outcome for outcome in pool.run(Job(path) for path in dict.fromkeys(group))}
                 pixels = {path: found.pixels for path, found in outcomes.items() if isinstance(found, Decoded)}
-                views = embedder.describe_twice(list(pixels.values()), fit)
+                views = embedder.describe_queries(list(pixels.values()), fit)
                 asked = [
                     _Asked(tuple(of_path), own=() if include_self else (path,))
                     for path, of_path in zip(pixels, views, strict=True)
@@ -262,17 +262,17 @@ class Searcher:
         """All that is compared patch by patch with each query, best first."""
         asked = self._ask(queries, [None] * len(queries), include_self=True)
         return [
-            [Candidate(hit.record.id, hit.score, found.agreement(n)) for n, hit in enumerate(found.hits)]
+            [Candidate(hit.id, hit.score, found.agreement(n)) for n, hit in enumerate(found.hits)]
             for found in self._ranked(asked, _How(RERANKED))
         ]
 
-    def explain(self, query: Query, picture: str | Path, *, region: Region | None = None) -> Explained:
+    def explain(self, query: Picture, picture: str | Path, *, region: Region | None = None) -> Explained:
         """Why a picture is believed to show what the query shows, or not; it need not be in the index.
 
         region  of the query, as in `search`
         Raises PictureError for a file that cannot be read.
         """
-        from .rerank import Comparison, fused, heat_of
+        from .rerank import Comparison, fused, heat_of, query_heat_of
 
         embedder, fit = self._ready()
         (asked,) = self._ask([query], [region], include_self=True)
@@ -284,7 +284,9 @@ class Searcher:
         cosine = max(float(view.vector @ seen.view.vector) for view in asked.views)
         score = float(fused(np.array([cosine]), comparison.support)[0])
         return Explained(
-            self._evidence(comparison, 0, score), heat_of(asked.views[0], seen.view), heat_of(seen.view, asked.views[0])
+            self._evidence(comparison, 0, score),
+            query_heat_of(asked.views, seen.view),
+            np.max([heat_of(seen.view, view) for view in asked.views], axis=0),
         )
 
     def look(self, picture: Picture) -> "Look":
@@ -306,7 +308,7 @@ class Searcher:
     # ---- the steps ----
 
     def _ask(self, queries: Sequence[Query], regions: Sequence[Region | None], include_self: bool) -> "list[_Asked]":
-        """The views of each query: of a picture the whole and its middle, of a region or a vector just one."""
+        """The views of each query: of a picture those of `query_cuts`, of a region or a vector just one."""
         pictures: list[tuple[Picture, Region | None]] = []  # of all queries, described in one go
         for query, region in zip(queries, regions, strict=True):
             together = query if isinstance(query, Together) else Together((query,))
@@ -336,7 +338,7 @@ class Searcher:
                 (wholes if region is None else parts)[n] = self._pixels(picture, region)
         if wholes or parts:
             embedder, fit = self._ready()
-            for n, both in zip(wholes, embedder.describe_twice(list(wholes.values()), fit), strict=True):
+            for n, both in zip(wholes, embedder.describe_queries(list(wholes.values()), fit), strict=True):
                 views[n] = both
             for n, view in zip(parts, embedder.describe(list(parts.values()), fit), strict=True):
                 views[n] = [view]
@@ -392,7 +394,11 @@ class Searcher:
         if how.expand:
             asked = [self._expanded(one, found.hits[: how.expand]) for one, found in zip(asked, ranked, strict=True)]
             ranked = self._ranked(asked, how)
-        return [self._to_results(found, how, one.own) for one, found in zip(asked, ranked, strict=True)]
+        # no more than its own files are left out of each, so these are the records that can be among the results
+        best = [found.hits[: how.top + len(one.own)] for one, found in zip(asked, ranked, strict=True)]
+        ids = dict.fromkeys(hit.id for hits in best for hit in hits)
+        records = {record.id: record for record in self.store.retrieve(list(ids))}
+        return [self._to_results(found, records, how, one.own) for one, found in zip(asked, ranked, strict=True)]
 
     def _ranked(self, asked: "Sequence[_Asked]", how: "_How") -> "list[_Ranked]":
         """The candidates of each query in their order."""
@@ -412,12 +418,12 @@ class Searcher:
         """The hits by cosine and patches together; what one has in common with a disliked picture does not count."""
         from .rerank import Comparison, fused
 
-        patches = self.store.patches([hit.record.id for hit in hits])
+        patches = self.store.patches([hit.id for hit in hits])
         views = [view for view in asked.views if len(view.tokens)]
         if not views or not patches:
             return _Ranked(hits)
-        hits = sorted(hits, key=lambda hit: hit.record.id not in patches)  # those without patches last
-        packed = [patches[hit.record.id] for hit in hits if hit.record.id in patches]
+        hits = sorted(hits, key=lambda hit: hit.id not in patches)  # those without patches last
+        packed = [patches[hit.id] for hit in hits if hit.id in patches]
         comparison = Comparison(views, packed)
         support = np.zeros(len(hits), np.float32)
         support[: len(packed)] = comparison.support
@@ -429,7 +435,10 @@ class Searcher:
 
     def _expanded(self, asked: "_Asked", best: Sequence[Hit]) -> "_Asked":
         """The query with its first neighbours mixed in, weighted by cosine ** ALPHA (Radenovic et al., 2018)."""
-        vectors = self._vectors([hit.record.id for hit in best])  # (E, G)
+        found = self._vectors([hit.id for hit in best])
+        if not found:
+            return asked
+        vectors = np.stack(list(found.values()))  # (E, G)
         views = []
         for view in asked.views:
             weights = np.maximum(vectors @ view.vector, 0) ** ALPHA  # (E,)
@@ -439,31 +448,39 @@ class Searcher:
     def _augmented(self, asked: "_Asked", hits: list[Hit], how: "_How") -> list[Hit]:
         """The hits by the cosine of their vectors mixed with those of their own neighbours (Arandjelovic and Zisserman,
         2012), done for the candidates at hand, so that the index need not be made anew as it grows."""
-        own = self._vectors([hit.record.id for hit in hits])  # (C, G)
-        found = self.store.search(own, how.augment + 1, vectors=True)
+        own = self._vectors([hit.id for hit in hits])
+        hits = [hit for hit in hits if hit.id in own]
+        if not hits:
+            return []
+        found = self.store.search(np.stack([own[hit.id] for hit in hits]), how.augment + 1)
+        known = own | self._vectors(list({near.id for some in found for near in some} - set(own)))
         scored = []
-        for hit, vector, neighbours in zip(hits, own, found, strict=True):
-            # (A + 1, G), itself among them
-            others = np.stack([one.record.global_vector for one in neighbours if one.record.global_vector is not None])
+        for hit, neighbours in zip(hits, found, strict=True):
+            vector = own[hit.id]
+            others = np.stack([known[near.id] for near in neighbours if near.id in known])  # (A + 1, G), itself as well
             mixed = _unit((np.maximum(others @ vector, 0) ** ALPHA) @ others)
             scored.append(replace(hit, score=max(float(view.vector @ mixed) for view in asked.views)))
         return sorted(scored, key=lambda hit: -hit.score)
 
-    def _vectors(self, ids: Sequence[str]) -> np.ndarray:
+    def _vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The global vectors of records, in the order asked."""
         records = self.store.retrieve(ids, vectors=True)
-        return np.stack([record.global_vector for record in records if record.global_vector is not None])
+        return {record.id: record.global_vector for record in records if record.global_vector is not None}
 
-    def _to_results(self, ranked: "_Ranked", how: "_How", own: Sequence[str]) -> list[Result]:
+    def _to_results(
+        self, ranked: "_Ranked", records: dict[str, Record], how: "_How", own: Sequence[str]
+    ) -> list[Result]:
         """Results of one query; the query's own files are left out, their copies elsewhere are not."""
         results: list[Result] = []
         for n, hit in enumerate(ranked.hits):
-            keys = [file.key for file in hit.record.files]
+            record = records.get(hit.id)
+            keys = [file.key for file in record.files] if record else []
             if how.where.under:
                 inside = [key for key in keys if any(key.startswith(folder + "/") for folder in how.where.under)]
                 keys = inside + [key for key in keys if key not in inside]
             paths = [self.roots.path(key) for key in keys]
             paths = [path for path in paths if not any(_same_path(path, one) for one in own)]
-            if not paths:
+            if record is None or not paths:
                 continue
             comparison = ranked.comparison
             results.append(
@@ -471,10 +488,10 @@ class Searcher:
                     rank=len(results) + 1,
                     path=paths[0],
                     score=round(hit.score, 6),
-                    id=hit.record.id,
-                    metadata=hit.record.metadata,
+                    id=hit.id,
+                    metadata=record.metadata,
                     copies=tuple(paths[1:]),
-                    tags=hit.record.tags,
+                    tags=record.tags,
                     evidence=None if comparison is None else self._evidence(comparison, ranked.rows[n], hit.score),
                 )
             )
@@ -546,8 +563,8 @@ def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:
     """The hits of several views of one query as one list, each record with its best score."""
     best: dict[str, Hit] = {}
     for hit in (hit for hits in of_views for hit in hits):
-        if hit.record.id not in best or hit.score > best[hit.record.id].score:
-            best[hit.record.id] = hit
+        if hit.id not in best or hit.score > best[hit.id].score:
+            best[hit.id] = hit
     return sorted(best.values(), key=lambda hit: -hit.score)
 
 

@@ -119,7 +119,12 @@ def test_a_thing_in_another_place_is_boxed_there() -> None:
     assert_near(evidence.box, (0.5, 0.5, 0.5, 0.5), atol=1e-6)
     assert_near(evidence.query_box, (0, 0, 1, 1), atol=1e-6)
     assert_near(evidence.transform, [[0.5, 0, 0.5], [0, 0.5, 0.5]], atol=1e-3)
-    middle = View(np.zeros(4, np.float32), thing[2:6, 2:6].reshape(16, 64), (4, 4), box=(0.25, 0.25, 0.5, 0.5))
+    middle = View(
+        np.zeros(4, np.float32),
+        thing[2:6, 2:6].reshape(16, 64),
+        (4, 4),
+        frame=np.array([[0.5, 0, 0.25], [0, 0.5, 0.25]], np.float32),
+    )
     of_middle = to_evidence(Comparison([middle], packed).match(0), None)
     assert_near(of_middle.transform, [[0.5, 0, 0.5], [0, 0.5, 0.5]], atol=1e-3)
     assert_near(of_middle.query_box, (0.25, 0.25, 0.5, 0.5), atol=1e-6)

@@ -48,7 +48,7 @@ def meeting(store: Store, where: Where) -> set[int]:
     found = {numbers[record.id] for record in store.scroll(where, batch=7)}
     assert store.count(where) == len(found)
     (hits,) = store.search(GALLERY[0:1], 100, where)
-    assert {numbers[hit.record.id] for hit in hits} == found
+    assert {numbers[hit.id] for hit in hits} == found
     return found
 
 
@@ -130,14 +130,11 @@ def test_search_agrees_with_the_exact_cosines(store: Store) -> None:
     for exact in (False, True):
         for row, hits in zip(cosines, store.search(queries, 6, exact=exact), strict=True):
             best = np.argsort(-row)[:6]
-            assert [hit.record.id for hit in hits] == [RECORDS[number].id for number in best]
+            assert [hit.id for hit in hits] == [RECORDS[number].id for number in best]
             assert_near([hit.score for hit in hits], row[best], atol=1e-3)
     store.optimize()
-    assert [hits[0].record.id for hits in store.search(GALLERY, 1)] == [record.id for record in RECORDS]
+    assert [hits[0].id for hits in store.search(GALLERY, 1)] == [record.id for record in RECORDS]
     assert store.search(queries[:0], 5) == [] and store.search(queries[:1], 0) == [[]]
-    whole, bare = (store.search(GALLERY[3:4], 1, vectors=vectors)[0][0].record for vectors in (True, False))
-    assert_near(whole.global_vector, GALLERY[3], atol=1e-3)
-    assert whole.patches == RECORDS[3].patches and bare == replace(whole, global_vector=None, patches=None)
 
 
 def test_patches_of_named_records(store: Store) -> None:
@@ -214,7 +211,7 @@ def test_deleted_records_are_gone(store: Store) -> None:
     for _ in range(2):
         store.delete([RECORDS[0].id, RECORDS[1].id, content_id(b"unknown")])
     assert ids(list(store.scroll())) == ids(RECORDS[2:])
-    assert store.search(GALLERY[0:1], 1)[0][0].record.id != RECORDS[0].id
+    assert store.search(GALLERY[0:1], 1)[0][0].id != RECORDS[0].id
 
 
 def test_a_rename_changes_files_and_folders_only(store: Store) -> None:
@@ -509,7 +506,7 @@ def test_passing_failures_are_repeated(peer: QdrantPeer) -> None:
     peer.faults[:] = [500, "drop"]
     assert ids(list(store.scroll())) == ids(RECORDS) - {RECORDS[1].id}
     peer.faults[:] = ["drop"]
-    assert store.search(GALLERY[2:3], 1)[0][0].record.id == RECORDS[2].id
+    assert store.search(GALLERY[2:3], 1)[0][0].id == RECORDS[2].id
     peer.faults[:] = ["drop"]
     assert store.read_blob("manifest.json") == b"{}"
     assert peer.faults == []
@@ -653,7 +650,7 @@ def test_a_copy_holds_the_same_and_may_be_repeated(peer: QdrantPeer, tmp_path: P
     source = open_store(tmp_path / "photos" / ".seenit", write=True)
     write_manifest(source, manifest)
     query = GALLERY[9:10]
-    want = [hit.record.id for hit in source.search(query, 10)[0]]
+    want = [hit.id for hit in source.search(query, 10)[0]]
     source.close()
     url = f"{peer.url}/photos"
     assert copy_index(tmp_path / "photos" / ".seenit", url) == 30
@@ -666,7 +663,7 @@ def test_a_copy_holds_the_same_and_may_be_repeated(peer: QdrantPeer, tmp_path: P
     for place in (url, tmp_path / "copy"):
         copy = open_store(place)
         assert copy.count() == 30 and copy.blob_names() == ["descriptor.safetensors", "manifest.json"]
-        assert [hit.record.id for hit in copy.search(query, 10)[0]] == want
+        assert [hit.id for hit in copy.search(query, 10)[0]] == want
         assert read_manifest(copy) == replace(manifest, roots={"0": str(tmp_path / "photos")})
         for got, record in zip(copy.retrieve([r.id for r in RECORDS], vectors=True), RECORDS, strict=True):
             assert (got.files, got.metadata, got.patches) == (record.files, record.metadata, record.patches)

@@ -157,7 +157,7 @@ def read(args: argparse.Namespace) -> dict[str, float]:
     times, times_of_patches = [], []
     for query in queries[:50]:
         start = time.perf_counter()
-        candidates = [hit.record.id for hit in store.search(query[None], 100)[0]]
+        candidates = [hit.id for hit in store.search(query[None], 100)[0]]
         found = time.perf_counter()
         store.patches(candidates)
         times.append(1000 * (found - start))
@@ -178,7 +178,7 @@ def read(args: argparse.Namespace) -> dict[str, float]:
         report[f"{name}, records/s"] = read / (time.perf_counter() - start)
     store.close()
     if args.recall:
-        report["recall@10"] = recall(args, queries, [[hit.record.id for hit in answer] for answer in answers])
+        report["recall@10"] = recall(args, queries, [[hit.id for hit in answer] for answer in answers])
     return report
 
 
