@@ -58,6 +58,7 @@ def mutual_pairs(query: Tensor, gallery: Tensor, mask: Tensor) -> Pairs:
     query    (N, D)     L2-normalised
     gallery  (B, M, D)  L2-normalised, zero-padded
     mask     (B, M)     True where the patch is real
+    Both in float32, or in bfloat16, which costs a cosine its third digit.
 
     for b, m: nearest[b, m] = argmax_n query[n] . gallery[b, m]; mutual where m is in turn the best for that n
     """
@@ -67,7 +68,7 @@ def mutual_pairs(query: Tensor, gallery: Tensor, mask: Tensor) -> Pairs:
     cosine, nearest = similarity.max(2)  # (B, M)
     best_of_query = similarity.amax(1)  # (B, N)
     mutual = cosine >= best_of_query.gather(1, nearest)
-    return Pairs(torch.where(mutual & mask, cosine, 0.0), nearest)
+    return Pairs(torch.where(mutual & mask, cosine.float(), 0.0), nearest)
 
 
 def agree(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Agreement:
@@ -111,18 +112,19 @@ def _transforms_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     """
     count = start.shape[1]
     first, second = torch.triu_indices(min(ANCHORS, count), count, 1)
-    step, moved = start[:, second] - start[:, first], end[:, second] - end[:, first]  # (B, H, 2)
-    length, moved_length = step.norm(dim=-1), moved.norm(dim=-1)  # (B, H)
-    zoom = moved_length / length.clamp(min=1e-6)
-    fixed = (length > APART) & (moved_length > APART) & (zoom < LARGEST_ZOOM) & (zoom > 1 / LARGEST_ZOOM)
-    fixed &= (weight[:, first] > 0) & (weight[:, second] > 0)
-    square = length.square().clamp(min=1e-6)
-    real = (step * moved).sum(-1) / square  # (B, H)
-    imaginary = (step[..., 0] * moved[..., 1] - step[..., 1] * moved[..., 0]) / square
-    linear = torch.stack([real, -imaginary, imaginary, real], -1).unflatten(-1, (2, 2))  # (B, H, 2, 2)
-    shift = end[:, first] - (linear @ start[:, first, :, None])[..., 0]  # (B, H, 2)
-    transforms = torch.cat([linear, shift[..., None]], -1) * fixed[..., None, None]
-    return torch.cat([torch.zeros_like(end[:, :1, :, None]).expand(-1, -1, -1, 3), transforms], 1)  # one at least
+    pairs = torch.cat([start, end, weight[..., None]], -1)  # (B, K, 5)
+    one, other = pairs.index_select(1, first), pairs.index_select(1, second)  # (B, H, 5)
+    x, y, to_x, to_y, _ = (other - one).unbind(-1)  # (B, H)
+    square, to_square = x * x + y * y, to_x * to_x + to_y * to_y
+    fixed = (square > APART**2) & (to_square > APART**2) & (one[..., 4] > 0) & (other[..., 4] > 0)
+    fixed &= (to_square < LARGEST_ZOOM**2 * square) & (square < LARGEST_ZOOM**2 * to_square)
+    share = fixed / square.clamp(min=1e-6)
+    real, imaginary = (x * to_x + y * to_y) * share, (x * to_y - y * to_x) * share
+    at_x, at_y, lands_x, lands_y, _ = one.unbind(-1)
+    shift_x = lands_x * fixed - real * at_x + imaginary * at_y
+    shift_y = lands_y * fixed - imaginary * at_x - real * at_y
+    transforms = torch.stack([real, -imaginary, shift_x, imaginary, real, shift_y], -1).unflatten(-1, (2, 3))
+    return torch.cat([transforms.new_zeros(len(start), 1, 2, 3), transforms], 1)  # one at least
 
 
 def _squared_miss(transforms: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indexer.checkpoint import best_dtype
 from indexer.embed import View
 from indexer.patch_codec import unpack_patches
 
@@ -138,9 +139,11 @@ class _Compared:
 
 def _compare(views: Sequence[View], packed: Sequence[bytes]) -> list[_Compared]:
     candidates = side_by_side(packed)
+    dtype = best_dtype("cpu")
+    tokens = candidates.tokens.to(dtype)
     compared = []
     for view in views:
-        pairs = mutual_pairs(torch.from_numpy(view.tokens), candidates.tokens, candidates.mask)
+        pairs = mutual_pairs(torch.from_numpy(view.tokens).to(dtype), tokens, candidates.mask)
         agreement = agree(pairs, patches_at(view.grid), candidates.at)
         compared.append(_Compared(candidates.at, candidates.grids, pairs, agreement))
     return compared
