@@ -1,7 +1,9 @@
 """Candidates in a better order, with what speaks for each: the arithmetic between the store's bytes and the results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,10 @@ from indexer.patch_codec import unpack_patches
 from .calibrate import BELIEVED
 from .evidence import Box, Evidence
 from .match import Agreement, Pairs, agree, mutual_pairs
+
+X = TypeVar("X")
+Y = TypeVar("Y")
+Z = TypeVar("Z")
 
 # B candidates, N patches of a view, M of a candidate (zero-padded), T numbers in a token
 
@@ -102,6 +108,17 @@ class Comparison:
             return NO_MATCH
         view = int(self._best[n])
         return _match(n % CHUNK, self._views[view], self._parts[n // CHUNK][view], float(self.support[n]))
+
+
+def in_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> list[Z]:
+    """call(x, y) of each pair, in order, as many at once as torch may use threads.
+
+    The tensors of one comparison are small: a thread for each query gains more than several for each operation.
+    """
+    if len(xs) == 1:
+        return [call(xs[0], ys[0])]
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(call, xs, ys))
 
 
 def side_by_side(packed: Sequence[bytes]) -> Candidates:

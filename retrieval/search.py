@@ -412,7 +412,9 @@ class Searcher:
             hits = [self._augmented(one, found, how) for one, found in zip(asked, hits, strict=True)]
         if not how.rerank:
             return [_Ranked(found) for found in hits]
-        return [self._compared(one, found) for one, found in zip(asked, hits, strict=True)]
+        from .rerank import in_threads
+
+        return in_threads(self._compared, asked, hits)
 
     def _compared(self, asked: "_Asked", hits: list[Hit]) -> "_Ranked":
         """The hits by cosine and patches together; what one has in common with a disliked picture does not count."""
