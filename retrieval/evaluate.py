@@ -157,7 +157,7 @@ def _scores(
     """Each task in each variant; a query that several tasks share is asked once."""
     regions = _readable({query.path: query.region for task in tasks for query in task.queries}, say)
     top = depth or tasks[0].depth
-    rankings = {variant.name: _ask(gallery, regions, top, variant, exact, progress) for variant in variants}
+    rankings = _ask(gallery, regions, top, variants, exact, progress)
     manifest = gallery.searcher.manifest
     scores = []
     for task in tasks:
@@ -194,23 +194,24 @@ def _readable(regions: dict[Path, Region | None], say: Callable[[str], None]) ->
 
 
 def _ask(
-    gallery: Gallery, regions: dict[Path, Region | None], top: int, variant: Variant, exact: bool, progress: bool
-) -> dict[Path, list[Answer]]:
-    """The first `top` answers to each query; junk among them is still in."""
-    paths, rankings = list(regions), {}
-    with tqdm(total=len(paths), unit="query", desc=variant.name, disable=not progress, leave=False) as bar:
+    gallery: Gallery,
+    regions: dict[Path, Region | None],
+    top: int,
+    variants: Sequence[Variant],
+    exact: bool,
+    progress: bool,
+) -> dict[str, dict[Path, list[Answer]]]:
+    """The first `top` answers to each query in each variant; junk among them is still in."""
+    paths, searcher = list(regions), gallery.searcher
+    rankings: dict[str, dict[Path, list[Answer]]] = {variant.name: {} for variant in variants}
+    with tqdm(total=len(paths), unit="query", disable=not progress, leave=False) as bar:
         for start in range(0, len(paths), QUERIES_AT_ONCE):
             group = paths[start : start + QUERIES_AT_ONCE]
-            found = gallery.searcher.search_batch(
-                group,
-                top,
-                regions=[regions[path] for path in group],
-                exact=exact,
-                include_self=True,
-                **variant.options,
-            )
-            for path, results in zip(group, found, strict=True):
-                rankings[path] = [answer for result in results for answer in _answers(result, gallery)]
+            queries = searcher.prepare(group, [regions[path] for path in group], include_self=True)
+            for variant in variants:
+                found = searcher.search_batch(queries, top, exact=exact, **variant.options)
+                for path, results in zip(group, found, strict=True):
+                    rankings[variant.name][path] = [answer for one in results for answer in _answers(one, gallery)]
             bar.update(len(group))
     return rankings
 

@@ -59,7 +59,21 @@ class Together:
     dislikes: tuple[Picture, ...] = ()
 
 
-Query: TypeAlias = Picture | Together
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A query whose pictures have been looked at, as `Searcher.prepare` does it; may be searched with again and again.
+
+    views   of the pictures
+    unlike  of disliked pictures
+    own     paths of the query's own files, which are no answers
+    """
+
+    views: "tuple[View, ...]"
+    unlike: "tuple[View, ...]" = ()
+    own: tuple[str, ...] = ()
+
+
+Query: TypeAlias = Picture | Together | Prepared
 
 
 @dataclass(frozen=True)
@@ -196,8 +210,8 @@ class Searcher:
     ) -> list[list[Result]]:
         """The `top` pictures most like each query, best first; embedded in batches, searched in one call.
 
-        queries       paths, PIL images, uint8 arrays (H, W, 3) or (H, W), vectors (G,) as `embed` returns them, or
-                      `Together` for several pictures of one thing
+        queries       paths, PIL images, uint8 arrays (H, W, 3) or (H, W), vectors (G,) as `embed` returns them,
+                      `Together` for several pictures of one thing, or what `prepare` made of any of these
         where         conditions that the engine applies
         rerank        compare the best (100 at least) patch by patch (pictures only; a vector has no patches)
         exact         compare with every record instead of walking the graph, and rerank all of them up to 10,000
@@ -209,7 +223,7 @@ class Searcher:
         if not queries:
             return []
         how = _How(top, where, rerank, exact, expand, augment)
-        return self._answers(self._ask(queries, list(regions or [None] * len(queries)), include_self), how)
+        return self._answers(self.prepare(queries, regions, include_self=include_self), how)
 
     def search_files(
         self,
@@ -233,7 +247,7 @@ class Searcher:
         if len(paths) == 1 or region is not None:
             for path in paths:
                 try:
-                    yield str(path), self._answers(self._ask([path], [region], include_self), how)[0]
+                    yield str(path), self._answers(self.prepare([path], [region], include_self=include_self), how)[0]
                 except PictureError as error:
                     yield str(path), error
             return
@@ -246,21 +260,52 @@ class Searcher:
                 pixels = {path: found.pixels for path, found in outcomes.items() if isinstance(found, Decoded)}
                 views = embedder.describe_queries(list(pixels.values()), fit)
                 asked = [
-                    _Asked(tuple(of_path), own=() if include_self else (path,))
+                    Prepared(tuple(of_path), own=() if include_self else (path,))
                     for path, of_path in zip(pixels, views, strict=True)
                 ]
                 by_path = dict(zip(pixels, self._answers(asked, how), strict=True))
                 for given, path in zip(paths[start:], group, strict=False):
                     yield str(given), by_path[path] if path in by_path else _why_not(outcomes[path])
 
+    def prepare(
+        self,
+        queries: Sequence[Query],
+        regions: Sequence[Region | None] | None = None,
+        *,
+        include_self: bool = False,
+    ) -> list[Prepared]:
+        """All that takes the backbone of a search with each query, in batches; see `search_batch` for the arguments.
+
+        The views of a picture are those of `query_cuts`; of a region or a vector there is just one.
+        """
+        regions = regions or [None] * len(queries)
+        pictures: list[tuple[Picture, Region | None]] = []  # of all queries, described in one go
+        several = [_together(query) for query in queries]
+        for together, region in zip(several, regions, strict=True):
+            if together:
+                pictures += [(picture, region) for picture in together.pictures]
+                pictures += [(picture, None) for picture in (*together.likes, *together.dislikes)]
+        views = iter(self._describe(pictures))
+        prepared = []
+        for query, together in zip(queries, several, strict=True):
+            if isinstance(query, Prepared):
+                prepared.append(query)
+            elif together:
+                own = [str(one) for one in (*together.pictures, *together.likes) if isinstance(one, (str, Path))]
+                wanted, likes, unlike = (
+                    [next(views) for _ in some] for some in (together.pictures, together.likes, together.dislikes)
+                )
+                prepared.append(_moved(wanted, likes, unlike, () if include_self else tuple(map(os.path.abspath, own))))
+        return prepared
+
     def embed(self, queries: Sequence[Query], regions: Sequence[Region | None] | None = None) -> np.ndarray:
         """Global descriptors (Q, G) float32, L2-normalised, of the whole pictures; each can be a query later on."""
-        asked = self._ask(queries, list(regions or [None] * len(queries)), include_self=True)
+        asked = self.prepare(queries, regions)
         return np.stack([one.views[0].vector for one in asked])
 
     def candidates(self, queries: Sequence[Query]) -> "list[list[Candidate]]":
         """All that is compared patch by patch with each query, best first."""
-        asked = self._ask(queries, [None] * len(queries), include_self=True)
+        asked = self.prepare(queries, include_self=True)
         return [
             [Candidate(hit.id, hit.score, found.agreement(n)) for n, hit in enumerate(found.hits)]
             for found in self._ranked(asked, _How(RERANKED))
@@ -275,7 +320,7 @@ class Searcher:
         from .rerank import Comparison, fused, heat_of, query_heat_of
 
         embedder, fit = self._ready()
-        (asked,) = self._ask([query], [region], include_self=True)
+        (asked,) = self.prepare([query], [region])
         seen = embedder.indexed(self._pixels(picture, None), fit)
         stored = self.store.patches(
             [content_id(Path(picture).read_bytes())]
@@ -306,24 +351,6 @@ class Searcher:
         return self.store.count(Where(not_fit=self.manifest.fit))
 
     # ---- the steps ----
-
-    def _ask(self, queries: Sequence[Query], regions: Sequence[Region | None], include_self: bool) -> "list[_Asked]":
-        """The views of each query: of a picture those of `query_cuts`, of a region or a vector just one."""
-        pictures: list[tuple[Picture, Region | None]] = []  # of all queries, described in one go
-        for query, region in zip(queries, regions, strict=True):
-            together = query if isinstance(query, Together) else Together((query,))
-            pictures += [(picture, region) for picture in together.pictures]
-            pictures += [(picture, None) for picture in (*together.likes, *together.dislikes)]
-        views = iter(self._describe(pictures))
-        asked = []
-        for query in queries:
-            together = query if isinstance(query, Together) else Together((query,))
-            own = [str(one) for one in (*together.pictures, *together.likes) if isinstance(one, (str, Path))]
-            wanted, likes, unlike = (
-                [next(views) for _ in some] for some in (together.pictures, together.likes, together.dislikes)
-            )
-            asked.append(_moved(wanted, likes, unlike, () if include_self else tuple(map(os.path.abspath, own))))
-        return asked
 
     def _describe(self, pictures: "Sequence[tuple[Picture, Region | None]]") -> "list[list[View]]":
         from indexer.embed import View
@@ -384,7 +411,7 @@ class Searcher:
         self._embedder = Embedder(backbone, self.manifest.resolution, recipe)
         self._fit = read_fit(self.store, self.manifest, self._embedder.recipe)
 
-    def _answers(self, asked: "Sequence[_Asked]", how: "_How") -> list[list[Result]]:
+    def _answers(self, asked: "Sequence[Prepared]", how: "_How") -> list[list[Result]]:
         """Results for each query. A record's cosine is that of the view that it resembles most."""
         if how.top < 1:
             raise SeenitError(f"--top {how.top} asks for nothing; take 1 or more")
@@ -400,7 +427,7 @@ class Searcher:
         records = {record.id: record for record in self.store.retrieve(list(ids))}
         return [self._to_results(found, records, how, one.own) for one, found in zip(asked, ranked, strict=True)]
 
-    def _ranked(self, asked: "Sequence[_Asked]", how: "_How") -> "list[_Ranked]":
+    def _ranked(self, asked: "Sequence[Prepared]", how: "_How") -> "list[_Ranked]":
         """The candidates of each query in their order."""
         wanted = how.top + max(len(one.own) for one in asked)  # the query's own files may be among them
         if how.rerank:
@@ -416,7 +443,7 @@ class Searcher:
 
         return in_threads(self._compared, asked, hits)
 
-    def _compared(self, asked: "_Asked", hits: list[Hit]) -> "_Ranked":
+    def _compared(self, asked: "Prepared", hits: list[Hit]) -> "_Ranked":
         """The hits by cosine and patches together; what one has in common with a disliked picture does not count."""
         from .rerank import Comparison, fused
 
@@ -435,7 +462,7 @@ class Searcher:
         order = np.argsort(-scores, kind="stable").tolist()
         return _Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
 
-    def _expanded(self, asked: "_Asked", best: Sequence[Hit]) -> "_Asked":
+    def _expanded(self, asked: "Prepared", best: Sequence[Hit]) -> "Prepared":
         """The query with its first neighbours mixed in, weighted by cosine ** ALPHA (Radenovic et al., 2018)."""
         found = self._vectors([hit.id for hit in best])
         if not found:
@@ -447,7 +474,7 @@ class Searcher:
             views.append(replace(view, vector=_unit(view.vector + weights @ vectors)))
         return replace(asked, views=tuple(views))
 
-    def _augmented(self, asked: "_Asked", hits: list[Hit], how: "_How") -> list[Hit]:
+    def _augmented(self, asked: "Prepared", hits: list[Hit], how: "_How") -> list[Hit]:
         """The hits by the cosine of their vectors mixed with those of their own neighbours (Arandjelovic and Zisserman,
         2012), done for the candidates at hand, so that the index need not be made anew as it grows."""
         own = self._vectors([hit.id for hit in hits])
@@ -522,15 +549,6 @@ class _How:
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """A query as it is searched: its views, those of disliked pictures, and the files that are no answer."""
-
-    views: "tuple[View, ...]"
-    unlike: "tuple[View, ...]" = ()
-    own: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
 class _Ranked:
     """Candidates, best first; `rows` says where each stands in the comparison."""
 
@@ -543,12 +561,19 @@ class _Ranked:
         return self.comparison.agreement(self.rows[n]) if self.comparison else 0.0
 
 
+def _together(query: Query) -> Together | None:
+    """A query as several pictures; None for one that is prepared."""
+    if isinstance(query, Prepared):
+        return None
+    return query if isinstance(query, Together) else Together((query,))
+
+
 def _moved(
     wanted: "Sequence[Sequence[View]]",
     likes: "Sequence[Sequence[View]]",
     unlike: "Sequence[Sequence[View]]",
     own: tuple[str, ...],
-) -> _Asked:
+) -> Prepared:
     """All views as one query, moved towards what is liked and away from what is not (Rocchio, 1971)."""
     shift = np.float32(0)
     if likes:
@@ -558,7 +583,7 @@ def _moved(
     views = [
         replace(view, vector=_unit(view.vector + shift)) for of_picture in (*wanted, *likes) for view in of_picture
     ]
-    return _Asked(tuple(views), tuple(view for of_picture in unlike for view in of_picture), own)
+    return Prepared(tuple(views), tuple(view for of_picture in unlike for view in of_picture), own)
 
 
 def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:

@@ -55,6 +55,9 @@ def test_batches_equal_single_queries(index: Path, photos: Path) -> None:
     with Searcher.open(index) as searcher:
         single = [names(searcher.search(file, top=3)) for file in files]
         assert [names(results) for results in searcher.search_batch(files, top=3)] == single
+        prepared = searcher.prepare(files)
+        assert [names(results) for results in searcher.search_batch(prepared, top=3)] == single
+        assert names(searcher.search(prepared[0], top=3)) == single[0]  # and again
         streamed = dict(searcher.search_files(files, top=3))
         assert [names(streamed[str(file)]) for file in files] == single  # type: ignore[arg-type]
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from indexer.embed import View
 from indexer.manifest import Manifest, write_manifest
 from indexer.store import Record, Schema, open_store
 from retrieval.rerank import Comparison
-from retrieval.search import Searcher, _Asked, _How
+from retrieval.search import Prepared, Searcher
 
 QUERIES = 96
 BATCH = 32
@@ -63,11 +64,10 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     rng = np.random.default_rng(1)
     vectors = clustered(999_999_999, 2 * QUERIES, args.dim)
     views = [replace(view(rng, args.dim), vector=vector) for vector in vectors]
-    asked = [_Asked((whole, centre)) for whole, centre in zip(views[::2], views[1::2], strict=True)]
-    how = _How(top=10)
+    asked = [Prepared((whole, centre)) for whole, centre in zip(views[::2], views[1::2], strict=True)]
     with PeakMemory() as memory, Searcher.open(args.index) as searcher:
         store = searcher.store
-        searcher._answers(asked, how)  # warm: pages of the payload are read from the disk once
+        searcher.search_batch(asked)  # warm: pages of the payload are read from the disk once
         ids = [[hit.id for hit in hits] for hits in store.search(np.stack([one.views[0].vector for one in asked]), 100)]
         report = {
             "candidates of both looks": median(
@@ -79,9 +79,9 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
                 list(zip(asked, ids, strict=True)),
             ),
             "ten records": median(lambda some: store.retrieve(some[:10]), ids),
-            "one search, reranked": median(lambda one: searcher._answers([one], how), asked),
-            "one search, global only": median(lambda one: searcher._answers([one], replace(how, rerank=False)), asked),
-            f"a search in a batch of {BATCH}, reranked": batches(lambda some: searcher._answers(some, how), asked),
+            "one search, reranked": median(searcher.search, asked),
+            "one search, global only": median(partial(searcher.search, rerank=False), asked),
+            f"a search in a batch of {BATCH}, reranked": batches(searcher.search_batch, asked),
         }
         report["compared"] -= report["their patches"]
     return report | {"peak memory, MB anonymous": memory.anonymous, "peak memory, MB file-backed": memory.file_backed}
