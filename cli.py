@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from indexer.backbone import Backbone
     from indexer.errors import PictureError
     from indexer.sync import Summary
-    from retrieval.search import Region, Result, Searcher
+    from retrieval.query import Region
+    from retrieval.search import Result, Searcher
     from trainer.evaluate import FewShotScores, KnnScores, LinearScores
     from trainer.evaluate_dense import DenseFeatures, DepthScores, SegmentationScores
     from trainer.labelled import LabelledFeatures
@@ -291,7 +292,8 @@ def search(
         raise typer.BadParameter("--like and --not belong to one query, not to --batch", param_hint="--batch")
     from indexer.last_index import find_index
     from indexer.store import Where
-    from retrieval.search import RERANK_BY_DEFAULT, Searcher, Together
+    from retrieval.query import Together
+    from retrieval.search import RERANK_BY_DEFAULT, Searcher
 
     location = find_index(index, images, say=_say)
     with Searcher.open(location, say=_say) as searcher:

@@ -27,7 +27,7 @@ from .images import Limits
 from .read_picture import Decoded, Job, Outcome, Settings, Work, lost
 from .store import Metadata
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0  # on a machine that is busy with other things
 FRAME = struct.Struct("<II")  # bytes of JSON, bytes of pixels
 OUTCOMES: dict[str, type] = {kind.__name__: kind for kind in get_args(Outcome)}
 

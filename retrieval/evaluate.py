@@ -20,7 +20,8 @@ from indexer.images import decode_file
 from .gallery_index import Gallery, is_index, open_gallery
 from .ground_truth import Query, Task, make_task, read_distractors, read_manifest, read_tasks
 from .measures import RECALL_AT, Answer, MatchQuality, Quality, evaluate_ranking, match_quality
-from .search import Region, Result
+from .query import Region
+from .search import Result
 
 __all__ = [
     "VARIANTS",

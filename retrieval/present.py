@@ -9,7 +9,8 @@ from indexer.store import Metadata
 
 from .evidence import Evidence, percent
 from .page import PageQuery, PageResult
-from .search import Region, Result, box_in_pixels
+from .query import Region, box_in_pixels
+from .search import Result
 
 NOTHING = "nothing in the index meets these conditions"
 NOT_BELIEVED = "nothing in the index is believed to show this"

@@ -26,6 +26,7 @@ Z = TypeVar("Z")
 AGREEMENT_WEIGHT = 0.5  # of the patches' agreement in a score; the rest is the global cosine
 SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
 CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
+LARGEST_HEAT = 256  # rows and columns of a heat map
 CHUNK = 256  # candidates that are compared at once
 
 
@@ -208,17 +209,21 @@ def heat_of(one: View, other: View) -> np.ndarray:
 
 
 def query_heat_of(views: Sequence[View], other: View) -> np.ndarray:
-    """`heat_of` a query on the grid of its first view, the whole: at each patch the most that any view says of it."""
-    whole = views[0]
-    heat = heat_of(whole, other)
-    at = patches_at(whole.grid).numpy() / np.array(whole.grid[::-1])  # (N, 2), fractions of the picture
-    for view in views[1:]:
+    """`heat_of` a query's views together, at each spot of the whole picture the most that any says; 0 where none looks.
+
+    views    the first of them level, its patches are as large as those of the answer
+    returns  (rows, columns) float32
+    """
+    size = np.array(views[0].grid[::-1]) / views[0].frame[:, :2].diagonal()  # columns, rows of the whole picture
+    cols, rows = np.clip(size.round().astype(int), 1, LARGEST_HEAT)
+    heat = np.zeros(rows * cols, np.float32)
+    at = patches_at((rows, cols)).numpy() / (cols, rows)  # (N, 2), fractions of the picture
+    for view in views:
         inside = (at - view.frame[:, 2]) @ np.linalg.inv(view.frame[:, :2]).T  # (N, 2), fractions of the view
         seen = ((inside >= 0) & (inside < 1)).all(1)
-        cols, rows = (inside[seen] * view.grid[::-1]).astype(int).T
-        flat = heat.reshape(-1)
-        flat[seen] = np.maximum(flat[seen], heat_of(view, other)[rows, cols])
-    return heat
+        x, y = (inside[seen] * view.grid[::-1]).astype(int).T
+        heat[seen] = np.maximum(heat[seen], heat_of(view, other)[y, x])
+    return heat.reshape(rows, cols)
 
 
 def box_of(points: np.ndarray, patch: tuple[float, float]) -> Box | None:

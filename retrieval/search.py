@@ -10,70 +10,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from indexer.decode_pool import DecodePool
 from indexer.errors import PictureError, SeenitError
-from indexer.images import decode_file
 from indexer.manifest import Manifest, Roots, read_manifest
-from indexer.preprocess import MIDDLE, detail_px, preprocess
+from indexer.preprocess import MIDDLE
 from indexer.read_picture import Decoded, Job, Outcome
 from indexer.store import Hit, Metadata, Record, Store, Where, content_id, open_store
 
 from .calibrate import Calibration, read_calibration
 from .evidence import Evidence
+from .query import Picture, Prepared, Query, Region, as_together, combined, read_query, unit_vector
 
 if TYPE_CHECKING:
     from indexer.backbone import Backbone
     from indexer.descriptor import Fit
     from indexer.embed import Embedder, View
+    from indexer.query_views import Cut
 
     from .look import Look
     from .rerank import Comparison
-
-Picture: TypeAlias = str | Path | Image.Image | np.ndarray
-Region: TypeAlias = tuple[float, float, float, float]
 
 RERANKED = 100  # candidates at least that are compared patch by patch
 RERANKED_EXACT = 10_000  # of them with `exact`
 RERANK_BY_DEFAULT = True
 QUERIES_AT_ONCE = 128
 ALPHA = 3  # power of the cosines in query expansion
-LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma
-
-
-@dataclass(frozen=True)
-class Together:
-    """Several pictures as one query.
-
-    pictures  of the thing, each a view of it
-    likes     results that were right: the query moves towards them
-    dislikes  results that were wrong: it moves away from them, and what they show counts against a candidate
-    """
-
-    pictures: tuple[Picture, ...]
-    likes: tuple[Picture, ...] = ()
-    dislikes: tuple[Picture, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A query whose pictures have been looked at, as `Searcher.prepare` does it; may be searched with again and again.
-
-    views   of the pictures
-    unlike  of disliked pictures
-    own     paths of the query's own files, which are no answers
-    """
-
-    views: "tuple[View, ...]"
-    unlike: "tuple[View, ...]" = ()
-    own: tuple[str, ...] = ()
-
-
-Query: TypeAlias = Picture | Together | Prepared
 
 
 @dataclass(frozen=True)
@@ -280,7 +245,7 @@ class Searcher:
         """
         regions = regions or [None] * len(queries)
         pictures: list[tuple[Picture, Region | None]] = []  # of all queries, described in one go
-        several = [_together(query) for query in queries]
+        several = [as_together(query) for query in queries]
         for together, region in zip(several, regions, strict=True):
             if together:
                 pictures += [(picture, region) for picture in together.pictures]
@@ -295,7 +260,8 @@ class Searcher:
                 wanted, likes, unlike = (
                     [next(views) for _ in some] for some in (together.pictures, together.likes, together.dislikes)
                 )
-                prepared.append(_moved(wanted, likes, unlike, () if include_self else tuple(map(os.path.abspath, own))))
+                no_answer = () if include_self else tuple(map(os.path.abspath, own))
+                prepared.append(combined(wanted, likes, unlike, no_answer))
         return prepared
 
     def embed(self, queries: Sequence[Query], regions: Sequence[Region | None] | None = None) -> np.ndarray:
@@ -321,10 +287,9 @@ class Searcher:
 
         embedder, fit = self._ready()
         (asked,) = self.prepare([query], [region])
-        seen = embedder.indexed(self._pixels(picture, None), fit)
-        stored = self.store.patches(
-            [content_id(Path(picture).read_bytes())]
-        )  # as searches compare it, where it is there
+        seen = embedder.indexed(self._pixels(picture), fit)
+        # where the picture is in the index, it is compared as searches do it
+        stored = self.store.patches([content_id(Path(picture).read_bytes())])
         comparison = Comparison(asked.views, [next(iter(stored.values()), seen.packed)])
         cosine = max(float(view.vector @ seen.view.vector) for view in asked.views)
         score = float(fused(np.array([cosine]), comparison.support)[0])
@@ -338,7 +303,7 @@ class Searcher:
         """What the index's descriptor sees in a picture, patch by patch."""
         from .look import look_at
 
-        return look_at(self._pixels(picture, None), *self._ready())
+        return look_at(self._pixels(picture), *self._ready())
 
     @property
     def dim(self) -> int:
@@ -357,41 +322,29 @@ class Searcher:
 
         views: list[list[View]] = [[] for _ in pictures]
         wholes: dict[int, np.ndarray] = {}
-        parts: dict[int, np.ndarray] = {}
+        parts: dict[int, Cut] = {}
         for n, (picture, region) in enumerate(pictures):
             if isinstance(picture, np.ndarray) and picture.ndim == 1:
-                views[n] = [View(_unit(picture), np.empty((0, 0), np.float32), (0, 0))]
+                views[n] = [View(unit_vector(picture), np.empty((0, 0), np.float32), (0, 0))]
+            elif region is None:
+                wholes[n] = self._pixels(picture)
             else:
-                (wholes if region is None else parts)[n] = self._pixels(picture, region)
+                parts[n] = read_query(picture, region, self.manifest.resolution)
         if wholes or parts:
             embedder, fit = self._ready()
-            for n, both in zip(wholes, embedder.describe_queries(list(wholes.values()), fit), strict=True):
-                views[n] = both
-            for n, view in zip(parts, embedder.describe(list(parts.values()), fit), strict=True):
-                views[n] = [view]
+            for n, of_picture in zip(wholes, embedder.describe_queries(list(wholes.values()), fit), strict=True):
+                views[n] = of_picture
+            of_parts = embedder.describe([part.pixels for part in parts.values()], fit)
+            for (n, part), view in zip(parts.items(), of_parts, strict=True):
+                views[n] = [replace(view, frame=part.frame)]
         if wrong := {len(view.vector) for of_picture in views for view in of_picture} - {self.dim}:
             raise SeenitError(
                 f"a query vector has length {min(wrong)}, the index's have {self.dim}; take those of Searcher.embed"
             )
         return views
 
-    def _pixels(self, query: "Picture", region: Region | None) -> np.ndarray:
-        """The query's pixels (H, W, 3) uint8, cut to the region."""
-        resolution = self.manifest.resolution
-        whole = round(resolution / MIDDLE)  # leaves the middle as many pixels as the backbone sees
-        if isinstance(query, (str, Path)):
-            if region is not None:
-                size = decode_file(query, target_px=64)
-                box = box_in_pixels(region, size.width, size.height)
-                return decode_file(query, target_px=detail_px(resolution), region=box).pixels
-            pixels = decode_file(query, target_px=detail_px(whole)).pixels
-        elif isinstance(query, Image.Image):
-            pixels = np.asarray(query.convert("RGB"))
-        elif isinstance(query, np.ndarray) and query.dtype == np.uint8 and query.ndim in (2, 3):
-            pixels = np.repeat(query[..., None], 3, -1) if query.ndim == 2 else query[..., :3]
-        else:
-            raise SeenitError("a query is a path, a PIL image, a uint8 array (H, W, 3) or a vector (G,)")
-        return cut(pixels, region) if region else preprocess(pixels, "aspect", whole, patch_size=1)
+    def _pixels(self, picture: Picture) -> np.ndarray:
+        return read_query(picture, None, self.manifest.resolution).pixels
 
     def _ready(self) -> "tuple[Embedder, Fit]":
         """The backbone that made the index, loaded on first use."""
@@ -471,7 +424,7 @@ class Searcher:
         views = []
         for view in asked.views:
             weights = np.maximum(vectors @ view.vector, 0) ** ALPHA  # (E,)
-            views.append(replace(view, vector=_unit(view.vector + weights @ vectors)))
+            views.append(replace(view, vector=unit_vector(view.vector + weights @ vectors)))
         return replace(asked, views=tuple(views))
 
     def _augmented(self, asked: "Prepared", hits: list[Hit], how: "_How") -> list[Hit]:
@@ -487,7 +440,7 @@ class Searcher:
         for hit, neighbours in zip(hits, found, strict=True):
             vector = own[hit.id]
             others = np.stack([known[near.id] for near in neighbours if near.id in known])  # (A + 1, G), itself as well
-            mixed = _unit((np.maximum(others @ vector, 0) ** ALPHA) @ others)
+            mixed = unit_vector((np.maximum(others @ vector, 0) ** ALPHA) @ others)
             scored.append(replace(hit, score=max(float(view.vector @ mixed) for view in asked.views)))
         return sorted(scored, key=lambda hit: -hit.score)
 
@@ -561,31 +514,6 @@ class _Ranked:
         return self.comparison.agreement(self.rows[n]) if self.comparison else 0.0
 
 
-def _together(query: Query) -> Together | None:
-    """A query as several pictures; None for one that is prepared."""
-    if isinstance(query, Prepared):
-        return None
-    return query if isinstance(query, Together) else Together((query,))
-
-
-def _moved(
-    wanted: "Sequence[Sequence[View]]",
-    likes: "Sequence[Sequence[View]]",
-    unlike: "Sequence[Sequence[View]]",
-    own: tuple[str, ...],
-) -> Prepared:
-    """All views as one query, moved towards what is liked and away from what is not (Rocchio, 1971)."""
-    shift = np.float32(0)
-    if likes:
-        shift = shift + LIKE * np.mean([views[0].vector for views in likes], axis=0)
-    if unlike:
-        shift = shift - DISLIKE * np.mean([views[0].vector for views in unlike], axis=0)
-    views = [
-        replace(view, vector=_unit(view.vector + shift)) for of_picture in (*wanted, *likes) for view in of_picture
-    ]
-    return Prepared(tuple(views), tuple(view for of_picture in unlike for view in of_picture), own)
-
-
 def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:
     """The hits of several views of one query as one list, each record with its best score."""
     best: dict[str, Hit] = {}
@@ -593,27 +521,6 @@ def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:
         if hit.id not in best or hit.score > best[hit.id].score:
             best[hit.id] = hit
     return sorted(best.values(), key=lambda hit: -hit.score)
-
-
-def cut(pixels: np.ndarray, region: Region) -> np.ndarray:
-    """The part of a picture (H, W, 3) in a box (x, y, width, height): pixels, or fractions if all are <= 1."""
-    left, top, width, height = box_in_pixels(region, pixels.shape[1], pixels.shape[0])
-    return pixels[top : top + height, left : left + width]
-
-
-def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, int, int]:
-    """A region as whole pixels (x, y, width, height) of a picture of that size, clipped to it."""
-    x, y, w, h = region
-    if max(region) <= 1:
-        x, y, w, h = x * width, y * height, w * width, h * height
-    left, top = max(round(x), 0), max(round(y), 0)
-    right, bottom = min(round(x + w), width), min(round(y + h), height)
-    if right - left < 2 or bottom - top < 2:
-        raise SeenitError(
-            f"the region {','.join(f'{value:g}' for value in region)} leaves nothing of a picture of {width}x{height}"
-            " pixels; give X,Y,W,H inside it"
-        )
-    return left, top, right - left, bottom - top
 
 
 def _why_not(outcome: Outcome) -> PictureError:
@@ -624,13 +531,6 @@ def _why_not(outcome: Outcome) -> PictureError:
             type(outcome).__name__, "it changed while it was read"
         )
     return PictureError(outcome.path, reason)
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm) or norm == 0:
-        raise SeenitError("a query vector must be finite and not zero")
-    return (vector / norm).astype(np.float32)
 
 
 def _same_path(one: str, other: str) -> bool:

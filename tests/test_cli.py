@@ -93,6 +93,11 @@ def test_several_pictures_are_one_query(indexed: Path, seenit: Seenit) -> None:
     assert_one_line_error(seenit("search", first, "--like", indexed / "nowhere.jpg"), "nowhere.jpg")
 
 
+def opened_width(path: Path) -> int:
+    with Image.open(path) as image:
+        return image.width
+
+
 def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     first, second = indexed / "a" / "0.jpg", indexed / "a" / "1.jpg"
     same = json.loads(seenit("explain", first, first, "--json").out)
@@ -102,8 +107,8 @@ def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     drawn, page = tmp_path / "match.png", tmp_path / "match.html"
     run = seenit("explain", first, second, "-o", drawn, "--html", page)
     assert run.code == 0 and "agree" in run.out, run.err
-    assert Image.open(drawn).width > 1000 and "<script" not in page.read_text()
-    assert seenit("explain", first, "-o", drawn).code == 0 and Image.open(drawn).width > 1000
+    assert opened_width(drawn) > 1000 and "<script" not in page.read_text()
+    assert seenit("explain", first, "-o", drawn).code == 0 and opened_width(drawn) > 1000
     assert_one_line_error(seenit("explain", first, indexed / "nowhere.jpg"), "nowhere.jpg")
     assert_one_line_error(seenit("explain", first, second, "-o", tmp_path / "no" / "x.png"), "x.png")
 

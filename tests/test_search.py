@@ -15,7 +15,7 @@ from indexer.copy import copy_index
 from indexer.errors import PictureError
 from indexer.tags import change_tags
 from retrieval import Result, Searcher
-from retrieval.search import Together, cut
+from retrieval.query import Together, cut
 
 
 @pytest.fixture
@@ -103,6 +103,12 @@ def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_
         for region in ((200, 100, *inner.size), (0.5, 1 / 3, inner.width / 400, inner.height / 300)):
             best = searcher.search(tmp_path / "scene.png", region=region)[0]
             assert Path(best.path).name == "1.jpg" and best.score > 0.85
+            box = best.evidence.query_box if best.evidence else None  # in the whole picture, within the region
+            assert box and np.allclose(box, (0.5, 1 / 3, inner.width / 400, inner.height / 300), atol=0.12)
+            heat = searcher.explain(tmp_path / "scene.png", photos / "a" / "1.jpg", region=region).query_heat
+            rows, cols = heat.shape
+            hot = heat[round(rows / 3) + 1 : round(rows / 3 + rows * inner.height / 300) - 1, cols // 2 + 1 : -1]
+            assert heat[: rows // 3, : cols // 2].max() == 0 < 0.5 < np.median(hot)
         with pytest.raises(SeenitError, match="leaves nothing"):
             searcher.search(tmp_path / "scene.png", region=(500, 500, 10, 10))
 

@@ -30,8 +30,9 @@ from indexer.descriptor import RECIPES
 from indexer.embed import View
 from indexer.manifest import Manifest, write_manifest
 from indexer.store import Record, Schema, open_store
+from retrieval.query import Prepared
 from retrieval.rerank import Comparison
-from retrieval.search import Prepared, Searcher
+from retrieval.search import Searcher
 
 QUERIES = 96
 BATCH = 32
