@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PRIOR_PICTURES = 1000  # a prior from photos weighs as much as so many pictures
 ORIGIN_PICTURES = 1  # without a prior, as if so many pictures with a vector of zeros had been indexed
-PRIOR_RANK = 512  # directions of the global covariance that a prior keeps
+PRIOR_RANK = 192  # directions of the global covariance that a prior keeps
 VIEW_SHARE = 0.4  # of what is whitened away: how views of one photo differ, where a prior knows that
 _TINY = 1e-12
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .search import Searcher
 
 BLOB = "calibration.json"
-FORMAT = 1
-VIEWS = 32  # pictures that are photographed anew
+FORMAT = 2  # 2: agreement is what is distinct
+VIEWS = 32  # that pictures are photographed in anew
 FEWEST = 8  # pictures with which there is something to learn
 DIFFICULTY = (0.8, 2.0)  # of the views
 BELIEVED = 0.5  # probability from which on a result is believed to be the same thing
@@ -108,7 +108,7 @@ def calibrate(
         searcher = Searcher(store, manifest, say)
         if backbone is not None:
             searcher.use(backbone)
-        answers = _answers(searcher, min(VIEWS, count // 2), stop)
+        answers = _answers(searcher, VIEWS, stop)
         if len(answers) < FEWEST // 2 or stop():
             return None
         scores, agreements = np.array(answers).transpose(1, 2, 0)  # each (2, n): right answers and wrong ones
@@ -146,7 +146,7 @@ Answers = tuple[tuple[float, float], tuple[float, float]]  # scores, agreements;
 
 
 def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list[Answers]:
-    """What views of some of the index's pictures are answered."""
+    """What `count` views of the index's pictures are answered; of a small index several of each."""
     records = list(islice(searcher.store.scroll(batch=count), count))  # ids are random, so the first are a sample
     paths = {searcher.roots.path(record.files[0].key): record.id for record in records if record.files}
     resolution = round(searcher.manifest.resolution / MIDDLE)  # as queries are decoded
@@ -156,14 +156,14 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
     rng = np.random.default_rng(0)
     pixels = [found[path] for path in paths if path in found]
     ids = [paths[path] for path in paths if path in found]
-    for n, picture in enumerate(pixels):
+    for n in range(count if pixels else 0):
         if stop():
             break
-        height, width = picture.shape[:2]
-        view = make_view(rng, picture, pixels[n - 1][::-1, ::-1], height, width, rng.uniform(*DIFFICULTY))
+        picture, behind = pixels[n % len(pixels)], pixels[(n - 1) % len(pixels)][::-1, ::-1]
+        view = make_view(rng, picture, behind, *picture.shape[:2], rng.uniform(*DIFFICULTY))
         (found_here,) = searcher.candidates([view])
-        right = [(one.score, one.agreement) for one in found_here if one.id == ids[n]]
-        wrong = [(one.score, one.agreement) for one in found_here if one.id != ids[n]]
+        right = [(one.score, one.agreement) for one in found_here if one.id == ids[n % len(ids)]]
+        wrong = [(one.score, one.agreement) for one in found_here if one.id != ids[n % len(ids)]]
         if wrong:
             best = (max(score for score, _ in wrong), max(agreement for _, agreement in wrong))
             score, agreement = right[0] if right else (min(score for score, _ in wrong), 0.0)  # it was not among them

@@ -20,6 +20,7 @@ FLOOR = 0.15  # cosine of whitened patches from which on a pair is worth anythin
 PAIRS = 24  # strongest pairs of a candidate that are tried
 ANCHORS = 8  # of which one of the two that fix a transform must be
 TOLERANCE = 1.5  # how far from its place a pair may land, in patches of the candidate
+ELSEWHERE = 2.6  # patches; a thing's neighbour is still much like it
 LARGEST_ZOOM = 4.0  # by which the thing may be larger or smaller in the candidate
 APART = 1.5  # patches that lie closer together fix no turn
 
@@ -103,6 +104,26 @@ def agree(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Agreement:
         torch.where(better[:, None], agrees_refined, agrees),
         torch.where(better[:, None, None], refined, transform),
     )
+
+
+def distinct_support(agreement: Agreement, pairs: Pairs, query: Tensor, gallery: Tensor, query_at: Tensor) -> Tensor:
+    """How far the agreeing pairs stand out from what else they might have been paired with.  (B,) float32
+
+    A patch of lawn is as like any other patch of the lawn; where two lawns agree on a geometry it is by chance, or
+    because features know a little of their place in the picture. What shows the same spot is like that spot alone
+    (the ratio test of Lowe, 2004, as a difference):
+
+        sum over agreeing m of  cosine[b, m] - max(0, max over n of gallery[b, m] . query[n])
+
+    where n lies farther than ELSEWHERE from m's partner; a negative term counts 0.
+    """
+    candidate, patch = agreement.agrees.nonzero(as_tuple=True)  # (P,)
+    similarity = (gallery[candidate, patch] @ query.T).float()  # (P, N)
+    paired = pairs.nearest[candidate, patch]  # (P,)
+    away = torch.cdist(query_at, query_at) > ELSEWHERE  # (N, N)
+    elsewhere = similarity.masked_fill(~away[paired], 0).amax(1).clamp(min=0)
+    margin = (pairs.cosine[candidate, patch] - elsewhere).clamp(min=0)
+    return torch.zeros(len(agreement.agrees)).index_add_(0, candidate, margin)
 
 
 def _transforms_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from indexer.patch_codec import unpack_patches
 
 from .calibrate import BELIEVED
 from .evidence import Box, Evidence
-from .match import Agreement, Pairs, agree, mutual_pairs
+from .match import Agreement, Pairs, agree, distinct_support, mutual_pairs
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -23,8 +23,8 @@ Z = TypeVar("Z")
 
 # B candidates, N patches of a view, M of a candidate (zero-padded), T numbers in a token
 
-AGREEMENT_WEIGHT = 0.5  # of the patches' agreement in a score; the rest is the global cosine
 SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
+DISTINCT_SCALE = 3.0  # likewise of what is distinct
 CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
 LARGEST_HEAT = 256  # rows and columns of a heat map
 CHUNK = 256  # candidates that are compared at once
@@ -66,22 +66,22 @@ class Match:
 NO_MATCH = Match(0.0, np.empty((0, 5), np.float32), None)
 
 
-def fused(cosine: np.ndarray, support: np.ndarray) -> np.ndarray:
-    """Scores in [-1, 1] of candidates: half their global cosine, half their patches' agreement, each (B,)."""
-    return (1 - AGREEMENT_WEIGHT) * cosine + AGREEMENT_WEIGHT * agreement_of(support)
+def fused(cosine: np.ndarray, support: np.ndarray, distinct: np.ndarray) -> np.ndarray:
+    """Scores in [-1, 1] of candidates, each (B,): half their global cosine, half how far their patches agree."""
+    return 0.5 * cosine + 0.25 * saturated(support, SUPPORT_SCALE) + 0.25 * saturated(distinct, DISTINCT_SCALE)
 
 
-def agreement_of(support: np.ndarray) -> np.ndarray:
+def saturated(support: np.ndarray, scale: float) -> np.ndarray:
     """Support as a number in [0, 1): what a picture has in common beyond some ten patches adds little."""
-    return 1 - np.exp(-support / SUPPORT_SCALE)
+    return 1 - np.exp(-support / scale)
 
 
 class Comparison:
     """A query's views against the patches of B candidates; of the views the one that agrees most counts.
 
-    support  (B,) float32: sum of the agreeing pairs' cosines above the floor
-    surplus  (B,) float32: what of it is more than chance. Two lawns have many like patches, which agree on nothing:
-             support is high, surplus is not
+    support   (B,) float32: sum of the agreeing pairs' cosines above the floor
+    distinct  (B,) float32: how far they stand out, see `match.distinct_support`. Two lawns have many like patches, of
+              which any may be paired with any: support is high, distinct is not
     """
 
     def __init__(self, views: Sequence[View], packed: Sequence[bytes]) -> None:
@@ -89,19 +89,18 @@ class Comparison:
         self._views = views
         self._parts = [_compare(views, packed[start : start + CHUNK]) for start in range(0, len(packed), CHUNK)]
         by_view = torch.zeros(len(packed), max(len(views), 1))  # (B, V)
-        totals = torch.zeros_like(by_view)
+        distinct = torch.zeros_like(by_view)
         for n, part in enumerate(self._parts):
             for view, one in enumerate(part):
                 rows = slice(n * CHUNK, (n + 1) * CHUNK)
-                by_view[rows, view], totals[rows, view] = one.agreement.weight, one.agreement.total
+                by_view[rows, view], distinct[rows, view] = one.agreement.weight, one.distinct
         support, self._best = by_view.max(1)  # (B,)
-        total = totals.gather(1, self._best[:, None])[:, 0]
         self.support: np.ndarray = support.numpy()
-        self.surplus: np.ndarray = (support - CHANCE * total).clamp(min=0).numpy()
+        self.distinct: np.ndarray = distinct.gather(1, self._best[:, None])[:, 0].numpy()
 
     def agreement(self, n: int) -> float:
-        """How far candidate n's patches agree with the query's beyond chance, in [0, 1)."""
-        return float(agreement_of(self.surplus[n])) if n < len(self.surplus) else 0.0
+        """How far candidate n's patches agree with the query's and with nothing else, in [0, 1)."""
+        return float(saturated(self.distinct[n], DISTINCT_SCALE)) if n < len(self.distinct) else 0.0
 
     def match(self, n: int) -> Match:
         """What candidate n has in common with the query."""
@@ -153,6 +152,7 @@ class _Compared:
     grids: tuple[tuple[int, int], ...]
     pairs: Pairs
     agreement: Agreement
+    distinct: Tensor
 
 
 def _compare(views: Sequence[View], packed: Sequence[bytes]) -> list[_Compared]:
@@ -161,9 +161,11 @@ def _compare(views: Sequence[View], packed: Sequence[bytes]) -> list[_Compared]:
     tokens = candidates.tokens.to(dtype)
     compared = []
     for view in views:
-        pairs = mutual_pairs(torch.from_numpy(view.tokens).to(dtype), tokens, candidates.mask)
-        agreement = agree(pairs, patches_at(view.grid), candidates.at)
-        compared.append(_Compared(candidates.at, candidates.grids, pairs, agreement))
+        query, query_at = torch.from_numpy(view.tokens).to(dtype), patches_at(view.grid)
+        pairs = mutual_pairs(query, tokens, candidates.mask)
+        agreement = agree(pairs, query_at, candidates.at)
+        distinct = distinct_support(agreement, pairs, query, tokens, query_at)
+        compared.append(_Compared(candidates.at, candidates.grids, pairs, agreement, distinct))
     return compared
 
 

@@ -65,7 +65,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture before anything is said of it: its score, and how far its patches agree beyond chance, in [0, 1)."""
+    """A picture before anything is said of it: its score, and how far its patches agree, see `Comparison`."""
 
     id: str
     score: float
@@ -292,7 +292,7 @@ class Searcher:
         stored = self.store.patches([content_id(Path(picture).read_bytes())])
         comparison = Comparison(asked.views, [next(iter(stored.values()), seen.packed)])
         cosine = max(float(view.vector @ seen.view.vector) for view in asked.views)
-        score = float(fused(np.array([cosine]), comparison.support)[0])
+        score = float(fused(np.array([cosine]), comparison.support, comparison.distinct)[0])
         return Explained(
             self._evidence(comparison, 0, score),
             query_heat_of(asked.views, seen.view),
@@ -407,11 +407,12 @@ class Searcher:
         hits = sorted(hits, key=lambda hit: hit.id not in patches)  # those without patches last
         packed = [patches[hit.id] for hit in hits if hit.id in patches]
         comparison = Comparison(views, packed)
-        support = np.zeros(len(hits), np.float32)
-        support[: len(packed)] = comparison.support
+        agreement = np.stack([comparison.support, comparison.distinct])  # (2, candidates)
         if unlike := [view for view in asked.unlike if len(view.tokens)]:
-            support[: len(packed)] = np.maximum(comparison.support - Comparison(unlike, packed).support, 0)
-        scores = fused(np.array([hit.score for hit in hits]), support)
+            against = Comparison(unlike, packed)
+            agreement = np.maximum(agreement - np.stack([against.support, against.distinct]), 0)
+        agreement = np.pad(agreement, ((0, 0), (0, len(hits) - len(packed))))
+        scores = fused(np.array([hit.score for hit in hits]), *agreement)
         order = np.argsort(-scores, kind="stable").tolist()
         return _Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
 

@@ -11,7 +11,7 @@ from indexer import sync_folder
 from indexer.manifest import read_manifest
 from indexer.store import open_store
 from retrieval import Searcher
-from retrieval.calibrate import BLOB, Calibration, calibrate, read_calibration
+from retrieval.calibrate import BLOB, FORMAT, VIEWS, Calibration, calibrate, read_calibration
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path
         unsure = searcher.search(photos / "a" / "0.jpg", include_self=True)[0].evidence
         assert unsure is not None and unsure.verdict is None and not unsure.believed
     learnt = calibrate(index)
-    assert learnt is not None and (learnt.pictures, learnt.views) == (8, 4)
+    assert learnt is not None and (learnt.pictures, learnt.views) == (8, VIEWS)
     with Searcher.open(index) as searcher:
         assert searcher.calibration == learnt
         itself, *others = searcher.search(photos / "a" / "0.jpg", include_self=True)
@@ -43,7 +43,7 @@ def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Pat
     assert learnt is not None
     store = open_store(index, write=True)
     marked = replace(learnt, offset=learnt.offset + 1)
-    store.write_blob(BLOB, json.dumps({"format": 1, **vars(marked)}).encode())
+    store.write_blob(BLOB, json.dumps({"format": FORMAT, **vars(marked)}).encode())
     store.close()
     assert calibrate(index) == marked
     for n in range(30):
@@ -61,7 +61,7 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
     store = open_store(index, write=True)
     manifest = read_manifest(store)
     assert manifest is not None
-    good = {"format": 1, **vars(Calibration(9.0, -4.0, 9.0, -4.0, manifest.fit, 8, 4))}
+    good = {"format": FORMAT, **vars(Calibration(9.0, -4.0, 9.0, -4.0, manifest.fit, 8, 4))}
     for bad in (
         b"",
         b"[]",
@@ -69,7 +69,13 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
         b"{}",
         *(
             json.dumps(good | change).encode()
-            for change in ({"format": 2}, {"slope": float("nan")}, {"slope": "9"}, {"fit": "another"}, {"more": 1})
+            for change in (
+                {"format": FORMAT + 1},
+                {"slope": float("nan")},
+                {"slope": "9"},
+                {"fit": "another"},
+                {"more": 1},
+            )
         ),
     ):
         store.write_blob(BLOB, bad)

@@ -9,7 +9,7 @@ from indexer.embed import View
 from indexer.errors import SeenitError
 from indexer.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
 from retrieval.calibrate import learn
-from retrieval.match import FLOOR, Pairs, agree, mutual_pairs
+from retrieval.match import ELSEWHERE, FLOOR, Pairs, agree, distinct_support, mutual_pairs
 from retrieval.rerank import Comparison, patches_at, to_evidence
 
 
@@ -99,6 +99,29 @@ def test_chance_pairs_agree_on_little_and_padding_on_nothing() -> None:
         Pairs(torch.full((1, 1), 0.9), torch.zeros(1, 1, dtype=torch.long)), torch.rand(1, 2), torch.rand(1, 1, 2)
     )
     assert few.weight.tolist() == [0]  # one pair fixes no transform
+
+
+def test_distinct_support_is_what_stands_out_from_elsewhere() -> None:
+    """Against a slow twin; and a lawn, all patches alike, has support but nothing distinct."""
+    rng = np.random.default_rng(3)
+    query, gallery = (torch.from_numpy(unit(rng, *shape, 16)) for shape in ((30,), (3, 9)))
+    gallery[:, :6] = query[None, [0, 7, 14, 15, 22, 29]]
+    lawn = torch.nn.functional.normalize(torch.ones(16) + 0.05 * torch.randn(30, 16), dim=1)
+    at = patches_at((5, 6))
+    gallery_at = torch.cat([at[[0, 7, 14, 15, 22, 29]], torch.rand(3, 2)]).expand(3, -1, -1)
+    pairs = mutual_pairs(query, gallery, torch.ones(3, 9, dtype=torch.bool))
+    agreement = agree(pairs, at, gallery_at)
+    found = distinct_support(agreement, pairs, query, gallery, at)
+    for b in range(3):
+        expected = 0.0
+        for m in agreement.agrees[b].nonzero()[:, 0].tolist():
+            n = int(pairs.nearest[b, m])
+            others = [float(gallery[b, m] @ query[k]) for k in range(30) if torch.dist(at[k], at[n]) > ELSEWHERE]
+            expected += max(float(pairs.cosine[b, m]) - max(0.0, *others), 0.0)
+        assert found[b] == pytest.approx(expected, abs=1e-5) and found[b] > 2
+    of_lawn = mutual_pairs(lawn, lawn[None], torch.ones(1, 30, dtype=torch.bool))
+    alike = agree(of_lawn, at, at[None])
+    assert alike.weight[0] > 10 and distinct_support(alike, of_lawn, lawn, lawn[None], at)[0] < 2
 
 
 def test_a_thing_in_another_place_is_boxed_there() -> None:

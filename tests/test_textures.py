@@ -8,8 +8,6 @@ from indexer import sync_folder
 from retrieval import Searcher
 from retrieval.calibrate import calibrate
 
-REGULAR = {"cloth", "tiles", "planks", "slabs"}  # patterns that agree on a geometry by themselves: a known limit
-
 
 def test_texture_alone_is_no_match(tmp_path: Path) -> None:
     """With the shipped backbone; random weights tell nothing of textures."""
@@ -27,5 +25,5 @@ def test_texture_alone_is_no_match(tmp_path: Path) -> None:
         assert own.evidence is not None
         if pair.same:
             assert own.rank == 1 and own.evidence.believed, pair
-        elif pair.texture not in REGULAR:
+        else:
             assert not own.evidence.believed, pair

@@ -10,7 +10,7 @@ backbone once (twice for queries); all rows of the table are made from those fea
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,13 @@ from indexer.embed import View
 from indexer.files import FoundFile, find_files
 from indexer.images import decode_file, is_picture
 from indexer.patch_codec import PatchTokens, pack_patches
-from indexer.preprocess import MIDDLE, detail_px, preprocess
+from indexer.preprocess import detail_px, preprocess
+from indexer.query_views import query_cuts
 from retrieval import match
 from retrieval.ground_truth import Task, make_task, read_manifest
 from retrieval.measures import Quality, evaluate_ranking
-from retrieval.rerank import Comparison, fused, side_by_side
+from retrieval.query import read_query
+from retrieval.rerank import DISTINCT_SCALE, SUPPORT_SCALE, Comparison, fused, side_by_side
 
 SETS = ("smvs_dvd_covers", "mcv_paintings", "smvs_landmarks", "paris", "grocery")
 FULL = Recipe()
@@ -52,7 +54,7 @@ class Features:
     task: Task
     gallery: dict[str, list[Pooled]]
     queries: dict[str, list[Pooled]]
-    middles: list[Pooled]  # the middle of each query, with every patch
+    looks: list[list[Pooled]]  # of each query, with every patch: the whole, its middle, that turned level
 
 
 def main() -> None:
@@ -81,28 +83,35 @@ def main() -> None:
             task=task,
             gallery={step: own[step] + shared[step] for step in RECIPES},
             queries=pool_all(backbone, asked, arguments.resolution),
-            middles=pool_all(backbone, asked, arguments.resolution, MIDDLE)["every patch"],
+            looks=[pool_looks(backbone, path, arguments.resolution) for path in asked],
         )
         for step, similarity in steps(features, prior).items():
             table.setdefault(step, []).append(rank(similarity, task))
     print_table(table, arguments.sets)
 
 
-def pool_all(backbone: Backbone, paths: Sequence[Path], resolution: int, part: float = 1) -> dict[str, list[Pooled]]:
-    """Each picture's pooled features by every recipe; `part` is the share of its sides that is seen."""
-    depth = backbone.depth
-    layers = sorted({layer for recipe in RECIPES.values() for layer in recipe.layers_of(depth)})
+def pool_all(backbone: Backbone, paths: Sequence[Path], resolution: int) -> dict[str, list[Pooled]]:
+    """Each picture's pooled features by every recipe."""
+    layers = sorted({layer for recipe in RECIPES.values() for layer in recipe.layers_of(backbone.depth)})
     pooled: dict[str, list[Pooled]] = {step: [] for step in RECIPES}
     for path in paths:
-        pixels = decode_file(path, target_px=round(detail_px(resolution) / part)).pixels
-        height, width = pixels.shape[:2]
-        top, left = round(height * (1 - part) / 2), round(width * (1 - part) / 2)
-        middle = np.ascontiguousarray(pixels[top : height - top, left : width - left])
-        seen = preprocess(middle, resolution=resolution, patch_size=backbone.patch_size)
+        pixels = decode_file(path, target_px=detail_px(resolution)).pixels
+        seen = preprocess(pixels, resolution=resolution, patch_size=backbone.patch_size)
         outputs = dict(zip(layers, backbone.intermediate(seen[None], layers), strict=True))
         for step, recipe in RECIPES.items():
-            given = [outputs[layer] for layer in recipe.layers_of(depth)]
-            pooled[step].append(descriptor.pool(given, recipe, depth))
+            given = [outputs[layer] for layer in recipe.layers_of(backbone.depth)]
+            pooled[step].append(descriptor.pool(given, recipe, backbone.depth))
+    return pooled
+
+
+def pool_looks(backbone: Backbone, path: Path, resolution: int) -> list[Pooled]:
+    """Every look at one query, with every patch."""
+    recipe = RECIPES["every patch"]
+    pooled = []
+    for cut in query_cuts(read_query(path, None, resolution).pixels):
+        seen = preprocess(cut.pixels, resolution=resolution, patch_size=backbone.patch_size)
+        outputs = backbone.intermediate(seen[None], recipe.layers_of(backbone.depth))
+        pooled.append(descriptor.pool(outputs, recipe, backbone.depth))
     return pooled
 
 
@@ -124,29 +133,28 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
             made[f"full, prior and {count} of it"] = compare(features, "full", FULL, count, prior)
     fit = descriptor.fit(features.gallery["full"], FULL, prior)
     gallery = describe(features.gallery["full"], fit)[0]
-    views = [views_of(pooled, fit) for pooled in (features.queries["every patch"], features.middles)]
-    wholes, middles = (np.stack([view.vector for view in of_step]) @ gallery.T for of_step in views)
-    both = np.maximum(wholes, middles)
+    views = [views_of(looks, fit) for looks in features.looks]
+    wholes, with_middles, all_looks = (cosines([of_query[:n] for of_query in views], gallery) for n in (1, 2, None))
     made["full, prior and the corpus"] = wholes
-    made["+ the query's middle"] = both
+    made["+ the query's middle"] = with_middles
+    made["+ turned level"] = all_looks
     packed = pack(features.gallery["full"], fit, FULL)
-    pairs = [list(of_query) for of_query in zip(*views, strict=True)]
-    made["+ patches, anywhere"] = rerank(both, pairs, packed, pairs_alone)
-    made["+ patches, one geometry"] = rerank(both, pairs, packed, geometry)
-    made["  the whole query's patches only"] = rerank(both, [of_query[:1] for of_query in pairs], packed, geometry)
+    made["+ patches, anywhere"] = rerank(all_looks, views, packed, pairs_alone)
+    made["+ patches, one geometry"] = rerank(all_looks, views, packed, support_alone)
+    made["+ patches, distinct"] = rerank(all_looks, views, packed, geometry)
+    made["  patches of the whole query only"] = rerank(all_looks, [looks[:1] for looks in views], packed, geometry)
+    made["  nothing turned level"] = rerank(with_middles, [looks[:2] for looks in views], packed, geometry)
     for step in ("compact", "every patch"):
         of_step = descriptor.fit(features.gallery[step], RECIPES[step], prior)
-        seen = zip(
-            *(views_of(pooled, of_step) for pooled in (features.queries["every patch"], features.middles)), strict=True
-        )
+        seen = [views_of(looks, of_step) for looks in features.looks]
         stored = pack(features.gallery[step], of_step, RECIPES[step])
-        made[f"  tokens: {step}"] = rerank(both, [list(of_query) for of_query in seen], stored, geometry)
-    made["+ expansion"] = rerank(expanded(made["+ patches, one geometry"], views, gallery), pairs, packed, geometry)
+        made[f"  tokens: {step}"] = rerank(all_looks, seen, stored, geometry)
+    made["+ expansion"] = rerank(expanded(made["+ patches, distinct"], views, gallery), views, packed, geometry)
     return made
 
 
 def views_of(pooled: list[Pooled], fit: Fit) -> list[View]:
-    """One view of each query."""
+    """The looks at one query."""
     seen = []
     for one in pooled:
         vectors, tokens = descriptor.apply(one, fit)
@@ -183,42 +191,57 @@ def describe(pooled: list[Pooled], fit: descriptor.Fit) -> tuple[np.ndarray, lis
     return np.concatenate([vectors for vectors, _ in described]), [tokens[0] for _, tokens in described]
 
 
-def geometry(views: list[View], packed: list[bytes]) -> np.ndarray:
-    return Comparison(views, packed).support
+Agreement = tuple[np.ndarray, np.ndarray]  # support and distinct support of each candidate
 
 
-def pairs_alone(views: list[View], packed: list[bytes]) -> np.ndarray:
-    """What all mutual pairs are worth, wherever they point; a third of them, for the scale of `agreement_of`."""
+def geometry(views: list[View], packed: list[bytes]) -> Agreement:
+    comparison = Comparison(views, packed)
+    return comparison.support, comparison.distinct
+
+
+def support_alone(views: list[View], packed: list[bytes]) -> Agreement:
+    """Without what is distinct: support on the scale of either, so that the patches' weight stays."""
+    support = Comparison(views, packed).support
+    return support, support * (DISTINCT_SCALE / SUPPORT_SCALE)
+
+
+def pairs_alone(views: list[View], packed: list[bytes]) -> Agreement:
+    """What all mutual pairs are worth, wherever they point; a third of them, for the scale of agreeing ones."""
     candidates = side_by_side(packed)
     of_views = [match.mutual_pairs(torch.from_numpy(view.tokens), candidates.tokens, candidates.mask) for view in views]
-    return torch.stack([(one.cosine - match.FLOOR).clamp(min=0).sum(1) for one in of_views]).amax(0).numpy() / 3
+    support = torch.stack([(one.cosine - match.FLOOR).clamp(min=0).sum(1) for one in of_views]).amax(0).numpy() / 3
+    return support, support * (DISTINCT_SCALE / SUPPORT_SCALE)
 
 
 def rerank(
     similarity: np.ndarray,
     queries: list[list[View]],
     packed: list[bytes],
-    support: Callable[[list[View], list[bytes]], np.ndarray],
+    agreement: Callable[[list[View], list[bytes]], Agreement],
 ) -> np.ndarray:
     """The first candidates by the fused score; they stay before the rest."""
     reranked = similarity.copy()
     for row, views in enumerate(queries):
         first = np.argsort(-similarity[row])[:RERANKED]
-        reranked[row, first] = fused(similarity[row, first], support(views, [packed[n] for n in first])) + 3
+        reranked[row, first] = fused(similarity[row, first], *agreement(views, [packed[n] for n in first])) + 3
     return reranked
 
 
+def cosines(views: list[list[View]], gallery: np.ndarray) -> np.ndarray:
+    """Of each query the best view's with each picture of the gallery, (Q, G)."""
+    return np.stack([(np.stack([view.vector for view in looks]) @ gallery.T).max(0) for looks in views])
+
+
 def expanded(similarity: np.ndarray, views: list[list[View]], gallery: np.ndarray) -> np.ndarray:
-    """Cosines of the queries with their first neighbours mixed in, the better of both views."""
-    best = np.argsort(-similarity, axis=1)[:, :EXPANDED]  # (Q, E)
-    of_views = []
-    for of_step in views:
-        vectors = np.stack([view.vector for view in of_step])  # (Q, G)
-        near = gallery[best]  # (Q, E, G)
-        weights = np.maximum(np.einsum("qg,qeg->qe", vectors, near), 0) ** 3
-        mixed = vectors + np.einsum("qe,qeg->qg", weights, near)
-        of_views.append(mixed / np.linalg.norm(mixed, axis=1, keepdims=True) @ gallery.T)
-    return np.maximum(*of_views)
+    """Cosines of the queries with their first neighbours mixed in, of the best view."""
+    mixed = []
+    for row, looks in zip(similarity, views, strict=True):
+        near = gallery[np.argsort(-row)[:EXPANDED]]  # (E, G)
+        vectors = np.stack([view.vector for view in looks])  # (V, G)
+        vectors = vectors + np.maximum(vectors @ near.T, 0) ** 3 @ near
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        mixed.append([replace(view, vector=vector) for view, vector in zip(looks, vectors, strict=True)])
+    return cosines(mixed, gallery)
 
 
 def rank(similarity: np.ndarray, task: Task) -> Quality:
