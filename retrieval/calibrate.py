@@ -160,7 +160,8 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
         if stop():
             break
         picture, behind = pixels[n % len(pixels)], pixels[(n - 1) % len(pixels)][::-1, ::-1]
-        view = make_view(rng, picture, behind, *picture.shape[:2], rng.uniform(*DIFFICULTY))
+        height, width = picture.shape[:2]
+        view = make_view(rng, picture, behind, height, width, rng.uniform(*DIFFICULTY))
         (found_here,) = searcher.candidates([view])
         right = [(one.score, one.agreement) for one in found_here if one.id == ids[n % len(ids)]]
         wrong = [(one.score, one.agreement) for one in found_here if one.id != ids[n % len(ids)]]
