@@ -1,5 +1,7 @@
 """Which parts of a query picture are looked at, and that what is found in them is told where it is in the picture."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import draw_photo
@@ -61,7 +63,7 @@ def test_frames_lead_back_to_the_picture(degrees: float) -> None:
     np.testing.assert_allclose(cut[rows, cols, :2][inside] / 255, there[inside], atol=0.015)
 
 
-def test_a_turned_photo_is_found_and_its_match_lies_where_it_is(tmp_path, tiny_backbone) -> None:  # type: ignore[no-untyped-def]
+def test_a_turned_photo_is_found_and_its_match_lies_where_it_is(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(4):
         draw_photo(tmp_path / f"{n}.jpg", n + 60)
     rng = np.random.default_rng(0)
