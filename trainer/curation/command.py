@@ -1,0 +1,140 @@
+"""`seenit curate`: parse, call, print."""
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from indexer.errors import SeenitError
+
+from .choices import (
+    COPY,
+    LARGEST,
+    LEAK,
+    LEAST_CURATED,
+    MOST,
+    NEAREST,
+    NEIGHBOURS,
+    PER_CLUSTER,
+    RECALL,
+    RESAMPLINGS,
+    Choices,
+)
+
+EXAMPLE = "Example: seenit curate ~/Downloads --like ~/Paintings --avoid test/ --out photos.txt --html photos.html"
+
+
+def curate(
+    pool: Annotated[
+        list[str], typer.Argument(metavar="POOL...", help="Folders, lists of paths, tar shards, or indexes.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The list, one path a line, for: seenit train FILE.")],
+    like: Annotated[
+        list[str] | None, typer.Option(metavar="CURATED", help="Pictures to resemble: the same kinds; repeatable.")
+    ] = None,
+    avoid: Annotated[
+        list[str] | None, typer.Option(metavar="EVALUATION", help="Remove what is near these; repeatable.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures in the list, with kinds balanced. [all that are left]")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="See: seenit backbone list. [auto, or the index's]")
+    ] = None,
+    copy: Annotated[float, typer.Option(help="Similarity over which two pictures are copies.")] = COPY,
+    leak: Annotated[float, typer.Option(help="Similarity to EVALUATION over which a picture is removed.")] = LEAK,
+    neighbours: Annotated[
+        int, typer.Option(min=1, help="Of each picture that copies are looked for among.")
+    ] = NEIGHBOURS,
+    largest: Annotated[
+        int, typer.Option("--largest-component", min=1, help="Pictures in a group of copies; larger ones are cut.")
+    ] = LARGEST,
+    mode: Annotated[
+        Literal["nearest", "clusters"],
+        typer.Option(help="nearest: of each curated picture; clusters: for few curated pictures, of their clusters."),
+    ] = "nearest",
+    nearest: Annotated[int, typer.Option(min=1, help="Mode nearest: pictures for each curated one.")] = NEAREST,
+    clusters: Annotated[int | None, typer.Option(min=1, help="Mode clusters: of the pool. [by its size]")] = None,
+    per_cluster: Annotated[int, typer.Option(min=1, help="Drawn from each cluster.")] = PER_CLUSTER,
+    least_curated: Annotated[
+        int, typer.Option(min=1, help="Curated pictures that a cluster must hold.")
+    ] = LEAST_CURATED,
+    most: Annotated[int, typer.Option(min=1, help="Drawn from all clusters together.")] = MOST,
+    levels: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Clusters per level for --size, finest first. [by number]")
+    ] = None,
+    resamplings: Annotated[int, typer.Option(min=0, help="Times that k-means is repeated, for --size.")] = RESAMPLINGS,
+    recall: Annotated[
+        float, typer.Option(min=0.5, max=1, help="True neighbours to be found, where not all are compared.")
+    ] = RECALL,
+    seed: Annotated[int, typer.Option(help="The same seed chooses the same pictures.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode and that search. [one per core; this one]")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For what is computed on the way, to go on from. [FILE.work]")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of what was chosen and why.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
+) -> None:
+    """Choose pictures to train on: no copies, nothing of the evaluation set, like a curated set, kinds balanced."""
+    chosen_levels = None if levels is None else _whole_numbers(levels)
+    if find_spec("faiss") is None:
+        raise SeenitError("seenit curate needs FAISS; install it with: pip install faiss-cpu")
+    from .pipeline import as_dict, in_words
+    from .pipeline import curate as run
+
+    choices = Choices(
+        copy=copy,
+        leak=leak,
+        neighbours=neighbours,
+        largest=largest,
+        mode=mode,
+        nearest=nearest,
+        clusters=clusters,
+        per_cluster=per_cluster,
+        least_curated=least_curated,
+        most=most,
+        size=size,
+        levels=chosen_levels,
+        resamplings=resamplings,
+        recall=recall,
+        seed=seed,
+    )
+    try:
+        summary = run(
+            pool,
+            out,
+            like=like or (),
+            avoid=avoid or (),
+            choices=choices,
+            backbone=backbone,
+            work=work,
+            html=html,
+            workers=workers,
+            progress=not as_json and sys.stderr.isatty(),
+            say=_say,
+        )
+    except KeyboardInterrupt:
+        _say("what was done is kept; run the same command again to go on")
+        raise
+    print(json.dumps(as_dict(summary)) if as_json else in_words(summary))
+    if html is not None:
+        _say(f"wrote {html}")
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"{text!r} is not whole numbers such as 1000,50,10", param_hint="--levels")
+    return numbers
+
+
+def _say(line: str) -> None:
+    print(f"seenit: {line}", file=sys.stderr)
