@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from retrieval.duplicates import command as duplicates
+from trainer.curation import command as curate
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -479,6 +482,9 @@ def _photo(path: Path) -> "Image.Image":
     return Image.fromarray(decode_file(path, target_px=800).pixels)
 
 
+app.command(epilog=duplicates.EXAMPLE)(duplicates.duplicates)
+
+
 # ---- info, copy, demo ----
 
 
@@ -650,6 +656,9 @@ def _change_tags(index: str | None, paths: Sequence[Path], change: Callable[[set
 
 
 # ---- training and evaluation ----
+
+
+app.command(epilog=curate.EXAMPLE)(curate.curate)
 
 
 @app.command(epilog="Example: seenit train ~/Pictures --preset adapt --from dinov2_vits14 --out run")

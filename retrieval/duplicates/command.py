@@ -1,0 +1,169 @@
+"""`seenit duplicates`: parse, call, print. Heavy packages are imported inside, so that `seenit --help` stays quick."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from .hardlink import Joined
+    from .move import Moved
+    from .outcome import Duplicates
+
+EXAMPLE = "Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes"
+
+
+def duplicates(
+    where: Annotated[
+        str | None, typer.Argument(metavar="[INDEX|FOLDER]", help="An index, or a folder that was indexed.")
+    ] = None,
+    level: Annotated[
+        Literal["exact", "near", "scene"],
+        typer.Option(help="The same bytes; and copies of one photograph; and other photographs of the motif."),
+    ] = "near",
+    keep: Annotated[
+        Literal["resolution", "bytes", "format", "oldest", "newest"],
+        typer.Option(help="Which picture of a group is kept: most pixels, most bytes, a lossless format, by date."),
+    ] = "resolution",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the groups as pictures.")] = None,
+    move_to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Move all but the kept ones there; see --undo.")
+    ] = None,
+    hardlink: Annotated[
+        bool, typer.Option("--hardlink", help="Make files with the same bytes one file with several names.")
+    ] = False,
+    undo: Annotated[Path | None, typer.Option(metavar="MANIFEST", help="Put back what --move-to moved.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would be done.")] = False,
+) -> None:
+    """Find copies of the same photo: resized, cropped, mirrored, turned, retouched. Nothing is ever deleted."""
+    if (undo is not None) + (move_to is not None) + hardlink > 1:
+        raise typer.BadParameter("choose one of --move-to, --hardlink and --undo", param_hint="--move-to")
+    if undo is not None:
+        from .move import undo_moves
+
+        _tell_moved(undo_moves(undo), "put back", as_json, {})
+        return
+    from .find import find_duplicates
+    from .present import as_json as values_of
+    from .present import table, write_duplicates_page
+
+    location = _index_at(where)
+    with _progress(not as_json and sys.stderr.isatty()) as progress:
+        found = find_duplicates(location, level, keep, progress=progress)
+    values = values_of(found)
+    if not as_json:
+        print(table(found), flush=True)
+    for note in found.notes:
+        _say(note)
+    if html is not None:
+        write_duplicates_page(html, found, [f"index {location}"])
+        _say(f"wrote {html}")
+    if move_to is not None:
+        _move(found, move_to, yes, as_json, values)
+    elif hardlink:
+        _hardlink(found, yes, as_json, values)
+    elif as_json:
+        print(json.dumps(values))
+
+
+def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: dict[str, object]) -> None:
+    from indexer.manifest import Roots, read_manifest
+    from indexer.store import open_store
+
+    from .move import check_target, move_spare
+    from .present import megabytes
+
+    with closing(open_store(found.index)) as store:
+        manifest = read_manifest(store)
+        check_target(found, target, Roots(store.location, manifest.roots if manifest else {}))
+    spare = [file for group in found.groups for file in group.spare]
+    if yes:
+        _tell_moved(move_spare(found, target, _say), "moved", as_json, values)
+        _say(f"the index learns of it with: seenit index --index {found.index}")
+        return
+    size = sum(file.size for file in spare)
+    values["would_move"] = {"files": len(spare), "bytes": size, "to": str(target)}
+    todo = "; add --yes to do it" if spare else ""
+    print(json.dumps(values) if as_json else f"would move {_files(len(spare))}, {megabytes(size)}, to {target}{todo}")
+
+
+def _hardlink(found: "Duplicates", yes: bool, as_json: bool, values: dict[str, object]) -> None:
+    from .hardlink import join_same_bytes, same_bytes
+    from .present import megabytes
+
+    if yes:
+        joined = join_same_bytes(found)
+        values["joined"] = asdict(joined)
+        line = f"joined {_files(joined.files)}, {megabytes(joined.size)} freed"
+        _tell_left(joined)
+        print(json.dumps(values) if as_json else line)
+        return
+    pairs = same_bytes(found)
+    size = sum(spare.size for _, spare in pairs)
+    values["would_join"] = {"files": len(pairs), "bytes": size}
+    todo = "; add --yes to do it" if pairs else ""
+    line = f"would join {_files(len(pairs))} with the same bytes, {megabytes(size)} at most{todo}"
+    print(json.dumps(values) if as_json else line)
+
+
+def _tell_moved(moved: "Moved", verb: str, as_json: bool, values: dict[str, object]) -> None:
+    from .present import megabytes
+
+    _tell_left(moved)
+    values[verb.replace(" ", "_")] = asdict(moved)
+    print(json.dumps(values) if as_json else f"{verb} {_files(moved.files)}, {megabytes(moved.size)}")
+
+
+def _tell_left(done: "Moved | Joined") -> None:
+    for line in done.left:
+        _say(f"left alone: {line}")
+
+
+def _index_at(where: str | None) -> str:
+    """The index that is named, or that of a folder; without either the usual one."""
+    from indexer.errors import SeenitError
+    from indexer.last_index import find_index
+    from indexer.store import is_url
+
+    if where is None or is_url(where):
+        return find_index(where, say=_say)
+    folder = Path(where).expanduser()
+    for place in (folder / ".seenit", folder):
+        if (place / "manifest.json").is_file():
+            return str(place)
+    raise SeenitError(f"no index at {where}; create one with: seenit index {where}")
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage on stderr."""
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[what] = tqdm(total=total, desc=what, disable=not shown, leave=False)
+        bars[what].update(done - bars[what].n)
+
+    try:
+        yield report
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _files(number: int) -> str:
+    return f"{number:,} {'file' if number == 1 else 'files'}"
+
+
+def _say(line: str) -> None:
+    print(f"seenit: {line}", file=sys.stderr)

@@ -1,0 +1,159 @@
+"""From candidates to confirmed pairs: patches first, and pixels for those that may be copies.
+
+Each stage is dearer than the one before and sees fewer pairs. The cosine is there already; patches cost half a
+millisecond a pair; pixels cost some tens of them, and a decoding for each picture.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexer.store import Store
+
+from .candidates import Candidates
+from .groups import Pair
+from .patches import moves_between
+from .proof import best_of, fit, whole_turns
+from .thumbnails import Thumbnails
+
+# P pairs
+
+FIRSTS_AT_ONCE = 256  # pictures whose neighbours' patches are in memory
+PAIRS_AT_ONCE = 32  # whose pixels are compared in one go
+
+# Chosen on one half of the made copies, see tests/benchmarks/duplicates_quality.py
+LEAST_COSINE = 0.15  # of two pictures' global vectors, for a look at their patches
+LOOK_SURPLUS = 1.0  # of agreeing patches beyond chance, from which on pixels are compared,
+LOOK_COSINE = 0.5  # or of the global vectors,
+LOOK_ALIKE = 0.4  # or correlation of the patterns
+NEAR_CORRELATION = 0.5  # of the pixels' windows, for a copy,
+DRIFT = 0.03  # and pixels that its blocks may drift,
+DRIFT_BY_NOISE = 0.23  # more where what is no copy's fault (noise, blur) moves them, as the correlation tells,
+MOST_DRIFT = 0.22  # at most
+SCENE_SURPLUS = 6.0  # of agreeing patches beyond chance, for the same scene
+SURPLUS_SCALE = 6.0  # surplus at which a scene's similarity has gone 63 % of its way from 0 to 1
+
+
+@dataclass(frozen=True, eq=False)
+class PatchMoves:
+    """What the patches say of each candidate.
+
+    surplus    (P,)           agreement beyond chance, see Comparison
+    transform  (P, 2, 2, 3)   from the first to the second: found plain, found mirrored
+    """
+
+    surplus: np.ndarray
+    transform: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class PixelFits:
+    """What the pixels say of some pairs; see `proof.Fits`."""
+
+    transform: np.ndarray
+    correlation: np.ndarray
+    drift: np.ndarray
+    overlap: np.ndarray
+
+
+def compare_patches(
+    store: Store, ids: Sequence[str], found: Candidates, report: Callable[[int], None] = lambda done: None
+) -> PatchMoves:
+    """Hold the stored patches of every candidate pair against each other.
+
+    ids     of the records, by row
+    report  gets the number of pairs that are done, now and then
+    A record without patches agrees with nothing.
+    """
+    count = len(found.first)
+    surplus, transform = np.zeros(count, np.float32), np.zeros((count, 2, 2, 3), np.float32)
+    firsts, starts = np.unique(found.first, return_index=True)
+    ends = np.append(starts[1:], count)
+    for block in range(0, len(firsts), FIRSTS_AT_ONCE):
+        within = slice(block, block + FIRSTS_AT_ONCE)
+        low, high = starts[within][0], ends[within][-1]
+        rows = np.union1d(firsts[within], found.second[low:high]).tolist()
+        patches = store.patches([ids[row] for row in rows])
+        for first, start, end in zip(firsts[within].tolist(), starts[within], ends[within], strict=True):
+            at = [n for n in range(start, end) if ids[found.second[n]] in patches]
+            if ids[first] in patches and at:
+                moves = moves_between(patches[ids[first]], [patches[ids[found.second[n]]] for n in at])
+                surplus[at], transform[at] = moves.surplus.numpy(), moves.transform.numpy()
+        report(int(high))
+    return PatchMoves(surplus, transform)
+
+
+def compare_pixels(
+    thumbnails: Thumbnails,
+    first: np.ndarray,
+    second: np.ndarray,
+    hypotheses: np.ndarray,
+    report: Callable[[int], None] = lambda done: None,
+) -> PixelFits:
+    """Lay pictures on each other and correlate them.
+
+    first, second  (P,)          rows that have thumbnails
+    hypotheses     (P, H, 2, 3)  how the second may lie on the first; whole on whole, turned and mirrored, is tried too
+    """
+    turns = whole_turns()
+    parts = []
+    for start in range(0, len(first), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        one, other = thumbnails.of(first[part].tolist()), thumbnails.of(second[part].tolist())
+        given = torch.from_numpy(hypotheses[part])
+        tried = torch.cat([given, turns.expand(len(one), -1, -1, -1)], 1)
+        parts.append(fit(one, other, best_of(one, other, tried)))
+        report(min(start + PAIRS_AT_ONCE, len(first)))
+
+    def joined(tensors: list[Tensor], *shape: int) -> np.ndarray:
+        return torch.cat(tensors).numpy() if tensors else np.empty((0, *shape), np.float32)
+
+    return PixelFits(
+        joined([part.transform for part in parts], 2, 3),
+        joined([part.correlation for part in parts]),
+        joined([part.drift for part in parts]),
+        joined([part.overlap for part in parts], 2),
+    )
+
+
+def worth_a_look(found: Candidates, moves: PatchMoves, alike: np.ndarray) -> np.ndarray:
+    """Which pairs may be copies; `alike` (P,) is the likeness of their patterns.  (P,) bool"""
+    return (moves.surplus >= LOOK_SURPLUS) | (found.cosine >= LOOK_COSINE) | (alike >= LOOK_ALIKE)
+
+
+def copies_among(first: np.ndarray, second: np.ndarray, fits: PixelFits) -> list[Pair]:
+    """The pairs whose pixels prove that they are copies."""
+    noise = np.sqrt(1 / fits.correlation.clip(0.1, 1) ** 2 - 1)  # deviation over the structure's, were it all noise
+    proven = (fits.correlation >= NEAR_CORRELATION) & (
+        fits.drift <= np.minimum(DRIFT + DRIFT_BY_NOISE * noise, MOST_DRIFT)
+    )
+    return [
+        Pair(
+            int(first[n]),
+            int(second[n]),
+            "near",
+            round(float(fits.correlation[n].clip(0, 1)), 4),
+            fits.transform[n].astype(float),
+            (float(fits.overlap[n, 0]), float(fits.overlap[n, 1])),
+        )
+        for n in proven.nonzero()[0].tolist()
+    ]
+
+
+def scenes_among(found: Candidates, moves: PatchMoves) -> list[Pair]:
+    """The pairs whose patches agree, copies among them."""
+    agreeing = (moves.surplus >= SCENE_SURPLUS).nonzero()[0].tolist()
+    return [
+        Pair(
+            int(found.first[n]),
+            int(found.second[n]),
+            "scene",
+            round(1 - float(np.exp(-moves.surplus[n] / SURPLUS_SCALE)), 4),
+            None,
+            (0.0, 0.0),
+        )
+        for n in agreeing
+    ]

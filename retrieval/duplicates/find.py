@@ -1,0 +1,234 @@
+"""An index -> its duplicates: candidates, patches, pixels, groups, in this order."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from indexer.errors import SeenitError
+from indexer.manifest import Roots, read_manifest
+from indexer.store import Listed, Record, Store, StoredFile, open_store
+
+from .candidates import NEIGHBOURS, Candidates, near_pairs, read_vectors, with_pairs
+from .confirm import (
+    LEAST_COSINE,
+    LOOK_ALIKE,
+    compare_patches,
+    compare_pixels,
+    copies_among,
+    scenes_among,
+    worth_a_look,
+)
+from .groups import LEVELS, Level, Pair, Star, in_words, stars, stays
+from .keeper import KEEPS, Keep, files_in_order, keeping_order
+from .outcome import Duplicates, File, Group, Member
+from .patterns import SIDE as PATTERN_SIDE
+from .patterns import alike_in_any_position, likeness, patterns_of
+from .schedule import settled, untried_pairs, with_keepers
+from .thumbnails import Thumbnails
+
+RECORDS_AT_ONCE = 2000
+PATTERNS_AT_ONCE = 1024
+
+
+def find_duplicates(
+    index: str | Path,
+    level: Level = "near",
+    keep: Keep = "resolution",
+    *,
+    workers: int | None = None,
+    neighbours: int = NEIGHBOURS,
+    wait_s: float = 5.0,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Duplicates:
+    """Group the pictures of an index that are copies of each other. Nothing is changed.
+
+    level       exact: the same bytes; near: and copies of the same photograph; scene: and other photographs of the
+                same motif
+    keep        what decides on the picture to keep, see `keeper.keeping_order`
+    workers     decoding processes; default: as many as cores
+    neighbours  pictures that each one is compared with at least
+    progress    gets what is being done, how much of it is done, and how much there is
+    Raises SeenitError where there is no index, or another version made it.
+    """
+    if level not in LEVELS or keep not in KEEPS:
+        raise SeenitError(f"unknown level {level!r} or order {keep!r}; take {', '.join(LEVELS)}; {', '.join(KEEPS)}")
+    started = time.monotonic()
+    with closing(open_store(index, wait_s=wait_s)) as store:
+        manifest = read_manifest(store)
+        if manifest is None:
+            raise SeenitError(f"no index at {index}; create one with: seenit index FOLDER --index {index}")
+        search = _Search(store, Roots(store.location, manifest.roots), keep, workers, progress)
+        groups = search.exact() if level == "exact" else search.near(neighbours, scenes=level == "scene")
+        return Duplicates(
+            index=store.location,
+            level=level,
+            keep=keep,
+            groups=tuple(sorted(groups, key=lambda group: -sum(file.size for file in group.spare))),
+            pictures=store.count(),
+            seconds=time.monotonic() - started,
+            notes=tuple(search.notes),
+        )
+
+
+class _Search:
+    """What the steps of one run share."""
+
+    def __init__(
+        self,
+        store: Store,
+        roots: Roots,
+        keep: Keep,
+        workers: int | None,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self.notes: list[str] = []
+        self._store = store
+        self._roots = roots
+        self._keep = keep
+        self._workers = workers
+        self._progress = progress
+
+    def exact(self) -> list[Group]:
+        """Only what has the same bytes; neither vectors nor files are read."""
+        several = self._with_several_files()
+        records = self._records(several)
+        return [self._group(record, ()) for record in records.values()]
+
+    def near(self, neighbours: int, scenes: bool) -> list[Group]:
+        """Everything up to copies, or up to scenes."""
+        vectors = read_vectors(self._store)
+        if vectors.unusual:
+            count = len(vectors.unusual)
+            self.notes.append(f"left out {count} with damaged vectors; to make them anew: seenit index in a new place")
+        total = len(vectors.ids)
+        found = near_pairs(
+            vectors.rows, LEAST_COSINE, neighbours, report=lambda done: self._progress("neighbours", done, total)
+        )
+        patterns = self._read_patterns(vectors.ids)
+        turned = alike_in_any_position(
+            patterns, LOOK_ALIKE, report=lambda done: self._progress("turned and mirrored", done, total)
+        )
+        found = with_pairs(found, turned, vectors.rows)
+        several = set(self._with_several_files())
+        rows = np.union1d(found.first, found.second).tolist()
+        row_of = {vectors.ids[row]: row for row in rows}
+        records = {
+            row_of.get(id, -1 - n): record for n, (id, record) in enumerate(self._records({*row_of, *several}).items())
+        }
+        pairs = self._confirmed(found, patterns, vectors.ids, records, scenes)
+
+        order = sorted(records, key=lambda row: keeping_order(self._keep)(records[row]))
+        sizes = {row: (record.metadata.width, record.metadata.height) for row, record in records.items()}
+        groups = []
+        grouped: set[int] = set()
+        for star in stars(pairs, order, sizes):
+            grouped |= {star.keeper, *(pair.second for pair in star.members)}
+            groups.append(self._group(records[star.keeper], self._members(star, records, sizes)))
+        return groups + [
+            self._group(record, ()) for row, record in records.items() if row not in grouped and len(record.files) > 1
+        ]
+
+    def _confirmed(
+        self, found: Candidates, patterns: np.ndarray, ids: Sequence[str], records: dict[int, Record], scenes: bool
+    ) -> list[Pair]:
+        """The candidates that are copies, the copies that those lead to, and with `scenes` the others whose patches
+        agree."""
+        total = len(found.first)
+        moves = compare_patches(self._store, ids, found, lambda done: self._progress("patches", done, total))
+        look = worth_a_look(found, moves, likeness(patterns, found.first, found.second))
+        first, second, hypotheses = found.first[look], found.second[look], moves.transform[look]
+        order = sorted(records, key=lambda row: keeping_order(self._keep)(records[row]))
+        thumbnails = Thumbnails(len(np.union1d(first, second)), workers=self._workers)
+        self._read(thumbnails, {row: records[row] for row in np.union1d(first, second).tolist()}, "reading")
+        early = with_keepers(first, second, order)
+        copies = self._copies(thumbnails, first[early], second[early], hypotheses[early])
+        late = ~early & ~settled(first, second, copies)
+        copies += self._copies(thumbnails, first[late], second[late], hypotheses[late])
+        tried = early | late
+        more = list(untried_pairs(copies, order, set(zip(first[tried].tolist(), second[tried].tolist(), strict=True))))
+        if more:
+            ways = np.stack([way for *_, way in more]).astype(np.float32)[:, None]  # (P, 1, 2, 3)
+            ends = np.array([(one, other) for one, other, _ in more])
+            copies += self._copies(thumbnails, ends[:, 0], ends[:, 1], ways)
+        known = {(min(pair.first, pair.second), max(pair.first, pair.second)) for pair in copies}
+        others = [pair for pair in scenes_among(found, moves) if (pair.first, pair.second) not in known]
+        return copies + (others if scenes else [])
+
+    def _copies(
+        self, thumbnails: Thumbnails, first: np.ndarray, second: np.ndarray, hypotheses: np.ndarray
+    ) -> list[Pair]:
+        there = np.array(
+            [thumbnails.has(one) and thumbnails.has(other) for one, other in zip(first, second, strict=True)], bool
+        )
+        first, second, hypotheses = first[there], second[there], hypotheses[there]
+        total = len(first)
+        fits = compare_pixels(thumbnails, first, second, hypotheses, lambda done: self._progress("pixels", done, total))
+        return copies_among(first, second, fits)
+
+    def _read_patterns(self, ids: Sequence[str]) -> np.ndarray:
+        """The pattern of every picture, by row; zeros, which are like nothing, where it could not be looked at."""
+        thumbnails = Thumbnails(len(ids), 2 * PATTERN_SIDE, self._workers)
+        row_of = {id: row for row, id in enumerate(ids)}
+        listed = {row_of[one.id]: one for one in self._store.list_files() if one.id in row_of and one.files}
+        self._read(thumbnails, listed, "looking")
+        if thumbnails.missing:
+            gone = ", ".join(sorted(set(thumbnails.missing.values())))
+            self.notes.append(
+                f"left out {len(thumbnails.missing)} that could not be looked at ({gone}); to bring the index in line:"
+                f" seenit index --index {self._store.location}"
+            )
+        found = np.zeros((len(ids), PATTERN_SIDE**2), np.float16)
+        there = [row for row in listed if thumbnails.has(row)]
+        for start in range(0, len(there), PATTERNS_AT_ONCE):
+            rows = there[start : start + PATTERNS_AT_ONCE]
+            found[rows] = patterns_of(thumbnails.of(rows))
+        return found
+
+    def _read(self, thumbnails: Thumbnails, records: Mapping[int, Record | Listed], what: str) -> None:
+        wanted = [
+            (row, self._roots.path(self._first_there(record.files).key), record.id) for row, record in records.items()
+        ]
+        for done in thumbnails.read(wanted):
+            self._progress(what, done, len(wanted))
+
+    def _first_there(self, files: Sequence[StoredFile]) -> StoredFile:
+        """A file that can be read, where a record has several."""
+        if len(files) > 1:
+            return next((file for file in files if Path(self._roots.path(file.key)).is_file()), files[0])
+        return files[0]
+
+    def _with_several_files(self) -> list[str]:
+        return [listed.id for listed in self._store.list_files() if len(listed.files) > 1]
+
+    def _records(self, ids: Iterable[str]) -> dict[str, Record]:
+        """The records with these ids that have files, without vectors."""
+        wanted = list(ids)
+        pages = (wanted[start : start + RECORDS_AT_ONCE] for start in range(0, len(wanted), RECORDS_AT_ONCE))
+        return {record.id: record for page in pages for record in self._store.retrieve(page) if record.files}
+
+    def _members(self, star: Star, records: dict[int, Record], sizes: dict[int, tuple[int, int]]) -> list[Member]:
+        return [
+            Member(
+                record=records[pair.second],
+                files=tuple(self._files(records[pair.second])),
+                level=pair.level,
+                similarity=pair.similarity,
+                how=in_words(pair, sizes),
+                stays=stays(pair, sizes),
+            )
+            for pair in (*star.members, *star.related)
+        ]
+
+    def _group(self, keeper: Record, members: Iterable[Member]) -> Group:
+        kept, *same = self._files(keeper)
+        exact = [Member(keeper, tuple(same), "exact", 1.0, "the same bytes")] if same else []
+        return Group(keeper, kept, (*exact, *members))
+
+    def _files(self, record: Record) -> list[File]:
+        return [
+            File(file.key, self._roots.path(file.key), file.size, file.mtime_ns, record.id)
+            for file in files_in_order(record, self._keep)
+        ]

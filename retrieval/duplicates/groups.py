@@ -1,0 +1,159 @@
+"""Confirmed pairs to groups: stars around the picture to keep, and never chains.
+
+A chain would put a photo and another one into a group because each resembles a third. Here every member was compared
+with the keeper itself. Pictures are taken in the order of keeping; each one that is still free becomes a keeper and
+takes all free pictures that were confirmed against it.
+
+Not every copy may go for its keeper's sake: a collage holds three more photos, and a cut-out that was enlarged shows
+its part better. Those are named in the keeper's group but stay free, to be keepers of groups of their own.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+Level = Literal["exact", "near", "scene"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+HOLDS_MORE = 0.5  # of a member that the keeper does not show, from which on it is not given up
+DETAIL = 0.75  # pixels along a line in the keeper for each in the member, under which the member shows more detail
+WHOLE = 0.85  # share of a picture that counts as all of it
+TURNED_DEGREES = 1.5  # less is not worth a word
+SQUEEZED = 1.04
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two pictures that were compared.
+
+    first, second  rows of the two
+    level          "near" or "scene"
+    similarity     correlation of what they share for "near", else how far their patches agree; in [0, 1]
+    transform      (2, 3) from fractions of the first to fractions of the second; None where none is known
+    overlap        share of the first, and of the second, that the other one shows
+    """
+
+    first: int
+    second: int
+    level: Level
+    similarity: float
+    transform: np.ndarray | None
+    overlap: tuple[float, float]
+
+    def turned(self) -> "Pair":
+        """The same from the second one's side."""
+        back = None
+        if self.transform is not None:
+            back = np.linalg.pinv(np.vstack([self.transform, (0, 0, 1)]))[:2]
+        return Pair(self.second, self.first, self.level, self.similarity, back, self.overlap[::-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Star:
+    """A keeper, the members that are given up for it, and those that only share something with it.
+
+    members, related  pairs whose `first` is the keeper
+    """
+
+    keeper: int
+    members: tuple[Pair, ...]
+    related: tuple[Pair, ...]
+
+
+def stars(pairs: Iterable[Pair], order: Sequence[int], sizes: dict[int, tuple[int, int]]) -> list[Star]:
+    """Groups of what was confirmed.
+
+    order  all rows that occur in the pairs, those to keep first
+    sizes  width and height of each in pixels
+    """
+    beside: dict[int, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        beside[pair.first].append(pair)
+        beside[pair.second].append(pair.turned())
+    taken: set[int] = set()
+    found = []
+    for keeper in order:
+        if keeper in taken:
+            continue
+        taken.add(keeper)
+        members, related = [], []
+        for pair in sorted(beside[keeper], key=lambda pair: (pair.level, -pair.similarity, pair.second)):
+            if stays(pair, sizes):
+                related.append(pair)
+            elif pair.second not in taken:
+                taken.add(pair.second)
+                members.append(pair)
+        if members or related:
+            found.append(Star(keeper, tuple(members), tuple(related)))
+    return _without_repeats(found)
+
+
+def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
+    """Why the second picture is not given up for the first; empty where it may be.
+
+    What merely shows the same scene is no copy, but whoever asks for scenes asks for that.
+    """
+    if pair.level == "scene" or pair.transform is None:
+        return ""
+    if pair.overlap[1] < HOLDS_MORE:
+        return "it holds more than the keeper"
+    if pair.overlap[0] < HOLDS_MORE and 1 / zoom_of(pair, sizes) < DETAIL:
+        return "it shows its part of the keeper larger"
+    return ""
+
+
+def zoom_of(pair: Pair, sizes: dict[int, tuple[int, int]]) -> float:
+    """Pixels along a line in the second picture for each in the first."""
+    return math.sqrt(abs(float(np.linalg.det(_in_pixels(pair, sizes)))))
+
+
+def in_words(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
+    """What was done to the first picture to make the second: `mirrored, turned by 90 degrees, cropped to 64 %`."""
+    if pair.transform is None:
+        return ""
+    linear = _in_pixels(pair, sizes)
+    mirrored = np.linalg.det(linear) < 0
+    upright = linear @ np.diag([-1, 1]) if mirrored else linear
+    degrees = math.degrees(math.atan2(upright[1, 0] - upright[0, 1], upright[0, 0] + upright[1, 1]))
+    quarter = 90 * round(degrees / 90)
+    words = ["mirrored"] if mirrored else []
+    if quarter % 360:
+        words.append(f"turned by {abs(quarter)} degrees")
+    if abs(degrees - quarter) > TURNED_DEGREES:
+        words.append(f"tilted by {abs(degrees - quarter):.0f} degrees")
+    longer, shorter = np.linalg.svd(linear, compute_uv=False)
+    if shorter > 0 and longer / shorter > SQUEEZED:
+        words.append(f"squeezed to {100 * shorter / longer:.0f} %")
+    of_first, of_second = pair.overlap
+    if of_first < WHOLE <= of_second:
+        words.append(f"cropped to {100 * of_first:.0f} %")
+    elif of_second < WHOLE <= of_first:
+        words.append(f"with more around it: {100 * of_second:.0f} % of it")
+    elif of_first < WHOLE:
+        words.append(f"{100 * of_second:.0f} % of it shared")
+    zoom = math.sqrt(longer * shorter)
+    if not 0.95 < zoom < 1.05:
+        words.append(f"at {100 * zoom:.0f} % of the size")
+    return ", ".join(words) or "the same picture in other bytes"
+
+
+def _in_pixels(pair: Pair, sizes: dict[int, tuple[int, int]]) -> np.ndarray:
+    """The linear part (2, 2) of the transform, from pixels to pixels."""
+    assert pair.transform is not None
+    return np.diag(sizes[pair.second]) @ pair.transform[:, :2] @ np.diag(1 / np.array(sizes[pair.first], float))
+
+
+def _without_repeats(found: list[Star]) -> list[Star]:
+    """Two pictures that only share something are told once, in the first group that names them."""
+    told: set[frozenset[int]] = set()
+    kept = []
+    for star in found:
+        related = tuple(pair for pair in star.related if frozenset((pair.first, pair.second)) not in told)
+        told |= {frozenset((pair.first, pair.second)) for pair in (*star.members, *related)}
+        if star.members or related:
+            kept.append(Star(star.keeper, star.members, related))
+    return kept

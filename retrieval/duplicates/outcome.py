@@ -1,0 +1,69 @@
+"""What was found: groups of files around the one to keep."""
+
+from dataclasses import dataclass
+
+from indexer.store import Record
+
+from .groups import Level
+from .keeper import Keep
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as it was when it was indexed."""
+
+    key: str  # ROOT/sub/folder/name.jpg
+    path: str  # absolute
+    size: int  # bytes
+    mtime_ns: int
+    id: str  # content id
+
+
+@dataclass(frozen=True)
+class Member:
+    """A picture that resembles a group's keeper.
+
+    files       all files that have its bytes
+    level       how it resembles the keeper; each level's meaning is told in the README
+    similarity  1 for the same bytes, the pixels' correlation for a copy, the patches' agreement for a scene
+    how         what makes it of the keeper: `mirrored, cropped to 64 %`
+    stays       why it is not given up for the keeper; empty where it may be
+    """
+
+    record: Record
+    files: tuple[File, ...]
+    level: Level
+    similarity: float
+    how: str
+    stays: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A picture to keep, and what resembles it: the same bytes, copies and scenes, in this order."""
+
+    keeper: Record
+    file: File
+    members: tuple[Member, ...]
+
+    @property
+    def spare(self) -> list[File]:
+        """The files that may be given up for the keeper."""
+        return [file for member in self.members if not member.stays for file in member.files]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """All groups of an index, those that free most first.
+
+    pictures  records that were looked through
+    notes     what the user must know: pictures left out, an index that is behind its folders
+    """
+
+    index: str
+    level: Level
+    keep: Keep
+    groups: tuple[Group, ...]
+    pictures: int
+    seconds: float
+    notes: tuple[str, ...] = ()

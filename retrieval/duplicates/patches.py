@@ -1,0 +1,52 @@
+"""How one picture would have to be moved to lie on another, as their stored patches tell: plain or mirrored.
+
+`retrieval.match` looks for shifts, turns and zooms; a mirrored copy has none. So the first picture is compared twice,
+once with its patches where they are and once with their places mirrored, and the better of the two counts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..match import agree, mutual_pairs
+from ..rerank import CHANCE, side_by_side
+
+# B pictures beside the first one
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """What B pictures have in common with one, by their patches.
+
+    support    (B,)       sum of the agreeing pairs' cosines above the floor, as reranking has it
+    surplus    (B,)       what of it is more than chance
+    transform  (B, 2, 2, 3)  from fractions of the one to fractions of the other: found plain, found mirrored
+    """
+
+    support: Tensor
+    surplus: Tensor
+    transform: Tensor
+
+
+def moves_between(first: bytes, others: Sequence[bytes]) -> Moves:
+    """Compare a picture's packed patches with those of others."""
+    one, many = side_by_side([first]), side_by_side(others)
+    pairs = mutual_pairs(one.tokens[0], many.tokens, many.mask)
+    rows, cols = one.grids[0]
+    cells = torch.tensor([grid[::-1] for grid in many.grids], dtype=torch.float32)  # (B, 2) columns, rows
+    support, total, transforms = [], [], []
+    for sign in (1, -1):
+        at = one.at[0] if sign == 1 else torch.stack([cols - one.at[0, :, 0], one.at[0, :, 1]], 1)
+        found = agree(pairs, at, many.at)
+        # other * cells = linear @ (x of cols or 1 - x of cols, y of rows) + shift
+        linear, shift = found.transform.split((2, 1), dim=2)
+        scaled = linear * torch.tensor([sign * cols, rows], dtype=torch.float32)
+        moved = shift if sign == 1 else shift + linear[..., :1] * cols
+        transforms.append(torch.cat([scaled, moved], 2) / cells[..., None])
+        support.append(found.weight)
+        total.append(found.total)
+    weight, best = torch.stack(support).max(0)  # (B,)
+    chance = CHANCE * torch.stack(total).gather(0, best[None])[0]
+    return Moves(weight, (weight - chance).clamp(min=0), torch.stack(transforms, 1))

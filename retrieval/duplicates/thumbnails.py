@@ -1,0 +1,61 @@
+"""Small grey squares of the pictures that are to be compared, each decoded once and kept on disk, not in memory."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexer.decode_pool import DecodePool
+from indexer.read_picture import Changed, Decoded, Job, Outcome, Vanished
+
+from .proof import SIDE
+
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, ITU-R BT.601
+
+
+class Thumbnails:
+    """Grey squares by row; `missing` says of the pictures that gave none why."""
+
+    def __init__(self, most: int, side: int = SIDE, workers: int | None = None) -> None:
+        """most  pictures at most; side  of the squares, in pixels"""
+        self.missing: dict[int, str] = {}
+        self._at: dict[int, int] = {}  # row -> place in the file
+        self._side = side
+        self._workers = workers
+        with tempfile.TemporaryFile(prefix="seenit-") as file:  # the mapping outlives the closed file
+            self._pixels = np.memmap(file, np.uint8, "w+", shape=(max(most, 1), side, side))
+
+    def read(self, wanted: Iterable[tuple[int, str, str]]) -> Iterator[int]:
+        """Decode what is not there yet; yields how many are done.
+
+        wanted  row, path and id of each picture; a file whose bytes no longer have that id counts as changed
+        """
+        todo = {path: (row, id) for row, path, id in wanted if row not in self._at and row not in self.missing}
+        if not todo:
+            return
+        with DecodePool(self._workers, resolution=self._side, patch_size=1, mode="squash") as pool:
+            for done, outcome in enumerate(pool.run(Job(path) for path in todo), start=1):
+                row, id = todo[outcome.path]
+                if isinstance(outcome, Decoded) and outcome.id == id:
+                    self._pixels[len(self._at)] = (outcome.pixels @ GREY).round()
+                    self._at[row] = len(self._at)
+                else:
+                    self.missing[row] = _why(outcome)
+                yield done
+
+    def has(self, row: int) -> bool:
+        return row in self._at
+
+    def of(self, rows: Iterable[int]) -> Tensor:
+        """(B, S, S) float32 in [0, 255]"""
+        return torch.from_numpy(self._pixels[[self._at[row] for row in rows]].astype(np.float32))
+
+
+def _why(outcome: Outcome) -> str:
+    if isinstance(outcome, Vanished):
+        return "it is gone"
+    if isinstance(outcome, (Changed, Decoded)):
+        return "it has changed since it was indexed"
+    return str(getattr(outcome, "reason", "it is no picture any more"))

@@ -1,0 +1,299 @@
+"""Duplicates of an index: made copies are found and told what they are, other photos are left alone."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+from indexer.errors import SeenitError
+from indexer.store import Metadata, Record, StoredFile, open_store
+from indexer.sync import sync_folder
+from retrieval.duplicates import Duplicates, find_duplicates
+from retrieval.duplicates.candidates import near_pairs
+from retrieval.duplicates.groups import Pair, in_words, stars, stays
+from retrieval.duplicates.keeper import keeping_order
+from retrieval.duplicates.present import as_json, table, write_duplicates_page
+from retrieval.duplicates.proof import SIDE, Fits, best_of, fit, inverse, whole_turns
+
+SAME = np.array([[1.0, 0, 0], [0, 1, 0]])
+
+
+def scene(seed: int, width: int = 160, height: int = 120) -> Image.Image:
+    """A drawn photo with structure of all sizes."""
+    rng = np.random.default_rng(seed)
+    layers = np.zeros((height, width, 3), np.float32)
+    for cells, strength in ((3, 110), (9, 90), (27, 70)):
+        noise = rng.random((cells, cells, 3)).astype(np.float32)
+        grown = [Image.fromarray(noise[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
+        layers += strength * np.stack([np.asarray(one) for one in grown], -1)
+    return Image.fromarray(layers.clip(0, 255).astype(np.uint8))
+
+
+def grey(image: Image.Image) -> torch.Tensor:
+    return torch.tensor(
+        np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BICUBIC)), dtype=torch.float
+    )
+
+
+# ---- pixels ----
+
+
+def lay(first: Image.Image, second: Image.Image, start: np.ndarray | None = None) -> Fits:
+    one, other = grey(first)[None], grey(second)[None]
+    given = whole_turns() if start is None else torch.tensor(start, dtype=torch.float32)[None]
+    return fit(one, other, best_of(one, other, given[None]))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda image: image.resize((64, 48)),
+        ImageOps.mirror,
+        ImageOps.flip,
+        lambda image: image.transpose(Image.Transpose.ROTATE_90),
+        lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+        lambda image: image.resize((100, 120)),
+        lambda image: ImageEnhance.Contrast(ImageEnhance.Brightness(image).enhance(0.6)).enhance(0.6),
+        lambda image: image.rotate(3, Image.Resampling.BICUBIC).crop((10, 10, 150, 110)),
+    ],
+)
+def test_a_copy_lies_on_its_original(edit: Callable[[Image.Image], Image.Image]) -> None:
+    found = lay(scene(1), edit(scene(1)))
+    assert float(found.correlation) > 0.8 and float(found.drift) < 0.1
+    assert float(lay(scene(1), edit(scene(2))).correlation) < 0.3
+
+
+def test_a_cut_out_is_found_from_a_rough_guess_in_both_directions() -> None:
+    whole = scene(3, 320, 240)
+    part = whole.crop((64, 48, 256, 192))  # the middle 60 %
+    truth = np.array([[1 / 0.6, 0, -0.2 / 0.6], [0, 1 / 0.6, -0.2 / 0.6]])
+    rough = truth * 1.03 + np.array([[0, 0.03, 0.03], [-0.03, 0, -0.02]])
+    found = lay(whole, part, rough)
+    assert float(found.correlation) > 0.85
+    assert np.allclose(found.transform[0].numpy(), truth, atol=0.03)
+    assert found.overlap[0].tolist() == pytest.approx([0.36, 1.0], abs=0.05)
+    back = lay(part, whole, inverse(torch.tensor(rough)[None])[0].numpy())
+    assert back.overlap[0].tolist() == pytest.approx([1.0, 0.36], abs=0.05)
+    assert np.allclose(inverse(back.transform)[0].numpy(), truth, atol=0.03)
+
+
+def test_two_flat_pictures_prove_nothing() -> None:
+    flat = Image.new("L", (80, 60), 120)
+    assert float(lay(flat, flat).correlation) == -1
+
+
+def test_the_eight_turns_are_eight() -> None:
+    turns = whole_turns()
+    assert len({tuple(turn.flatten().tolist()) for turn in turns}) == 8
+    assert torch.linalg.det(turns[..., :2]).abs().allclose(torch.ones(8))
+    corners = torch.tensor([[0.0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]])
+    for turn in turns:
+        moved = corners @ turn.T
+        assert sorted(map(tuple, moved.round().tolist())) == sorted(map(tuple, corners[:, :2].tolist()))
+
+
+# ---- candidates ----
+
+
+def rows_with_twins(num: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors of which row 2 n and row 2 n + 1 are near each other."""
+    rng = np.random.default_rng(seed)
+    one = rng.standard_normal((num // 2, 32))
+    rows = np.stack([one, one + 0.2 * rng.standard_normal(one.shape)], 1).reshape(num, 32)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+@pytest.mark.parametrize("flat_up_to", [10_000, 0])
+def test_neighbours_are_found_whole_and_in_cells(flat_up_to: int) -> None:
+    pytest.importorskip("faiss")
+    rows = rows_with_twins(600)
+    found = near_pairs(rows, 0.85, flat_up_to=flat_up_to)
+    pairs = set(zip(found.first.tolist(), found.second.tolist(), strict=True))
+    assert all(first < second for first, second in pairs) and len(pairs) == len(found.first)
+    twins = {(n, n + 1) for n in range(0, 600, 2)}
+    assert len(twins & pairs) >= (300 if flat_up_to else 290)
+    every = rows.astype(np.float32) @ rows.astype(np.float32).T
+    for first, second, cosine in zip(found.first, found.second, found.cosine, strict=True):
+        assert cosine == pytest.approx(every[first, second], abs=0.01) and cosine >= 0.85
+
+
+def test_one_picture_has_no_neighbours() -> None:
+    assert len(near_pairs(rows_with_twins(2)[:1], 0.0).first) == 0
+
+
+# ---- groups ----
+
+
+def near(first: int, second: int, transform: np.ndarray = SAME, overlap: tuple[float, float] = (1.0, 1.0)) -> Pair:
+    return Pair(first, second, "near", 0.9, transform, overlap)
+
+
+def test_a_group_is_a_star_and_no_chain() -> None:
+    sizes = {n: (100, 100) for n in range(4)}
+    found = stars([near(0, 1), near(1, 2), near(3, 2)], [0, 1, 2, 3], sizes)
+    assert [(star.keeper, [pair.second for pair in star.members]) for star in found] == [(0, [1]), (2, [3])]
+
+
+def test_a_collage_is_named_but_not_given_up_and_no_keeper_of_its_parts() -> None:
+    part = np.array([[0.5, 0, 0], [0, 0.5, 0]])  # 0 fills the upper left quarter of 1
+    sizes = {0: (400, 300), 1: (500, 400), 2: (200, 150)}
+    pairs = [near(0, 1, part, (1.0, 0.25)), near(0, 2)]
+    collage_first = stars(pairs, [1, 0, 2], sizes)
+    assert [(star.keeper, len(star.members), len(star.related)) for star in collage_first] == [(1, 0, 1), (0, 1, 0)]
+    assert "larger" in stays(collage_first[0].related[0], sizes)
+    photo_first = stars(pairs, [0, 1, 2], sizes)
+    assert [(star.keeper, len(star.members), len(star.related)) for star in photo_first] == [(0, 1, 1)]
+    assert "holds more" in stays(photo_first[0].related[0], sizes)
+
+
+@pytest.mark.parametrize(
+    "transform, overlap, words",
+    [
+        (SAME, (1, 1), "the same picture in other bytes"),
+        (np.array([[-1.0, 0, 1], [0, 1, 0]]), (1, 1), "mirrored"),
+        (np.array([[1.0, 0, 0], [0, -1, 1]]), (1, 1), "mirrored, turned by 180 degrees"),
+        (np.array([[1 / 0.8, 0, 0], [0, 1 / 0.8, 0]]), (0.64, 1), "cropped to 64 %, at 125 % of the size"),
+        (np.array([[0.5, 0, 0], [0, 0.5, 0]]), (1, 0.25), "with more around it: 25 % of it, at 50 % of the size"),
+    ],
+)
+def test_what_was_done_is_told_in_words(transform: np.ndarray, overlap: tuple[float, float], words: str) -> None:
+    assert in_words(near(0, 1, transform, overlap), {0: (100, 100), 1: (100, 100)}) == words
+
+
+def test_a_quarter_turn_is_told_for_any_shape() -> None:
+    turn = np.array([[0.0, 1, 0], [-1, 0, 1]])
+    assert in_words(near(0, 1, turn), {0: (400, 300), 1: (300, 400)}) == "turned by 90 degrees"
+
+
+def test_each_order_keeps_what_it_says() -> None:
+    from datetime import UTC, datetime
+
+    def record(name: str, width: int, format: str, size: int, year: int | None) -> Record:
+        taken = datetime(year, 1, 1, tzinfo=UTC) if year else None
+        return Record(name, (StoredFile(name, size, 0),), Metadata(width, 10, format, taken), "fit")
+
+    records = [
+        record("large", 400, "JPEG", 10, 2021),
+        record("lossless", 300, "PNG", 20, 2022),
+        record("heavy", 200, "JPEG", 90, 2023),
+        record("old", 100, "JPEG", 5, 2001),
+        record("new", 100, "JPEG", 5, 2024),
+        record("undated", 100, "JPEG", 5, None),
+    ]
+    first = {keep: min(records, key=keeping_order(keep)).id for keep in ("resolution", "bytes", "format")}
+    assert first == {"resolution": "large", "bytes": "heavy", "format": "lossless"}
+    assert min(records, key=keeping_order("oldest")).id == "old"
+    assert [one.id for one in sorted(records, key=keeping_order("newest"))][::5] == ["new", "undated"]
+
+
+# ---- the whole path ----
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten photos; of the first two there are copies. Its index, by the shipped backbone, is beside the photos."""
+    folder = tmp_path_factory.mktemp("album")
+    (folder / "made").mkdir()
+    for n in range(10):
+        scene(n).save(folder / f"{n}.png")
+    first, second = scene(0), scene(1)
+    first.save(folder / "made/0_small.jpg", quality=60)
+    first.resize((80, 60)).save(folder / "made/0_tiny.png")
+    ImageOps.mirror(first).save(folder / "made/0_mirrored.jpg", quality=90)
+    (folder / "made/0_same.png").write_bytes((folder / "0.png").read_bytes())
+    ImageEnhance.Brightness(second).enhance(0.7).save(folder / "made/1_dark.jpg", quality=90)
+    sync_folder(folder, resolution=112, workers=1)
+    return folder
+
+
+def names(found: Duplicates) -> dict[str, set[str]]:
+    """The files of each group by its keeper's."""
+    return {
+        Path(group.file.path).name: {Path(file.path).name for member in group.members for file in member.files}
+        for group in found.groups
+    }
+
+
+def test_copies_are_found_and_other_photos_are_not(album: Path) -> None:
+    pytest.importorskip("faiss")
+    found = find_duplicates(album / ".seenit", workers=1)
+    assert names(found) == {
+        "0.png": {"0_same.png", "0_small.jpg", "0_tiny.png", "0_mirrored.jpg"},
+        "1.png": {"1_dark.jpg"},
+    }
+    how = {
+        Path(file.path).name: member.how for group in found.groups for member in group.members for file in member.files
+    }
+    assert how["0_mirrored.jpg"] == "mirrored" and "50 %" in how["0_tiny.png"]
+    assert found.pictures == 14 and found.notes == ()
+
+
+def test_exact_reads_no_vectors(album: Path) -> None:
+    found = find_duplicates(album / ".seenit", level="exact")
+    assert names(found) == {"0.png": {"0_same.png"}}
+    assert found.groups[0].members[0].similarity == 1.0
+
+
+def test_table_json_and_page_tell_the_same(album: Path, tmp_path: Path) -> None:
+    found = find_duplicates(album / ".seenit", workers=1)
+    files = {file.path for group in found.groups for file in [group.file, *group.spare]}
+    assert all(file in table(found) for file in files)
+    assert "2 groups; 5 files (1 exact, 4 near)" in table(found)
+    values = json.loads(json.dumps(as_json(found)))
+    assert {one["keeper"]["path"] for one in values["groups"]} == {str(album / "0.png"), str(album / "1.png")}
+    assert sum(one["bytes_freed"] for one in values["groups"]) == sum(
+        file.size for group in found.groups for file in group.spare
+    )
+    assert write_duplicates_page(tmp_path / "page.html", found) == 2
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<section") == 2 and "mirrored" in page and "http" not in page.split("</style>")[1]
+
+
+def test_a_file_that_vanished_or_changed_is_said_and_left_out(tmp_path: Path, tiny_backbone: Path) -> None:
+    for n in range(3):
+        scene(0).save(tmp_path / f"{n}.jpg", quality=90 - n)
+    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    (tmp_path / "1.jpg").unlink()
+    found = find_duplicates(tmp_path / ".seenit", workers=1)
+    assert names(found) == {"0.jpg": {"2.jpg"}}
+    assert "it is gone" in found.notes[0] and "seenit index" in found.notes[0]
+
+
+def test_pictures_that_are_all_equal_make_one_group(tmp_path: Path, tiny_backbone: Path) -> None:
+    for n in range(16):  # more than each one's neighbours
+        scene(0).save(tmp_path / f"{n:02}.jpg", quality=80 + n)
+    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    found = find_duplicates(tmp_path / ".seenit", workers=1, neighbours=4)
+    assert [len(group.members) for group in found.groups] == [15]
+
+
+def test_two_pictures_and_damaged_vectors(tmp_path: Path, tiny_backbone: Path) -> None:
+    for n in range(2):
+        scene(n).save(tmp_path / f"{n}.png")
+    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    assert find_duplicates(tmp_path / ".seenit", workers=1).groups == ()
+    store = open_store(tmp_path / ".seenit", write=True)
+    record = next(store.scroll(vectors=True))
+    assert record.global_vector is not None
+    zeros = np.zeros_like(record.global_vector)
+    store.upsert([Record(record.id, record.files, record.metadata, record.fit, (), zeros, record.patches)])
+    store.close()
+    assert "damaged vectors" in find_duplicates(tmp_path / ".seenit", workers=1).notes[0]
+
+
+def test_no_index_and_another_versions_index_are_one_line(tmp_path: Path, album: Path) -> None:
+    with pytest.raises(SeenitError, match="no index"):
+        find_duplicates(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SeenitError, match="no index"):
+        find_duplicates(tmp_path / "empty")
+    shutil.copytree(album / ".seenit", tmp_path / "other")
+    file = tmp_path / "other" / "manifest.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 9'))
+    with pytest.raises(SeenitError, match="newer seenit"):
+        find_duplicates(tmp_path / "other")
