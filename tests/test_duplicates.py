@@ -14,11 +14,13 @@ from indexer.errors import SeenitError
 from indexer.store import Metadata, Record, StoredFile, open_store
 from indexer.sync import sync_folder
 from retrieval.duplicates import Duplicates, find_duplicates
-from retrieval.duplicates.candidates import near_pairs
+from retrieval.duplicates.candidates import Candidates, near_pairs, with_pairs
 from retrieval.duplicates.groups import Pair, in_words, stars, stays
 from retrieval.duplicates.keeper import keeping_order
+from retrieval.duplicates.patterns import alike_in_any_position, likeness, patterns_of
 from retrieval.duplicates.present import as_json, table, write_duplicates_page
 from retrieval.duplicates.proof import SIDE, Fits, best_of, fit, inverse, whole_turns
+from retrieval.duplicates.schedule import settled, untried_pairs, with_keepers
 
 SAME = np.array([[1.0, 0, 0], [0, 1, 0]])
 
@@ -126,7 +128,36 @@ def test_one_picture_has_no_neighbours() -> None:
     assert len(near_pairs(rows_with_twins(2)[:1], 0.0).first) == 0
 
 
+@pytest.mark.parametrize("turn", list(Image.Transpose))
+def test_patterns_know_a_picture_in_any_position(turn: Image.Transpose) -> None:
+    pictures = [scene(n) for n in range(12)] + [scene(3).transpose(turn), Image.new("RGB", (160, 120), "grey")]
+    rows = patterns_of(torch.stack([grey(picture) for picture in pictures]))
+    found = alike_in_any_position(rows, 0.4)
+    assert list(zip(found.first, found.second, strict=True)) == [(3, 12)]  # and the flat one is like nothing
+    alike = likeness(rows, np.array([3, 3]), np.array([12, 4]))
+    assert alike[0] > 0.8 > 0.4 > alike[1]
+
+
+def test_joined_pairs_are_in_order_and_have_the_cosine_of_their_rows() -> None:
+    rows = rows_with_twins(6)
+    found = Candidates(np.array([0, 2]), np.array([1, 3]), np.array([0.9, 0.8], np.float32))
+    more = Candidates(np.array([0, 1]), np.array([1, 4]), np.array([0.1, 0.1], np.float32))
+    joined = with_pairs(found, more, rows)
+    assert joined.first.tolist() == [0, 1, 2] and joined.second.tolist() == [1, 4, 3]
+    expected = float(rows[1].astype(np.float32) @ rows[4].astype(np.float32))
+    assert joined.cosine.tolist() == pytest.approx([0.9, expected, 0.8], abs=1e-3)
+
+
 # ---- groups ----
+
+
+def test_only_pairs_that_may_tell_something_new_are_compared() -> None:
+    first, second = np.array([0, 0, 1, 1, 4]), np.array([1, 2, 2, 3, 5])
+    assert with_keepers(first, second, [0, 1, 2, 3, 4, 5]).tolist() == [True, True, False, True, True]
+    confirmed = [near(0, 1), near(0, 2)]
+    assert settled(first, second, confirmed).tolist() == [True, True, True, False, False]
+    chain = [near(0, 1), near(1, 3)]
+    assert [(one, other) for one, other, _ in untried_pairs(chain, range(6), {(0, 1), (1, 3)})] == [(0, 3)]
 
 
 def near(first: int, second: int, transform: np.ndarray = SAME, overlap: tuple[float, float] = (1.0, 1.0)) -> Pair:

@@ -148,7 +148,7 @@ def _progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     bars: dict[str, tqdm] = {}
 
     def report(what: str, done: int, total: int) -> None:
-        if what not in bars:
+        if what not in bars or done == 0:  # a stage may come again
             for bar in bars.values():
                 bar.close()
             bars[what] = tqdm(total=total, desc=what, disable=not shown, leave=False)

@@ -104,13 +104,9 @@ class _Search:
             count = len(vectors.unusual)
             self.notes.append(f"left out {count} with damaged vectors; to make them anew: seenit index in a new place")
         total = len(vectors.ids)
-        found = near_pairs(
-            vectors.rows, LEAST_COSINE, neighbours, report=lambda done: self._progress("neighbours", done, total)
-        )
+        found = near_pairs(vectors.rows, LEAST_COSINE, neighbours, report=self._reporter("neighbours", total))
         patterns = self._read_patterns(vectors.ids)
-        turned = alike_in_any_position(
-            patterns, LOOK_ALIKE, report=lambda done: self._progress("turned and mirrored", done, total)
-        )
+        turned = alike_in_any_position(patterns, LOOK_ALIKE, self._reporter("turned and mirrored", total))
         found = with_pairs(found, turned, vectors.rows)
         several = set(self._with_several_files())
         rows = np.union1d(found.first, found.second).tolist()
@@ -136,8 +132,7 @@ class _Search:
     ) -> list[Pair]:
         """The candidates that are copies, the copies that those lead to, and with `scenes` the others whose patches
         agree."""
-        total = len(found.first)
-        moves = compare_patches(self._store, ids, found, lambda done: self._progress("patches", done, total))
+        moves = compare_patches(self._store, ids, found, self._reporter("patches", len(found.first)))
         look = worth_a_look(found, moves, likeness(patterns, found.first, found.second))
         first, second, hypotheses = found.first[look], found.second[look], moves.transform[look]
         order = sorted(records, key=lambda row: keeping_order(self._keep)(records[row]))
@@ -164,8 +159,7 @@ class _Search:
             [thumbnails.has(one) and thumbnails.has(other) for one, other in zip(first, second, strict=True)], bool
         )
         first, second, hypotheses = first[there], second[there], hypotheses[there]
-        total = len(first)
-        fits = compare_pixels(thumbnails, first, second, hypotheses, lambda done: self._progress("pixels", done, total))
+        fits = compare_pixels(thumbnails, first, second, hypotheses, self._reporter("pixels", len(first)))
         return copies_among(first, second, fits)
 
     def _read_patterns(self, ids: Sequence[str]) -> np.ndarray:
@@ -191,8 +185,14 @@ class _Search:
         wanted = [
             (row, self._roots.path(self._first_there(record.files).key), record.id) for row, record in records.items()
         ]
+        report = self._reporter(what, len(wanted))
         for done in thumbnails.read(wanted):
-            self._progress(what, done, len(wanted))
+            report(done)
+
+    def _reporter(self, what: str, total: int) -> Callable[[int], None]:
+        """Says at once that something begins, and then how much of it is done."""
+        self._progress(what, 0, total)
+        return lambda done: self._progress(what, done, total)
 
     def _first_there(self, files: Sequence[StoredFile]) -> StoredFile:
         """A file that can be read, where a record has several."""

@@ -1,6 +1,6 @@
 """In which order candidates are compared, so that twenty copies of one photo cost twenty comparisons and not 190.
 
-First the pictures that look like keepers with all their candidates. Two copies of one keeper need not be compared with
+First the pictures that look like keepers with all their candidates. Two copies of keepers need not be compared with
 each other; what remains does. Last, copies of copies: every picture that a chain of confirmed pairs leads to is held
 against the keeper itself. An enlarged cut-out of a mirrored copy has little in common with the original that patches
 would find, yet the way from one to the other is known, link by link. Chained, the links say where to look, and the
@@ -37,13 +37,13 @@ def with_keepers(first: np.ndarray, second: np.ndarray, order: Sequence[int]) ->
 
 
 def settled(first: np.ndarray, second: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
-    """Which candidates are two copies of one picture according to the confirmed pairs.  (P,) bool"""
-    copy_of: dict[int, set[int]] = defaultdict(set)
-    for pair in pairs:
-        copy_of[pair.first].add(pair.second)
-        copy_of[pair.second].add(pair.first)
-    both = zip(first.tolist(), second.tolist(), strict=True)
-    return np.array([not copy_of[one].isdisjoint(copy_of[other]) for one, other in both], bool)
+    """Which candidates need no look of their own, for both are confirmed copies of something.  (P,) bool
+
+    Two copies of one picture are copies of each other; copies of two pictures are copies of each other if those are,
+    which was looked at.
+    """
+    copies = list({row for pair in pairs for row in (pair.first, pair.second)})
+    return np.isin(first, copies) & np.isin(second, copies)
 
 
 def untried_pairs(

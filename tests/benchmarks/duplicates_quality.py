@@ -47,7 +47,7 @@ def main() -> None:
     found = searched(args.work / "set")
     by_way = {"seenit near": pairs_of(found, {"exact", "near"}), "seenit scene": pairs_of(found, {"scene"})}
     for name in HASHES if args.hashes else ():
-        by_way[f"imagededup {name}"] = hashed_pairs(name, args.work / "set")
+        by_way[f"imagededup {name}"] = hashed_pairs(name, (args.work / "set").resolve())
     scores = {way: scores_of(pairs, mine) for way, pairs in by_way.items()}
     real = real_edits(args)
     if args.json:
@@ -120,9 +120,10 @@ def precision_text(scores: dict[str, float]) -> str:
 
 def hashed_pairs(name: str, folder: Path) -> Pairs:
     """What a hash of imagededup takes for duplicates."""
-    networks = types.ModuleType("imagededup.methods.cnn")
-    networks.__dict__["CNN"] = None
-    sys.modules["imagededup.methods.cnn"] = networks
+    for networks, name_in_it in (("imagededup.methods.cnn", "CNN"), ("imagededup.utils.models", "CustomModel")):
+        absent = types.ModuleType(networks)  # what would import torchvision
+        absent.__dict__[name_in_it] = None
+        sys.modules[networks] = absent
     from imagededup import methods
 
     hasher = getattr(methods, name)(verbose=False)
@@ -131,7 +132,9 @@ def hashed_pairs(name: str, folder: Path) -> Pairs:
         for part in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         for file, code in ((f"{part.name}/{name}", code) for name, code in hasher.encode_images(part).items())
     }
-    return {ordered(one, other) for one, others in hasher.find_duplicates(codes).items() for other in others}
+    return {
+        ordered(one, other) for one, others in hasher.find_duplicates(encoding_map=codes).items() for other in others
+    }
 
 
 def real_edits(args: argparse.Namespace) -> Iterable[str]:

@@ -1,0 +1,173 @@
+"""How long looking for duplicates takes in an index that is there, stage by stage, and its peak memory.
+
+    python tests/benchmarks/duplicates_speed.py --records 10000 100000 [--work FOLDER]
+
+Pictures are drawn noise of several scales at 320 x 240, two in a hundred of them copies (half the size, mirrored every
+other time). Vectors and patches are made up: kinds of 50 pictures with cosines around .3, so that every picture has
+about as many candidates as there can be, which is dearer than most collections. Decoding photos of a camera takes some
+milliseconds more for each picture; see decode_speed.py. With --work the indexes are kept for another run.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
+
+from rerank_speed import GRID, PATCHES, unit
+from store_speed import PeakMemory
+
+from indexer.descriptor import RECIPES
+from indexer.manifest import Manifest, write_manifest
+from indexer.patch_codec import PatchTokens, pack_patches
+from indexer.store import Metadata, Record, Schema, StoredFile, content_id, open_store
+from retrieval.duplicates import find_duplicates
+
+DIM = 384
+KIND = 50  # pictures of one kind
+COPIED = 50  # every so many pictures there is a copy of the one before
+CHUNK = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.search is not None:
+        search(args.search)
+        return
+    print("| pictures | s in all | of them | copies found | wrong | peak memory, MB |\n|---|---|---|---|---|---|")
+    for count in args.records:
+        with tempfile.TemporaryDirectory() as own:
+            folder = (args.work or Path(own)) / str(count)
+            if not (folder / "made").exists():
+                make(folder, count)
+            # a process of its own, so that the memory is the search's
+            answer = subprocess.run(
+                [sys.executable, __file__, "--search", str(folder)], check=True, capture_output=True, text=True
+            )
+            print(tell(count, json.loads(answer.stdout)), flush=True)
+
+
+def tell(count: int, result: dict[str, float | dict[str, float]]) -> str:
+    stages = result["stages"]
+    assert isinstance(stages, dict)
+    told = ", ".join(f"{name} {seconds:.0f}" for name, seconds in stages.items() if seconds >= 0.5)
+    return (
+        f"| {count:,} | {result['seconds']:.0f} | {told} | {result['found']} of {count // COPIED} | {result['wrong']} |"
+        f" {result['anonymous']:.0f} and {result['file_backed']:.0f} of files |"
+    )
+
+
+def search(folder: Path) -> None:
+    """Prints the figures as JSON."""
+    started: dict[str, float] = {}
+
+    def note(what: str, done: int, total: int) -> None:
+        started.setdefault(what, time.monotonic())
+
+    begun = time.monotonic()
+    with PeakMemory() as memory:
+        found = find_duplicates(folder / "index", progress=note)
+    ended = time.monotonic()
+    ends = [*list(started.values())[1:], ended]
+    stages = {what: end - start for (what, start), end in zip(started.items(), ends, strict=True)}
+    numbers = [(number(group.file.path), number(file.path)) for group in found.groups for file in group.spare]
+    right = sum(abs(one - other) == 1 and max(one, other) % COPIED == COPIED - 1 for one, other in numbers)
+    print(
+        json.dumps(
+            {
+                "seconds": ended - begun,
+                "stages": stages,
+                "found": right,
+                "wrong": len(numbers) - right,
+                "anonymous": memory.anonymous,
+                "file_backed": memory.file_backed,
+            }
+        )
+    )
+
+
+def number(path: str) -> int:
+    return int(Path(path).stem)
+
+
+def make(folder: Path, count: int) -> None:
+    """Pictures in folder/photos, their index in folder/index."""
+    store = open_store(folder / "index", write=True)
+    roots = {"0": str(folder / "photos")}
+    recipe = RECIPES["balanced"]
+    write_manifest(store, Manifest("none", "0" * 32, 224, recipe.version, "synthetic", count, roots))
+    store.ensure(Schema(DIM))
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    with Pool() as pool:
+        starts = ((folder / "photos", start, min(CHUNK, count - start)) for start in range(0, count, CHUNK))
+        for records in pool.imap(make_records, starts):
+            store.upsert(records)
+    store.optimize()
+    store.close()
+    (folder / "made").touch()
+
+
+def make_records(job: tuple[Path, int, int]) -> list[Record]:
+    photos, start, count = job
+    rng = np.random.default_rng(start)
+    recipe = RECIPES["balanced"]
+    records: list[Record] = []
+    picture, vector = Image.new("RGB", (1, 1)), np.zeros(DIM, np.float32)
+    tokens, positions = np.zeros((0, 0), np.float32), np.zeros((0, 2), np.uint8)
+    for place in range(start, start + count):
+        if place % COPIED == COPIED - 1:
+            picture = ImageOps.mirror(picture) if place % (2 * COPIED) < COPIED else picture
+            picture = picture.resize((160, 120))
+            vector = normal(vector + 0.3 * unit(rng, DIM))
+            tokens = normal(tokens + 0.3 * unit(rng, *tokens.shape))
+        else:
+            picture, vector = drawn(rng), normal(0.65 * centre(place // KIND) + unit(rng, DIM))
+            tokens = unit(rng, min(recipe.num_tokens, PATCHES), recipe.token_dim)
+            cells = np.sort(rng.choice(PATCHES, len(tokens), replace=False))
+            positions = np.stack(np.divmod(cells, GRID[1]), axis=1).astype(np.uint8)
+        path = photos / f"{place:07d}.jpg"
+        picture.save(path, quality=85)
+        status, data = path.stat(), path.read_bytes()
+        records.append(
+            Record(
+                content_id(data),
+                (StoredFile(f"0/{path.name}", status.st_size, status.st_mtime_ns),),
+                Metadata(picture.width, picture.height, "JPEG"),
+                fit="synthetic",
+                global_vector=vector.astype(np.float32),
+                patches=pack_patches(PatchTokens(tokens.astype(np.float32), positions, GRID), recipe.token_bits),
+            )
+        )
+    return records
+
+
+def centre(kind: int) -> np.ndarray:
+    return unit(np.random.default_rng([7, kind]), DIM)
+
+
+def normal(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def drawn(rng: np.random.Generator) -> Image.Image:
+    layers = np.zeros((240, 320), np.float32)
+    for cells, strength in ((4, 110), (12, 90), (40, 70)):
+        noise = Image.fromarray(rng.random((cells, cells), np.float32)).resize((320, 240), Image.Resampling.BICUBIC)
+        layers += strength * np.asarray(noise)
+    return Image.fromarray(layers.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+if __name__ == "__main__":
+    main()
