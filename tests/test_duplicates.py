@@ -154,8 +154,9 @@ def test_joined_pairs_are_in_order_and_have_the_cosine_of_their_rows() -> None:
 def test_only_pairs_that_may_tell_something_new_are_compared() -> None:
     first, second = np.array([0, 0, 1, 1, 4]), np.array([1, 2, 2, 3, 5])
     assert with_keepers(first, second, [0, 1, 2, 3, 4, 5]).tolist() == [True, True, False, True, True]
-    confirmed = [near(0, 1), near(0, 2)]
-    assert settled(first, second, confirmed).tolist() == [True, True, True, False, False]
+    confirmed, tried = [near(0, 1), near(0, 2)], {(0, 1), (0, 2), (0, 3)}
+    assert settled(first, second, confirmed, tried).tolist() == [True, True, True, True, False]
+    assert settled(first, second, confirmed, {(0, 1), (0, 2)}).tolist() == [True, True, True, False, False]
     chain = [near(0, 1), near(1, 3)]
     assert [(one, other) for one, other, _ in untried_pairs(chain, range(6), {(0, 1), (1, 3)})] == [(0, 3)]
 

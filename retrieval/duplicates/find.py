@@ -140,10 +140,11 @@ class _Search:
         self._read(thumbnails, {row: records[row] for row in np.union1d(first, second).tolist()}, "reading")
         early = with_keepers(first, second, order)
         copies = self._copies(thumbnails, first[early], second[early], hypotheses[early])
-        late = ~early & ~settled(first, second, copies)
+        tried = set(zip(first[early].tolist(), second[early].tolist(), strict=True))
+        late = ~early & ~settled(first, second, copies, tried)
         copies += self._copies(thumbnails, first[late], second[late], hypotheses[late])
-        tried = early | late
-        more = list(untried_pairs(copies, order, set(zip(first[tried].tolist(), second[tried].tolist(), strict=True))))
+        tried |= set(zip(first[late].tolist(), second[late].tolist(), strict=True))
+        more = list(untried_pairs(copies, order, tried))
         if more:
             ways = np.stack([way for *_, way in more]).astype(np.float32)[:, None]  # (P, 1, 2, 3)
             ends = np.array([(one, other) for one, other, _ in more])

@@ -1,10 +1,10 @@
 """In which order candidates are compared, so that twenty copies of one photo cost twenty comparisons and not 190.
 
-First the pictures that look like keepers with all their candidates. Two copies of keepers need not be compared with
-each other; what remains does. Last, copies of copies: every picture that a chain of confirmed pairs leads to is held
-against the keeper itself. An enlarged cut-out of a mirrored copy has little in common with the original that patches
-would find, yet the way from one to the other is known, link by link. Chained, the links say where to look, and the
-pixels decide.
+First the pictures that look like keepers with all their candidates. Two copies need not be compared with each other
+where what they are copies of was; what remains is. Last, copies of copies: every picture that a chain of confirmed
+pairs leads to is held against the keeper itself. An enlarged cut-out of a mirrored copy has little in common with the
+original that patches would find, yet the way from one to the other is known, link by link. Chained, the links say where
+to look, and the pixels decide.
 """
 
 from collections import defaultdict, deque
@@ -36,14 +36,22 @@ def with_keepers(first: np.ndarray, second: np.ndarray, order: Sequence[int]) ->
     return np.isin(first, list(keepers)) | np.isin(second, list(keepers))
 
 
-def settled(first: np.ndarray, second: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
-    """Which candidates need no look of their own, for both are confirmed copies of something.  (P,) bool
+def settled(first: np.ndarray, second: np.ndarray, pairs: Sequence[Pair], tried: set[tuple[int, int]]) -> np.ndarray:
+    """Which candidates need no look of their own: pictures that they are copies of are one, or were compared.  (P,) bool
 
-    Two copies of one picture are copies of each other; copies of two pictures are copies of each other if those are,
-    which was looked at.
+    pairs  confirmed so far
+    tried  pairs (lower row, higher row) that were compared
     """
-    copies = list({row for pair in pairs for row in (pair.first, pair.second)})
-    return np.isin(first, copies) & np.isin(second, copies)
+    like: dict[int, set[int]] = defaultdict(set)
+    for pair in pairs:
+        like[pair.first].add(pair.second)
+        like[pair.second].add(pair.first)
+
+    def known(one: int, other: int) -> bool:
+        ones, others = like[one] | {one}, like[other] | {other}
+        return not ones.isdisjoint(others) or any((min(a, b), max(a, b)) in tried for a in ones for b in others)
+
+    return np.array([known(one, other) for one, other in zip(first.tolist(), second.tolist(), strict=True)], bool)
 
 
 def untried_pairs(
