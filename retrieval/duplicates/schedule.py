@@ -37,7 +37,7 @@ def with_keepers(first: np.ndarray, second: np.ndarray, order: Sequence[int]) ->
 
 
 def settled(first: np.ndarray, second: np.ndarray, pairs: Sequence[Pair], tried: set[tuple[int, int]]) -> np.ndarray:
-    """Which candidates need no look of their own: pictures that they are copies of are one, or were compared.  (P,) bool
+    """Which candidates (P,) need no look of their own: what they are copies of is one picture, or was compared.
 
     pairs  confirmed so far
     tried  pairs (lower row, higher row) that were compared
