@@ -25,7 +25,6 @@ Z = TypeVar("Z")
 
 SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
 DISTINCT_SCALE = 3.0  # likewise of what is distinct
-CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
 LARGEST_HEAT = 256  # rows and columns of a heat map
 CHUNK = 256  # candidates that are compared at once
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..match import agree, mutual_pairs
-from ..rerank import CHANCE, side_by_side
+from ..rerank import side_by_side
+
+CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
 
 # B pictures beside the first one
 
