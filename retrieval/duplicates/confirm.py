@@ -13,6 +13,7 @@ from torch import Tensor
 
 from indexer.store import Store
 
+from ..rerank import in_threads
 from .candidates import Candidates
 from .groups import Pair
 from .patches import moves_between
@@ -77,11 +78,15 @@ def compare_patches(
         low, high = starts[within][0], ends[within][-1]
         rows = np.union1d(firsts[within], found.second[low:high]).tolist()
         patches = store.patches([ids[row] for row in rows])
-        for first, start, end in zip(firsts[within].tolist(), starts[within], ends[within], strict=True):
-            at = [n for n in range(start, end) if ids[found.second[n]] in patches]
-            if ids[first] in patches and at:
-                moves = moves_between(patches[ids[first]], [patches[ids[found.second[n]]] for n in at])
-                surplus[at], transform[at] = moves.surplus.numpy(), moves.transform.numpy()
+        beside = [
+            [n for n in range(start, end) if ids[first] in patches and ids[found.second[n]] in patches]
+            for first, start, end in zip(firsts[within].tolist(), starts[within], ends[within], strict=True)
+        ]
+        beside = [at for at in beside if at]
+        packed = [[patches[ids[found.second[n]]] for n in at] for at in beside]
+        of_firsts = [patches[ids[found.first[at[0]]]] for at in beside]
+        for at, moves in zip(beside, in_threads(moves_between, of_firsts, packed), strict=True):
+            surplus[at], transform[at] = moves.surplus.numpy(), moves.transform.numpy()
         report(int(high))
     return PatchMoves(surplus, transform)
 
