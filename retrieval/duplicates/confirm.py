@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from indexer.store import Store
 
@@ -52,12 +51,12 @@ class PatchMoves:
 
 @dataclass(frozen=True, eq=False)
 class PixelFits:
-    """What the pixels say of some pairs; see `proof.Fits`."""
+    """What the pixels say of P pairs; see `proof.Fits`."""
 
-    transform: np.ndarray
-    correlation: np.ndarray
-    drift: np.ndarray
-    overlap: np.ndarray
+    transform: np.ndarray  # (P, 2, 3)
+    correlation: np.ndarray  # (P,)
+    drift: np.ndarray  # (P,)
+    overlap: np.ndarray  # (P, 2)
 
 
 def compare_patches(
@@ -103,25 +102,18 @@ def compare_pixels(
     first, second  (P,)          rows that have thumbnails
     hypotheses     (P, H, 2, 3)  how the second may lie on the first; whole on whole, turned and mirrored, is tried too
     """
-    turns = whole_turns()
-    parts = []
-    for start in range(0, len(first), PAIRS_AT_ONCE):
+    turns, count = whole_turns(), len(first)
+    fits = PixelFits(*(np.empty((count, *shape), np.float32) for shape in ((2, 3), (), (), (2,))))
+    for start in range(0, count, PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
         one, other = thumbnails.of(first[part].tolist()), thumbnails.of(second[part].tolist())
         given = torch.from_numpy(hypotheses[part])
         tried = torch.cat([given, turns.expand(len(one), -1, -1, -1)], 1)
-        parts.append(fit(one, other, best_of(one, other, tried)))
-        report(min(start + PAIRS_AT_ONCE, len(first)))
-
-    def joined(tensors: list[Tensor], *shape: int) -> np.ndarray:
-        return torch.cat(tensors).numpy() if tensors else np.empty((0, *shape), np.float32)
-
-    return PixelFits(
-        joined([part.transform for part in parts], 2, 3),
-        joined([part.correlation for part in parts]),
-        joined([part.drift for part in parts]),
-        joined([part.overlap for part in parts], 2),
-    )
+        found = fit(one, other, best_of(one, other, tried))
+        fits.transform[part], fits.correlation[part] = found.transform, found.correlation
+        fits.drift[part], fits.overlap[part] = found.drift, found.overlap
+        report(min(start + PAIRS_AT_ONCE, count))
+    return fits
 
 
 def worth_a_look(found: Candidates, moves: PatchMoves, alike: np.ndarray) -> np.ndarray:
