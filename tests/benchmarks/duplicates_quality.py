@@ -7,7 +7,7 @@ The set of copies.py is made and indexed in FOLDER once. A copy is found where o
 member of a group is right where it shares a photo with the keeper. Constants of the confirmation were chosen with other
 originals. Then the edits that others made (`copies_real`). --hashes runs imagededup's on the same files, at its default
 distance (pip install imagededup; its networks need torchvision and are left out). On two cores the set of 4,039 takes
-six minutes to index and as long to search, for nearly everything in it is a copy of something.
+six minutes to index and twice that to search, for half of it are copies of something.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def labelled_set(args: argparse.Namespace) -> list[Labelled]:
     """The made set, as it was made before where it is there."""
     kept = args.work / "labels.json"
     if not kept.exists():
-        made = make_copies(args.data, args.work / "set", args.originals)
+        made = make_copies(args.data, (args.work / "set").resolve(), args.originals)
         kept.write_text(json.dumps([asdict(one) for one in made]))
     return [Labelled(**{**one, "shows": tuple(one["shows"])}) for one in json.loads(kept.read_text())]
 
@@ -82,7 +82,7 @@ def searched(folder: Path) -> Duplicates:
 def pairs_of(found: Duplicates, levels: set[str]) -> Pairs:
     """Each keeper with its members of some levels."""
     return {
-        ordered(group.file.path, file.path)
+        ordered(real_path(group.file.path), real_path(file.path))
         for group in found.groups
         for member in group.members
         if member.level in levels
@@ -141,7 +141,7 @@ def real_edits(args: argparse.Namespace) -> Iterable[str]:
     """One line for each group of edits that others made, and what was wrongly put together."""
     folder = args.data / "copies_real"
     rows = list(csv.DictReader((folder / "manifest.csv").open(encoding="utf-8")))
-    group_of = {str((folder / row["path"]).resolve()): row["group"] for row in rows}
+    group_of = {real_path(folder / row["path"]): row["group"] for row in rows}
     index = args.work / "real"
     sync_folder(folder, index)
     found = find_duplicates(index)
@@ -152,7 +152,7 @@ def real_edits(args: argparse.Namespace) -> Iterable[str]:
         lost = ", ".join(sorted(Path(path).name for path in files - best))
         lines.append(f"copies_real, {name}: {len(best)} of {len(files)} in one group{f'; not {lost}' if lost else ''}")
     wrong = sum(
-        group_of[str(Path(group.file.path).resolve())] != group_of[str(Path(file.path).resolve())]
+        group_of[real_path(group.file.path)] != group_of[real_path(file.path)]
         for group in found.groups
         for member in group.members
         for file in member.files
@@ -162,7 +162,11 @@ def real_edits(args: argparse.Namespace) -> Iterable[str]:
 
 def paths_of(group: Group) -> set[str]:
     files = [group.file, *(file for member in group.members for file in member.files)]
-    return {str(Path(file.path).resolve()) for file in files}
+    return {real_path(file.path) for file in files}
+
+
+def real_path(path: str | Path) -> str:
+    return str(Path(path).resolve())
 
 
 def ordered(one: str, other: str) -> tuple[str, str]:
