@@ -155,8 +155,10 @@ def test_only_pairs_that_may_tell_something_new_are_compared() -> None:
     first, second = np.array([0, 0, 1, 1, 4]), np.array([1, 2, 2, 3, 5])
     assert with_keepers(first, second, [0, 1, 2, 3, 4, 5]).tolist() == [True, True, False, True, True]
     confirmed, tried = [near(0, 1), near(0, 2)], {(0, 1), (0, 2), (0, 3)}
-    assert settled(first, second, confirmed, tried).tolist() == [True, True, True, True, False]
-    assert settled(first, second, confirmed, {(0, 1), (0, 2)}).tolist() == [True, True, True, False, False]
+    assert settled(first, second, confirmed, tried).tolist() == [True, True, True, False, False]
+    with_another = [*confirmed, near(3, 6)]  # 1 and 3 are copies of 0 and 6, which were compared
+    assert settled(first, second, with_another, {(0, 6)}).tolist() == [True, True, True, True, False]
+    assert settled(first, second, with_another, set()).tolist() == [True, True, True, False, False]
     chain = [near(0, 1), near(1, 3)]
     assert [(one, other) for one, other, _ in untried_pairs(chain, range(6), {(0, 1), (1, 3)})] == [(0, 3)]
 
@@ -169,6 +171,17 @@ def test_a_group_is_a_star_and_no_chain() -> None:
     sizes = {n: (100, 100) for n in range(4)}
     found = stars([near(0, 1), near(1, 2), near(3, 2)], [0, 1, 2, 3], sizes)
     assert [(star.keeper, [pair.second for pair in star.members]) for star in found] == [(0, [1]), (2, [3])]
+
+
+def test_a_frame_adds_pixels_and_is_no_reason_to_be_kept() -> None:
+    framed = near(0, 1, np.array([[1.25, 0, -0.125], [0, 1.25, -0.125]]), (0.64, 1.0))  # 1 is the middle of 0
+    sizes = {0: (125, 125), 1: (100, 100), 2: (100, 100), 3: (50, 50)}
+    pairs = [framed, near(1, 2), near(1, 3)]  # what is like the photo was not found to be like its framed copy
+    found = stars(pairs, [0, 1, 2, 3], sizes, by_detail=True)
+    assert [(star.keeper, sorted(pair.second for pair in star.members)) for star in found] == [(1, [0, 2, 3])]
+    assert [star.keeper for star in stars(pairs, [0, 1, 2, 3], sizes)] == [0]
+    small_first = stars([near(0, 1), near(1, 2)], [0, 1, 2], {0: (100, 100), 1: (80, 80), 2: (80, 80)}, by_detail=True)
+    assert small_first[0].keeper == 0  # more detail counts for more
 
 
 def test_a_collage_is_named_but_not_given_up_and_no_keeper_of_its_parts() -> None:

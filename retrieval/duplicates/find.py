@@ -120,7 +120,7 @@ class _Search:
         sizes = {row: (record.metadata.width, record.metadata.height) for row, record in records.items()}
         groups = []
         grouped: set[int] = set()
-        for star in stars(pairs, order, sizes):
+        for star in stars(pairs, order, sizes, by_detail=self._keep == "resolution"):
             grouped |= {star.keeper, *(pair.second for pair in star.members)}
             groups.append(self._group(records[star.keeper], self._members(star, records, sizes)))
         return groups + [

@@ -1,8 +1,8 @@
 """Confirmed pairs to groups: stars around the picture to keep, and never chains.
 
 A chain would put a photo and another one into a group because each resembles a third. Here every member was compared
-with the keeper itself. Pictures are taken in the order of keeping; each one that is still free becomes a keeper and
-takes all free pictures that were confirmed against it.
+with the keeper itself. Pictures are taken in the order of keeping; each one that is still free becomes a keeper (or a
+copy that shows as much of it and is nearer to the others) and takes all free pictures that were confirmed against it.
 
 Not every copy may go for its keeper's sake: a collage holds three more photos, and a cut-out that was enlarged shows
 its part better. Those are named in the keeper's group but stay free, to be keepers of groups of their own.
@@ -21,6 +21,7 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 HOLDS_MORE = 0.5  # of a member that the keeper does not show, from which on it is not given up
 DETAIL = 0.75  # pixels along a line in the keeper for each in the member, under which the member shows more detail
+AS_DETAILED = 0.97  # pixels along a line for each in another picture, from which on it shows as much
 WHOLE = 0.85  # share of a picture that counts as all of it
 TURNED_DEGREES = 1.5  # less is not worth a word
 SQUEEZED = 1.04
@@ -64,11 +65,15 @@ class Star:
     related: tuple[Pair, ...]
 
 
-def stars(pairs: Iterable[Pair], order: Sequence[int], sizes: dict[int, tuple[int, int]]) -> list[Star]:
+def stars(
+    pairs: Iterable[Pair], order: Sequence[int], sizes: dict[int, tuple[int, int]], by_detail: bool = False
+) -> list[Star]:
     """Groups of what was confirmed.
 
-    order  all rows that occur in the pairs, those to keep first
-    sizes  width and height of each in pixels
+    order      all rows that occur in the pairs, those to keep first
+    sizes      width and height of each in pixels
+    by_detail  a frame or black corners add pixels and show no more: of copies with as much detail the one that more
+               was confirmed against is kept
     """
     beside: dict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:
@@ -76,9 +81,14 @@ def stars(pairs: Iterable[Pair], order: Sequence[int], sizes: dict[int, tuple[in
         beside[pair.second].append(pair.turned())
     taken: set[int] = set()
     found = []
-    for keeper in order:
+    waiting = list(reversed(order))
+    while waiting:
+        keeper = waiting[-1]
         if keeper in taken:
+            waiting.pop()
             continue
+        if by_detail:
+            keeper = _most_confirmed(keeper, beside, taken, sizes)
         taken.add(keeper)
         members, related = [], []
         for pair in sorted(beside[keeper], key=lambda pair: (pair.level, -pair.similarity, pair.second)):
@@ -90,6 +100,16 @@ def stars(pairs: Iterable[Pair], order: Sequence[int], sizes: dict[int, tuple[in
         if members or related:
             found.append(Star(keeper, tuple(members), tuple(related)))
     return _without_repeats(found)
+
+
+def _most_confirmed(row: int, beside: dict[int, list[Pair]], taken: set[int], sizes: dict[int, tuple[int, int]]) -> int:
+    """The row itself, or a free copy of it with as much detail that more free pictures are copies of."""
+
+    def copies(row: int) -> list[Pair]:
+        return [pair for pair in beside[row] if pair.level == "near" and pair.second not in taken]
+
+    detailed = [pair.second for pair in copies(row) if zoom_of(pair, sizes) >= AS_DETAILED]
+    return max([row, *detailed], key=lambda one: len(copies(one)))
 
 
 def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:

@@ -16,7 +16,7 @@ FORMATS = {"PNG": LOSSLESS, "TIFF": LOSSLESS, "BMP": LOSSLESS, "PPM": LOSSLESS, 
 def keeping_order(keep: Keep) -> Callable[[Record], tuple[object, ...]]:
     """A sort key that puts the picture to keep first.
 
-    resolution  most pixels, lossless format, most bytes, taken first
+    resolution  most pixels, lossless format, most bytes, taken first; see `groups.stars` for pixels that show nothing
     bytes       most bytes, most pixels, lossless format, taken first
     format      lossless format, most pixels, most bytes, taken first
     oldest      taken first, most pixels, lossless format, most bytes

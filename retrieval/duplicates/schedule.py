@@ -48,8 +48,10 @@ def settled(first: np.ndarray, second: np.ndarray, pairs: Sequence[Pair], tried:
         like[pair.second].add(pair.first)
 
     def known(one: int, other: int) -> bool:
-        ones, others = like[one] | {one}, like[other] | {other}
-        return not ones.isdisjoint(others) or any((min(a, b), max(a, b)) in tried for a in ones for b in others)
+        ones, others = like[one], like[other]
+        if not (ones | {one}).isdisjoint(others | {other}):
+            return True
+        return any((min(a, b), max(a, b)) in tried for a in ones for b in others)
 
     return np.array([known(one, other) for one, other in zip(first.tolist(), second.tolist(), strict=True)], bool)
 
