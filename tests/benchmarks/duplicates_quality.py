@@ -61,7 +61,7 @@ def main() -> None:
     print(f"| precision | {' | '.join(precision_text(scores[way]) for way in ways)} |")
     scene = scores["seenit scene"]
     print(f"\nscene level: {scene['same motif']} of {scene['pairs']} pairs show one motif")
-    for line in real:
+    for line in [*real, *wrong_pairs(by_way["seenit near"], mine)]:
         print(line)
 
 
@@ -112,6 +112,14 @@ def scores_of(pairs: Pairs, labels: dict[str, Labelled]) -> dict[str, float]:
     motif = sum(first.motif == second.motif != "" for first, second in known)
     recall = {kind: sum(found) / len(found) for kind, found in hits.items()}
     return {**recall, "pairs": len(known), "right": right, "same motif": motif, "precision": right / max(len(known), 1)}
+
+
+def wrong_pairs(pairs: Pairs, labels: dict[str, Labelled]) -> Iterable[str]:
+    """The pairs that were taken for copies and are none, for a look at them."""
+    for path, second in sorted(pairs):
+        if path in labels and second in labels and set(labels[path].shows).isdisjoint(labels[second].shows):
+            same = "the same motif" if labels[path].motif == labels[second].motif != "" else "another motif"
+            yield f"no copy, but {same}: {path} {second}"
 
 
 def precision_text(scores: dict[str, float]) -> str:
