@@ -6,7 +6,7 @@ Pictures are drawn noise of several scales at 320 x 240, two in a hundred of the
 other time). Vectors and patches are made up: kinds of 50 pictures with cosines around .3, so that every picture has
 about as many candidates as there can be. Decoding photos of a camera takes some milliseconds more for each picture; see
 decode_speed.py. With --work the indexes are kept for another run. On two cores 10,000 take two minutes to search and
-one to make.
+one to make; 100,000 take twenty and ten.
 """
 
 import argparse
