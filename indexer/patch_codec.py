@@ -43,6 +43,22 @@ class PatchTokens:
     grid: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class ManyPatches:
+    """Patches of several pictures, those of one after those of the other.
+
+    tokens     (K of all, T)  float32, L2-normalised
+    positions  (K of all, 2)  uint8, row and column of each on its grid; in raster order
+    counts     K of each picture
+    grids      rows and columns of patches of each picture
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    counts: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]
+
+
 def pack_patches(patches: PatchTokens, bits: int) -> bytes:
     """The bytes of one picture's tokens; K * T * bits / 8 of them, and the grid's."""
     rows, cols = patches.grid
@@ -55,26 +71,22 @@ def pack_patches(patches: PatchTokens, bits: int) -> bytes:
     return header + np.packbits(kept).tobytes() + _codes(patches.tokens, bits).tobytes()
 
 
-def unpack_patches(packed: Sequence[bytes]) -> list[PatchTokens]:
+def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
     """The tokens of several pictures of one index, each as near to the packed ones as its bits allow.
 
     Raises SeenitError for bytes that `pack_patches` has not written, or not alike.
     """
     if not packed:
-        return []
-    parts = [_take_apart(data) for data in packed]
-    bits, dim = packed[0][1], int.from_bytes(packed[0][4:6], "little")
-    if any(data[1] != bits or data[4:6] != packed[0][4:6] for data in packed):
+        return ManyPatches(np.empty((0, 0), np.float32), np.empty((0, 2), np.uint8), (), ())
+    bits, dim = packed[0][1:2], packed[0][4:6]
+    positions, grids, codes = zip(*(_take_apart(data) for data in packed), strict=True)
+    if any(data[1:2] != bits or data[4:6] != dim for data in packed):
         raise SeenitError("the index holds patches of several kinds; make the index anew")
-    codes = np.concatenate([codes for _, _, codes in parts])  # of all pictures, for one lookup
-    numbers = codes.view(np.int8).astype(np.float32) if bits == 8 else _TABLES[bits][codes]
-    tokens = numbers.reshape(-1, dim)
+    all_codes = np.concatenate(codes)  # for one lookup
+    numbers = all_codes.view(np.int8).astype(np.float32) if bits == b"\x08" else _TABLES[bits[0]].take(all_codes, 0)
+    tokens = numbers.reshape(-1, int.from_bytes(dim, "little"))
     tokens /= np.maximum(np.sqrt(np.einsum("kt,kt->k", tokens, tokens)), 1e-12)[:, None]
-    ends = np.cumsum([len(positions) for positions, _, _ in parts])[:-1]
-    return [
-        PatchTokens(of_picture, positions, grid)
-        for of_picture, (positions, grid, _) in zip(np.split(tokens, ends), parts, strict=True)
-    ]
+    return ManyPatches(tokens, np.concatenate(positions), tuple(map(len, positions)), grids)
 
 
 def _take_apart(data: bytes) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:

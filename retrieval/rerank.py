@@ -122,19 +122,17 @@ def in_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> l
 
 def side_by_side(packed: Sequence[bytes]) -> Candidates:
     """The patches of several pictures as one batch."""
-    pictures = unpack_patches(packed)
-    counts = np.array([len(picture.tokens) for picture in pictures])
+    patches = unpack_patches(packed)
+    counts = np.array(patches.counts, int)
     mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, M)
-    real = np.concatenate([picture.tokens for picture in pictures])
-    if mask.all():  # as good as always; then there is nothing to pad
-        tokens = real.reshape(*mask.shape, -1)
+    middles = patches.positions[:, ::-1] + np.float32(0.5)
+    if mask.all():  # as good as always; then there is nothing to pad, and nothing large to copy
+        tokens, at = patches.tokens.reshape(*mask.shape, -1), middles.reshape(*mask.shape, 2)
     else:
-        tokens = np.zeros((*mask.shape, real.shape[1]), np.float32)
-        tokens[mask] = real
-    at = np.zeros((*mask.shape, 2), np.float32)
-    at[mask] = np.concatenate([picture.positions[:, ::-1] for picture in pictures]) + 0.5
-    grids = tuple(picture.grid for picture in pictures)
-    return Candidates(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(at), grids)
+        tokens = np.zeros((*mask.shape, patches.tokens.shape[1]), np.float32)
+        at = np.zeros((*mask.shape, 2), np.float32)
+        tokens[mask], at[mask] = patches.tokens, middles
+    return Candidates(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(at), patches.grids)
 
 
 def patches_at(grid: tuple[int, int]) -> Tensor:

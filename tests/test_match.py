@@ -28,12 +28,14 @@ def test_packed_tokens_come_back(bits: int, least: float) -> None:
     rng = np.random.default_rng(0)
     pictures = [some_patches(rng, 40), some_patches(rng, 7, (3, 5)), some_patches(rng, 1, (1, 1))]
     packed = [pack_patches(picture, bits) for picture in pictures]
-    for data, picture, back in zip(packed, pictures, unpack_patches(packed), strict=True):
+    back = unpack_patches(packed)
+    assert back.counts == (40, 7, 1) and back.grids == tuple(picture.grid for picture in pictures)
+    np.testing.assert_array_equal(back.positions, np.concatenate([picture.positions for picture in pictures]))
+    np.testing.assert_allclose(np.linalg.norm(back.tokens, axis=1), 1, atol=1e-5)
+    ends = np.cumsum(back.counts)[:-1]
+    for data, picture, tokens in zip(packed, pictures, np.split(back.tokens, ends), strict=True):
         assert len(data) == 6 + -(-picture.grid[0] * picture.grid[1] // 8) + len(picture.tokens) * 64 * bits // 8
-        assert back.grid == picture.grid
-        np.testing.assert_array_equal(back.positions, picture.positions)
-        np.testing.assert_allclose(np.linalg.norm(back.tokens, axis=1), 1, atol=1e-5)
-        assert (back.tokens * picture.tokens).sum(1).mean() > least
+        assert (tokens * picture.tokens).sum(1).mean() > least
 
 
 def test_damaged_patches_are_told() -> None:
