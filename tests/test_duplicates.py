@@ -14,10 +14,18 @@ from indexer.errors import SeenitError
 from indexer.store import Metadata, Record, StoredFile, open_store
 from indexer.sync import sync_folder
 from retrieval.duplicates import Duplicates, find_duplicates
-from retrieval.duplicates.candidates import Candidates, near_pairs, with_pairs
+from retrieval.duplicates.candidates import Candidates, are_among, near_pairs, with_pairs
 from retrieval.duplicates.groups import Pair, in_words, stars, stays
 from retrieval.duplicates.keeper import keeping_order
-from retrieval.duplicates.patterns import alike_in_any_position, likeness, patterns_of
+from retrieval.duplicates.patterns import (
+    Patterns,
+    alike_in_any_position,
+    alike_in_part,
+    likeness,
+    patterns_of,
+    patterns_of_parts,
+    whole_in_part,
+)
 from retrieval.duplicates.present import as_json, table, write_duplicates_page
 from retrieval.duplicates.proof import SIDE, Fits, best_of, fit, inverse, whole_turns
 from retrieval.duplicates.schedule import settled, untried_pairs, with_keepers
@@ -138,6 +146,30 @@ def test_patterns_know_a_picture_in_any_position(turn: Image.Transpose) -> None:
     assert alike[0] > 0.8 > 0.4 > alike[1]
 
 
+def collage(parts: list[Image.Image], columns: int) -> Image.Image:
+    """Pictures of one size side by side."""
+    width, height = parts[0].size
+    sheet = Image.new("RGB", (columns * width, len(parts) // columns * height))
+    for n, part in enumerate(parts):
+        sheet.paste(part, (n % columns * width, n // columns * height))
+    return sheet
+
+
+def test_patterns_know_the_parts_of_a_collage() -> None:
+    pictures = [scene(n) for n in range(10)]
+    pictures += [collage(pictures[:4], 2), collage(pictures[4:6], 1), Image.new("RGB", (160, 120), "grey")]
+    squares = torch.stack([grey(picture) for picture in pictures])
+    patterns = Patterns(patterns_of(squares), patterns_of_parts(squares))
+    found = alike_in_part(patterns, 0.6)
+    pairs = list(zip(found.first.tolist(), found.second.tolist(), strict=True))
+    assert pairs == [(0, 10), (1, 10), (2, 10), (3, 10), (4, 11), (5, 11)]  # and the flat one is part of nothing
+    placed = whole_in_part(patterns, found.first, found.second)
+    np.testing.assert_array_equal(placed[1], [[0.5, 0, 0.5], [0, 0.5, 0]])
+    np.testing.assert_array_equal(placed[5], [[1, 0, 0], [0, 0.5, 0.5]])
+    (back,) = whole_in_part(patterns, found.second[1:2], found.first[1:2])
+    np.testing.assert_allclose(back @ [0.75, 0.25, 1], (0.5, 0.5))
+
+
 def test_joined_pairs_are_in_order_and_have_the_cosine_of_their_rows() -> None:
     rows = rows_with_twins(6)
     found = Candidates(np.array([0, 2]), np.array([1, 3]), np.array([0.9, 0.8], np.float32))
@@ -146,6 +178,7 @@ def test_joined_pairs_are_in_order_and_have_the_cosine_of_their_rows() -> None:
     assert joined.first.tolist() == [0, 1, 2] and joined.second.tolist() == [1, 4, 3]
     expected = float(rows[1].astype(np.float32) @ rows[4].astype(np.float32))
     assert joined.cosine.tolist() == pytest.approx([0.9, expected, 0.8], abs=1e-3)
+    assert are_among(joined, more).tolist() == [True, True, False] and not are_among(found, more)[1]
 
 
 # ---- groups ----
@@ -252,6 +285,8 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ImageOps.mirror(first).save(folder / "made/0_mirrored.jpg", quality=90)
     (folder / "made/0_same.png").write_bytes((folder / "0.png").read_bytes())
     ImageEnhance.Brightness(second).enhance(0.7).save(folder / "made/1_dark.jpg", quality=90)
+    sheet = collage([scene(2), *(scene(20 + n) for n in range(3))], 2)
+    sheet.resize((200, 150)).save(folder / "made/2_and_others.jpg", quality=90)
     sync_folder(folder, resolution=112, workers=1)
     return folder
 
@@ -270,12 +305,15 @@ def test_copies_are_found_and_other_photos_are_not(album: Path) -> None:
     assert names(found) == {
         "0.png": {"0_same.png", "0_small.jpg", "0_tiny.png", "0_mirrored.jpg"},
         "1.png": {"1_dark.jpg"},
+        "2_and_others.jpg": {"2.png"},
     }
+    (of_collage,) = (group for group in found.groups if group.members[0].stays)
+    assert not of_collage.spare  # it holds three more, and shows this one smaller
     how = {
         Path(file.path).name: member.how for group in found.groups for member in group.members for file in member.files
     }
     assert how["0_mirrored.jpg"] == "mirrored" and "50 %" in how["0_tiny.png"]
-    assert found.pictures == 14 and found.notes == ()
+    assert found.pictures == 15 and found.notes == ()
 
 
 def test_exact_reads_no_vectors(album: Path) -> None:
@@ -288,15 +326,16 @@ def test_table_json_and_page_tell_the_same(album: Path, tmp_path: Path) -> None:
     found = find_duplicates(album / ".seenit", workers=1)
     files = {file.path for group in found.groups for file in [group.file, *group.spare]}
     assert all(file in table(found) for file in files)
-    assert "2 groups; 5 files (1 exact, 4 near)" in table(found)
+    assert "3 groups; 5 files (1 exact, 4 near)" in table(found)
     values = json.loads(json.dumps(as_json(found)))
-    assert {one["keeper"]["path"] for one in values["groups"]} == {str(album / "0.png"), str(album / "1.png")}
+    keepers = {"0.png", "1.png", "made/2_and_others.jpg"}
+    assert {one["keeper"]["path"] for one in values["groups"]} == {str(album / name) for name in keepers}
     assert sum(one["bytes_freed"] for one in values["groups"]) == sum(
         file.size for group in found.groups for file in group.spare
     )
-    assert write_duplicates_page(tmp_path / "page.html", found) == 2
+    assert write_duplicates_page(tmp_path / "page.html", found) == 3
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("<section") == 2 and "mirrored" in page and "http" not in page.split("</style>")[1]
+    assert page.count("<section") == 3 and "mirrored" in page and "http" not in page.split("</style>")[1]
 
 
 def test_a_file_that_vanished_or_changed_is_said_and_left_out(tmp_path: Path, tiny_backbone: Path) -> None:

@@ -78,14 +78,15 @@ def near_pairs(
     least_cosine: float,
     neighbours: int = NEIGHBOURS,
     *,
-    versions: Sequence[Callable[[np.ndarray], np.ndarray]] = (lambda rows: rows,),
+    versions: Sequence[Callable[[slice], np.ndarray]] = (),
     flat_up_to: int = FLAT_UP_TO,
     report: Callable[[int], None] = lambda done: None,
 ) -> Candidates:
     """Every picture with its `neighbours` nearest, as far as their cosine reaches `least_cosine`.
 
     rows      (N, G)  L2-normalised, float16 or float32
-    versions  each makes of some rows the rows that are looked for; the best cosine counts
+    versions  each gives what is looked for in the place of some of the rows, (Q, G); the best cosine counts. By default
+              the rows themselves
     report    gets the number of pictures whose neighbours are known, now and then
     """
     num = len(rows)
@@ -94,8 +95,8 @@ def near_pairs(
     index = _index_of(rows, num > flat_up_to)
     codes, cosines = [], []
     for start in range(0, num, QUERIES_AT_ONCE):
-        block = rows[start : start + QUERIES_AT_ONCE]
-        for version in versions:
+        block = slice(start, start + QUERIES_AT_ONCE)
+        for version in versions or (rows.__getitem__,):
             queries = np.ascontiguousarray(version(block), np.float32)
             found, neighbour = index.search(queries, min(neighbours + 1, num))  # (Q, K + 1), itself mostly among them
             one = np.arange(start, start + len(queries))[:, None].repeat(neighbour.shape[1], 1)
@@ -103,7 +104,7 @@ def near_pairs(
             one, other = one[real], neighbour[real]
             codes.append(np.minimum(one, other) * num + np.maximum(one, other))
             cosines.append(found[real])
-        report(start + len(block))
+        report(min(start + QUERIES_AT_ONCE, num))
     code, cosine = np.concatenate(codes), np.concatenate(cosines).astype(np.float32)
     best_first = np.argsort(-cosine, kind="stable")
     code, at = np.unique(code[best_first], return_index=True)
@@ -123,6 +124,12 @@ def with_pairs(found: Candidates, more: Candidates, rows: np.ndarray) -> Candida
     joined = [np.concatenate(pair) for pair in ((found.first, first), (found.second, second), (found.cosine, cosine))]
     order = np.lexsort((joined[1], joined[0]))
     return Candidates(*(values[order] for values in joined))
+
+
+def are_among(found: Candidates, others: Candidates) -> np.ndarray:
+    """Which pairs of the one list are in the other as well.  (P,) bool"""
+    num = max(int(one.second.max(initial=0)) + 1 for one in (found, others))
+    return np.isin(found.first * num + found.second, others.first * num + others.second)
 
 
 def _index_of(rows: np.ndarray, approximate: bool) -> Any:

@@ -11,10 +11,11 @@ from indexer.errors import SeenitError
 from indexer.manifest import Roots, read_manifest
 from indexer.store import Listed, Record, Store, StoredFile, open_store
 
-from .candidates import NEIGHBOURS, Candidates, near_pairs, read_vectors, with_pairs
+from .candidates import NEIGHBOURS, Candidates, are_among, near_pairs, read_vectors, with_pairs
 from .confirm import (
     LEAST_COSINE,
     LOOK_ALIKE,
+    PART_ALIKE,
     compare_patches,
     compare_pixels,
     copies_among,
@@ -25,7 +26,16 @@ from .groups import LEVELS, Level, Pair, Star, in_words, stars, stays
 from .keeper import KEEPS, Keep, files_in_order, keeping_order
 from .outcome import Duplicates, File, Group, Member
 from .patterns import SIDE as PATTERN_SIDE
-from .patterns import alike_in_any_position, likeness, patterns_of
+from .patterns import (
+    Patterns,
+    alike_in_any_position,
+    alike_in_part,
+    empty_patterns,
+    likeness,
+    patterns_of,
+    patterns_of_parts,
+    whole_in_part,
+)
 from .schedule import settled, untried_pairs, with_keepers
 from .thumbnails import Thumbnails
 
@@ -106,15 +116,17 @@ class _Search:
         total = len(vectors.ids)
         found = near_pairs(vectors.rows, LEAST_COSINE, neighbours, report=self._reporter("neighbours", total))
         patterns = self._read_patterns(vectors.ids)
-        turned = alike_in_any_position(patterns, LOOK_ALIKE, self._reporter("turned and mirrored", total))
-        found = with_pairs(found, turned, vectors.rows)
+        turned = alike_in_any_position(patterns.whole, LOOK_ALIKE, self._reporter("turned and mirrored", total))
+        within = alike_in_part(patterns, PART_ALIKE, self._reporter("collages", total))
+        for more in (turned, within):
+            found = with_pairs(found, more, vectors.rows)
         several = set(self._with_several_files())
         rows = np.union1d(found.first, found.second).tolist()
         row_of = {vectors.ids[row]: row for row in rows}
         records = {
             row_of.get(id, -1 - n): record for n, (id, record) in enumerate(self._records({*row_of, *several}).items())
         }
-        pairs = self._confirmed(found, patterns, vectors.ids, records, scenes)
+        pairs = self._confirmed(found, within, patterns, vectors.ids, records, scenes)
 
         order = sorted(records, key=lambda row: keeping_order(self._keep)(records[row]))
         sizes = {row: (record.metadata.width, record.metadata.height) for row, record in records.items()}
@@ -128,13 +140,22 @@ class _Search:
         ]
 
     def _confirmed(
-        self, found: Candidates, patterns: np.ndarray, ids: Sequence[str], records: dict[int, Record], scenes: bool
+        self,
+        found: Candidates,
+        within: Candidates,
+        patterns: Patterns,
+        ids: Sequence[str],
+        records: dict[int, Record],
+        scenes: bool,
     ) -> list[Pair]:
         """The candidates that are copies, the copies that those lead to, and with `scenes` the others whose patches
         agree."""
         moves = compare_patches(self._store, ids, found, self._reporter("patches", len(found.first)))
-        look = worth_a_look(found, moves, likeness(patterns, found.first, found.second))
-        first, second, hypotheses = found.first[look], found.second[look], moves.transform[look]
+        look = worth_a_look(found, moves, likeness(patterns.whole, found.first, found.second))
+        look |= are_among(found, within)
+        first, second = found.first[look], found.second[look]
+        in_part = whole_in_part(patterns, first, second)
+        hypotheses = np.concatenate([moves.transform[look], in_part[:, None]], 1)  # (P, 3, 2, 3)
         order = sorted(records, key=lambda row: keeping_order(self._keep)(records[row]))
         thumbnails = Thumbnails(len(np.union1d(first, second)), workers=self._workers)
         self._read(thumbnails, {row: records[row] for row in np.union1d(first, second).tolist()}, "reading")
@@ -163,8 +184,8 @@ class _Search:
         fits = compare_pixels(thumbnails, first, second, hypotheses, self._reporter("pixels", len(first)))
         return copies_among(first, second, fits)
 
-    def _read_patterns(self, ids: Sequence[str]) -> np.ndarray:
-        """The pattern of every picture, by row; zeros, which are like nothing, where it could not be looked at."""
+    def _read_patterns(self, ids: Sequence[str]) -> Patterns:
+        """What every picture looks like, by row."""
         thumbnails = Thumbnails(len(ids), 2 * PATTERN_SIDE, self._workers)
         row_of = {id: row for row, id in enumerate(ids)}
         listed = {row_of[one.id]: one for one in self._store.list_files() if one.id in row_of and one.files}
@@ -175,11 +196,12 @@ class _Search:
                 f"left out {len(thumbnails.missing)} that could not be looked at ({gone}); to bring the index in line:"
                 f" seenit index --index {self._store.location}"
             )
-        found = np.zeros((len(ids), PATTERN_SIDE**2), np.float16)
+        found = empty_patterns(len(ids))
         there = [row for row in listed if thumbnails.has(row)]
         for start in range(0, len(there), PATTERNS_AT_ONCE):
             rows = there[start : start + PATTERNS_AT_ONCE]
-            found[rows] = patterns_of(thumbnails.of(rows))
+            pictures = thumbnails.of(rows)
+            found.whole[rows], found.parts[rows] = patterns_of(pictures), patterns_of_parts(pictures)
         return found
 
     def _read(self, thumbnails: Thumbnails, records: Mapping[int, Record | Listed], what: str) -> None:

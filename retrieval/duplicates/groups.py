@@ -45,6 +45,11 @@ class Pair:
     transform: np.ndarray | None
     overlap: tuple[float, float]
 
+    @property
+    def share_most(self) -> bool:
+        """Whether each shows most of the other: a cut-out and a collage do not."""
+        return min(self.overlap) >= HOLDS_MORE
+
     def turned(self) -> "Pair":
         """The same from the second one's side."""
         back = None
@@ -72,8 +77,8 @@ def stars(
 
     order      all rows that occur in the pairs, those to keep first
     sizes      width and height of each in pixels
-    by_detail  a frame or black corners add pixels and show no more: of copies with as much detail the one that more
-               was confirmed against is kept
+    by_detail  a frame, black corners or three photos beside it add pixels and show no more of a photo: of copies with
+               as much detail the one that more was confirmed against is kept
     """
     beside: dict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:
@@ -103,13 +108,13 @@ def stars(
 
 
 def _most_confirmed(row: int, beside: dict[int, list[Pair]], taken: set[int], sizes: dict[int, tuple[int, int]]) -> int:
-    """The row itself, or a free copy of it with as much detail that more free pictures are copies of."""
+    """The row itself, or a free copy of it with as much detail that shares most with more free pictures."""
 
     def copies(row: int) -> list[Pair]:
         return [pair for pair in beside[row] if pair.level == "near" and pair.second not in taken]
 
     detailed = [pair.second for pair in copies(row) if zoom_of(pair, sizes) >= AS_DETAILED]
-    return max([row, *detailed], key=lambda one: len(copies(one)))
+    return max([row, *detailed], key=lambda one: sum(pair.share_most for pair in copies(one)))
 
 
 def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:

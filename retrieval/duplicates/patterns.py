@@ -1,17 +1,20 @@
-"""Whole pictures as small grey patterns that can be compared in all eight positions, which descriptors cannot.
+"""Pictures as small grey patterns that can be compared in all eight positions, and part with whole.
 
 A picture that was turned by a quarter, stood on its head or mirrored lies far away in the space of descriptors, for a
 house on its head is no house. Its pattern is the same one turned. So patterns find the copies that show the whole
-picture, in whichever position; descriptors and patches find those that show a part of it.
+picture, in whichever position; descriptors and patches find those that show a part of it. A collage of two or four is
+like none of what it is made of, but its halves or quarters are.
 """
 
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d
 
 from .candidates import Candidates, near_pairs
 from .proof import normalised
@@ -21,7 +24,29 @@ from .proof import normalised
 SIDE = 16  # cells of a pattern's sides
 WINDOW = 5  # cells within which contrast is evened out
 NEIGHBOURS = 8  # of each picture in each position
-PAIRS_AT_ONCE = 16_384
+PAIRS_AT_ONCE = 4096
+QUARTERS = tuple((left, top, 0.5, 0.5) for top in (0, 0.5) for left in (0, 0.5))
+HALVES = ((0, 0, 1, 0.5), (0, 0.5, 1, 0.5), (0, 0, 0.5, 1), (0.5, 0, 0.5, 1))
+PARTS = QUARTERS + HALVES  # left, top, width and height as fractions of a picture
+
+
+@dataclass(frozen=True, eq=False)
+class Patterns:
+    """What N pictures look like, all of them and in parts; zeros, which are like nothing, for those without a picture.
+
+    whole  (N, SIDE * SIDE)         float16, L2-normalised
+    parts  (N, PARTS, SIDE * SIDE)  likewise, mapped from a file that is gone when this is
+    """
+
+    whole: np.ndarray
+    parts: np.ndarray
+
+
+def empty_patterns(count: int) -> Patterns:
+    """Zeros, to be filled in."""
+    with tempfile.TemporaryFile(prefix="seenit-") as file:  # the mapping outlives the closed file
+        parts = np.memmap(file, np.float16, "w+", shape=(max(count, 1), len(PARTS), SIDE * SIDE))
+    return Patterns(np.zeros((count, SIDE * SIDE), np.float16), parts[:count])
 
 
 def patterns_of(thumbnails: Tensor) -> np.ndarray:
@@ -30,10 +55,19 @@ def patterns_of(thumbnails: Tensor) -> np.ndarray:
     thumbnails  (N, S, S)  float32 in [0, 255], S a multiple of SIDE
     returns     (N, SIDE * SIDE)  float16, L2-normalised; zeros where a picture is flat
     """
-    small = avg_pool2d(thumbnails[:, None], thumbnails.shape[-1] // SIDE)
-    flat = normalised(small, WINDOW).flatten(1)
+    flat = normalised(adaptive_avg_pool2d(thumbnails[:, None], SIDE), WINDOW).flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
     return (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-3)).half().numpy()
+
+
+def patterns_of_parts(thumbnails: Tensor) -> np.ndarray:
+    """Likewise of every one of PARTS, S a multiple of 2 * SIDE.  (N, PARTS, SIDE * SIDE)"""
+    side = thumbnails.shape[-1]
+    parts = []
+    for part in PARTS:
+        left, top, width, height = (round(side * share) for share in part)
+        parts.append(patterns_of(thumbnails[:, top : top + height, left : left + width]))
+    return np.stack(parts, 1)
 
 
 def positions() -> list[Callable[[np.ndarray], np.ndarray]]:
@@ -51,7 +85,14 @@ def alike_in_any_position(
     rows: np.ndarray, least: float, report: Callable[[int], None] = lambda done: None
 ) -> Candidates:
     """Pairs whose patterns (N, SIDE * SIDE) correlate with `least` or more in one of the positions."""
-    return near_pairs(rows, least, NEIGHBOURS, versions=positions(), report=report)
+    versions = [partial(lambda lay, block: lay(rows[block]), lay) for lay in positions()]
+    return near_pairs(rows, least, NEIGHBOURS, versions=versions, report=report)
+
+
+def alike_in_part(patterns: Patterns, least: float, report: Callable[[int], None] = lambda done: None) -> Candidates:
+    """Pairs of which one has a part that correlates with all of the other with `least` or more."""
+    versions = [partial(lambda part, block: patterns.parts[block, part], part) for part in range(len(PARTS))]
+    return near_pairs(patterns.whole, least, NEIGHBOURS, versions=versions, report=report)
 
 
 def likeness(rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -64,3 +105,23 @@ def likeness(rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndar
             turned = torch.from_numpy(lay(one.numpy()))
             best[part] = np.maximum(best[part], (turned * other).sum(1).numpy())
     return best
+
+
+def whole_in_part(patterns: Patterns, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How some pairs lie where one of each is a part of the other.
+
+    returns  (P, 2, 3) float32, from fractions of the first to fractions of the second
+    """
+    boxes = np.array([[[width, 0, left], [0, height, top]] for left, top, width, height in PARTS], np.float32)
+    back = np.array([[[1 / w, 0, -left / w], [0, 1 / h, -top / h]] for left, top, w, h in PARTS], np.float32)
+    ways = np.concatenate([boxes, back])  # the first is a part of the second, or around it
+    best = np.empty(len(first), np.int64)
+    for start in range(0, len(first), PAIRS_AT_ONCE):
+        block = slice(start, start + PAIRS_AT_ONCE)
+        ends = ((first[block], second[block]), (second[block], first[block]))
+        alike = [
+            np.einsum("pc,pnc->pn", patterns.whole[one], patterns.parts[around], dtype=np.float32)
+            for one, around in ends
+        ]
+        best[block] = np.concatenate(alike, 1).argmax(1)
+    return ways[best]

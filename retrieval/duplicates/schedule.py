@@ -14,7 +14,9 @@ import numpy as np
 
 from .groups import Pair
 
-ROUNDS = 6  # keepers of one chain that are tried
+REACH = 64  # pictures to which chains are followed from one
+LEAST_SHARED = 0.1  # of one of two pictures, for a chain to go on
+GRID = np.stack(np.meshgrid(*2 * [(np.arange(8) + 0.5) / 8]), -1).reshape(-1, 2)  # (64, 2), places in a picture
 Transform = np.ndarray  # (2, 3) from fractions of one picture to fractions of another
 
 
@@ -39,13 +41,14 @@ def with_keepers(first: np.ndarray, second: np.ndarray, order: Sequence[int]) ->
 def settled(first: np.ndarray, second: np.ndarray, pairs: Sequence[Pair], tried: set[tuple[int, int]]) -> np.ndarray:
     """Which candidates (P,) need no look of their own: what they are copies of is one picture, or was compared.
 
-    pairs  confirmed so far
+    pairs  confirmed so far; that two lie in one collage says nothing of them
     tried  pairs (lower row, higher row) that were compared
     """
     like: dict[int, set[int]] = defaultdict(set)
     for pair in pairs:
-        like[pair.first].add(pair.second)
-        like[pair.second].add(pair.first)
+        if pair.share_most:
+            like[pair.first].add(pair.second)
+            like[pair.second].add(pair.first)
 
     def known(one: int, other: int) -> bool:
         ones, others = like[one], like[other]
@@ -63,45 +66,53 @@ def untried_pairs(
 
     order  all rows, those to keep first
     tried  pairs (lower row, higher row) that were compared
-    For each chain the first keeper with all the others; where some do not belong to it, the first of those with the
-    rest, and so on.
+    Each picture that shares most with none before it is held against all that its chains lead to.
     """
     beside: dict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:
         beside[pair.first].append(pair)
         beside[pair.second].append(pair.turned())
-    rank = {row: n for n, row in enumerate(order)}
-    seen: set[int] = set()
-    for start in order:
-        if start in seen or start not in beside:
+    known = set(tried)
+    served: set[int] = set()
+    for row in order:
+        if row in served or row not in beside:
             continue
-        reached = _reached_from(start, beside)
-        seen |= reached.keys()
-        free = sorted(reached, key=rank.__getitem__) if len(reached) > 2 else []
-        for _ in range(ROUNDS):
-            if len(free) < 2:
-                break
-            keeper, others = free[0], free[1:]
-            ways = _reached_from(keeper, beside)
-            own = {pair.second for pair in beside[keeper]}
-            for row in others:
-                if (min(keeper, row), max(keeper, row)) not in tried:
-                    yield keeper, row, ways[row]
-            free = [row for row in others if row not in own]
+        served |= {pair.second for pair in beside[row] if pair.share_most}
+        for other, way in _reached_from(row, beside).items():
+            code = (min(row, other), max(row, other))
+            if other != row and code not in known:
+                known.add(code)
+                yield row, other, way
 
 
 def _reached_from(start: int, beside: dict[int, list[Pair]]) -> dict[int, Transform]:
-    """Every row that pairs lead to, with the transform from `start` along the shortest way."""
+    """The rows that pairs lead to, nearest first, with the transform from `start` along the shortest way.
+
+    A way ends where nothing of the start is left: two photos of one collage share nothing.
+    """
     ways: dict[int, Transform] = {start: np.eye(3)[:2]}
     waiting = deque([start])
-    while waiting:
+    while waiting and len(ways) < REACH:
         row = waiting.popleft()
         for pair in beside[row]:
-            if pair.second not in ways:
-                assert pair.transform is not None
-                ways[pair.second] = (_square(pair.transform) @ _square(ways[row]))[:2]
+            if pair.second in ways:
+                continue
+            assert pair.transform is not None
+            way = (_square(pair.transform) @ _square(ways[row]))[:2]
+            if _shared(way) >= LEAST_SHARED:
+                ways[pair.second] = way
                 waiting.append(pair.second)
     return ways
+
+
+def _shared(way: Transform) -> float:
+    """How much of one picture lies on the other, as a share of the one of which that is more."""
+    there, back = (np.abs(GRID @ one[:, :2].T + one[:, 2] - 0.5) < 0.5 for one in (way, _inverse(way)))
+    return float(max(there.all(1).mean(), back.all(1).mean()))
+
+
+def _inverse(way: Transform) -> Transform:
+    return np.asarray(np.linalg.pinv(_square(way))[:2])
 
 
 def _square(transform: Transform) -> np.ndarray:
