@@ -196,6 +196,19 @@ def test_only_pairs_that_may_tell_something_new_are_compared() -> None:
     assert [(one, other) for one, other, _ in untried_pairs(chain, range(6), {(0, 1), (1, 3)})] == [(0, 3)]
 
 
+UPPER_LEFT = np.array([[0.5, 0, 0], [0, 0.5, 0]])  # how a photo lies in a collage of four
+LOWER_RIGHT = np.array([[0.5, 0, 0.5], [0, 0.5, 0.5]])
+
+
+def test_what_lies_in_one_collage_is_still_compared() -> None:
+    """0 and 1 show one photo, 2 another; 3 is a collage of both photos."""
+    pairs = [near(0, 3, UPPER_LEFT, (1, 0.25)), near(1, 3, UPPER_LEFT, (1, 0.25)), near(2, 3, LOWER_RIGHT, (1, 0.25))]
+    assert settled(np.array([0]), np.array([1]), pairs, set()).tolist() == [False]
+    chained = list(untried_pairs(pairs, [3, 0, 1, 2], {(0, 3), (1, 3), (2, 3)}))
+    assert [(one, other) for one, other, _ in chained] == [(0, 1)]  # of 2 nothing is left in the quarter of 0
+    np.testing.assert_allclose(chained[0][2], SAME, atol=1e-9)
+
+
 def near(first: int, second: int, transform: np.ndarray = SAME, overlap: tuple[float, float] = (1.0, 1.0)) -> Pair:
     return Pair(first, second, "near", 0.9, transform, overlap)
 
@@ -218,15 +231,19 @@ def test_a_frame_adds_pixels_and_is_no_reason_to_be_kept() -> None:
 
 
 def test_a_collage_is_named_but_not_given_up_and_no_keeper_of_its_parts() -> None:
-    part = np.array([[0.5, 0, 0], [0, 0.5, 0]])  # 0 fills the upper left quarter of 1
     sizes = {0: (400, 300), 1: (500, 400), 2: (200, 150)}
-    pairs = [near(0, 1, part, (1.0, 0.25)), near(0, 2)]
+    pairs = [near(0, 1, UPPER_LEFT, (1.0, 0.25)), near(0, 2)]
     collage_first = stars(pairs, [1, 0, 2], sizes)
     assert [(star.keeper, len(star.members), len(star.related)) for star in collage_first] == [(1, 0, 1), (0, 1, 0)]
     assert "larger" in stays(collage_first[0].related[0], sizes)
     photo_first = stars(pairs, [0, 1, 2], sizes)
     assert [(star.keeper, len(star.members), len(star.related)) for star in photo_first] == [(0, 1, 1)]
     assert "holds more" in stays(photo_first[0].related[0], sizes)
+    large = {**sizes, 1: (1600, 1200)}  # and shows the photo twice as large; other photos make it no better keeper
+    of_four = [*pairs, near(1, 2, SAME, (0.25, 1.0)), *(near(1, n, SAME, (0.25, 1.0)) for n in (3, 4, 5))]
+    alone = {n: (100, 100) for n in (3, 4, 5)}
+    assert stars(of_four, [1, 0, 2, 3, 4, 5], large | alone, by_detail=True)[0].keeper == 1
+    assert stars(of_four, [1, 0, 2, 3, 4, 5], sizes | alone, by_detail=True)[0].keeper == 0
 
 
 @pytest.mark.parametrize(
