@@ -15,7 +15,7 @@ from indexer.store import Metadata, Record, StoredFile, open_store
 from indexer.sync import sync_folder
 from retrieval.duplicates import Duplicates, find_duplicates
 from retrieval.duplicates.candidates import Candidates, are_among, near_pairs, with_pairs
-from retrieval.duplicates.groups import Pair, in_words, stars, stays
+from retrieval.duplicates.groups import Pair, in_words, stars
 from retrieval.duplicates.keeper import keeping_order
 from retrieval.duplicates.patterns import (
     Patterns,
@@ -235,10 +235,18 @@ def test_a_collage_is_named_but_not_given_up_and_no_keeper_of_its_parts() -> Non
     pairs = [near(0, 1, UPPER_LEFT, (1.0, 0.25)), near(0, 2)]
     collage_first = stars(pairs, [1, 0, 2], sizes)
     assert [(star.keeper, len(star.members), len(star.related)) for star in collage_first] == [(1, 0, 1), (0, 1, 0)]
-    assert "larger" in stays(collage_first[0].related[0], sizes)
+    assert "larger" in collage_first[0].related[0].stays
     photo_first = stars(pairs, [0, 1, 2], sizes)
     assert [(star.keeper, len(star.members), len(star.related)) for star in photo_first] == [(0, 1, 1)]
-    assert "holds more" in stays(photo_first[0].related[0], sizes)
+    assert "holds more" in photo_first[0].related[0].stays
+    two = [
+        near(1, 0, np.array([[2.0, 0, 0], [0, 2, 0]]), (0.25, 1)),
+        near(1, 2, np.array([[2.0, 0, -1], [0, 2, 0]]), (0.25, 1)),
+    ]
+    (sheet,) = stars(two, [1, 0, 2], {0: (250, 200), 1: (500, 400), 2: (250, 200)})  # each as large as alone
+    assert not sheet.members and {pair.stays for pair in sheet.related} == {"the keeper shows others beside it"}
+    (cut,) = stars(two[:1], [1, 0], {0: (250, 200), 1: (500, 400)})
+    assert len(cut.members) == 1  # by itself it is a cut-out
     large = {**sizes, 1: (1600, 1200)}  # and shows the photo twice as large; other photos make it no better keeper
     of_four = [*pairs, near(1, 2, SAME, (0.25, 1.0)), *(near(1, n, SAME, (0.25, 1.0)) for n in (3, 4, 5))]
     alone = {n: (100, 100) for n in (3, 4, 5)}

@@ -22,7 +22,7 @@ from .confirm import (
     scenes_among,
     worth_a_look,
 )
-from .groups import LEVELS, Level, Pair, Star, in_words, stars, stays
+from .groups import LEVELS, Level, Pair, Star, in_words, stars
 from .keeper import KEEPS, Keep, files_in_order, keeping_order
 from .outcome import Duplicates, File, Group, Member
 from .patterns import SIDE as PATTERN_SIDE
@@ -240,7 +240,7 @@ class _Search:
                 level=pair.level,
                 similarity=pair.similarity,
                 how=in_words(pair, sizes),
-                stays=stays(pair, sizes),
+                stays=pair.stays,
             )
             for pair in (*star.members, *star.related)
         ]

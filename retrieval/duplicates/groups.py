@@ -4,14 +4,15 @@ A chain would put a photo and another one into a group because each resembles a 
 with the keeper itself. Pictures are taken in the order of keeping; each one that is still free becomes a keeper (or a
 copy that shows as much of it and is nearer to the others) and takes all free pictures that were confirmed against it.
 
-Not every copy may go for its keeper's sake: a collage holds three more photos, and a cut-out that was enlarged shows
-its part better. Those are named in the keeper's group but stay free, to be keepers of groups of their own.
+Not every copy may go for its keeper's sake: a collage holds three more photos and is no reason to give up any of them,
+and a cut-out that was enlarged shows its part better. Those are named in the keeper's group but stay free, to be
+keepers of groups of their own.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,6 +24,7 @@ HOLDS_MORE = 0.5  # of a member that the keeper does not show, from which on it 
 DETAIL = 0.75  # pixels along a line in the keeper for each in the member, under which the member shows more detail
 AS_DETAILED = 0.97  # pixels along a line for each in another picture, from which on it shows as much
 WHOLE = 0.85  # share of a picture that counts as all of it
+APART = 0.1  # of the smaller of two parts that the other shares, under which they lie side by side
 TURNED_DEGREES = 1.5  # less is not worth a word
 SQUEEZED = 1.04
 
@@ -36,6 +38,7 @@ class Pair:
     similarity     correlation of what they share for "near", else how far their patches agree; in [0, 1]
     transform      (2, 3) from fractions of the first to fractions of the second; None where none is known
     overlap        share of the first, and of the second, that the other one shows
+    stays          once grouped: why the second is not given up for the first; empty where it may be
     """
 
     first: int
@@ -44,6 +47,7 @@ class Pair:
     similarity: float
     transform: np.ndarray | None
     overlap: tuple[float, float]
+    stays: str = ""
 
     @property
     def share_most(self) -> bool:
@@ -54,7 +58,7 @@ class Pair:
         """The same from the second one's side."""
         back = None
         if self.transform is not None:
-            back = np.linalg.pinv(np.vstack([self.transform, (0, 0, 1)]))[:2]
+            back = _back(self.transform)
         return Pair(self.second, self.first, self.level, self.similarity, back, self.overlap[::-1])
 
 
@@ -96,9 +100,10 @@ def stars(
             keeper = _most_confirmed(keeper, beside, taken, sizes)
         taken.add(keeper)
         members, related = [], []
+        apart = _side_by_side(beside[keeper])
         for pair in sorted(beside[keeper], key=lambda pair: (pair.level, -pair.similarity, pair.second)):
-            if stays(pair, sizes):
-                related.append(pair)
+            if reason := stays(pair, sizes) or ("the keeper shows others beside it" if pair.second in apart else ""):
+                related.append(replace(pair, stays=reason))
             elif pair.second not in taken:
                 taken.add(pair.second)
                 members.append(pair)
@@ -115,6 +120,25 @@ def _most_confirmed(row: int, beside: dict[int, list[Pair]], taken: set[int], si
 
     detailed = [pair.second for pair in copies(row) if zoom_of(pair, sizes) >= AS_DETAILED]
     return max([row, *detailed], key=lambda one: sum(pair.share_most for pair in copies(one)))
+
+
+def _side_by_side(pairs: Sequence[Pair]) -> set[int]:
+    """Of the pictures that show a part of one the rows of those whose parts are apart, as in a collage."""
+    parts = [pair for pair in pairs if pair.transform is not None and pair.overlap[0] < WHOLE]
+    if len(parts) < 2:
+        return set()
+    corners = np.array([(0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)])
+    places = [corners @ _back(pair.transform).T for pair in parts if pair.transform is not None]
+    placed = np.stack(places).clip(0, 1)  # (P, 4, 2) in the one
+    low, high = placed.min(1), placed.max(1)  # (P, 2)
+    shared = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(0).prod(2)  # (P, P)
+    area = (high - low).prod(1)
+    apart = (shared < APART * np.minimum(area[:, None], area)).any(1)
+    return {pair.second for pair, alone in zip(parts, apart, strict=True) if alone}
+
+
+def _back(transform: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.pinv(np.vstack([transform, (0, 0, 1)]))[:2])
 
 
 def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
