@@ -7,7 +7,7 @@ The set of copies.py is made and indexed in FOLDER once. A copy is found where o
 member of a group is right where it shares a photo with the keeper. Constants of the confirmation were chosen with other
 originals. Then the edits that others made (`copies_real`). --hashes runs imagededup's on the same files, at its default
 distance (pip install imagededup; its networks need torchvision and are left out). On two cores the set of 4,039 takes
-six minutes to index and twice that to search, for half of it are copies of something.
+six minutes to index and twenty to search, for half of it are copies of something.
 """
 
 import argparse
