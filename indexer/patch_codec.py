@@ -78,12 +78,12 @@ def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
     """
     if not packed:
         return ManyPatches(np.empty((0, 0), np.float32), np.empty((0, 2), np.uint8), (), ())
-    bits, dim = packed[0][1:2], packed[0][4:6]
     positions, grids, codes = zip(*(_take_apart(data) for data in packed), strict=True)
-    if any(data[1:2] != bits or data[4:6] != dim for data in packed):
+    bits, dim = packed[0][1], packed[0][4:6]
+    if any(data[1] != bits or data[4:6] != dim for data in packed):
         raise SeenitError("the index holds patches of several kinds; make the index anew")
     all_codes = np.concatenate(codes)  # for one lookup
-    numbers = all_codes.view(np.int8).astype(np.float32) if bits == b"\x08" else _TABLES[bits[0]].take(all_codes, 0)
+    numbers = all_codes.view(np.int8).astype(np.float32) if bits == 8 else _TABLES[bits].take(all_codes, 0)
     tokens = numbers.reshape(-1, int.from_bytes(dim, "little"))
     tokens /= np.maximum(np.sqrt(np.einsum("kt,kt->k", tokens, tokens)), 1e-12)[:, None]
     return ManyPatches(tokens, np.concatenate(positions), tuple(map(len, positions)), grids)

@@ -5,7 +5,6 @@ and only the nearest few cells are looked through, so that twice the pictures ta
 in half precision in a temporary file that is mapped into memory, so that a million of them need no gigabytes of it.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,8 @@ import numpy as np
 
 from indexer.errors import SeenitError
 from indexer.store import Store
+
+from .mapped import mapped
 
 # N pictures, G numbers in a vector, K neighbours of each, P pairs
 
@@ -58,8 +59,7 @@ def read_vectors(store: Store) -> Vectors:
     count = store.count()
     if schema is None or not count:
         return Vectors([], np.empty((0, 1), np.float16), ())
-    with tempfile.TemporaryFile(prefix="seenit-") as file:  # the mapping outlives the closed file
-        rows = np.memmap(file, np.float16, "w+", shape=(count, schema.global_dim))
+    rows = mapped(np.float16, count, schema.global_dim)
     ids: list[str] = []
     unusual: list[str] = []
     for record in store.scroll(vectors=True):

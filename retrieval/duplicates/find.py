@@ -126,13 +126,14 @@ class _Search:
         records = {
             row_of.get(id, -1 - n): record for n, (id, record) in enumerate(self._records({*row_of, *several}).items())
         }
+        before = keeping_order(self._keep)
+        records = dict(sorted(records.items(), key=lambda item: before(item[1])))  # those to keep first
         pairs = self._confirmed(found, within, patterns, vectors.ids, records, scenes)
 
-        order = sorted(records, key=lambda row: keeping_order(self._keep)(records[row]))
         sizes = {row: (record.metadata.width, record.metadata.height) for row, record in records.items()}
         groups = []
         grouped: set[int] = set()
-        for star in stars(pairs, order, sizes, by_detail=self._keep == "resolution"):
+        for star in stars(pairs, list(records), sizes, by_detail=self._keep == "resolution"):
             grouped |= {star.keeper, *(pair.second for pair in star.members)}
             groups.append(self._group(records[star.keeper], self._members(star, records, sizes)))
         return groups + [
@@ -149,14 +150,17 @@ class _Search:
         scenes: bool,
     ) -> list[Pair]:
         """The candidates that are copies, the copies that those lead to, and with `scenes` the others whose patches
-        agree."""
+        agree.
+
+        records  of the candidates, by row, those to keep first
+        """
         moves = compare_patches(self._store, ids, found, self._reporter("patches", len(found.first)))
         look = worth_a_look(found, moves, likeness(patterns.whole, found.first, found.second))
         look |= are_among(found, within)
         first, second = found.first[look], found.second[look]
         in_part = whole_in_part(patterns, first, second)
         hypotheses = np.concatenate([moves.transform[look], in_part[:, None]], 1)  # (P, 3, 2, 3)
-        order = sorted(records, key=lambda row: keeping_order(self._keep)(records[row]))
+        order = list(records)
         thumbnails = Thumbnails(len(np.union1d(first, second)), workers=self._workers)
         self._read(thumbnails, {row: records[row] for row in np.union1d(first, second).tolist()}, "reading")
         early = with_keepers(first, second, order)

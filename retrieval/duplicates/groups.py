@@ -58,7 +58,7 @@ class Pair:
         """The same from the second one's side."""
         back = None
         if self.transform is not None:
-            back = _back(self.transform)
+            back = inverse(self.transform)
         return Pair(self.second, self.first, self.level, self.similarity, back, self.overlap[::-1])
 
 
@@ -128,7 +128,7 @@ def _side_by_side(pairs: Sequence[Pair]) -> set[int]:
     if len(parts) < 2:
         return set()
     corners = np.array([(0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)])
-    places = [corners @ _back(pair.transform).T for pair in parts if pair.transform is not None]
+    places = [corners @ inverse(pair.transform).T for pair in parts if pair.transform is not None]
     placed = np.stack(places).clip(0, 1)  # (P, 4, 2) in the one
     low, high = placed.min(1), placed.max(1)  # (P, 2)
     shared = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(0).prod(2)  # (P, P)
@@ -137,8 +137,14 @@ def _side_by_side(pairs: Sequence[Pair]) -> set[int]:
     return {pair.second for pair, alone in zip(parts, apart, strict=True) if alone}
 
 
-def _back(transform: np.ndarray) -> np.ndarray:
-    return np.asarray(np.linalg.pinv(np.vstack([transform, (0, 0, 1)]))[:2])
+def square(transform: np.ndarray) -> np.ndarray:
+    """(2, 3) -> (3, 3)"""
+    return np.vstack([transform, (0, 0, 1)])
+
+
+def inverse(transform: np.ndarray) -> np.ndarray:
+    """The transform (2, 3) back."""
+    return np.asarray(np.linalg.pinv(square(transform))[:2])
 
 
 def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:

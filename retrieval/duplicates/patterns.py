@@ -6,7 +6,6 @@ picture, in whichever position; descriptors and patches find those that show a p
 like none of what it is made of, but its halves or quarters are.
 """
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from .candidates import Candidates, near_pairs
+from .mapped import mapped
 from .proof import normalised
 
 # N pictures, P pairs
@@ -44,9 +44,7 @@ class Patterns:
 
 def empty_patterns(count: int) -> Patterns:
     """Zeros, to be filled in."""
-    with tempfile.TemporaryFile(prefix="seenit-") as file:  # the mapping outlives the closed file
-        parts = np.memmap(file, np.float16, "w+", shape=(max(count, 1), len(PARTS), SIDE * SIDE))
-    return Patterns(np.zeros((count, SIDE * SIDE), np.float16), parts[:count])
+    return Patterns(np.zeros((count, SIDE * SIDE), np.float16), mapped(np.float16, count, len(PARTS), SIDE * SIDE))
 
 
 def patterns_of(thumbnails: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .groups import Pair
+from .groups import Pair, inverse, square
 
 REACH = 64  # pictures to which chains are followed from one
 LEAST_SHARED = 0.1  # of one of two pictures, for a chain to go on
@@ -98,7 +98,7 @@ def _reached_from(start: int, beside: dict[int, list[Pair]]) -> dict[int, Transf
             if pair.second in ways:
                 continue
             assert pair.transform is not None
-            way = (_square(pair.transform) @ _square(ways[row]))[:2]
+            way = (square(pair.transform) @ square(ways[row]))[:2]
             if _shared(way) >= LEAST_SHARED:
                 ways[pair.second] = way
                 waiting.append(pair.second)
@@ -107,13 +107,5 @@ def _reached_from(start: int, beside: dict[int, list[Pair]]) -> dict[int, Transf
 
 def _shared(way: Transform) -> float:
     """How much of one picture lies on the other, as a share of the one of which that is more."""
-    there, back = (np.abs(GRID @ one[:, :2].T + one[:, 2] - 0.5) < 0.5 for one in (way, _inverse(way)))
+    there, back = (np.abs(GRID @ one[:, :2].T + one[:, 2] - 0.5) < 0.5 for one in (way, inverse(way)))
     return float(max(there.all(1).mean(), back.all(1).mean()))
-
-
-def _inverse(way: Transform) -> Transform:
-    return np.asarray(np.linalg.pinv(_square(way))[:2])
-
-
-def _square(transform: Transform) -> np.ndarray:
-    return np.vstack([transform, (0, 0, 1)])

@@ -1,6 +1,5 @@
 """Small grey squares of the pictures that are to be compared, each decoded once and kept on disk, not in memory."""
 
-import tempfile
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 from indexer.decode_pool import DecodePool
 from indexer.read_picture import Changed, Decoded, Job, Outcome, Vanished
 
+from .mapped import mapped
 from .proof import SIDE
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, ITU-R BT.601
@@ -24,8 +24,7 @@ class Thumbnails:
         self._at: dict[int, int] = {}  # row -> place in the file
         self._side = side
         self._workers = workers
-        with tempfile.TemporaryFile(prefix="seenit-") as file:  # the mapping outlives the closed file
-            self._pixels = np.memmap(file, np.uint8, "w+", shape=(max(most, 1), side, side))
+        self._pixels = mapped(np.uint8, most, side, side)
 
     def read(self, wanted: Iterable[tuple[int, str, str]]) -> Iterator[int]:
         """Decode what is not there yet; yields how many are done.
