@@ -93,18 +93,20 @@ def pairs_of(found: Duplicates, levels: set[str]) -> Pairs:
 def scores_of(pairs: Pairs, labels: dict[str, Labelled]) -> dict[str, float]:
     """Recall by kind of edit, precision, and how many pairs show at least the same motif.
 
-    A copy counts as found beside its original, or beside a third picture that the original is beside as well.
+    A copy counts as found beside its original, or beside a third picture that the original is beside as well; not so
+    where that is a collage, which shows any number of photos.
     """
     beside: dict[str, set[str]] = defaultdict(set)
     for path, second in pairs:
         beside[path].add(second)
         beside[second].add(path)
     original = {one.shows[0]: one.path for one in labels.values() if one.kind == "original"}
+    collages = {one.path for one in labels.values() if one.kind == "part of a collage"}
     hits: dict[str, list[bool]] = defaultdict(list)
     for one in labels.values():
         if one.kind in EDITS:
             source = original[one.shows[0]]
-            hit = source in beside[one.path] or not beside[one.path].isdisjoint(beside[source])
+            hit = source in beside[one.path] or not (beside[one.path] & beside[source]).issubset(collages)
             hits[one.kind].append(hit)
             hits["all"].append(hit)
     known = [(labels[path], labels[second]) for path, second in pairs if path in labels and second in labels]
