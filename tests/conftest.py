@@ -15,6 +15,7 @@ from indexer.checkpoint import save_checkpoint
 from indexer.vit import Architecture, VisionTransformer
 
 if TYPE_CHECKING:  # imported where used: most tests need none of it
+    from qdrant_grpc_peer import QdrantGrpcPeer
     from qdrant_peer import QdrantPeer
 
     from indexer.store import Store
@@ -93,15 +94,26 @@ def module_peer() -> Iterator["QdrantPeer"]:
         yield peer
 
 
-@pytest.fixture(params=["folder", "memory", "http"])
+@pytest.fixture(scope="module")
+def module_grpc_peer(module_peer: "QdrantPeer") -> Iterator["QdrantGrpcPeer"]:
+    from qdrant_grpc_peer import QdrantGrpcPeer
+
+    with QdrantGrpcPeer(module_peer) as grpc_peer:
+        yield grpc_peer
+
+
+@pytest.fixture(params=["folder", "memory", "http", "grpc"])
 def empty(
-    request: pytest.FixtureRequest, memory_path: Path, module_peer: "QdrantPeer", monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    memory_path: Path,
+    module_grpc_peer: "QdrantGrpcPeer",
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator["Store"]:
     """A store of each kind before `ensure`."""
     from store_kinds import open_kind
 
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(memory_path / "cache"))
-    store = open_kind(request.param, memory_path, module_peer)
+    store = open_kind(request.param, memory_path, module_grpc_peer.peer, module_grpc_peer.port)
     yield store
     store.close()
     store.close()  # twice is allowed

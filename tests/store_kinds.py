@@ -35,13 +35,14 @@ def meeting(store: Store, where: Where) -> set[int]:
     return found
 
 
-def open_kind(kind: str, folder: Path, peer: QdrantPeer) -> Store:
-    """A store of that kind before `ensure`, open for writing; it may lie in `folder` or on `peer`."""
+def open_kind(kind: str, folder: Path, peer: QdrantPeer, grpc_port: int) -> Store:
+    """A store of that kind before `ensure`, open for writing; in `folder` or on `peer` (gRPC at `grpc_port`)."""
     if kind == "folder":
         return open_store(folder / "index", write=True)
     if kind == "memory":
         return QdrantStore(Connection(QdrantClient(":memory:"), "memory"), "photos")
-    return open_store(f"{peer.url}/photos{len(peer.collections)}", write=True)
+    suffix = f"?grpc={grpc_port}" if kind == "grpc" else ""
+    return open_store(f"{peer.url}/photos{len(peer.collections)}{suffix}", write=True)
 
 
 def run_code(code: str, *args: object) -> "subprocess.Popen[str]":

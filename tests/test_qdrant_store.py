@@ -2,12 +2,15 @@
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from grpc import StatusCode
 from qdrant_client import QdrantClient, models
+from qdrant_grpc_peer import QdrantGrpcPeer
 from qdrant_peer import QdrantPeer
 from store_kinds import GALLERY, ids
 from stored_records import RECORDS, SCHEMA, make_record, unit
@@ -182,4 +185,42 @@ def test_patches_that_are_no_base64_are_told(peer: QdrantPeer, text: object) -> 
         with pytest.raises(StoreError, match=f"record {RECORDS[0].id} in .* is not one that seenit wrote"):
             read()
     assert store.retrieve([RECORDS[0].id])[0].files == RECORDS[0].files  # what does not need them goes on
+    store.close()
+
+
+# Over gRPC
+
+
+@pytest.fixture
+def grpc_peer(peer: QdrantPeer) -> Iterator[QdrantGrpcPeer]:
+    with QdrantGrpcPeer(peer) as grpc_peer:
+        yield grpc_peer
+
+
+def test_passing_failures_over_grpc_are_repeated(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer) -> None:
+    peer.stall_s = 1.5
+    store = open_store(f"{peer.url}/photos?grpc={grpc_peer.port}", write=True)
+    grpc_peer.faults[:] = [StatusCode.UNAVAILABLE, "drop after", StatusCode.RESOURCE_EXHAUSTED]
+    store.ensure(SCHEMA)
+    grpc_peer.faults[:] = ["drop after", "stall", StatusCode.DEADLINE_EXCEEDED]
+    store.upsert(RECORDS)
+    grpc_peer.faults[:] = ["drop", StatusCode.UNAVAILABLE]
+    assert ids(list(store.scroll())) == ids(RECORDS)
+    grpc_peer.faults[:] = [StatusCode.RESOURCE_EXHAUSTED]
+    assert store.search(GALLERY[2:3], 1)[0][0].id == RECORDS[2].id
+    assert grpc_peer.faults == [] and not [call for call in peer.requests if "points" in call]  # none went over HTTP
+    store.close()
+
+
+@pytest.mark.parametrize("code", [StatusCode.UNAUTHENTICATED, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND])
+def test_lasting_failures_over_grpc_are_not_repeated(
+    peer: QdrantPeer, grpc_peer: QdrantGrpcPeer, code: StatusCode
+) -> None:
+    store = open_store(f"{peer.url}/photos?grpc={grpc_peer.port}", write=True)
+    store.ensure(SCHEMA)
+    before = len(grpc_peer.calls)
+    grpc_peer.faults[:] = [code] * 10
+    with pytest.raises(StoreError, match="^cannot .* at .*photos: ") as caught:
+        store.count()
+    assert len(grpc_peer.calls) == before + 1 and "\n" not in str(caught.value)
     store.close()
