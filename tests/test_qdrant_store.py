@@ -220,7 +220,7 @@ def test_lasting_failures_over_grpc_are_not_repeated(
     store.ensure(SCHEMA)
     before = len(grpc_peer.calls)
     grpc_peer.faults[:] = [code] * 10
-    with pytest.raises(StoreError, match="^cannot .* at .*photos: ") as caught:
+    with pytest.raises(StoreError, match=r"^cannot .* at .*photos: ") as caught:
         store.count()
     assert len(grpc_peer.calls) == before + 1 and "\n" not in str(caught.value)
     store.close()

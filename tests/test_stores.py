@@ -1,4 +1,4 @@
-"""One suite over every store: the one in a folder, and a server's through qdrant-client: in memory, by HTTP, by gRPC."""
+"""One suite over every store: the one in a folder, and a server's: in memory, over HTTP and over gRPC."""
 
 import shutil
 import sys
