@@ -338,7 +338,7 @@ def test_a_copy_holds_the_same_and_may_be_repeated(peer: QdrantPeer, tmp_path: P
     source.ensure(SCHEMA)
     source.upsert(RECORDS)
     source.write_blob("descriptor.safetensors", b"fit")
-    manifest = Manifest("tiny", "00", 224, "recipe", "fit-a", 30, {"0": ".."})
+    manifest = Manifest("tiny", "00", 224, {"token_bits": 2}, "fit-a", 30, {"0": ".."})
     source.close()
     with pytest.raises(SeenitError, match="not complete"):
         copy_index(tmp_path / "photos" / ".seenit", tmp_path / "copy")
