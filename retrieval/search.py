@@ -413,7 +413,7 @@ class Searcher:
         from .rerank import in_threads
 
         ranked: list[_Ranked] = []
-        at_once = max(1, PATCHES_AT_ONCE // max(map(len, hits)))
+        at_once = max(1, PATCHES_AT_ONCE // max(1, *map(len, hits)))
         for start in range(0, len(asked), at_once):
             some = hits[start : start + at_once]
             packed = self.store.patches(list(dict.fromkeys(hit.id for found in some for hit in found)))
