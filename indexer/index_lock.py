@@ -24,7 +24,7 @@ def take_lock(path: Path, location: object, wait_s: float) -> filelock.BaseFileL
     """
     if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
         raise StoreError(f"{path} is no regular file; remove it")
-    lock = filelock.FileLock(path, timeout=wait_s, is_singleton=False)
+    lock = filelock.FileLock(path, timeout=wait_s, is_singleton=False, thread_local=False)
     note = path.with_suffix(".json")
     try:
         lock.acquire(poll_interval=0.02)

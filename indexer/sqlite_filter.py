@@ -11,7 +11,7 @@ from .payload import camera_words
 from .sqlite_schema import select
 from .store import Where
 
-EARTH_RADIUS_KM = 6371.0
+EARTH_RADIUS_KM = 6371.0088  # the mean radius; what Qdrant takes
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

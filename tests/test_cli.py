@@ -148,7 +148,7 @@ def test_filters_and_tags(indexed: Path, seenit: Seenit) -> None:
     assert seenit("search", query, "--under", "a").out.count(".jpg") == 4
     assert "nothing in the index" in seenit("search", query, "--before", "1999").out
     assert "untagged 1 picture" in seenit("tag", "remove", "holiday", indexed / "a" / "1.jpg").out
-    assert_one_line_error(seenit("search", query, "--under", "nowhere"), "--under nowhere", "mirrors")
+    assert_one_line_error(seenit("search", query, "--under", "nowhere"), "no folder nowhere", "mirrors")
 
 
 def test_info(indexed: Path, seenit: Seenit) -> None:

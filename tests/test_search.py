@@ -91,7 +91,7 @@ def test_filters(index: Path, photos: Path) -> None:
             assert found(Where(under=folder)) == blue  # type: ignore[arg-type]
         assert found(Where(tags="blue")) == found(Where(tags=("blue",))) == blue  # type: ignore[arg-type]
         for folder in ("nowhere", "0/b", photos.parent):
-            with pytest.raises(SeenitError, match="no folder .* in the index at .*; it mirrors"):
+            with pytest.raises(SeenitError, match=r"no folder .* in the index at .*; it mirrors"):
                 found(Where(under=(str(folder),)))
         assert found(Where(after=year, before=next_year)) == {"tower.jpg"}
         assert "tower.jpg" not in found(Where(after=next_year))

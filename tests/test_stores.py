@@ -317,7 +317,7 @@ def test_the_size_by_part_adds_up(tmp_path: Path) -> None:
     store.close()
     store = open_store(tmp_path / "index")
     parts = store.size().parts
-    assert parts["database"] == (tmp_path / "index" / "index.sqlite").stat().st_size < 1_000_000
+    assert (tmp_path / "index" / "index.sqlite").stat().st_size <= parts["database"] < 1_000_000
     assert set(parts) == {"database", "tags"} and parts["tags"] > 0
     store.close()
 
