@@ -58,6 +58,10 @@ IndexOption = Annotated[
     str | None,
     typer.Option("--index", metavar="PATH|URL", help="The index: a folder, or http(s)://host:port/collection."),
 ]
+WaitOption = Annotated[
+    float,
+    typer.Option("--wait", metavar="SECONDS", min=0, help="Wait so long for another process that writes the index."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
 BackboneOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="See: seenit backbone list.")]
 TrainPhotos = Annotated[
@@ -125,6 +129,7 @@ def index(
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept that a folder with indexed pictures is now empty.")
     ] = False,
+    wait: WaitOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the index in line with the folders: new, changed, deleted, renamed, moved and copied files.
@@ -149,6 +154,7 @@ def index(
                 workers=workers,
                 dry_run=dry_run,
                 allow_empty=allow_empty,
+                wait_s=wait,
                 progress=not as_json and sys.stderr.isatty(),
                 stop=stop.is_set,
                 say=_say,
@@ -156,7 +162,7 @@ def index(
             if not dry_run and summary.pictures:
                 remember_index(location)
             if not dry_run and summary.pictures and not summary.interrupted:
-                calibrate(location, stop=stop.is_set, say=_say)
+                calibrate(location, wait_s=wait, stop=stop.is_set, say=_say)
             print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
             if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
                 break
@@ -547,11 +553,12 @@ def _megabytes(count: int) -> str:
 def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help="An index: folder or URL.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Where to: folder or URL.")],
+    wait: WaitOption = 10.0,
 ) -> None:
     """Copy an index, between folder and server in either direction; may be repeated after a break."""
     from indexer.copy import copy_index
 
-    count = copy_index(source, target, progress=sys.stderr.isatty())
+    count = copy_index(source, target, progress=sys.stderr.isatty(), wait_s=wait)
     print(f"copied {_count(count, 'picture')} from {source} to {target}")
 
 
@@ -614,9 +621,10 @@ def tag_add(
     tag: Annotated[str, typer.Argument(help="A word.")],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
     index: IndexOption = None,
+    wait: WaitOption = 10.0,
 ) -> None:
     """Put a tag on pictures."""
-    _change_tags(index, paths, lambda tags: tags | {tag}, "tagged")
+    _change_tags(index, paths, lambda tags: tags | {tag}, "tagged", wait)
 
 
 @tag_app.command("remove", epilog="Example: seenit tag remove holiday ~/Pictures/2023/receipts")
@@ -624,9 +632,10 @@ def tag_remove(
     tag: Annotated[str, typer.Argument(help="A word.")],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
     index: IndexOption = None,
+    wait: WaitOption = 10.0,
 ) -> None:
     """Take a tag off pictures."""
-    _change_tags(index, paths, lambda tags: tags - {tag}, "untagged")
+    _change_tags(index, paths, lambda tags: tags - {tag}, "untagged", wait)
 
 
 @tag_app.command("list", epilog="Example: seenit tag list")
@@ -648,11 +657,14 @@ def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
         print(f"{count:>7,}  {tag}")
 
 
-def _change_tags(index: str | None, paths: Sequence[Path], change: Callable[[set[str]], set[str]], verb: str) -> None:
+def _change_tags(
+    index: str | None, paths: Sequence[Path], change: Callable[[set[str]], set[str]], verb: str, wait_s: float
+) -> None:
     from indexer.last_index import find_index
     from indexer.tags import change_tags
 
-    print(f"{verb} {_count(change_tags(find_index(index, paths, say=_say), paths, change), 'picture')}")
+    count = change_tags(find_index(index, paths, say=_say), paths, change, wait_s=wait_s)
+    print(f"{verb} {_count(count, 'picture')}")
 
 
 # ---- training and evaluation ----

@@ -15,11 +15,12 @@ from .store import Store, open_store
 BATCH = 500  # records in memory at a time
 
 
-def copy_index(source: str | Path, target: str | Path, *, progress: bool = False, wait_s: float = 5.0) -> int:
+def copy_index(source: str | Path, target: str | Path, *, progress: bool = False, wait_s: float = 10.0) -> int:
     """Make the index at `target` hold what the one at `source` holds, and return the number of records.
 
     May be repeated after a break: records that are there already are written again, records that only `target` holds
     are removed. The manifest is written last, so a copy that was broken off does not pass for an index.
+    wait_s  how long to wait for another process that writes to `target`
     SeenitError where `source` holds no index, where `target` holds one of other dims, or where the counts differ.
     """
     with_source = open_store(source, wait_s=wait_s)

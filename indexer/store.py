@@ -199,11 +199,11 @@ def is_url(location: str | Path) -> bool:
     return str(location).startswith(("http://", "https://"))
 
 
-def open_store(location: str | Path, *, write: bool = False, wait_s: float = 5.0) -> Store:
+def open_store(location: str | Path, *, write: bool = False, wait_s: float = 10.0) -> Store:
     """Open the store at a folder or at `http(s)://host:port/collection`; the one place that chooses.
 
     write   take the writer's lock; a second writer gets LockedError, which names the process that holds it
-    wait_s  how long to wait for another process to let go
+    wait_s  how long a writer waits for another one to end
     A location without an index raises SeenitError unless `write`; a folder is then created, a collection by `ensure`.
     """
     if is_url(location):

@@ -91,6 +91,7 @@ def sync_folder(
     workers: int | None = None,
     dry_run: bool = False,
     allow_empty: bool = False,
+    wait_s: float = 10.0,
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
@@ -107,6 +108,7 @@ def sync_folder(
     workers      decoding processes; default: as many as cores
     dry_run      change nothing, say what would be done (files are compared; new ones are not opened as pictures)
     allow_empty  accept that a folder with indexed pictures is now empty
+    wait_s       how long to wait for another process that writes the index
     progress     a progress bar on stderr
     stop         asked between pictures; once it says True the batch in hand is finished and the run ends
     say          gets one line for the user now and then
@@ -121,7 +123,7 @@ def sync_folder(
             what = "is a file, not a folder" if Path(folder).exists() else "is not there; nothing was changed"
             raise SeenitError(f"cannot index {folder}: it {what}")
     is_new = not is_url(location) and not Path(location).exists()
-    store = None if is_new else open_store(location, write=not dry_run)
+    store = None if is_new else open_store(location, write=not dry_run, wait_s=wait_s)
     ledger = Ledger()
     try:
         manifest = read_manifest(store) if store else None
@@ -137,7 +139,7 @@ def sync_folder(
             _hash_likely_renames(run, stop, workers, progress)
             return _dry_summary(run, manifest, str(location), started)
         if store is None:
-            store = run.store = open_store(location, write=True)
+            store = run.store = open_store(location, write=True, wait_s=wait_s)
         assert store is not None
         if manifest is not None:
             manifest = replace(manifest, roots={key: roots.stored_form(path) for key, path in roots.folders.items()})

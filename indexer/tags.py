@@ -8,12 +8,15 @@ from .manifest import Roots, read_manifest
 from .store import Record, Store, Where, open_store
 
 
-def change_tags(index: str | Path, paths: Sequence[str | Path], change: Callable[[set[str]], set[str]]) -> int:
+def change_tags(
+    index: str | Path, paths: Sequence[str | Path], change: Callable[[set[str]], set[str]], *, wait_s: float = 10.0
+) -> int:
     """Apply a change to the tags of pictures and of everything below folders; how many pictures it altered.
 
+    wait_s  how long to wait for another process that writes the index
     SeenitError if a path is not in the index.
     """
-    store = open_store(index, write=True)
+    store = open_store(index, write=True, wait_s=wait_s)
     try:
         manifest = read_manifest(store)
         if manifest is None:

@@ -82,13 +82,14 @@ def calibrate(
     index: str | Path,
     *,
     backbone: "Backbone | None" = None,
-    wait_s: float = 5.0,
+    wait_s: float = 10.0,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Calibration | None:
     """Learn an index's calibration and store it; nothing is done where the one it has still holds.
 
     backbone  the one that made the index, if it is loaded already
+    wait_s    how long to wait for another process that writes the index
     returns   the calibration, None where the index is too small to learn from
     Takes about a tenth of a second for each of 32 views.
     """
