@@ -4,7 +4,7 @@ from typing import Any
 
 import qdrant_edge as edge
 
-from .payload import as_rfc3339, camera_words, to_engine
+from .payload import as_rfc3339, camera_words, geo_circle, reaches_a_pole, to_engine
 from .store import Where
 
 
@@ -25,9 +25,13 @@ def edge_filter(where: Where) -> edge.Filter | None:
     for word in camera_words(where.camera or ""):
         must.append(edge.FieldCondition("camera_words", match=edge.MatchValue(word)))
     if where.near is not None:
-        latitude, longitude, radius_km = where.near
-        circle = edge.GeoRadius(edge.GeoPoint(lon=longitude, lat=latitude), radius_km * 1000)
-        must.append(edge.FieldCondition("location", geo_radius=circle))
+        latitude, longitude, radius_m = geo_circle(*where.near)
+        circle = edge.GeoRadius(edge.GeoPoint(lon=longitude, lat=latitude), radius_m)
+        inside = edge.FieldCondition("location", geo_radius=circle)
+        if reaches_a_pole(latitude, radius_m):  # see there
+            must_not.append(edge.Filter(must_not=[inside]))
+        else:
+            must.append(inside)
     for tag in where.tags:
         must.append(edge.FieldCondition("tags", match=edge.MatchValue(to_engine(tag))))
     if where.not_fit is not None:

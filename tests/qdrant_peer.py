@@ -355,6 +355,8 @@ def _conditions(conditions: Any) -> list[Any] | None:
 
 
 def _condition(condition: Any) -> Any:
+    if isinstance(condition, models.Filter):
+        return _filter(condition)
     if isinstance(condition, models.HasIdCondition):
         return edge.HasIdCondition({str(id) for id in condition.has_id})
     assert isinstance(condition, models.FieldCondition), condition
