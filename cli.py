@@ -544,8 +544,8 @@ def check(
 
     After a repair, images whose records were lost are embedded again by the next: seenit index. Tags are kept.
     """
-    from indexer.sqlite_check import check_index, repair_index
     from indexer.last_index import find_index
+    from indexer.sqlite_check import check_index, repair_index
 
     location = find_index(index, say=_say)
     progress = not as_json and sys.stderr.isatty()

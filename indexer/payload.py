@@ -28,6 +28,10 @@ INDEXED_FIELDS = {
     "fit": "keyword",
 }
 
+HALF_EQUATOR_M = 20_040_000.0  # no two places are farther apart
+
+METRES_PER_DEGREE = 111_195.0  # of latitude, on the sphere that engines reckon with
+
 LISTED_FIELDS = ["files", "fit"]  # what `listed_from` needs
 PATCHES_FIELD = "patches"  # most of a payload's bytes, so read only where it is asked for
 _FOREIGN = "record {id} in {location} is not one that seenit wrote; remove it, or index into a new place"
@@ -50,10 +54,34 @@ def camera_words(camera: str) -> list[str]:
 
 
 def as_rfc3339(moment: datetime) -> str:
-    """UTC; a moment without a zone is taken as UTC."""
+    """UTC; a moment without a zone is taken as UTC, one that UTC has no year for as the first or the last there is."""
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).isoformat()
+    try:
+        return moment.astimezone(UTC).isoformat()
+    except OverflowError:  # 0001-01-01T00:00+09:00 is in the year 0
+        return (datetime.min if moment.year == 1 else datetime.max).replace(tzinfo=UTC).isoformat()
+
+
+def geo_circle(latitude: float, longitude: float, radius_km: float) -> tuple[float, float, float]:
+    """Latitude and longitude in degrees, within the ranges that engines insist on, and the radius in metres.
+
+    Engines leave the border out, and gRPC carries the radius in float32. A millimetre and a ten-millionth more keep the
+    border in, so that a radius of 0 means the place itself.
+    """
+    if abs(longitude) > 180:
+        longitude = (longitude + 180) % 360 - 180
+    radius_m = min(1000 * radius_km, HALF_EQUATOR_M)  # infinity is no JSON
+    return latitude, longitude, radius_m + 1e-7 * abs(radius_m) + 1e-3
+
+
+def reaches_a_pole(latitude: float, radius_m: float) -> bool:
+    """Whether a circle holds a pole, or nearly; with a margin of a tenth of a degree.
+
+    The engine's index of places covers such a circle by the cells at the 180th meridian alone and loses all others.
+    Asked for what is not outside of the circle, the engine compares with every record and loses none.
+    """
+    return abs(latitude) + radius_m / METRES_PER_DEGREE > 89.9
 
 
 def files_payload(files: Iterable[StoredFile]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 What is surprising: every request may be sent twice. A connection that drops after the server has done its work looks
 the same as one that drops before, so all writes are idempotent and are repeated, with growing pauses, until
-`retry_s` is over. What a repetition cannot mend (a wrong key, a missing collection) is reported at once.
+`retry_s` is over, the first request like any later one. What a repetition cannot mend (a wrong key, a missing
+collection, a full disk) is reported at once. Where nothing has ever answered, a wrong address is likelier than a
+server that is away; see `Failure.patience_s`.
 """
 
 import hashlib
@@ -26,6 +28,10 @@ TIMEOUT_S = 60.0  # of one request
 RETRY_S = 120.0  # of one request with all its repetitions
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
 
+# A gRPC channel pauses by itself before it connects again, by default for up to two minutes, and fails every request
+# meanwhile; so short, a server that is back is found by the next repetition.
+GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2000}
+
 V = TypeVar("V")
 WithPayload = bool | list[str] | models.PayloadSelectorExclude  # all or none of it, these fields, all but these
 
@@ -48,10 +54,14 @@ class Connection:
         self._client = client
         self._lock = lock
         self._secret = secret
+        self._answered = False  # whether a server ever did
 
     @classmethod
     def open(cls, address: Address, location: str, *, write: bool, wait_s: float) -> "Connection":
-        """Nothing is asked of the server yet; its first requests are repeated for `wait_s`, see `retry_s`."""
+        """Nothing is asked of the server yet.
+
+        wait_s  how long a writer waits for another one on this machine to end; LockedError after that
+        """
         key = address.api_key()
         lock = _lock(address, location, wait_s) if write else None
         try:
@@ -63,10 +73,11 @@ class Connection:
                     api_key=key,
                     prefer_grpc=address.grpc_port is not None,
                     grpc_port=address.grpc_port or 6334,
+                    grpc_options=GRPC_OPTIONS,
                     timeout=int(TIMEOUT_S),
                     check_compatibility=False,
                 )
-            return cls(client, location, lock=lock, secret=key, retry_s=wait_s)
+            return cls(client, location, lock=lock, secret=key)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -167,15 +178,19 @@ class Connection:
 
     def _call(self, doing: str, request: Callable[[], V]) -> V:
         """The request's answer; repeated while that may help, then StoreError in one line."""
-        deadline = time.monotonic() + self.retry_s
+        started = time.monotonic()
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return request()
+                answer = request()
+                self._answered = True
+                return answer
             except FAILURES as error:
                 failure = failure_of(error)
-            wait_s = max(pause_s * random.uniform(0.5, 1.0), min(failure.wait_s, LONGEST_PAUSE_S))
-            if not failure.passing or time.monotonic() + wait_s > deadline:
+            self._answered = self._answered or failure.answered
+            limit_s = self.retry_s if self._answered else min(self.retry_s, failure.patience_s)
+            wait_s = max(pause_s * random.uniform(0.5, 1.0), failure.wait_s)
+            if not failure.passing or time.monotonic() + wait_s > started + limit_s:
                 message = f"cannot {doing} at {self.location}: {failure.reason}; {failure.next_step}"
                 raise StoreError(message.replace(self._secret, "***") if self._secret else message)
             time.sleep(wait_s)

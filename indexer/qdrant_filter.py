@@ -4,7 +4,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from .payload import as_rfc3339, camera_words, to_engine
+from .payload import as_rfc3339, camera_words, geo_circle, reaches_a_pole, to_engine
 from .store import Where
 
 
@@ -26,9 +26,13 @@ def qdrant_filter(where: Where) -> models.Filter | None:
     for word in camera_words(where.camera or ""):
         must.append(models.FieldCondition(key="camera_words", match=models.MatchValue(value=word)))
     if where.near is not None:
-        latitude, longitude, radius_km = where.near
-        circle = models.GeoRadius(center=models.GeoPoint(lat=latitude, lon=longitude), radius=radius_km * 1000)
-        must.append(models.FieldCondition(key="location", geo_radius=circle))
+        latitude, longitude, radius_m = geo_circle(*where.near)
+        circle = models.GeoRadius(center=models.GeoPoint(lat=latitude, lon=longitude), radius=radius_m)
+        inside = models.FieldCondition(key="location", geo_radius=circle)
+        if reaches_a_pole(latitude, radius_m):  # see there
+            must_not.append(models.Filter(must_not=[inside]))
+        else:
+            must.append(inside)
     for tag in where.tags:
         must.append(models.FieldCondition(key="tags", match=models.MatchValue(value=to_engine(tag))))
     if where.not_fit is not None:

@@ -33,7 +33,7 @@ from .payload import (
 )
 from .qdrant_address import Address
 from .qdrant_blobs import QdrantBlobs
-from .qdrant_connection import RETRY_S, Connection, WithPayload
+from .qdrant_connection import Connection, WithPayload
 from .qdrant_filter import qdrant_filter
 from .store import Hit, Listed, Record, Schema, StoredFile, StoreSize, Where
 
@@ -59,10 +59,14 @@ class QdrantStore:
         self._seen = False  # once it is there it stays
 
     @classmethod
-    def open(cls, location: str, *, write: bool = False, wait_s: float = 5.0) -> "QdrantStore":
+    def open(cls, location: str, *, write: bool = False, wait_s: float = 10.0) -> "QdrantStore":
         """Open the collection at `location`; the server is asked at once, so a wrong address or key shows here.
 
-        The API key is taken from $SEENIT_API_KEY or $QDRANT_API_KEY.
+        wait_s  how long a writer waits for another one on this machine; LockedError after that
+        A server that fails, or does not answer in time, is asked again for RETRY_S as with every later request. Where
+        nothing has ever answered, a refused connection is tried again for UNANSWERED_S, for then a wrong port is as
+        likely as a server that is being restarted, and a user should soon read of it; a host's name that is not known
+        is answered at once. The API key is taken from $SEENIT_API_KEY or $QDRANT_API_KEY.
         """
         address = Address.parse(location)
         location = location.partition("?")[0]
@@ -76,7 +80,6 @@ class QdrantStore:
         except BaseException:
             connection.close()
             raise
-        connection.retry_s = RETRY_S
         return store
 
     def __repr__(self) -> str:

@@ -7,9 +7,11 @@ qdrant-client into the REST request of the same meaning. Each entry of `faults` 
     "drop after"      the work is done, then likewise
     "stall"           no answer for the peer's `stall_s`
     grpc.StatusCode   that status, nothing is done
+    GrpcRefusal       likewise, with words and trailing metadata of its own
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -23,12 +25,19 @@ from qdrant_peer import QdrantPeer
 _CODES = {400: grpc.StatusCode.INVALID_ARGUMENT, 404: grpc.StatusCode.NOT_FOUND, 409: grpc.StatusCode.ALREADY_EXISTS}
 
 
+@dataclass(frozen=True)
+class GrpcRefusal:
+    code: grpc.StatusCode
+    details: str
+    trailing: tuple[tuple[str, str], ...] = ()
+
+
 class QdrantGrpcPeer:
     """`with QdrantGrpcPeer(peer) as grpc_peer:` serves the peer's collections at `grpc_peer.port` too."""
 
     def __init__(self, peer: QdrantPeer) -> None:
         self.peer = peer
-        self.faults: list[str | grpc.StatusCode] = []
+        self.faults: list[str | grpc.StatusCode | GrpcRefusal] = []
         self.calls: list[str] = []  # "METHOD path" of the REST request that each call means, spoiled ones too
         self._server = grpc.server(ThreadPoolExecutor(4))
         collections_service_pb2_grpc.add_CollectionsServicer_to_server(_Collections(self), self._server)
@@ -49,7 +58,10 @@ class QdrantGrpcPeer:
         if fault == "stall":
             self.peer.stall()
         if isinstance(fault, grpc.StatusCode):
-            context.abort(fault, "told to fail")
+            fault = GrpcRefusal(fault, "told to fail")
+        if isinstance(fault, GrpcRefusal):
+            context.set_trailing_metadata(fault.trailing)
+            context.abort(fault.code, fault.details)
         if fault in ("drop", "stall"):
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         key = dict(context.invocation_metadata()).get("api-key")

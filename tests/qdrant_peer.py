@@ -7,7 +7,9 @@ which refuse unknown fields, and is answered in that description's shapes. It ca
     "drop"         the connection closes before anything is done
     "drop after"   the work is done, then the connection closes without an answer
     "stall"        no answer for `stall_s`
+    "half"         the first half of a batch is done, then 500, as of a node that dies at it
     500, 503, ...  that status, nothing is done
+    Refusal        likewise, with words and headers of its own
 """
 
 import json
@@ -16,9 +18,11 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,12 +31,19 @@ from pydantic import TypeAdapter, ValidationError
 from qdrant_client.http import models
 
 
+@dataclass(frozen=True)
+class Refusal:
+    status: int
+    error: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
 class QdrantPeer:
     """`with QdrantPeer() as peer:` serves at `peer.url` until the block ends."""
 
     def __init__(self, api_key: str | None = None) -> None:
         self.api_key = api_key
-        self.faults: list[str | int] = []
+        self.faults: list[str | int | Refusal] = []
         self.stall_s = 5.0
         self.requests: list[str] = []  # "METHOD path" of each request, spoiled ones too
         self.largest_body = 0
@@ -43,23 +54,42 @@ class QdrantPeer:
         self._folder = Path(tempfile.mkdtemp(prefix="qdrant_peer.", dir=shared_memory))
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.away = False
+        self._bind(0)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "QdrantPeer":
-        self._thread.start()
+        self._serve()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self.go_away()
         for collection in self.collections.values():
             collection.shard.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _bind(self, port: int) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        self._server.daemon_threads = True
+
+    def _serve(self) -> None:
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def go_away(self) -> None:
+        """Refuse connections from now on, and end those that are open with their next request."""
+        if not self.away:
+            self.away = True
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+    def come_back(self) -> None:
+        """Serve again what was held before, at the same port."""
+        self.away = False
+        self._bind(self._server.server_address[1])
+        self._serve()
 
     def stall(self) -> None:
         self._stopping.wait(self.stall_s)
@@ -101,6 +131,9 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             peer.requests.append(f"{self.command} {self.path}")
             peer.largest_body = max(peer.largest_body, len(body))
+            if peer.away:
+                self.close_connection = True
+                return
             fault = peer.faults.pop(0) if peer.faults else None
             if fault == "stall":
                 peer.stall()
@@ -108,22 +141,28 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             if isinstance(fault, int):
-                self._send(fault, {"status": {"error": f"told to answer {fault}"}})
+                fault = Refusal(fault, f"told to answer {fault}")
+            if isinstance(fault, Refusal):
+                self._send(fault.status, {"status": {"error": fault.error}}, fault.headers)
                 return
             if peer.api_key is not None and self.headers.get("api-key") != peer.api_key:
                 self._send(401, {"status": {"error": "Must provide an API key or an Authorization bearer token"}})
                 return
-            answer = peer.answer(self.command, self.path, body)
+            answer = peer.answer(self.command, self.path, _half(body) if fault == "half" else body)
+            if fault == "half" and answer[0] == 200:
+                answer = 500, {"status": {"error": "Service internal error: the node went away"}}
             if fault == "drop after":
                 self.close_connection = True
                 return
             self._send(*answer)
 
-        def _send(self, status: int, answer: Any) -> None:
+        def _send(self, status: int, answer: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(data)))
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 
@@ -133,6 +172,13 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def _half(body: bytes) -> bytes:
+    """The request with the first half of its points or operations."""
+    request = json.loads(body)
+    (name,) = {"points", "operations"} & set(request)
+    return json.dumps({**request, name: request[name][: len(request[name]) // 2]}).encode()
 
 
 def _ok(result: Any) -> tuple[int, Any]:
@@ -309,6 +355,8 @@ def _conditions(conditions: Any) -> list[Any] | None:
 
 
 def _condition(condition: Any) -> Any:
+    if isinstance(condition, models.Filter):
+        return _filter(condition)
     if isinstance(condition, models.HasIdCondition):
         return edge.HasIdCondition({str(id) for id in condition.has_id})
     assert isinstance(condition, models.FieldCondition), condition

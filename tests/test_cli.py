@@ -16,6 +16,7 @@ from conftest import draw_photo
 from PIL import Image
 
 import cli
+from indexer.store import open_store
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,6 +71,20 @@ def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path
     lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is believed to show this
     assert lines[0].split() == ["rank", "score", "verdict", "likely", "agree", "path"]
     assert lines[1].split()[0] == "1" and lines[1].endswith(str(indexed / "a" / "2.jpg"))
+
+
+def test_a_writing_command_waits_as_long_as_told(indexed: Path, seenit: Seenit) -> None:
+    holder = open_store(indexed / ".seenit", write=True)
+    start = time.monotonic()
+    for words in (
+        ("index", indexed),
+        ("tag", "add", "x", indexed, "--index", indexed / ".seenit"),
+        ("tag", "remove", "x", indexed, "--index", indexed / ".seenit"),
+    ):
+        assert_one_line_error(seenit(*words, "--wait", 0.2), "another process")
+    assert 0.6 <= time.monotonic() - start < 6  # 10 s each, unless told
+    holder.close()
+    assert seenit("tag", "add", "x", indexed, "--index", indexed / ".seenit", "--wait", 0.2).code == 0
 
 
 def test_json_lines(indexed: Path, seenit: Seenit) -> None:

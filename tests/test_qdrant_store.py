@@ -1,23 +1,29 @@
 """What holds for a server's store alone: failures, repetitions, the key, addresses, locks."""
 
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from cutting_proxy import CuttingProxy
 from grpc import StatusCode
 from qdrant_client import QdrantClient, models
-from qdrant_grpc_peer import QdrantGrpcPeer
-from qdrant_peer import QdrantPeer
+from qdrant_grpc_peer import GrpcRefusal, QdrantGrpcPeer
+from qdrant_peer import QdrantPeer, Refusal
 from store_kinds import GALLERY, ids
 from stored_records import RECORDS, SCHEMA, make_record, unit
 
+from indexer import qdrant_connection, qdrant_failures
 from indexer.errors import LockedError, SeenitError, StoreError
 from indexer.qdrant_address import Address
-from indexer.store import Schema, open_store
+from indexer.store import Schema, Store, open_store
 
 
 @pytest.fixture
@@ -61,8 +67,202 @@ def test_a_server_that_stays_away_is_given_up_in_bounded_time(peer: QdrantPeer) 
     assert 3 < 1000 - len(peer.faults) < 100  # it was tried again, with pauses
     peer.faults.clear()
     store.close()
-    with pytest.raises(StoreError, match="not reachable"):
-        open_store("http://127.0.0.1:1/photos", wait_s=0.1)
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_opening_is_repeated_like_any_later_request(peer: QdrantPeer, write: bool) -> None:
+    """However short a writer's patience with another writer is."""
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.write_blob("manifest.json", b"{}")
+    store.close()
+    peer.stall_s = 1.5
+    peer.faults[:] = [503, "drop", 500, "stall", 429, 502]
+    store = open_store(f"{peer.url}/photos", write=write, wait_s=0)
+    assert peer.faults == [] and store.read_blob("manifest.json") == b"{}"
+    store.close()
+
+
+def test_a_server_that_is_being_started_is_waited_for(peer: QdrantPeer) -> None:
+    peer.go_away()
+    later = threading.Timer(0.4, peer.come_back)
+    later.start()
+    store = open_store(f"{peer.url}/photos", write=True, wait_s=0)
+    later.join()
+    store.close()
+
+
+@pytest.mark.parametrize("query", ["", "?grpc=1"])
+def test_where_nothing_ever_answered_a_refusal_is_told_soon(
+    peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    monkeypatch.setattr(qdrant_failures, "UNANSWERED_S", 0.5)
+    start = time.monotonic()
+    with pytest.raises(StoreError, match=r"not reachable \(.*refused\); check the address and that the server runs"):
+        open_store(f"http://127.0.0.1:1/photos{query}")
+    assert 0.25 < time.monotonic() - start < 2  # it was tried again
+
+
+def test_a_name_that_is_not_known_is_told_at_once(peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unknown(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    store = open_store(f"{peer.url}/photos", write=True)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(StoreError, match=r"no such host \(.*not known\); check the address"):
+        open_store("http://qdrant/photos")
+    assert len(asked) == 1
+    # A server that has answered before has no wrong address: its name is asked for again.
+    monkeypatch.setattr(store._connection, "retry_s", 0.2)  # type: ignore[attr-defined]
+    store._connection._client.close()  # type: ignore[attr-defined]
+    store._connection._client = QdrantClient("http://qdrant", check_compatibility=False)  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match="no such host"):
+        store.blob_names()
+    assert len(asked) > 3
+    store.close()
+
+
+@pytest.mark.parametrize("page", [1, 2])
+def test_a_server_that_is_restarted_in_mid_scroll(peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    """It answers nothing, refuses connections for a while, and comes back: every record is read once."""
+    monkeypatch.setattr(qdrant_failures, "UNANSWERED_S", 0.0)  # does not hold once a server has answered
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS)
+    records = store.scroll(batch=7)
+    read = [next(records) for _ in range(7 * page)]
+    peer.go_away()
+    later = threading.Timer(0.3, peer.come_back)
+    later.start()
+    read += records
+    later.join()
+    assert [record.id for record in read] == sorted(ids(RECORDS))
+    store.close()
+
+
+def test_a_server_that_goes_for_good_in_mid_scroll_leaves_no_shorter_answer(peer: QdrantPeer) -> None:
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS)
+    records = store.scroll(batch=7)
+    next(records)
+    peer.go_away()
+    store._connection.retry_s = 0.3  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=r"cannot read records at .*: not reachable"):
+        list(records)
+    with pytest.raises(StoreError, match=r"cannot read records at .*: not reachable"):
+        list(store.list_files())
+    store.close()
+
+
+def test_a_batch_that_was_half_applied_is_made_whole(peer: QdrantPeer) -> None:
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    peer.faults[:] = ["half", "half"]
+    store.upsert(RECORDS)
+    assert [r.patches for r in store.retrieve([r.id for r in RECORDS], vectors=True)] == [r.patches for r in RECORDS]
+    tags: dict[str, tuple[str, ...]] = {record.id: (f"tag {number}",) for number, record in enumerate(RECORDS)}
+    store.count()
+    peer.faults[:] = [500, "half", "half"]  # the first of them is the question which records are there
+    store.set_tags(tags)
+    assert {record.id: record.tags for record in store.scroll()} == tags
+    peer.faults[:] = ["half"]
+    store.delete([record.id for record in RECORDS[:20]])
+    assert ids(list(store.scroll())) == ids(RECORDS[20:]) and peer.faults == []
+    store.close()
+
+
+def test_a_batch_that_stays_half_applied_is_an_error_and_the_next_run_mends_it(peer: QdrantPeer) -> None:
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    store._connection.retry_s = 0.3  # type: ignore[attr-defined]
+    peer.faults[:] = ["half"] * 100
+    with pytest.raises(StoreError, match=r"cannot write records at .*the node went away"):
+        store.upsert(RECORDS)
+    peer.faults.clear()
+    assert store.count() == 15
+    store.upsert(RECORDS)
+    assert ids(list(store.scroll(vectors=True))) == ids(RECORDS)
+    store.close()
+
+
+NO_SPACE = "Service internal error: No space left on device: WAL buffer size exceeds available disk space"
+
+
+@pytest.mark.parametrize("fault", [Refusal(500, NO_SPACE), Refusal(507, "Insufficient Storage")])
+def test_a_servers_full_disk_is_told_at_once(peer: QdrantPeer, fault: Refusal) -> None:
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    for write in (lambda: store.upsert(RECORDS), lambda: store.write_blob("manifest.json", b"{}")):
+        before = len(peer.requests)
+        peer.faults[:] = [fault] * 10
+        with pytest.raises(StoreError, match=r"the server's disk is full \(.*\); make room on it") as caught:
+            write()
+        assert len(peer.requests) == before + 1 and "\n" not in str(caught.value)
+    peer.faults.clear()
+    store.upsert(RECORDS)  # once there is room
+    assert store.count() == 30
+    store.close()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each repetition was waited for; nobody really waits."""
+    pauses: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(pauses), sleep=pauses.append)
+    monkeypatch.setattr(qdrant_connection, "time", clock)
+    return pauses
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_is_left_alone_for_as_long_as_it_asks(peer: QdrantPeer, pauses: list[float], status: int) -> None:
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    peer.faults[:] = [Refusal(status, "busy", {"retry-after": "7"}), Refusal(status, "busy", {"retry-after": "40"})]
+    assert store.count() == 0 and pauses == [7.0, 40.0]
+    pauses.clear()
+    for unreadable in ("Fri, 27 Nov 2026 02:00:00 GMT", "soon", "-5", ""):
+        peer.faults[:] = [Refusal(status, "busy", {"retry-after": unreadable})]
+        assert store.count() == 0
+    assert len(pauses) == 4 and all(0 < pause < 1 for pause in pauses)
+    pauses.clear()
+    peer.faults[:] = [Refusal(status, "busy", {"retry-after": "3600"})] * 2
+    with pytest.raises(StoreError, match=str(status)):  # longer than a request is repeated
+        store.count()
+    assert pauses == [] and len(peer.faults) == 1
+    store.close()
+
+
+@pytest.fixture
+def proxy(peer: QdrantPeer) -> Iterator[CuttingProxy]:
+    with CuttingProxy(urlsplit(peer.url).port or 0) as proxy:
+        yield proxy
+
+
+def check_cut_connections(store: Store, proxy: CuttingProxy) -> None:
+    """Writes and reads whose connection is cut within the request and within the answer."""
+    store.ensure(SCHEMA)
+    proxy.cut_request = 20_000  # of 50,000
+    store.upsert(RECORDS)
+    assert proxy.cuts == 1 and store.count() == 30
+    proxy.cut_answer = 0
+    store.upsert([replace(RECORDS[0], tags=("new",))])
+    assert proxy.cuts == 2 and store.retrieve([RECORDS[0].id])[0].tags == ("new",)
+    packed = {record.id: record.patches for record in RECORDS}
+    proxy.cut_answer = 20_000
+    assert {record.id: record.patches for record in store.scroll(vectors=True)} == packed and proxy.cuts == 3
+    proxy.cut_answer = 20_000
+    assert store.patches([record.id for record in RECORDS]) == packed and proxy.cuts == 4
+    proxy.cut_answer = 100
+    assert store.search(GALLERY[2:3], 30)[0][0].id == RECORDS[2].id and proxy.cuts == 5
+
+
+def test_connections_that_are_cut_half_way(proxy: CuttingProxy) -> None:
+    store = open_store(f"http://127.0.0.1:{proxy.port}/photos", write=True)
+    check_cut_connections(store, proxy)
+    store.close()
 
 
 @pytest.mark.parametrize("status", [400, 403, 404])
@@ -224,3 +424,41 @@ def test_lasting_failures_over_grpc_are_not_repeated(
         store.count()
     assert len(grpc_peer.calls) == before + 1 and "\n" not in str(caught.value)
     store.close()
+
+
+def test_grpc_connections_that_are_cut_half_way(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer) -> None:
+    with CuttingProxy(grpc_peer.port) as proxy:
+        store = open_store(f"{peer.url}/photos?grpc={proxy.port}", write=True)
+        check_cut_connections(store, proxy)
+        store.close()
+
+
+def test_a_grpc_server_is_left_alone_for_as_long_as_it_asks(
+    peer: QdrantPeer, grpc_peer: QdrantGrpcPeer, pauses: list[float]
+) -> None:
+    store = open_store(f"{peer.url}/photos?grpc={grpc_peer.port}", write=True)
+    store.ensure(SCHEMA)
+    grpc_peer.faults[:] = [GrpcRefusal(StatusCode.RESOURCE_EXHAUSTED, "busy", (("retry-after", "7"),))]
+    assert store.count() == 0 and pauses == [7.0]
+    grpc_peer.faults[:] = [GrpcRefusal(StatusCode.RESOURCE_EXHAUSTED, "busy", (("retry-after", "3600"),))]
+    with pytest.raises(StoreError, match=r"is busy .* asks to wait 3600 s; try again later"):
+        store.count()
+    store.close()
+
+
+def test_a_grpc_servers_full_disk_is_told_at_once(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer) -> None:
+    store = open_store(f"{peer.url}/photos?grpc={grpc_peer.port}", write=True)
+    store.ensure(SCHEMA)
+    grpc_peer.faults[:] = [GrpcRefusal(StatusCode.INTERNAL, NO_SPACE)] * 10
+    with pytest.raises(StoreError, match=r"the server's disk is full \(.*\); make room on it"):
+        store.upsert(RECORDS)
+    assert len(grpc_peer.faults) == 9
+    store.close()
+
+
+@pytest.mark.parametrize("said", ["errors resolving qdrant:6334: [Domain name not found]", "DNS resolution failed"])
+def test_a_name_that_grpc_does_not_know_is_told_at_once(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer, said: str) -> None:
+    grpc_peer.faults[:] = [GrpcRefusal(StatusCode.UNAVAILABLE, said)] * 10
+    with pytest.raises(StoreError, match="no such host"):
+        open_store(f"{peer.url}/photos?grpc={grpc_peer.port}")
+    assert len(grpc_peer.faults) == 9
