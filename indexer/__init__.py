@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .errors import SeenitError as SeenitError
+    from .index import Index as Index
     from .store import Where as Where
     from .store import open_store as open_store
     from .sync import Summary as Summary
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Backbone": "backbone",
+    "Index": "index",
     "SeenitError": "errors",
     "Summary": "sync",
     "Where": "store",

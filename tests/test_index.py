@@ -1,0 +1,184 @@
+"""An opened index, and what makes one ready: one backbone, one place where each thing is read."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import draw_photo
+
+from indexer import sync_folder
+from indexer.backbone import Backbone
+from indexer.backbone_once import LoadOnce
+from indexer.descriptor import RECIPES, Recipe
+from indexer.errors import LockedError, SeenitError
+from indexer.index import Index, index_in, is_index
+from indexer.last_index import find_index
+from indexer.manifest import Manifest, Roots, parse_manifest, write_manifest
+from retrieval import Searcher, build_index
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was asked of Backbone.load, in order."""
+    asked: list[object] = []
+    load = Backbone.load
+
+    def counted(spec: object, **options: object) -> Backbone:
+        asked.append(spec)
+        return load(spec, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Backbone, "load", counted)
+    return asked
+
+
+def test_an_index_made_from_python_knows_probabilities(photos: Path, tiny_backbone: Path) -> None:
+    built = build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    assert built.summary.pictures == 8 and built.calibration is not None and built.notes == ()
+    with Searcher.open(photos / ".seenit") as searcher:
+        evidence = searcher.search(photos / "a" / "0.jpg", include_self=True)[0].evidence
+        assert evidence is not None and evidence.probability is not None
+
+
+def test_one_backbone_is_loaded_for_all_steps_and_rounds(
+    photos: Path, tiny_backbone: Path, loads: list[object]
+) -> None:
+    once = LoadOnce(str(tiny_backbone))
+    build_index(photos, backbone=once, resolution=56, workers=1)
+    assert loads == [str(tiny_backbone)]
+    draw_photo(photos / "new.jpg", 50)
+    assert build_index(photos, backbone=once, workers=1).summary.embedded == 1  # a later round of --watch
+    assert len(loads) == 1
+    build_index(photos, workers=1)  # nothing new: nothing is loaded
+    assert len(loads) == 1
+
+
+def test_facts_and_places(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    with Index.open(photos / ".seenit") as index:
+        facts = index.facts()
+        assert (facts.pictures, facts.folders, facts.resolution) == (8, (str(photos),), 56)
+        assert facts.descriptor == json.loads(json.dumps(RECIPES["balanced"].settings))
+        assert facts.calibrated and facts.awaiting_refit == 0 and facts.format == 2 and facts.made_by
+        assert Index.open(index) is index
+    assert is_index(photos / ".seenit") and is_index("http://host/photos") and not is_index(photos)
+    assert index_in(photos) == index_in(photos / ".seenit") == photos / ".seenit" and index_in(tmp_path) is None
+    for write in (False, True):
+        with pytest.raises(SeenitError, match=r"no index at .*; create one with"):
+            Index.open(tmp_path / "nowhere", write=write)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_reader_takes_over_what_another_process_changes(photos: Path, tiny_backbone: Path) -> None:
+    build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    with Searcher.open(photos / ".seenit") as searcher:
+        asked = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        fit = searcher.manifest.fit
+        for n in range(30):  # more than four times as many: the statistics are fitted anew, every vector is another
+            draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
+        assert build_index(photos, workers=1).summary.refitted
+        found = searcher.search(photos / "c" / "7.jpg", include_self=True)[0]
+        assert found.path == str(photos / "c" / "7.jpg") and found.score > 0.9
+        assert searcher.manifest.fit != fit and searcher.index.count == 38
+        again = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        assert again[0].path == asked[0].path and again[0].score > 0.9
+
+
+def test_a_setting_that_is_added_later_leaves_old_indexes_usable(photos: Path, tiny_backbone: Path) -> None:
+    build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    location = photos / ".seenit"
+    with Index.open(location, write=True) as index:
+        without = {name: value for name, value in index.manifest.descriptor.items() if name != "shrinkage"}
+        assert without["token_bits"] == 2
+        write_manifest(index.store, replace(index.manifest, descriptor=without))
+    with Searcher.open(location) as searcher:
+        assert searcher.search(photos / "a" / "0.jpg", include_self=True)[0].path == str(photos / "a" / "0.jpg")
+    with Index.open(location, write=True) as index:
+        write_manifest(index.store, replace(index.manifest, descriptor={**without, "surprise": 1}))
+    with Searcher.open(location) as searcher, pytest.raises(SeenitError, match=r"unknown setting 'surprise'.*update"):
+        searcher.search(photos / "a" / "0.jpg")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"token_bits": "2"}, {"token_bits": 2.5}, {"cls_depths": 3}, {"cls_depths": ["a"]}, {"shrinkage": float("nan")}],
+)
+def test_settings_of_other_types_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="is no number"):
+        Recipe.from_settings(settings)
+
+
+def test_manifests_of_other_formats_are_told() -> None:
+    good = {"backbone": "b", "backbone_hash": "0", "resolution": 56, "descriptor": {}, "fit": "f", "fitted_on": 8}
+    assert parse_manifest(json.dumps({**good, "format": 2, "later": [1]}).encode(), "x") == Manifest(**good)  # type: ignore[arg-type]
+    for format, said in ((1, "first version"), (3, "newer seenit"), ("x", "damaged"), (None, "damaged")):
+        with pytest.raises(SeenitError, match=said):
+            parse_manifest(json.dumps({**good, "format": format}).encode(), "x")
+    wrong: list[dict[str, object]] = [{"resolution": "56"}, {"roots": []}, {"roots": {"0": 1}}, {"descriptor": "text"}]
+    for bad in wrong:
+        with pytest.raises(SeenitError, match="damaged"):
+            parse_manifest(json.dumps({**good, "format": 2, **bad}).encode(), "x")
+    for data in (b"", b"[]", b"{", b"[" * 100_000):
+        with pytest.raises(SeenitError, match="damaged"):
+            parse_manifest(data, "x")
+
+
+@pytest.mark.parametrize("key", ["0/../private/x.jpg", "0//x.jpg", "0/./x.jpg", "0/a/..", "0/", "0/a\0b"])
+def test_keys_that_lead_out_of_a_folder_are_refused(key: str) -> None:
+    roots = Roots("/index", {"0": "/photos"})
+    assert roots.path("0/a/x.jpg") == os.path.join("/photos", "a", "x.jpg") and roots.path("0") == "/photos"
+    with pytest.raises(SeenitError, match="outside of its folders"):
+        roots.path(key)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system's files have no owners")
+def test_another_users_index_beside_a_query_is_left_alone(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync_folder(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    assert find_index(None, [photos / "a" / "0.jpg"], say=said.append) == str(photos / ".seenit")
+    assert said == [f"using the index at {photos / '.seenit'}"]
+    own = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: own + 1)
+    said.clear()
+    with pytest.raises(SeenitError, match="no index here"):
+        find_index(None, [photos / "a" / "0.jpg"], say=said.append)
+    assert len(said) == 1 and "another user's" in said[0]
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / ".seenit").symlink_to(photos / ".seenit")
+    monkeypatch.setattr(os, "getuid", lambda: own)
+    with pytest.raises(SeenitError, match="no index here"):
+        find_index(None, [tmp_path / "link" / "q.jpg"])
+
+
+def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone: Path) -> None:
+    """The writer's lock is held by one process; another reads all the same, and a third is told whom it waits for."""
+    build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    code = (
+        "import sys, time\nfrom indexer.index import Index\n"
+        "index = Index.open(sys.argv[1], write=True)\nprint('ready', flush=True)\ntime.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(photos / ".seenit")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
+        with Searcher.open(photos / ".seenit", wait_s=0) as searcher:
+            assert searcher.search(photos / "a" / "0.jpg", include_self=True)[0].path == str(photos / "a" / "0.jpg")
+        began = time.monotonic()
+        with pytest.raises(LockedError, match=rf"process {holder.pid}, since .*--wait"):
+            build_index(photos, workers=1, wait_s=0.2)
+        assert time.monotonic() - began < 5
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert build_index(photos, workers=1).summary.changes.unchanged == 8
