@@ -30,6 +30,7 @@ CREATE INDEX known_id ON known (id);
 CREATE INDEX known_size ON known (size);
 CREATE INDEX current_id ON current (id);
 """
+_INDEX_OF_STORED = "CREATE INDEX stored_id ON stored (id)"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Ledger:
         self._db.executemany("INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?)", rows)
 
     def add_found(self, files: Iterable[StoredFile]) -> None:
-        rows = ((_text(f.key), f.size, f.mtime_ns, zlib.crc32(_text(f.key))) for f in files)
+        rows = ((key := _text(f.key), f.size, f.mtime_ns, zlib.crc32(key)) for f in files)
         self._db.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?, ?)", rows)
 
     def keep_under(self, folder_key: str) -> None:
@@ -93,6 +94,7 @@ class Ledger:
         db = self._db
         db.executescript(_INDEXES)
         db.execute("INSERT INTO stored SELECT * FROM known")
+        db.execute(_INDEX_OF_STORED)  # once it is filled; without it each record that is written reads the whole table
         db.execute("INSERT OR IGNORE INTO claimed SELECT id FROM known")
         db.execute(
             "INSERT OR IGNORE INTO current SELECT k.key, k.id, k.size, k.mtime_ns FROM known k JOIN found f"
@@ -186,11 +188,12 @@ class Ledger:
 
         Records that were claimed but never written (the run was cut short) have no `stored` rows and are left out.
         """
-        self._db.execute("CREATE TEMP TABLE stored_ids AS SELECT DISTINCT id FROM stored")
         ids = self._keys(
-            "SELECT DISTINCT id FROM (SELECT * FROM (SELECT * FROM stored EXCEPT SELECT * FROM current)"
-            " UNION ALL SELECT * FROM (SELECT * FROM current EXCEPT SELECT * FROM stored))"
-            " WHERE id IN (SELECT id FROM stored_ids)"
+            "SELECT s.id FROM stored s LEFT JOIN current c ON c.key = s.key AND c.id = s.id"
+            " AND c.size = s.size AND c.mtime_ns = s.mtime_ns WHERE c.key IS NULL"
+            " UNION"
+            " SELECT c.id FROM current c WHERE NOT EXISTS (SELECT 1 FROM stored s WHERE s.key = c.key AND s.id = c.id"
+            " AND s.size = c.size AND s.mtime_ns = c.mtime_ns) AND EXISTS (SELECT 1 FROM stored s WHERE s.id = c.id)"
         )
         for record_id in ids:
             yield record_id, self.files(record_id)
@@ -208,25 +211,29 @@ class Ledger:
 
     def changes(self) -> Changes:
         """Counts over files, by comparing `known` with `current`."""
-        new = "SELECT c.key, c.id FROM current c WHERE c.key NOT IN (SELECT key FROM known)"
-        gone = "SELECT k.key, k.id FROM known k WHERE k.key NOT IN (SELECT key FROM current)"
+        for name, one, other in (("new", "current", "known"), ("gone", "known", "current")):
+            self._db.execute(f"DROP TABLE IF EXISTS temp.{name}")
+            self._db.execute(
+                f"CREATE TEMP TABLE {name} AS SELECT key, id FROM {one} o"
+                f" WHERE NOT EXISTS (SELECT 1 FROM {other} WHERE key = o.key)"
+            )
         renamed = self._number(
             "SELECT COALESCE(SUM(MIN(n.files, g.files)), 0) FROM"
-            f" (SELECT id, COUNT(*) files FROM ({new}) GROUP BY id) n"
-            f" JOIN (SELECT id, COUNT(*) files FROM ({gone}) GROUP BY id) g USING (id)"
+            " (SELECT id, COUNT(*) files FROM new GROUP BY id) n"
+            " JOIN (SELECT id, COUNT(*) files FROM gone GROUP BY id) g USING (id)"
         )
-        num_new = self._number(f"SELECT COUNT(*) FROM ({new})")
-        contents = self._number(f"SELECT COUNT(DISTINCT id) FROM ({new}) WHERE id NOT IN (SELECT id FROM known)")
+        num_new = self._number("SELECT COUNT(*) FROM new")
+        contents = self._number(
+            "SELECT COUNT(DISTINCT id) FROM new WHERE NOT EXISTS (SELECT 1 FROM known WHERE known.id = new.id)"
+        )
+        unchanged = self._number("SELECT COUNT(*) FROM current c JOIN known k ON k.key = c.key AND k.id = c.id")
         return Changes(
             added=num_new - renamed,
             copies=num_new - renamed - contents,
-            updated=self._number(
-                "SELECT COUNT(*) FROM current c WHERE c.key IN (SELECT key FROM known)"
-                " AND NOT EXISTS (SELECT 1 FROM known k WHERE k.key = c.key AND k.id = c.id)"
-            ),
+            updated=self._number("SELECT COUNT(*) FROM current") - num_new - unchanged,  # current: a content each
             renamed=renamed,
-            removed=self._number(f"SELECT COUNT(DISTINCT key) FROM ({gone})") - renamed,
-            unchanged=self._number("SELECT COUNT(*) FROM current c JOIN known k ON k.key = c.key AND k.id = c.id"),
+            removed=self._number("SELECT COUNT(DISTINCT key) FROM gone") - renamed,
+            unchanged=unchanged,
         )
 
     def _number(self, query: str, *values: object) -> int:

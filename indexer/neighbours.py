@@ -8,6 +8,7 @@ here can give a wrong score, an old record or a missing new one; without a graph
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,7 +108,8 @@ class Neighbours:
         wanted = max(FEWEST_RESCORED, int(RESCORED * top)) if state.graph is not None else top
         most = max(state.records if allowed is None else len(allowed), 1)
         while True:
-            candidates = _candidates(state, queries, min(wanted, most), allowed)  # (Q, C), -1 where there are no more
+            with _threads_for(queries):
+                candidates = _candidates(state, queries, min(wanted, most), allowed)  # (Q, C), -1 where none is left
             hits = _rescored(source, queries, candidates, top)
             if wanted >= most or all(len(found) >= min(top, most) for found in hits):
                 return hits
@@ -247,6 +249,21 @@ def _in_graph(
             parameters = faiss.SearchParametersHNSW(efSearch=max(EF_SEARCH, 2 * wanted), sel=selector)
             cosine, places = graph.index.search(queries, wanted, params=parameters)
     return np.where(places < 0, -np.inf, cosine), np.where(places < 0, -1, np.asarray(graph.numbers)[places])
+
+
+@contextmanager
+def _threads_for(queries: np.ndarray) -> Iterator[None]:
+    """FAISS divides queries among threads. With one query the others do nothing, and on a busy machine it waits for the
+    system to run them, 30 ms for a scan of 1. The number is this thread's own and is put back."""
+    threads = faiss.omp_get_max_threads()
+    if len(queries) > 1 or threads == 1:
+        yield
+        return
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def _selector(mask: np.ndarray) -> Any:

@@ -1,7 +1,6 @@
 """Conditions on records as SQL: which numbers meet them, answered before any vector is looked at."""
 
 import math
-import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -104,4 +103,8 @@ def id_bytes(id: str) -> bytes:
 
 
 def id_text(id: bytes) -> str:
-    return str(uuid.UUID(bytes=bytes(id)))
+    """The other way; ValueError where these are no 16 bytes."""
+    digits = id.hex()
+    if len(digits) != 32:
+        raise ValueError(f"{digits} is no content id")
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

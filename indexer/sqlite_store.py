@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -702,24 +704,18 @@ def _tags_by_number(db: apsw.Connection, numbers: Iterable[int]) -> dict[int, tu
 def _listed(
     db: apsw.Connection, location: str, check_count: Callable[[apsw.Connection, int], None]
 ) -> Iterator[Listed]:
-    """Every record's id, fit and files, in the order of ids; as many as were written, or StoreError."""
+    """Every record's id, fit and files, in the order of writing, which reads the tables from front to back; as many as
+    were written, or StoreError."""
     rows = select(
         db,
-        "SELECT r.id, r.whitening, f.key, f.size, f.mtime_ns FROM records r LEFT JOIN files f USING (number)"
-        " ORDER BY r.id, f.place",
+        "SELECT r.number, r.id, r.whitening, f.place, f.key, f.size, f.mtime_ns"
+        " FROM records r LEFT JOIN files f USING (number) ORDER BY r.number",
     )
     seen = 0
-    current: bytes | None = None
-    fit = ""
-    files: list[StoredFile] = []
-    for id, of_row, key, size, mtime_ns in rows:
-        if id != current:
-            if current is not None:
-                yield Listed(id_text(current), fit, tuple(files))
-            current, fit, files = id, of_row, []
-            seen += 1
-        if key is not None:
-            files.append(StoredFile(from_bytes(key), size, mtime_ns))
-    if current is not None:
-        yield Listed(id_text(current), fit, tuple(files))
+    for _, of_record in groupby(rows, itemgetter(0)):
+        files = sorted(of_record, key=itemgetter(3))
+        _, id, fit, place, *_ = files[0]
+        stored = [] if place is None else [StoredFile(from_bytes(key), size, at) for *_, key, size, at in files]
+        yield Listed(id_text(id), fit, tuple(stored))
+        seen += 1
     check_count(db, seen)

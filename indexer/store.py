@@ -180,7 +180,7 @@ class Store(Protocol):
         """
 
     def list_files(self) -> Iterator[Listed]:
-        """Every record's id, fit and files, a page at a time."""
+        """Every record's id, fit and files, in no order of note; never all in memory."""
 
     def retrieve(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
         """The records with these ids in the order asked; unknown ids are left out."""

@@ -6,6 +6,7 @@ killed at any moment is continued by the next one. The descriptor's statistics a
 that is embedded first; once the corpus has outgrown them they are fitted again.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -287,10 +288,11 @@ def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed
 
 def _files_below(run: _Run, scope: str, location: object) -> Iterator[StoredFile]:
     folder = run.roots.path(scope)
-    root_folder = run.roots.path(scope.split("/")[0])
+    start = os.path.join(os.path.abspath(folder), "")  # of every path that is found
     exclude = [] if is_url(str(location)) else [str(Path(str(location)).absolute())]
     for found in find_files([folder], exclude_dirs=exclude):
-        key = "/".join([scope.split("/")[0], *(relative_parts(found.path, root_folder) or [])])
+        rest = found.path[len(start) :]
+        key = f"{scope}/{rest if os.sep == '/' else rest.replace(os.sep, '/')}" if rest else scope
         if isinstance(found, Unreadable):
             run.unreadable.append(f"{found.path}: {found.reason}")
             run.ledger.keep_under(key)

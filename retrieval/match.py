@@ -63,7 +63,15 @@ def mutual_pairs(query: Tensor, gallery: Tensor, mask: Tensor) -> Pairs:
 
     for b, m: nearest[b, m] = argmax_n query[n] . gallery[b, m]; mutual where m is in turn the best for that n
     """
-    similarity = gallery @ query.T  # (B, M, N)
+    return mutual_of(gallery @ query.T, mask)
+
+
+def mutual_of(similarity: Tensor, mask: Tensor) -> Pairs:
+    """`mutual_pairs` of cosines that are at hand.
+
+    similarity  (B, M, N)  of each candidate patch with each of the query's; rows of padding are overwritten
+    mask        (B, M)     True where the patch is real
+    """
     if not mask.all():
         similarity.masked_fill_(~mask[..., None], -2.0)
     cosine, nearest = similarity.max(2)  # (B, M)
@@ -81,8 +89,17 @@ def agree(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Agreement:
     for b: over all transforms T that two of the strongest pairs fix, the largest sum of (cosine - FLOOR) over the
     pairs m with |T query_at[nearest[m]] - gallery_at[m]| < TOLERANCE
     """
-    all_weights = (pairs.cosine - FLOOR).clamp(min=0)  # (B, M)
-    start_all, end_all = query_at[pairs.nearest], gallery_at  # (B, M, 2)
+    return agreement_of(pairs.cosine, query_at[pairs.nearest], gallery_at)
+
+
+def agreement_of(cosine: Tensor, start_all: Tensor, end_all: Tensor) -> Agreement:
+    """`agree` for pairs that each have a start in a query of their own.
+
+    cosine     (B, M)     of the pairs; 0 where there is none
+    start_all  (B, M, 2)  x, y of each pair's query patch, in patches
+    end_all    (B, M, 2)  x, y of its candidate patch
+    """
+    all_weights = (cosine - FLOOR).clamp(min=0)  # (B, M)
     weight, strongest = all_weights.topk(min(PAIRS, all_weights.shape[1]), dim=1)  # (B, K)
     at = strongest[..., None].expand(-1, -1, 2)
     start, end = start_all.gather(1, at), end_all.gather(1, at)  # (B, K, 2)
@@ -106,24 +123,31 @@ def agree(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Agreement:
     )
 
 
-def distinct_support(agreement: Agreement, pairs: Pairs, query: Tensor, gallery: Tensor, query_at: Tensor) -> Tensor:
+def far_apart(query_at: Tensor) -> Tensor:
+    """Which of a query's patches (N, 2) lie farther than ELSEWHERE from each of them.  (N, N) bool"""
+    return torch.cdist(query_at, query_at) > ELSEWHERE
+
+
+def distinct_support(agrees: Tensor, pairs: Pairs, similarity: Tensor, apart: Tensor) -> Tensor:
     """How far the agreeing pairs stand out from what else they might have been paired with.  (B,) float32
+
+    agrees      (B, M)     True for the candidate's patches whose pair agrees
+    similarity  (B, M, N)  cosine of each candidate patch with each of the query's
+    apart       (N, N)     see `far_apart`
 
     A patch of lawn is as like any other patch of the lawn; where two lawns agree on a geometry it is by chance, or
     because features know a little of their place in the picture. What shows the same spot is like that spot alone
     (the ratio test of Lowe, 2004, as a difference):
 
-        sum over agreeing m of  cosine[b, m] - max(0, max over n of gallery[b, m] . query[n])
+        sum over agreeing m of  cosine[b, m] - max(0, max over n of similarity[b, m, n])
 
     where n lies farther than ELSEWHERE from m's partner; a negative term counts 0.
     """
-    candidate, patch = agreement.agrees.nonzero(as_tuple=True)  # (P,)
-    similarity = (gallery[candidate, patch] @ query.T).float()  # (P, N)
+    candidate, patch = agrees.nonzero(as_tuple=True)  # (P,)
     paired = pairs.nearest[candidate, patch]  # (P,)
-    away = torch.cdist(query_at, query_at) > ELSEWHERE  # (N, N)
-    elsewhere = similarity.masked_fill(~away[paired], 0).amax(1).clamp(min=0)
+    elsewhere = similarity[candidate, patch].masked_fill_(~apart[paired], 0).amax(1).clamp(min=0).float()  # (P,)
     margin = (pairs.cosine[candidate, patch] - elsewhere).clamp(min=0)
-    return torch.zeros(len(agreement.agrees)).index_add_(0, candidate, margin)
+    return torch.zeros(len(agrees)).index_add_(0, candidate, margin)
 
 
 def _transforms_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:

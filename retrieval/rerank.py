@@ -1,8 +1,11 @@
 """Candidates in a better order, with what speaks for each: the arithmetic between the store's bytes and the results."""
 
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +18,7 @@ from indexer.patch_codec import unpack_patches
 
 from .calibrate import BELIEVED
 from .evidence import Box, Evidence
-from .match import Agreement, Pairs, agree, distinct_support, mutual_pairs
+from .match import agreement_of, distinct_support, far_apart, mutual_of
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -26,7 +29,7 @@ Z = TypeVar("Z")
 SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
 DISTINCT_SCALE = 3.0  # likewise of what is distinct
 LARGEST_HEAT = 256  # rows and columns of a heat map
-CHUNK = 256  # candidates that are compared at once
+CHUNK = 50  # candidates that are compared at once; rerank_speed.py, flat from 34 to 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +88,18 @@ class Comparison:
 
     def __init__(self, views: Sequence[View], packed: Sequence[bytes]) -> None:
         """packed  the candidates' patches, as the store has them"""
-        self._views = views
-        self._parts = [_compare(views, packed[start : start + CHUNK]) for start in range(0, len(packed), CHUNK)]
-        by_view = torch.zeros(len(packed), max(len(views), 1))  # (B, V)
-        distinct = torch.zeros_like(by_view)
+        self._queries = [_Query.of(view) for view in views]
+        chunks = [packed[start : start + CHUNK] for start in range(0, len(packed), CHUNK)]
+        self._parts = in_threads(_compare, [self._queries] * len(chunks), chunks) if views else []
+        shape = (max(len(views), 1), len(packed))
+        weight, distinct = np.zeros(shape, np.float32), np.zeros(shape, np.float32)  # (V, B)
         for n, part in enumerate(self._parts):
-            for view, one in enumerate(part):
-                rows = slice(n * CHUNK, (n + 1) * CHUNK)
-                by_view[rows, view], distinct[rows, view] = one.agreement.weight, one.distinct
-        support, self._best = by_view.max(1)  # (B,)
-        self.support: np.ndarray = support.numpy()
-        self.distinct: np.ndarray = distinct.gather(1, self._best[:, None])[:, 0].numpy()
+            columns = slice(n * CHUNK, n * CHUNK + len(part.grids))
+            weight[:, columns], distinct[:, columns] = part.weight, part.distinct
+        self._best = weight.argmax(0)  # (B,)
+        candidates = np.arange(len(packed))
+        self.support: np.ndarray = weight[self._best, candidates]
+        self.distinct: np.ndarray = distinct[self._best, candidates]
 
     def agreement(self, n: int) -> float:
         """How far candidate n's patches agree with the query's and with nothing else, in [0, 1)."""
@@ -106,18 +110,46 @@ class Comparison:
         if n >= len(self.support) or not self.support[n]:
             return NO_MATCH
         view = int(self._best[n])
-        return _match(n % CHUNK, self._views[view], self._parts[n // CHUNK][view], float(self.support[n]))
+        return _match(n % CHUNK, view, self._queries[view], self._parts[n // CHUNK], float(self.support[n]))
 
 
 def in_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> list[Z]:
-    """call(x, y) of each pair, in order, as many at once as torch may use threads.
+    """call(x, y) of each pair, in order, as many at once as torch may use threads; within a call no further ones.
 
-    The tensors of one comparison are small: a thread for each query gains more than several for each operation.
+    The tensors of one comparison are small: a thread for each of them gains more than several for each operation.
     """
-    if len(xs) == 1:
-        return [call(xs[0], ys[0])]
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(call, xs, ys))
+    count = torch.get_num_threads()
+    if len(xs) == 1 or count == 1:
+        return list(map(call, xs, ys))
+    return list(_workers(count).map(call, xs, ys))
+
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process, for a forked one has no threads, and by threads
+_making_pools = threading.Lock()
+
+
+def _workers(count: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch uses one thread.
+
+    `torch.set_num_threads` is for the thread that calls it, and for all that the process begins later: so it is called
+    in new threads only, and taken back before anyone else's thread is likely to begin.
+    """
+    with _making_pools:
+        if (pool := _pools.get((os.getpid(), count))) is None:
+            pool = ThreadPoolExecutor(count, thread_name_prefix="seenit-comparison")
+            together = threading.Barrier(count)
+            try:
+                list(pool.map(_use_one_thread, [together] * count))
+            finally:
+                torch.set_num_threads(count)
+            _pools[os.getpid(), count] = pool
+        return pool
+
+
+def _use_one_thread(together: threading.Barrier) -> None:
+    torch.get_num_threads()  # a thread takes over the process's number when it first asks, and must not do so later
+    torch.set_num_threads(1)
+    together.wait()  # so that each of the pool's threads gets one of these calls
 
 
 def side_by_side(packed: Sequence[bytes]) -> Candidates:
@@ -142,47 +174,100 @@ def patches_at(grid: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Compared:
-    """One view against some candidates; their tokens are not kept."""
+class _Query:
+    """A view as it is compared.
 
+    tokens  (N, T)  float32 or bfloat16
+    at      (N, 2)  see `patches_at`
+    apart   (N, N)  see `match.far_apart`
+    """
+
+    view: View
+    tokens: Tensor
     at: Tensor
+    apart: Tensor
+
+    @classmethod
+    def of(cls, view: View) -> "_Query":
+        return cls(view, torch.from_numpy(view.tokens).to(best_dtype("cpu")), *_geometry(view.grid))
+
+
+@lru_cache(maxsize=16)
+def _geometry(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    at = patches_at(grid)
+    return at, far_apart(at)
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """V views against B candidates; their tokens are not kept.
+
+    grids            rows and columns of each candidate
+    weight, distinct (V, B)        float32, see `Comparison`
+    agrees           (V, B, M)     bool
+    cosine, nearest  (V, B, M)     float32 and int64, see `match.Pairs`
+    transform        (V, B, 2, 3)  float32
+    at               (B, M, 2)     float32
+    """
+
     grids: tuple[tuple[int, int], ...]
-    pairs: Pairs
-    agreement: Agreement
-    distinct: Tensor
+    weight: np.ndarray
+    distinct: np.ndarray
+    agrees: np.ndarray
+    cosine: np.ndarray
+    nearest: np.ndarray
+    transform: np.ndarray
+    at: np.ndarray
 
 
-def _compare(views: Sequence[View], packed: Sequence[bytes]) -> list[_Compared]:
+def _compare(queries: Sequence[_Query], packed: Sequence[bytes]) -> _Compared:
+    """The views one by one for what is large, and together where the tensors are so small that their number counts."""
     candidates = side_by_side(packed)
-    dtype = best_dtype("cpu")
-    tokens = candidates.tokens.to(dtype)
-    compared = []
-    for view in views:
-        query, query_at = torch.from_numpy(view.tokens).to(dtype), patches_at(view.grid)
-        pairs = mutual_pairs(query, tokens, candidates.mask)
-        agreement = agree(pairs, query_at, candidates.at)
-        distinct = distinct_support(agreement, pairs, query, tokens, query_at)
-        compared.append(_Compared(candidates.at, candidates.grids, pairs, agreement, distinct))
-    return compared
+    tokens = candidates.tokens.to(best_dtype("cpu"))
+    similar = [tokens @ query.tokens.T for query in queries]  # (B, M, N) each
+    pairs = [mutual_of(similarity, candidates.mask) for similarity in similar]
+    agreement = agreement_of(
+        torch.cat([of_view.cosine for of_view in pairs]),
+        torch.cat([query.at[of_view.nearest] for query, of_view in zip(queries, pairs, strict=True)]),
+        candidates.at.repeat(len(queries), 1, 1),
+    )
+    agrees = agreement.agrees.unflatten(0, (len(queries), -1))  # (V, B, M)
+    distinct = [
+        distinct_support(of_view, mutual, similarity, query.apart)
+        for of_view, mutual, similarity, query in zip(agrees, pairs, similar, queries, strict=True)
+    ]
+    return _Compared(
+        grids=candidates.grids,
+        weight=agreement.weight.reshape(agrees.shape[:2]).numpy(),
+        distinct=torch.stack(distinct).numpy(),
+        agrees=agrees.numpy(),
+        cosine=torch.stack([of_view.cosine for of_view in pairs]).numpy(),
+        nearest=torch.stack([of_view.nearest for of_view in pairs]).numpy(),
+        transform=agreement.transform.reshape(*agrees.shape[:2], 2, 3).numpy(),
+        at=candidates.at.numpy(),
+    )
 
 
-def _match(n: int, view: View, compared: _Compared, support: float) -> Match:
-    agrees = compared.agreement.agrees[n].nonzero()[:, 0]  # (S,)
-    cosine, order = compared.pairs.cosine[n, agrees].sort(descending=True)
-    agrees = agrees[order]
+def _match(n: int, v: int, query: _Query, compared: _Compared, support: float) -> Match:
+    """What candidate n of a chunk has in common with view v."""
+    view = query.view
+    (agrees,) = compared.agrees[v, n].nonzero()  # (S,)
+    cosine = compared.cosine[v, n, agrees]
+    order = np.argsort(-cosine, kind="stable")
+    agrees, cosine = agrees[order], cosine[order]
     size = np.array(view.grid[::-1], np.float32)  # columns, rows of the view
     cells = np.array(compared.grids[n][::-1], np.float32)  # columns, rows of the candidate
     turn, corner = view.frame[:, :2], view.frame[:, 2]
-    here = patches_at(view.grid)[compared.pairs.nearest[n, agrees]].numpy() / size @ turn.T + corner  # (S, 2)
-    there = compared.at[n, agrees].numpy() / cells  # (S, 2)
+    here = query.at.numpy()[compared.nearest[v, n, agrees]] / size @ turn.T + corner  # (S, 2)
+    there = compared.at[n, agrees] / cells  # (S, 2)
     # candidate * cells = linear @ (size * turn^-1 (query - corner)) + shift
-    linear, shift = compared.agreement.transform[n].split((2, 1), dim=1)
-    scaled = (linear.numpy() * size) @ np.linalg.inv(turn) / cells[:, None]  # (2, 2)
-    moved = shift.numpy() / cells[:, None] - scaled @ corner[:, None]  # (2, 1)
+    linear, shift = np.split(compared.transform[v, n], (2,), axis=1)
+    scaled = (linear * size) @ np.linalg.inv(turn) / cells[:, None]  # (2, 2)
+    moved = shift / cells[:, None] - scaled @ corner[:, None]  # (2, 1)
     wide, high = np.abs(turn) @ (1 / size)  # of the box around a patch, which may be turned
     return Match(
         support=support,
-        pairs=np.concatenate([here, there, cosine[:, None].numpy()], axis=1),
+        pairs=np.concatenate([here, there, cosine[:, None]], axis=1),
         transform=np.concatenate([scaled, moved], axis=1),
         query_patch=(float(wide), float(high)),
         patch=(1 / float(cells[0]), 1 / float(cells[1])),

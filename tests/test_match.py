@@ -1,5 +1,7 @@
 """Patches that agree on one move: the arithmetic, the bytes it starts from, and what a score is worth."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from indexer.embed import View
 from indexer.errors import SeenitError
 from indexer.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
 from retrieval.calibrate import learn
-from retrieval.match import ELSEWHERE, FLOOR, Pairs, agree, distinct_support, mutual_pairs
-from retrieval.rerank import Comparison, patches_at, to_evidence
+from retrieval.match import ELSEWHERE, FLOOR, Pairs, agree, distinct_support, far_apart, mutual_pairs
+from retrieval.rerank import CHUNK, Comparison, in_threads, patches_at, to_evidence
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -113,7 +115,7 @@ def test_distinct_support_is_what_stands_out_from_elsewhere() -> None:
     gallery_at = torch.cat([at[[0, 7, 14, 15, 22, 29]], torch.rand(3, 2)]).expand(3, -1, -1)
     pairs = mutual_pairs(query, gallery, torch.ones(3, 9, dtype=torch.bool))
     agreement = agree(pairs, at, gallery_at)
-    found = distinct_support(agreement, pairs, query, gallery, at)
+    found = distinct_support(agreement.agrees, pairs, gallery @ query.T, far_apart(at))
     for b in range(3):
         expected = 0.0
         for m in agreement.agrees[b].nonzero()[:, 0].tolist():
@@ -123,7 +125,53 @@ def test_distinct_support_is_what_stands_out_from_elsewhere() -> None:
         assert found[b] == pytest.approx(expected, abs=1e-5) and found[b] > 2
     of_lawn = mutual_pairs(lawn, lawn[None], torch.ones(1, 30, dtype=torch.bool))
     alike = agree(of_lawn, at, at[None])
-    assert alike.weight[0] > 10 and distinct_support(alike, of_lawn, lawn, lawn[None], at)[0] < 2
+    assert alike.weight[0] > 10
+    assert distinct_support(alike.agrees, of_lawn, (lawn @ lawn.T)[None], far_apart(at))[0] < 2
+
+
+def test_many_candidates_are_compared_as_each_by_itself() -> None:
+    """Two views of different grids, more candidates than are compared at once, some with fewer patches."""
+    rng = np.random.default_rng(7)
+    views = [View(np.zeros(4, np.float32), unit(rng, rows * 8, 64), (rows, 8)) for rows in (8, 5)]
+    packed = []
+    for n in range(CHUNK + 3):
+        count = int(rng.integers(9, 30))
+        cells = np.sort(rng.choice(40, count, replace=False))
+        tokens = unit(rng, count, 64)
+        tokens[: count - 4] = views[n % 2].tokens[cells[: count - 4]]
+        packed.append(
+            pack_patches(PatchTokens(tokens, np.stack(np.divmod(cells, 8), 1).astype(np.uint8), (5 + n % 2, 8)), 8)
+        )
+    together = Comparison(views, packed)
+    assert (together.support > 1).all()
+    for n, data in enumerate(packed):
+        alone = Comparison(views, [data])
+        assert together.support[n] == pytest.approx(alone.support[0], abs=1e-5)
+        assert together.distinct[n] == pytest.approx(alone.distinct[0], abs=1e-5)
+        np.testing.assert_allclose(together.match(n).pairs, alone.match(0).pairs, atol=1e-6)
+
+
+def test_threads_of_a_comparison_leave_the_process_as_it_was() -> None:
+    """`torch.set_num_threads` holds for every thread that begins later; within a comparison it is one."""
+
+    def in_new_thread() -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert in_threads(lambda x, y: (x + y, torch.get_num_threads()), range(6), range(6)) == [
+            (2 * n, 1) for n in range(6)
+        ]
+        nested = in_threads(lambda x, y: in_threads(lambda a, b: a * b, [x, y], [y, y]), [1, 2], [3, 4])
+        assert nested == [[3, 9], [8, 16]]
+        assert (torch.get_num_threads(), in_new_thread()) == (3, 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_thing_in_another_place_is_boxed_there() -> None:

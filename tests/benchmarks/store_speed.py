@@ -3,8 +3,9 @@
     python tests/benchmarks/store_speed.py --records 100000
 
 The vectors are clustered, 2,000 centres with noise around them, because pictures are: on plain Gaussian noise every
-record is equally far from every query and the search graph looks worse than it is. Writing and reading run each in a
-process of their own, so that the memory printed is that of the step and not of the yardstick (FAISS).
+record is equally far from every query and the search graph looks worse than it is. Every step runs in a process of its
+own, so that the memory printed is that of the step and not of the yardstick. With PYTHONPATH the same script measures
+the program that lies there.
 """
 
 import argparse
@@ -16,8 +17,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,16 +96,125 @@ def write(args: argparse.Namespace) -> dict[str, float]:
             start = time.perf_counter()
             store.upsert(records)
             chunk_s.append(time.perf_counter() - start)
-    with PeakMemory() as memory_of_optimizing:
+        store.close()
+    return {
+        "write, records/s median": CHUNK / float(np.median(chunk_s)),
+        "write, records/s over all": args.records / sum(chunk_s),
+        "peak memory writing, MB anonymous": memory.anonymous,
+        "peak memory writing, MB mapped": memory.file_backed,
+    }
+
+
+def build(args: argparse.Namespace) -> dict[str, float]:
+    store = open_store(args.index, write=True)
+    with PeakMemory() as memory:
         start = time.perf_counter()
-        if args.optimize:
-            store.optimize()
-        optimize_s = time.perf_counter() - start
-        start = time.perf_counter()
-        if args.optimize:
-            store.optimize()
-        idle_s = time.perf_counter() - start
+        store.optimize()
+        build_s = time.perf_counter() - start
+    start = time.perf_counter()
+    store.optimize()
+    idle_s = time.perf_counter() - start
     sizes = store.size().parts
+    store.close()
+    return {
+        "build the neighbours, s": build_s,
+        "build with nothing to do, s": idle_s,
+        "peak memory building, MB anonymous": memory.anonymous,
+        "peak memory building, MB mapped": memory.file_backed,
+        **{f"bytes per record, {part}": size / args.records for part, size in sorted(sizes.items())},
+        "bytes per record, all": sum(sizes.values()) / args.records,
+    }
+
+
+def first(args: argparse.Namespace) -> dict[str, float]:
+    """A new process, its modules loaded; the files lie in the system's cache."""
+    query = clustered(999_999_999, 1, args.dim)
+    start = time.perf_counter()
+    store = open_store(args.index)
+    store.search(query, 10)
+    first_s = time.perf_counter() - start
+    store.close()
+    return {"open to first result, ms": 1000 * first_s}
+
+
+def two(args: argparse.Namespace) -> dict[str, float]:
+    """An index of two records."""
+    few = argparse.Namespace(**{**vars(args), "records": 2})
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(Path(folder) / "two", write=True)
+        store.ensure(Schema(args.dim))
+        for records in record_chunks(few):
+            store.upsert(records)
+        store.optimize()
+        store.close()
+        size = sum(path.lstat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return {"apparent size of two records, MB": size / 1e6}
+
+
+def without(args: argparse.Namespace) -> dict[str, float]:
+    """Searches while no graph is there, as before the first build or where the cache was emptied."""
+    queries = clustered(999_999_999, 21, args.dim)
+    with PeakMemory() as memory:
+        store = open_store(args.index)
+        start = time.perf_counter()
+        store.search(queries[:1], 10)
+        first_s = time.perf_counter() - start
+        query_ms = median_ms(lambda query: store.search(query[None], 10), queries[1:])
+        store.close()
+    return {
+        "without the graph: first result, ms": 1000 * first_s,
+        "without the graph: query, ms median": query_ms,
+        "without the graph: peak memory, MB anonymous": memory.anonymous,
+    }
+
+
+def read(args: argparse.Namespace) -> dict[str, float]:
+    queries = clustered(999_999_999, QUERIES, args.dim)
+    rng = np.random.default_rng(1)
+    with PeakMemory() as memory:
+        store = open_store(args.index)
+        store.search(queries, 10)  # warm
+        times, answers = [], []
+        for query in queries:
+            start = time.perf_counter()
+            answers += store.search(query[None], 10)
+            times.append(1000 * (time.perf_counter() - start))
+        report = dict(
+            zip(("query, ms median", "query, ms p95"), map(float, np.percentile(times, [50, 95])), strict=True)
+        )
+        report["query in a batch of 500, ms"] = median_ms(lambda all: store.search(all, 10), [queries] * 3) / QUERIES
+        candidates = [[hit.id for hit in hits] for hits in store.search(queries[:100], 100)]
+        report["query for 100 candidates, ms median"] = median_ms(lambda q: store.search(q[None], 100), queries[:100])
+        report["patches of 100 candidates, ms median"] = median_ms(store.patches, candidates)
+        anywhere = [
+            [content_id(str(n).encode()) for n in rng.choice(args.records, min(100, args.records), False)]
+            for _ in range(20)
+        ]
+        report["patches of 100 anywhere, first read, ms median"] = median_ms(store.patches, anywhere)
+        wide = tuple(f"0/{n:04d}" for n in range(args.records // 2000))
+        for name, where in (("one folder of 1,000", Where(under=("0/0001",))), ("half of all", Where(under=wide))):
+            report[f"query under {name}, ms median"] = median_ms(
+                lambda q, where=where: store.search(q[None], 10, where), queries[:30]
+            )
+        report["exact query in a batch of 50, ms"] = (
+            median_ms(lambda some: store.search(some, 10, exact=True), [queries[:50]]) / 50
+        )
+        for name, records in (("scroll", store.scroll()), ("list_files", store.list_files())):
+            start = time.perf_counter()
+            count = sum(1 for _ in records)
+            report[f"{name}, records/s"] = count / (time.perf_counter() - start)
+        store.close()
+    report |= {
+        "peak memory reading, MB anonymous": memory.anonymous,
+        "peak memory reading, MB mapped": memory.file_backed,
+    }
+    if args.recall:
+        report["recall@10"] = recall(args, queries, [[hit.id for hit in answer] for answer in answers])
+    return report
+
+
+def rename(args: argparse.Namespace) -> dict[str, float]:
+    store = open_store(args.index, write=True)
     moved: dict[str, tuple[StoredFile, ...]] = {
         record.id: (StoredFile(f"0/moved/{n}.jpg", 3_000_000, 0),)
         for n, record in zip(range(RENAMES), store.list_files(), strict=False)
@@ -112,74 +223,20 @@ def write(args: argparse.Namespace) -> dict[str, float]:
     store.set_files(moved)
     rename_s = time.perf_counter() - start
     store.close()
-    return {
-        "write, records/s median": CHUNK / float(np.median(chunk_s)),
-        "write and optimize on the way, s": sum(chunk_s),
-        "optimize the rest, s": optimize_s,
-        "optimize with nothing to do, s": idle_s,
-        f"rename {len(moved):,}, s": rename_s,
-        "peak memory writing, MB anonymous": memory.anonymous,
-        "peak memory writing, MB file-backed": memory.file_backed,
-        "peak memory optimizing, MB anonymous": memory_of_optimizing.anonymous,
-        "peak memory optimizing, MB file-backed": memory_of_optimizing.file_backed,
-        **{f"bytes per record, {part}": size / args.records for part, size in sorted(sizes.items())},
-        "bytes per record, all": sum(sizes.values()) / args.records,
-    }
+    return {f"rename {len(moved):,}, s": rename_s}
 
 
-def read(args: argparse.Namespace) -> dict[str, float]:
-    queries = clustered(999_999_999, QUERIES, args.dim)
-    start = time.perf_counter()
-    store = open_store(args.index)
-    store.search(queries[:1], 10)
-    open_s = time.perf_counter() - start
-    store.search(queries, 10)  # warm
-    report = {"open to first result, ms": 1000 * open_s}
+def median_ms(call: Callable[[Any], object], each: Iterable[Any]) -> float:
+    """Median time of one call."""
     times = []
-    answers = []
-    for query in queries:
+    for one in each:
         start = time.perf_counter()
-        answers += store.search(query[None], 10)
-        times.append(1000 * (time.perf_counter() - start))
-    report["query, ms median"], report["query, ms p95"] = np.percentile(times, [50, 95])
-    start = time.perf_counter()
-    store.search(queries, 10)
-    report["query in a batch of 500, ms"] = 1000 * (time.perf_counter() - start) / QUERIES
-    start = time.perf_counter()
-    store.search(queries[:50], 10, exact=True)
-    report["exact query in a batch of 50, ms"] = 1000 * (time.perf_counter() - start) / 50
-    times = []
-    for query in queries[:100]:
-        start = time.perf_counter()
-        store.search(query[None], 10, Where(under=("0/0001",)))
-        times.append(1000 * (time.perf_counter() - start))
-    report["query under one folder of 1,000, ms median"] = float(np.median(times))
-    times, times_of_patches = [], []
-    for query in queries[:50]:
-        start = time.perf_counter()
-        candidates = [hit.id for hit in store.search(query[None], 100)[0]]
-        found = time.perf_counter()
-        store.patches(candidates)
-        times.append(1000 * (found - start))
-        times_of_patches.append(1000 * (time.perf_counter() - found))
-    report["query for 100 candidates, ms median"] = float(np.median(times))
-    report["patches of 100 candidates, ms median"] = float(np.median(times_of_patches))
-    times = []
-    rng = np.random.default_rng(1)
-    for _ in range(20):
-        others = [content_id(str(n).encode()) for n in rng.choice(args.records, min(100, args.records), False)]
-        start = time.perf_counter()
-        store.patches(others)
-        times.append(1000 * (time.perf_counter() - start))
-    report["patches of 100 that lie on the disk, ms median"] = float(np.median(times))
-    for name, records in (("scroll", store.scroll()), ("list_files", store.list_files())):
-        start = time.perf_counter()
-        read = sum(1 for _ in records)
-        report[f"{name}, records/s"] = read / (time.perf_counter() - start)
-    store.close()
-    if args.recall:
-        report["recall@10"] = recall(args, queries, [[hit.id for hit in answer] for answer in answers])
-    return report
+        call(one)
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))
+
+
+STEPS = {step.__name__: step for step in (write, build, first, read, without, two, rename)}
 
 
 def recall(args: argparse.Namespace, queries: np.ndarray, answers: list[list[str]]) -> float:
@@ -200,25 +257,34 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512, help="of the global vector")
     parser.add_argument("--patch-bytes", type=int, default=3100, help="packed patch tokens per record")
     parser.add_argument("--recall", action=argparse.BooleanOptionalAction, default=True, help="compare with FAISS")
-    parser.add_argument("--optimize", action=argparse.BooleanOptionalAction, default=True, help="build the graph")
-    parser.add_argument("--index", type=Path, help="where to write; a temporary folder by default")
-    parser.add_argument("--step", choices=["write", "read"], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--index", type=Path, help="where to write, and what is read if it is there; else a temporary one"
+    )
+    parser.add_argument("--cache", type=Path, help="where the graph lies; a temporary folder by default")
+    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS), help="what to measure")
+    parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
-        print(json.dumps({"write": write, "read": read}[args.step](args)))
+        print(json.dumps(STEPS[args.step](args)))
         return
-    index = args.index or Path(tempfile.mkdtemp(prefix="store_speed."))
+    scratch = Path(tempfile.mkdtemp(prefix="store_speed."))
+    index, cache = args.index or scratch / "index", args.cache or scratch / "cache"
     print(f"{args.records:,} records, global {args.dim}, {args.patch_bytes:,} bytes of patches")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    given = ["--records", args.records, "--dim", args.dim, "--patch-bytes", args.patch_bytes, "--index", index]
+    given += ["--recall" if args.recall else "--no-recall"]
     try:
-        for step in ("write", "read"):
-            command = [sys.executable, __file__, *sys.argv[1:], "--step", step, "--index", str(index)]
+        for step in args.steps:
+            environment = {
+                **os.environ,
+                "PYTHONPATH": os.environ.get("PYTHONPATH") or str(Path(__file__).parents[2]),
+                "SEENIT_CACHE": str(scratch / "empty" if step == "without" else cache),
+            }
+            command = [sys.executable, __file__, *map(str, given), "--step", step]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             for name, value in json.loads(done.stdout).items():
-                print(f"  {name:46s} {value:12,.3f}" if value < 100 else f"  {name:46s} {value:12,.0f}", flush=True)
+                print(f"  {name:48s} {value:12,.3f}" if value < 100 else f"  {name:48s} {value:12,.0f}", flush=True)
     finally:
-        if args.index is None:
-            shutil.rmtree(index, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":
