@@ -33,15 +33,15 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from conftest import draw_photo, save_tiny  # noqa: E402
+from conftest import draw_photo, save_tiny
 
-import indexer.check  # noqa: E402
-import indexer.embed  # noqa: E402
-from indexer import neighbours  # noqa: E402
-from indexer.errors import SeenitError  # noqa: E402
-from indexer.index import Index  # noqa: E402
-from indexer.store import Store, Where, open_store  # noqa: E402
-from indexer.sync import sync_folder  # noqa: E402
+import indexer.check
+import indexer.embed
+from indexer import neighbours
+from indexer.errors import SeenitError
+from indexer.index import Index
+from indexer.store import Store, Where, open_store
+from indexer.sync import sync_folder
 
 IMAGES = 24
 FOUND = 5  # first results that are compared
