@@ -72,10 +72,11 @@ def cache_folder(index_id: str) -> Path:
     return Path(root) / "neighbours" / index_id
 
 
-def load_graph(index_id: str, dim: int, epochs: list[Epoch]) -> Graph | None:
+def load_graph(index_id: str, dim: int, epochs: list[Epoch], *, writable: bool = False) -> Graph | None:
     """The graph made from this very index, None where there is none that can be used.
 
-    epochs  of the index, in order
+    epochs    of the index, in order
+    writable  read into memory, to be added to: FAISS ends the process that adds to a mapped graph, or to a clone of one
     """
     folder = cache_folder(index_id)
     try:
@@ -89,7 +90,7 @@ def load_graph(index_id: str, dim: int, epochs: list[Epoch]) -> Graph | None:
         for name, crc in ((about.graph, about.graph_crc), (about.numbers, about.numbers_crc)):
             if Path(name).name != name or not _own(folder / name, stat.S_ISREG) or _crc(folder / name) != crc:
                 return None
-        index = faiss.read_index(str(folder / about.graph), faiss.IO_FLAG_MMAP_IFC)
+        index = faiss.read_index(str(folder / about.graph), 0 if writable else faiss.IO_FLAG_MMAP_IFC)
         numbers = np.load(folder / about.numbers, mmap_mode="r", allow_pickle=False)
         right = isinstance(index, faiss.IndexHNSWSQ) and index.d == dim and numbers.shape == (index.ntotal,)
         right = right and len(numbers) > 0 and int(numbers[-1]) == about.last_number

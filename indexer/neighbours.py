@@ -149,7 +149,10 @@ class Neighbours:
             graph, after = None, records
         if after < SCANNED and graph is not None:
             return False
-        index, parts = _new_graph(source) if graph is None else (_writable(graph.index), [np.asarray(graph.numbers)])
+        if graph is not None:
+            graph = load_graph(source.index_id, source.dim, epochs, writable=True)
+        index, parts = _new_graph(source) if graph is None else (graph.index, [np.asarray(graph.numbers)])
+        index.hnsw.efConstruction = EF_CONSTRUCTION
         last = 0 if graph is None else graph.last_number
         done = 0
         while len((found := source.vectors_after(last, CHUNK)).numbers):
@@ -317,13 +320,5 @@ def _chunks(source: Source, allowed: np.ndarray | None) -> Iterator[Found]:
 def _new_graph(source: Source) -> tuple[Any, list[np.ndarray]]:
     """An empty graph whose codes are fitted to the first vectors, which are in no order of content."""
     index = faiss.IndexHNSWSQ(source.dim, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = EF_CONSTRUCTION
     index.train(source.vectors_after(0, TRAINED_ON).vectors.astype(np.float32))
     return index, []
-
-
-def _writable(mapped: Any) -> Any:
-    """A graph in memory, which can grow, of one whose file is mapped."""
-    index = faiss.clone_index(mapped)
-    index.hnsw.efConstruction = EF_CONSTRUCTION
-    return index
