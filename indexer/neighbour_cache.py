@@ -72,24 +72,28 @@ def cache_folder(index_id: str) -> Path:
     return Path(root) / "neighbours" / index_id
 
 
-def load_graph(index_id: str, dim: int, epochs: list[Epoch]) -> Graph | None:
+def load_graph(index_id: str, dim: int, epochs: list[Epoch], *, writable: bool = False) -> Graph | None:
     """The graph made from this very index, None where there is none that can be used.
 
-    epochs  of the index, in order
+    epochs    of the index, in order
+    writable  read into memory, to be added to: FAISS ends the process that adds to a mapped graph, or to a clone of one
     """
     folder = cache_folder(index_id)
     try:
         if not _own(folder, stat.S_ISDIR):
             return None
         about = _About(**json.loads(read_plain(folder / "about.json", 100_000)))
-        if (about.format, about.index, about.dim) != (FORMAT, index_id, dim) or not _covers(about, epochs):
+        if (about.format, about.index, about.dim) != (FORMAT, index_id, dim):
+            return None
+        if not given_by(epochs, about.epoch, about.last_number):
             return None
         for name, crc in ((about.graph, about.graph_crc), (about.numbers, about.numbers_crc)):
             if Path(name).name != name or not _own(folder / name, stat.S_ISREG) or _crc(folder / name) != crc:
                 return None
-        index = faiss.read_index(str(folder / about.graph), faiss.IO_FLAG_MMAP_IFC)
+        index = faiss.read_index(str(folder / about.graph), 0 if writable else faiss.IO_FLAG_MMAP_IFC)
         numbers = np.load(folder / about.numbers, mmap_mode="r", allow_pickle=False)
         right = isinstance(index, faiss.IndexHNSWSQ) and index.d == dim and numbers.shape == (index.ntotal,)
+        right = right and len(numbers) > 0 and int(numbers[-1]) == about.last_number
         return Graph(index, numbers, about.epoch, about.last_number) if right else None
     except (OSError, ValueError, TypeError, RuntimeError, RecursionError):
         return None
@@ -144,10 +148,10 @@ def graph_bytes(index_id: str) -> int:
     return 0
 
 
-def _covers(about: _About, epochs: list[Epoch]) -> bool:
-    """Whether every number that the graph covers was given by this index: a copy of it may have gone its own way."""
-    place = next((n for n, epoch in enumerate(epochs) if epoch.token == about.epoch), None)
-    return place is not None and all(epoch.first_number > about.last_number for epoch in epochs[place + 1 :])
+def given_by(epochs: list[Epoch], token: str, last_number: int) -> bool:
+    """Whether this index gave all numbers up to one that session `token` gave: a copy of it may go its own way."""
+    place = next((n for n, epoch in enumerate(epochs) if epoch.token == token), None)
+    return place is not None and all(epoch.first_number > last_number for epoch in epochs[place + 1 :])
 
 
 def _own(path: Path, kind: Callable[[int], bool]) -> bool:

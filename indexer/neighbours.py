@@ -9,12 +9,12 @@ here can give a wrong score, an old record or a missing new one; without a graph
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from .neighbour_cache import Epoch, Graph, faiss, load_graph, save_graph
+from .neighbour_cache import Epoch, Graph, faiss, given_by, load_graph, save_graph
 from .store import Progress, never, no_progress
 
 # Q queries, G numbers in a vector, N records
@@ -57,6 +57,9 @@ class Source(Protocol):
 
     def epochs(self) -> list[Epoch]: ...
 
+    def last_epoch(self) -> str:
+        """The token of the last of them, empty where nothing was written."""
+
     def vectors(self, numbers: np.ndarray) -> Found:
         """Those of the numbers that are there."""
 
@@ -77,11 +80,17 @@ class _State:
     graph: Graph | None
     blocks: tuple[_Block, ...]
     last_number: int  # up to which graph and blocks know the records
+    epoch: str  # token of the session that gave this number
     records: int  # that were there when this was made
     held: bool = True  # False: too many to hold, the disk is read
 
+    @property
+    def num_known(self) -> int:
+        """Points of graph and blocks; of those some may be deleted records', or newer than a reader's moment."""
+        return (len(self.graph.numbers) if self.graph else 0) + sum(len(block.numbers) for block in self.blocks)
 
-_EMPTY = _State(None, (), 0, -1)
+
+_EMPTY = _State(None, (), 0, "", -1)
 Hits = list[list[tuple[bytes, float]]]  # content id and cosine, best first, of each query
 
 
@@ -106,13 +115,16 @@ class Neighbours:
         if not state.held or (exact and state.graph is not None):
             return _scan_stored(source, queries, top, allowed)
         wanted = max(FEWEST_RESCORED, int(RESCORED * top)) if state.graph is not None else top
-        most = max(state.records if allowed is None else len(allowed), 1)
+        there = source.num_records() if allowed is None else len(allowed)
+        most = state.num_known if allowed is None else len(allowed)
         while True:
             with _threads_for(queries):
-                candidates = _candidates(state, queries, min(wanted, most), allowed)  # (Q, C), -1 where none is left
+                candidates = _candidates(state, queries, max(min(wanted, most), 1), allowed)  # (Q, C), -1: no more
             hits = _rescored(source, queries, candidates, top)
-            if wanted >= most or all(len(found) >= min(top, most) for found in hits):
+            if all(len(found) >= min(top, there) for found in hits):
                 return hits
+            if wanted >= most:  # a graph need not reach every point
+                return _scan_stored(source, queries, top, allowed)
             wanted *= 4  # deleted records were among them
 
     def build(
@@ -139,7 +151,10 @@ class Neighbours:
             graph, after = None, records
         if after < SCANNED and graph is not None:
             return False
-        index, parts = _new_graph(source) if graph is None else (_writable(graph.index), [np.asarray(graph.numbers)])
+        if graph is not None:
+            graph = load_graph(source.index_id, source.dim, epochs, writable=True)
+        index, parts = _new_graph(source) if graph is None else (graph.index, [np.asarray(graph.numbers)])
+        index.hnsw.efConstruction = EF_CONSTRUCTION
         last = 0 if graph is None else graph.last_number
         done = 0
         while len((found := source.vectors_after(last, CHUNK)).numbers):
@@ -157,13 +172,13 @@ class Neighbours:
 
     def _refreshed(self, source: Source) -> _State:
         """What is known, with what was written since."""
-        last, records = source.last_number(), source.num_records()
+        last, records, epoch = source.last_number(), source.num_records(), source.last_epoch()
         state = self._state
-        if state.last_number == last and state.records == records:
+        if (state.last_number, state.records, state.epoch) == (last, records, epoch):
             return state
         with self._lock:
             state = self._state
-            if state.records < 0:
+            if state.records < 0 or not given_by(source.epochs(), state.epoch, state.last_number):
                 state = _opened(source)
             if state.held and last > state.last_number:
                 state = _extended(state, source)
@@ -171,7 +186,12 @@ class Neighbours:
             if in_memory > 2 * max(records, CHUNK):  # mostly of deleted records
                 state = _extended(_opened(source), source)
             self._state = _State(
-                state.graph, state.blocks, max(last, state.last_number), records, held=state.held and in_memory <= HELD
+                state.graph,
+                state.blocks,
+                max(last, state.last_number),
+                state.epoch if state.last_number > last else epoch,
+                records,
+                held=state.held and in_memory <= HELD,
             )
             return self._state
 
@@ -185,7 +205,7 @@ def _opened(source: Source) -> _State:
     after = source.num_records_after(last)
     if graph is not None and source.num_records() - after < len(graph.numbers) / 2:
         graph, last, after = None, 0, source.num_records()
-    return _State(graph, (), last, 0, held=after <= HELD)
+    return _State(graph, (), last, "" if graph is None else graph.epoch, 0, held=after <= HELD)
 
 
 def _extended(state: _State, source: Source) -> _State:
@@ -204,7 +224,7 @@ def _extended(state: _State, source: Source) -> _State:
         last = int(found.numbers[-1])
     if numbers:
         blocks.append(_Block(index, np.concatenate(numbers)))
-    return _State(state.graph, tuple(blocks), last, state.records, state.held)
+    return replace(state, blocks=tuple(blocks), last_number=last)
 
 
 def _candidates(state: _State, queries: np.ndarray, wanted: int, allowed: np.ndarray | None) -> np.ndarray:
@@ -317,13 +337,5 @@ def _chunks(source: Source, allowed: np.ndarray | None) -> Iterator[Found]:
 def _new_graph(source: Source) -> tuple[Any, list[np.ndarray]]:
     """An empty graph whose codes are fitted to the first vectors, which are in no order of content."""
     index = faiss.IndexHNSWSQ(source.dim, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = EF_CONSTRUCTION
     index.train(source.vectors_after(0, TRAINED_ON).vectors.astype(np.float32))
     return index, []
-
-
-def _writable(mapped: Any) -> Any:
-    """A graph in memory, which can grow, of one whose file is mapped."""
-    index = faiss.clone_index(mapped)
-    index.hnsw.efConstruction = EF_CONSTRUCTION
-    return index

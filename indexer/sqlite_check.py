@@ -93,16 +93,19 @@ def check_index(location: str | Path, *, progress: bool = False) -> Checked:
                 if line != "ok":
                     found.append(str(line))
         with Index.open(folder) as index, tqdm(total=index.count, disable=not progress, file=sys.stderr) as bar:
-            for name in index.store.blob_names():
-                index.store.read_blob(name)
-            for _record in index.store.scroll(vectors=True):
-                seen += 1
-                bar.update()
-            if seen != sum(1 for _ in index.store.list_files()):
-                found.append(f"{seen:,} records have vectors, others have none")
-        read_tags(folder)
+            with index.store.snapshot():  # another process may write meanwhile
+                count = index.count
+                for name in index.store.blob_names():
+                    index.store.read_blob(name)
+                for _record in index.store.scroll(vectors=True):
+                    seen += 1
+                    bar.update()
+            if seen != count:
+                found.append(f"{seen:,} records can be read of {count:,}")
     except (SeenitError, apsw.Error) as error:
         found.append(str(error))
+    try:
+        read_tags(folder)
     except (OSError, ValueError) as error:
         found.append(f"{TAGS_NAME}: {first_line(error)}; the next change of a tag writes it anew")
     return Checked(str(location), seen, tuple(found))
@@ -122,17 +125,21 @@ def repair_index(location: str | Path, *, wait_s: float = WAIT_S, progress: bool
     try:
         tags = _tags_of(folder)
         _remove_database(unfinished)
-        unfinished.mkdir(exist_ok=True)
+        if os.path.lexists(unfinished):  # somebody else's link would lead our writes elsewhere
+            raise StoreError(f"{unfinished} is in the way of a repair; move it away")
+        unfinished.mkdir()
         try:
             with closing(_unchecked(folder)) as damaged:
                 salvaged = _salvage(damaged, folder, unfinished, tags, progress)
         except apsw.Error as error:
             raise StoreError(f"{first_line(error)}: {BEYOND.format(folder)}") from None
         aside = _free_name(folder / f"{NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in ("-wal", "-shm", "-journal", ""):  # a log that stays would be worked into the new database
             if (folder / (NAME + suffix)).exists():
                 os.replace(folder / (NAME + suffix), f"{aside}{suffix}")
         os.replace(unfinished / NAME, folder / NAME)
+    except OSError as error:
+        raise StoreError(f"cannot repair the index at {folder}: {first_line(error)}; check the folder") from None
     finally:
         _remove_database(unfinished)
         lock.release()

@@ -14,16 +14,19 @@ _DAMAGED = (apsw.SQLITE_IOERR_DATA, apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOE
 
 
 @contextmanager
-def sqlite_errors(doing: str, folder: Path) -> Iterator[None]:
-    """SQLite's exceptions, and those of values that are not what was written, as StoreError.
+def sqlite_errors(doing: str, folder: Path, *, values: bool = False) -> Iterator[None]:
+    """SQLite's exceptions as StoreError.
 
-    doing  what is done to the index, for the message: `read records of`
+    doing   what is done to the index, for the message: `read records of`
+    values  also those of values that are not of the kind that was written: an altered file may hold any
     """
     try:
         yield
     except apsw.Error as error:
         raise _told(error, doing, folder) from None
-    except (UnicodeDecodeError, apsw.ExecutionCompleteError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, apsw.ExecutionCompleteError) as error:
+        if not values:
+            raise
         raise StoreError(f"the index at {folder} is damaged: {first_line(error)}; {mend(folder)}") from None
 
 

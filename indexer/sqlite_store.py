@@ -11,7 +11,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -52,7 +52,7 @@ from .store import (
     no_progress,
 )
 from .tag_copy import NAME as TAGS_NAME
-from .tag_copy import Tags, read_tags, write_tags
+from .tag_copy import Tags, put_aside, read_tags, write_tags
 
 PAGE_OF_FILES = 5000  # records in one read of `list_files`
 UPSERT_RECORDS = 2000  # in one transaction; the log holds their pages until it is worked in
@@ -112,16 +112,20 @@ class SqliteStore:
             self._readers.close()
             if self._lock is not None:
                 self._write_tags()
-            if self._writer is not None:
-                writer, self._writer = self._writer, None
-                with suppress(apsw.Error):  # the log stays, and whoever opens the index next works it in
-                    if writer.pragma("freelist_count") > MANY_FREE * writer.pragma("page_count"):
-                        writer.execute("PRAGMA incremental_vacuum").fetchall()
-                    writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-                writer.close()
         finally:
+            self._close_writer()
             if self._lock is not None:
                 self._lock.release()
+
+    def _close_writer(self) -> None:
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        with suppress(apsw.Error):  # the log stays, and whoever opens the index next works it in
+            if writer.pragma("freelist_count") > MANY_FREE * writer.pragma("page_count"):
+                writer.execute("PRAGMA incremental_vacuum").fetchall()
+            writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        writer.close()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -218,7 +222,7 @@ class SqliteStore:
 
     def scroll(self, where: Where = Where(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         """The read of a page is a state of its own; a record that is written meanwhile may be among them or not."""
-        last, seen = b"", 0
+        last = b""
         while True:
             with self._reading("read records of") as db:
                 clause, values = condition(db, where)
@@ -228,7 +232,6 @@ class SqliteStore:
                     (*values, last, batch),
                 ).fetchall()
                 found = _read(db, [number for _, number in rows], vectors, self.location)
-                seen += len(found)
                 if not rows and not where and last == b"":
                     self._check_count(db, 0)
             if not rows:
@@ -309,13 +312,13 @@ class SqliteStore:
     @contextmanager
     def _reading(self, doing: str) -> Iterator[apsw.Connection]:
         """A connection whose reads within the block see one state."""
-        with sqlite_errors(doing, self._folder), self._readers.one() as db:
+        with sqlite_errors(doing, self._folder, values=True), self._readers.one() as db:
             yield db
 
     @contextmanager
     def snapshot_of_own(self) -> Iterator[apsw.Connection]:
         """A connection for a long read, which other reads of this thread do not share."""
-        with sqlite_errors("read", self._folder), self._readers.another() as db:
+        with sqlite_errors("read", self._folder, values=True), self._readers.another() as db:
             yield db
 
     @contextmanager
@@ -350,13 +353,28 @@ class SqliteStore:
             )
 
     def _kept_tags(self) -> Tags:
-        """The second copy; a damaged one is put aside by the next write, for the database has what it had."""
+        """The second copy, for a writer with what a run that was killed did not get into it."""
         if self._tags is None:
             try:
-                self._tags = read_tags(self._folder)
+                kept, sound = read_tags(self._folder), True
             except (OSError, ValueError):
-                self._tags = {}
+                kept, sound = {}, False
+            if self._writer is not None:
+                if not sound:
+                    put_aside(self._folder)
+                held = self._held_tags()
+                self._tags_waiting = not sound or any(kept.get(id) != tags for id, tags in held.items())
+                kept = {**kept, **held}
+            self._tags = kept
         return self._tags
+
+    def _held_tags(self) -> Tags:
+        """The tags of all records that are there and have any."""
+        held: dict[str, list[str]] = {}
+        with self.snapshot_of_own() as db:
+            for id, tag in select(db, "SELECT r.id, t.tag FROM tags t JOIN records r USING (number)"):
+                held.setdefault(id_text(id), []).append(from_bytes(tag))
+        return {id: tuple(sorted(tags)) for id, tags in held.items()}
 
     def _remember_tags(self, tags: Tags, *, at_once: bool) -> None:
         """Into the second copy; what a run writes by the thousand is kept back until `close`."""
@@ -387,8 +405,7 @@ class _Readers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._idle: list[apsw.Connection] = []
-        self._identity: object = None
+        self._idle: list[_Reader] = []
         self._lock = threading.Lock()
         self._of_thread = threading.local()
         self._closed = False
@@ -409,11 +426,14 @@ class _Readers:
     @contextmanager
     def another(self) -> Iterator[apsw.Connection]:
         """A connection in a read transaction."""
-        db = self._take()
+        reader = self._take()
+        db = reader.db
         good = False
         try:
             db.execute("BEGIN")
             yield db
+            if reader.as_it_lies and file_state(self._folder) != reader.state:
+                raise StoreError(f"the index at {self._folder} was written to while it was read; ask again")
             good = True
         except GeneratorExit:  # whoever read a long list has seen enough
             good = True
@@ -421,32 +441,40 @@ class _Readers:
         finally:
             with suppress(apsw.Error):
                 db.execute("COMMIT" if good else "ROLLBACK")
-            self._give_back(db)
+            self._give_back(reader)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for db in idle:
-            db.close()
+        for reader in idle:
+            reader.db.close()
 
-    def _take(self) -> apsw.Connection:
-        identity = file_identity(self._folder)
+    def _take(self) -> "_Reader":
+        """An idle connection to the file that is there now, or a new one."""
+        state = file_state(self._folder)
         with self._lock:
-            if identity != self._identity:  # replaced by a repair, or by whoever keeps the index for those who read it
-                idle, self._idle, self._identity = self._idle, [], identity
-                for db in idle:
-                    db.close()
-            elif self._idle:
-                return self._idle.pop()
-        return open_reader(self._folder)
+            while self._idle:
+                reader = self._idle.pop()
+                if reader.state == state or (not reader.as_it_lies and reader.state[:2] == state[:2]):
+                    return reader
+                reader.db.close()  # replaced by a repair, or by whoever keeps the index for those who read it
+        db, as_it_lies = _opened(self._folder)
+        return _Reader(db, as_it_lies, state)
 
-    def _give_back(self, db: apsw.Connection) -> None:
+    def _give_back(self, reader: "_Reader") -> None:
         with self._lock:
-            if not self._closed and not db.in_transaction and len(self._idle) < 8:
-                self._idle.append(db)
+            if not self._closed and not reader.db.in_transaction and len(self._idle) < 8:
+                self._idle.append(reader)
                 return
-        db.close()
+        reader.db.close()
+
+
+@dataclass(frozen=True)
+class _Reader:
+    db: apsw.Connection
+    as_it_lies: bool  # nothing tells it of a writer: no locks, no log
+    state: tuple[int, ...]  # of the file before it was opened
 
 
 class _Source:
@@ -455,7 +483,8 @@ class _Source:
     def __init__(self, db: apsw.Connection, dim: int) -> None:
         self.dim = dim
         self._db = db
-        self.index_id: str = bytes(_meta(db, "index") or b"").hex()
+        id = _meta(db, "index")
+        self.index_id: str = id.hex() if isinstance(id, bytes) else ""
 
     def last_number(self) -> int:
         return int(_meta(self._db, "last_number") or 0)
@@ -468,7 +497,11 @@ class _Source:
 
     def epochs(self) -> list[Epoch]:
         rows = select(self._db, "SELECT token, first_number FROM epochs ORDER BY epoch")
-        return [Epoch(bytes(token).hex(), first) for token, first in rows]
+        return [Epoch(token.hex(), first) for token, first in rows]
+
+    def last_epoch(self) -> str:
+        row = select(self._db, "SELECT token FROM epochs ORDER BY epoch DESC LIMIT 1").fetchone()
+        return row[0].hex() if row else ""
 
     def vectors(self, numbers: np.ndarray) -> Found:
         if not len(numbers):
@@ -496,15 +529,20 @@ class _Source:
 
 
 def open_reader(folder: Path) -> apsw.Connection:
-    """A connection that only reads; StoreError where that cannot be, SeenitError where there is no index.
+    """A connection that only reads; StoreError where that cannot be, SeenitError where there is no index."""
+    return _opened(folder)[0]
+
+
+def _opened(folder: Path) -> tuple[apsw.Connection, bool]:
+    """See `open_reader`; and whether the file is read as it lies.
 
     Where nothing can be written (a read-only folder, a full disk), a log cannot be shared with others. Without one that
     has something in it the file is read as it lies; `_Readers` notices when it changes.
     """
-    with sqlite_errors("open", folder):
+    with sqlite_errors("open", folder, values=True):
         refuse_missing(folder)
         try:
-            return _checked(connect(folder), folder)
+            return _checked(connect(folder), folder), False
         except apsw.Error as error:
             if not is_passing(error):
                 raise
@@ -513,17 +551,17 @@ def open_reader(folder: Path) -> apsw.Connection:
             with suppress(FileNotFoundError):
                 if os.lstat(folder / (NAME + suffix)).st_size:
                     raise failure
-        return _checked(connect(folder, immutable=True), folder)
+        return _checked(connect(folder, immutable=True), folder), True
 
 
-def file_identity(folder: Path) -> object:
-    """Changes when another file takes the place of the database, or when a file that is read as it lies is written."""
-    try:
-        status = os.stat(folder / NAME)
-    except OSError:
-        return None
-    writable = os.access(folder, os.W_OK)
-    return (status.st_dev, status.st_ino) if writable else (status.st_dev, status.st_ino, status.st_mtime_ns)
+def file_state(folder: Path) -> tuple[int, ...]:
+    """Device and inode of the database, and what changes when it or its log is written; empty where there is none."""
+    state: list[int] = []
+    for suffix in ("", "-wal"):
+        with suppress(OSError):
+            status = os.lstat(folder / (NAME + suffix))
+            state += [status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size]
+    return tuple(state[:4]) if len(state) == 8 and not state[7] else tuple(state)
 
 
 def _checked(db: apsw.Connection, folder: Path) -> apsw.Connection:

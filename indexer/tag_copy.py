@@ -6,6 +6,9 @@ that it holds; the copy remembers the rest.
 """
 
 import json
+import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from .atomic_file import atomic_file, read_plain
@@ -47,6 +50,14 @@ def write_tags(folder: Path, tags: Tags) -> None:
     """OSError where the folder cannot be written; the old copy is there then."""
     with atomic_file(folder / NAME) as file:
         file.write(tags_json(tags))
+
+
+def put_aside(folder: Path) -> None:
+    """Give a copy that cannot be read another name, so that the next write does not take its place."""
+    aside = folder / f"{NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    with suppress(OSError):
+        if not os.path.lexists(aside):
+            os.rename(folder / NAME, aside)
 
 
 def _text(value: object) -> str:
