@@ -19,17 +19,28 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
     q = exp(scores / temperature); then in turns each column is made to sum to 1/K over the samples of all processes,
     and each row to 1/B
+
+    Only a factor for each row and one for each column are kept, as logarithms, so that neither a row nor a column can
+    underflow to nothing, however far the scores lie apart; their sums enter as log-sum-exp.
     """
     scores = scores.float() / temperature
-    count = sum_over_processes(torch.tensor(float(len(scores)), device=scores.device))
-    highest = scores.amax() if scores.numel() else scores.new_tensor(-torch.inf)
-    q = torch.exp(scores - max_over_processes(highest.clone()))  # a common factor cancels, and overflows no more
-    q /= sum_over_processes(q.sum())
+    rows = scores.new_zeros(len(scores), 1)  # logarithms of the rows' factors; sizes that all share cancel
     for _ in range(iterations):
-        # a prototype whose every score underflowed has the sum 0 and stays 0
-        q /= (sum_over_processes(q.sum(0, keepdim=True)) * scores.shape[1]).clamp_min(1e-37)  # (1, K)
-        q /= q.sum(1, keepdim=True).clamp_min(1e-37) * count  # (B, 1)
-    return q * count
+        columns = -_logsumexp_over_processes(scores + rows)  # (1, K)
+        rows = -torch.logsumexp(scores + columns, 1, keepdim=True)  # (B, 1)
+    return torch.exp(scores + columns + rows) if iterations else torch.softmax(scores, 1)
+
+
+def _logsumexp_over_processes(values: Tensor) -> Tensor:
+    """Log of the sum of exponentials over the rows of all processes.  (B, K) -> (1, K)"""
+    if not len(values):  # this process has no samples, others may
+        highest = values.new_full((1, values.shape[1]), -torch.inf)
+    else:
+        highest = values.amax(0, keepdim=True)  # (1, K)
+    highest = max_over_processes(highest)
+    total = sum_over_processes(torch.exp(values - highest).sum(0, keepdim=True))
+    # without a sample anywhere nobody asks for the columns
+    return torch.log(total) + highest
 
 
 @torch.no_grad()
