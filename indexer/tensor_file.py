@@ -93,6 +93,7 @@ def _read_torch_zip(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise
     except Exception as error:  # a damaged pickle can fail in any way at all
         raise CheckpointError(f"{path} is damaged or incomplete: {one_line(error)}; fetch it again") from error
+    tensors = _flatten(tensors)
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
     ):
@@ -100,6 +101,16 @@ def _read_torch_zip(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if sum(value.numel() * value.element_size() for value in tensors.values()) > file_bytes:
         raise CheckpointError(f"{path} is damaged: its tensors claim more values than the file holds")
     return {name: value.detach() for name, value in tensors.items()}, {}  # this container has no text
+
+
+def _flatten(tensors: object) -> object:
+    """{"teacher": {"a": tensor}} as {"teacher.a": tensor}, as training runs save their networks; one level deep."""
+    if not isinstance(tensors, dict) or not any(isinstance(value, dict) for value in tensors.values()):
+        return tensors
+    flat: dict[object, object] = {}
+    for name, value in tensors.items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def one_line(what: object) -> str:
