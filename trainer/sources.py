@@ -92,15 +92,16 @@ def fingerprint(source: PictureSource) -> str:
 
     A folder that was moved as a whole keeps it. Sizes are asked of at most FINGERPRINTED files, evenly spread.
     """
-    paths = [place.path for place in source.places]
-    common = os.path.dirname(os.path.commonprefix(paths))
+    paths = [os.path.abspath(place.path) for place in source.places]
+    drives = {os.path.splitdrive(path)[0] for path in paths}
+    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(drives) == 1 else ""
     step = max(1, len(paths) // FINGERPRINTED)
     digest = hashlib.blake2b(digest_size=16)
     for number, place in enumerate(source.places):
         size = place.size
         if size == WHOLE_FILE and number % step == 0 and os.path.exists(place.path):
             size = os.path.getsize(place.path)
-        name = os.path.relpath(place.path, common) if common else place.path
+        name = paths[number].removeprefix(common)
         digest.update(f"{name}\0{place.member}\0{size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 

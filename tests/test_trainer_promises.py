@@ -1,0 +1,201 @@
+"""What a run promises beyond its numbers: stages, resumption, settings, metrics and files that it takes and leaves."""
+
+import json
+import math
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw_photo, save_tiny
+from safetensors.torch import load_file
+from test_trainer_resume import run, same_bits, stop_after, tiny
+
+from cli import _stop_on_interrupt
+from indexer.checkpoint import load_checkpoint
+from indexer.errors import SeenitError
+from trainer.config import ORIGIN, PRESETS, ConfigError, make_config
+from trainer.losses import sinkhorn
+from trainer.optim import pace_at
+from trainer.results import _as_json_line
+from trainer.watch import CollapseError
+
+HIGH_RES = {"high_res_share": 0.5, "high_res_global_size": 84, "high_res_local_size": 42}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for n in range(10):
+        draw_photo(folder / f"{n}.jpg", n)
+    return folder
+
+
+def test_the_stage_of_high_resolution_has_schedules_of_its_own():
+    config = make_config("vitl14", changes={"steps": 625_000, "high_res_share": 0.016})
+    start = config.high_res_start
+    assert start == 615_000
+    last, first = pace_at(config, start - 1), pace_at(config, start)
+    assert last.rate == pytest.approx(config.rate_end, rel=1e-3) and last.momentum == pytest.approx(1.0, abs=1e-6)
+    assert first.rate == 0 and first.momentum == config.momentum
+    assert first.teacher_temperature == config.teacher_temperature_start
+    rates = [pace_at(config, step).backbone_rate for step in range(start, config.steps, 100)]
+    assert max(rates) == pytest.approx(config.high_res_rate * config.scaled_rate, rel=0.01)
+    replaced = 1 - math.prod(pace_at(config, step).momentum for step in range(start, config.steps))
+    assert replaced > 0.99  # of the teacher
+
+
+def test_position_embeddings_are_resized_where_the_stage_begins(pictures, tmp_path):
+    config = tiny(steps=4, **HIGH_RES)
+    run(pictures, tmp_path / "whole", config)
+    written = load_checkpoint(tmp_path / "whole" / "backbone.safetensors")
+    assert written.architecture.image_size == 84 and written.state["pos_embed"].shape[1] == 1 + 6 * 6
+    for stop in (2, 3):  # just before the stage, and in it
+        out = tmp_path / f"cut{stop}"
+        run(pictures, out, config, stop=stop_after(stop))
+        run(pictures, out, config, resume=True)
+        assert same_bits(out / "backbone.safetensors", tmp_path / "whole" / "backbone.safetensors")
+
+
+def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(pictures, tmp_path):
+    origin, other = save_tiny(tmp_path / "origin.safetensors"), save_tiny(tmp_path / "other.safetensors", seed=1)
+    out = tmp_path / "out"
+    run(pictures, out, tiny(alarms=False), from_backbone=origin, stop=stop_after(2))
+    with pytest.raises(SeenitError, match="steps|arch|started from the backbone .* not from random weights"):
+        run(pictures, out, tiny(alarms=False), resume=True)
+    with pytest.raises(SeenitError, match="started from the backbone .* not from the backbone"):
+        run(pictures, out, tiny(alarms=False), from_backbone=other, resume=True)
+    more = tmp_path / "more"
+    shutil.copytree(pictures, more)
+    assert run(more, out, tiny(alarms=False), from_backbone=origin, resume=True, stop=stop_after(1)).steps == 3
+    draw_photo(more / "3.jpg", 77)
+    with pytest.raises(SeenitError, match="on other photos than those given") as caught:
+        run(more, out, tiny(alarms=False), from_backbone=origin, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_steps_may_be_raised_and_not_lowered(pictures, tmp_path):
+    run(pictures, tmp_path, tiny(), stop=stop_after(2))
+    with pytest.raises(ConfigError, match="of a run of 6 steps, not 5; steps can be raised only"):
+        run(pictures, tmp_path, tiny(steps=5), resume=True)
+    assert run(pictures, tmp_path, tiny(steps=7), resume=True).steps == 7
+
+
+def test_adapting_needs_a_backbone(pictures, tmp_path):
+    config = make_config("adapt", changes={"arch": "tiny", "steps": 1})
+    with pytest.raises(SeenitError, match="name one by --from"):
+        run(pictures, tmp_path / "out", config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_settings_kept_are_those_of_the_backbone_and_can_be_given_again(pictures, tmp_path):
+    origin = save_tiny(tmp_path / "origin.safetensors")
+    run(pictures, tmp_path / "out", tiny(registers=3, alarms=False), from_backbone=origin, stop=stop_after(1))
+    kept = make_config(file=tmp_path / "out" / "config.json")
+    architecture = load_checkpoint(origin).architecture
+    assert kept.registers == architecture.num_registers != 3 and kept.arch in (ORIGIN, "tiny")
+    assert kept.steps == 6 and kept.batch_size == 4
+    with pytest.raises(ConfigError, match="give one by --from"):
+        make_config("tiny", changes={"arch": ORIGIN}).architecture()
+
+
+def test_published_batches_divide_among_eight_gpus():
+    per_gpu = {"vitl14": 32, "vitg14": 12, "vitl16_short": 64}
+    assert {name: PRESETS[name]["batch_size"] / 8 for name in per_gpu} == per_gpu
+
+
+def test_presets_repeat_the_blur_that_trained_the_weights():
+    for config in map(make_config, PRESETS):
+        assert (config.blur_first, config.blur_second, config.blur_local) == (0.0, 0.9, 0.5)
+
+
+def test_networks_with_registers_stretch_positions_as_the_official_ones():
+    plain, registers = (make_config("vits14", changes={"registers": n}).architecture() for n in (0, 4))
+    assert (plain.interpolate_offset, plain.interpolate_antialias) == (0.1, False)
+    assert (registers.interpolate_offset, registers.interpolate_antialias) == (0.0, True)
+
+
+def test_blocks_that_are_not_there_cannot_be_trained(pictures, tmp_path):
+    with pytest.raises(SeenitError, match="train_blocks is 9, the network has 3 blocks"):
+        run(pictures, tmp_path / "out", tiny(train_blocks=9))
+
+
+def test_sinkhorn_loses_no_row():
+    scores = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) * 10
+    targets = sinkhorn(scores, 0.04)
+    torch.testing.assert_close(targets.sum(1), torch.ones(64))
+    q = torch.exp(scores.double() / 0.04 - scores.max().double() / 0.04)  # the slow twin, in numbers wide enough
+    for _ in range(3):
+        q /= q.sum(0, keepdim=True).clamp_min(1e-300)
+        q /= q.sum(1, keepdim=True).clamp_min(1e-300)
+    kept = q.sum(1) > 0.5
+    assert kept.sum() > 32
+    assert (targets[kept].argmax(1) == q[kept].argmax(1)).double().mean() > 0.95
+
+
+def test_metrics_are_json_whatever_the_numbers():
+    line = _as_json_line({"step": 3, "loss": math.nan, "gradient_norm": math.inf, "dino": 1.5})
+    parsed = json.loads(line, parse_constant=lambda word: pytest.fail(word))
+    assert parsed == {"step": 3, "loss": None, "gradient_norm": None, "dino": 1.5}
+
+
+def test_local_and_global_losses_are_logged_apart(pictures, tmp_path):
+    run(pictures, tmp_path, tiny(steps=2, num_local=2))
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    # 2 pairs of global views, and 2 local views against 2 global ones
+    assert line["dino"] == pytest.approx((2 * line["dino_global"] + 4 * line["dino_local"]) / 6, abs=1e-5)
+
+
+def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(pictures, tmp_path, monkeypatch):
+    run(pictures, tmp_path / "stopped", tiny(), stop=stop_after(1))
+    monkeypatch.setattr("trainer.watch.Watch.judge_numbers", lambda self, step, finite: "no good" if step > 2 else None)
+    with pytest.raises(CollapseError, match="no good"):
+        run(pictures, tmp_path / "alarm", tiny(snapshot_every=100))
+    for out, step in ((tmp_path / "stopped", 1), (tmp_path / "alarm", 3)):
+        assert (out / "report.html").is_file()
+        assert (out / "snapshots" / f"step_{step:09d}.safetensors").is_file()
+
+
+def test_a_termination_asks_to_stop_as_an_interrupt_does():
+    before = signal.getsignal(signal.SIGTERM)
+    with _stop_on_interrupt(signal.SIGTERM) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("layout", ["nested", "module", "chunks"])
+def test_checkpoints_of_training_runs_are_read(tmp_path, layout):
+    from indexer.vit import Architecture, VisionTransformer
+
+    vit = VisionTransformer(Architecture(embed_dim=64, depth=3, num_heads=1, image_size=56))
+    state = vit.state_dict()
+    student = {f"backbone.{name}": torch.zeros_like(value) for name, value in state.items()}
+    saved: dict = {
+        "teacher": {f"backbone.{n}": v for n, v in state.items()} | {"dino_head.mlp.0.weight": torch.ones(2)}
+    }
+    if layout == "module":
+        saved = {f"module.backbone.{name}": value for name, value in state.items()}
+    if layout == "chunks":
+        names = {n: n.replace("blocks.2.", "blocks.1.2.").replace("blocks.0.", "blocks.0.0.") for n in state}
+        names |= {n: n.replace("blocks.1.", "blocks.0.1.") for n in state if n.startswith("blocks.1.")}
+        saved = {"teacher": {f"backbone.{names[n]}": v for n, v in state.items()}, "student": student}
+    torch.save(saved, tmp_path / "training.pth")
+    read = load_checkpoint(tmp_path / "training.pth")
+    assert read.state.keys() == state.keys() and all(torch.equal(read.state[n], state[n]) for n in state)
+    assert read.provenance["layout"] == "checkpoint of a training run"
+
+
+def test_one_process_holds_the_whole_state_for_a_snapshot(pictures, tmp_path):
+    from dataclasses import replace
+
+    from trainer.distributed import World
+    from trainer.results import _gather_state
+    from trainer.run import start_run
+
+    started = start_run(tiny(), None, torch.device("cpu"), World())
+    assert "student.backbone.pos_embed" in _gather_state(started)
+    assert not _gather_state(replace(started, world=World(rank=1, size=2)))
+    run(pictures, tmp_path, tiny(steps=1))
+    assert load_file(tmp_path / "backbone.safetensors")
