@@ -42,7 +42,7 @@ def test_the_stage_of_high_resolution_has_schedules_of_its_own():
     assert first.teacher_temperature == config.teacher_temperature_start
     rates = [pace_at(config, step).backbone_rate for step in range(start, config.steps, 100)]
     assert max(rates) == pytest.approx(config.high_res_rate * config.scaled_rate, rel=0.01)
-    replaced = 1 - math.prod(pace_at(config, step).momentum for step in range(start, config.steps))
+    replaced = 1 - math.prod(pace_at(config, step).momentum ** 100 for step in range(start, config.steps, 100))
     assert replaced > 0.99  # of the teacher
 
 
@@ -62,9 +62,9 @@ def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(pictures, tm
     origin, other = save_tiny(tmp_path / "origin.safetensors"), save_tiny(tmp_path / "other.safetensors", seed=1)
     out = tmp_path / "out"
     run(pictures, out, tiny(alarms=False), from_backbone=origin, stop=stop_after(2))
-    with pytest.raises(SeenitError, match="steps|arch|started from the backbone .* not from random weights"):
+    with pytest.raises(SeenitError, match=r"made with arch|started from the backbone .* not from random"):
         run(pictures, out, tiny(alarms=False), resume=True)
-    with pytest.raises(SeenitError, match="started from the backbone .* not from the backbone"):
+    with pytest.raises(SeenitError, match=r"started from the backbone .* not from the backbone"):
         run(pictures, out, tiny(alarms=False), from_backbone=other, resume=True)
     more = tmp_path / "more"
     shutil.copytree(pictures, more)
@@ -125,13 +125,11 @@ def test_sinkhorn_loses_no_row():
     scores = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) * 10
     targets = sinkhorn(scores, 0.04)
     torch.testing.assert_close(targets.sum(1), torch.ones(64))
-    q = torch.exp(scores.double() / 0.04 - scores.max().double() / 0.04)  # the slow twin, in numbers wide enough
+    log_q = scores.double() / 0.04  # the slow twin: logarithms of the whole matrix, wide enough for any of them
     for _ in range(3):
-        q /= q.sum(0, keepdim=True).clamp_min(1e-300)
-        q /= q.sum(1, keepdim=True).clamp_min(1e-300)
-    kept = q.sum(1) > 0.5
-    assert kept.sum() > 32
-    assert (targets[kept].argmax(1) == q[kept].argmax(1)).double().mean() > 0.95
+        log_q -= log_q.logsumexp(0, keepdim=True)
+        log_q -= log_q.logsumexp(1, keepdim=True)
+    torch.testing.assert_close(targets, log_q.exp().float(), atol=1e-3, rtol=1e-2)
 
 
 def test_metrics_are_json_whatever_the_numbers():

@@ -33,10 +33,8 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
 def _logsumexp_over_processes(values: Tensor) -> Tensor:
     """Log of the sum of exponentials over the rows of all processes.  (B, K) -> (1, K)"""
-    if not len(values):  # this process has no samples, others may
-        highest = values.new_full((1, values.shape[1]), -torch.inf)
-    else:
-        highest = values.amax(0, keepdim=True)  # (1, K)
+    lowest = values.new_full((1, values.shape[1]), -torch.inf)  # for a process without samples, where others have some
+    highest = values.amax(0, keepdim=True) if len(values) else lowest  # (1, K)
     highest = max_over_processes(highest)
     total = sum_over_processes(torch.exp(values - highest).sum(0, keepdim=True))
     # without a sample anywhere nobody asks for the columns

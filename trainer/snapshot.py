@@ -124,7 +124,8 @@ def check_same_run(snapshot: Snapshot, config: Config) -> None:
         if key == "steps":
             if value < snapshot.config[key]:
                 raise ConfigError(
-                    f"{snapshot.path} is of a run of {snapshot.config[key]} steps, not {value}; steps can be raised only"
+                    f"{snapshot.path} is of a run of {snapshot.config[key]} steps, not {value};"
+                    " steps can be raised only"
                 )
         elif key not in FREE_KEYS and snapshot.config.get(key) != value:
             raise ConfigError(
