@@ -203,7 +203,8 @@ def _stop_on_interrupt(*also: signal.Signals) -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        _say("stopping after the batch in hand; Ctrl-C again stops at once")
+        if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
+            _say("stopping after the batch in hand; Ctrl-C again stops at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *also)}
     try:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .cpu_fusion import fuse_for_cpu
 from .errors import CheckpointError
-from .tensor_file import one_line, read_tensors
+from .tensor_file import SHARD, one_line, read_tensors
 from .vit import Architecture, VisionTransformer
 
 FORMAT_VERSION = 1
@@ -278,11 +278,15 @@ def _out_of_training(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
     Such files name a tensor `teacher.backbone.blocks.0.3.norm1.weight`: wrappers' words in front, heads and perhaps the
     student beside it, and blocks in chunks, as FSDP wraps them.
     """
+    if any("rope_embed." in name or "storage_tokens" in name for name in tensors):
+        raise _Mismatch("it is a DINOv3 backbone, with rotary positions in place of pos_embed; give one of DINOv2")
     words = re.compile(r"^((?:(?:module|teacher|student|model|model_ema|_fsdp_wrapped_module)\.)*)(backbone\.)?")
     named = {name: name.replace("_fsdp_wrapped_module.", "").replace("_orig_mod.", "") for name in tensors}
     fronts = {name: words.match(short)[0] for name, short in named.items()}  # type: ignore[index]
     if not any(fronts.values()) and not any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors):
         return tensors, {}
+    if any("flat_param" in name for name in tensors):
+        raise _Mismatch(SHARD)
     holding = {fronts[name] for name in tensors if named[name].removeprefix(fronts[name]) == "cls_token"}
     if not holding:
         raise _Mismatch("it is a checkpoint of a training run and holds no backbone of a vision transformer")

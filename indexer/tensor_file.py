@@ -15,6 +15,10 @@ from torch import Tensor
 
 from .errors import CheckpointError
 
+SHARD = (
+    "it is one process's share of a training run sharded by FSDP, whose pieces only that run can join;"
+    " give the whole weights, which DINOv2 writes as eval/training_N/teacher_checkpoint.pth"
+)
 _MAX_HEADER_BYTES = 16_000_000  # the largest official network needs 100 kB
 
 
@@ -23,6 +27,8 @@ def read_tensors(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
 
     The hash is the first 128 bits of BLAKE2b of the file's bytes, in hex. Tensors may be views of the file on disk.
     """
+    if path.suffix == ".distcp" or (path.is_dir() and any(path.glob("*.distcp"))):
+        raise CheckpointError(f"{path} is a distributed checkpoint; give the whole weights, saved by torch.save")
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}; give the path of a .pth or .safetensors file")
     try:
@@ -87,6 +93,8 @@ def _read_torch_zip(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                     opcode.name == "GLOBAL" and argument not in _PICKLE_GLOBALS
                 ):
                     what = one_line(str(argument or opcode.name))
+                    if "distributed" in what and "shard" in what.lower():
+                        raise CheckpointError(f"{path} cannot be used: {SHARD}")
                     raise CheckpointError(f"{path} holds more than tensors ({what}) and is refused")
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (CheckpointError, OSError):

@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
 import shutil
 import signal
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,14 @@ from conftest import draw_photo, save_tiny
 from safetensors.torch import load_file
 from test_trainer_resume import run, same_bits, stop_after, tiny
 
-from cli import _stop_on_interrupt
+from cli import _stop_on_interrupt, main
 from indexer.checkpoint import load_checkpoint
-from indexer.errors import SeenitError
+from indexer.errors import CheckpointError, SeenitError
 from trainer.config import ORIGIN, PRESETS, ConfigError, make_config
-from trainer.losses import sinkhorn
+from trainer.losses import WIDEST_RANGE, sinkhorn
 from trainer.optim import pace_at
 from trainer.results import _as_json_line
+from trainer.train import train
 from trainer.watch import CollapseError
 
 HIGH_RES = {"high_res_share": 0.5, "high_res_global_size": 84, "high_res_local_size": 42}
@@ -82,6 +86,14 @@ def test_steps_may_be_raised_and_not_lowered(pictures, tmp_path):
     assert run(pictures, tmp_path, tiny(steps=7), resume=True).steps == 7
 
 
+def test_steps_cannot_be_raised_once_the_last_stage_has_begun(pictures, tmp_path):
+    config = tiny(steps=4, **HIGH_RES)
+    run(pictures, tmp_path, config, stop=stop_after(3))
+    with pytest.raises(ConfigError, match="in the stage of high resolution, which began after step 2: steps cannot"):
+        run(pictures, tmp_path, tiny(steps=40, **HIGH_RES), resume=True)
+    assert run(pictures, tmp_path, config, resume=True).steps == 4
+
+
 def test_adapting_needs_a_backbone(pictures, tmp_path):
     config = make_config("adapt", changes={"arch": "tiny", "steps": 1})
     with pytest.raises(SeenitError, match="name one by --from"):
@@ -121,15 +133,29 @@ def test_blocks_that_are_not_there_cannot_be_trained(pictures, tmp_path):
         run(pictures, tmp_path / "out", tiny(train_blocks=9))
 
 
-def test_sinkhorn_loses_no_row():
-    scores = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) * 10
+@pytest.mark.parametrize("spread", [0.5, 50.0, WIDEST_RANGE - 1e-3, WIDEST_RANGE + 1, 1000.0])
+@pytest.mark.parametrize("peaked", [False, True])
+def test_sinkhorn_loses_no_row(spread, peaked):
+    drawn = torch.rand(64, 512, generator=torch.Generator().manual_seed(0))
+    if peaked:  # most prototypes are as unwanted as can be, all want one of eight, and a few rows want nothing
+        drawn = (drawn > 0.9).float() * drawn
+        drawn[:, :8] = 1 - drawn[:, :8] / 100
+        drawn[:4] *= 1e-3
+    scores = (drawn - drawn.min()) / (drawn.max() - drawn.min()) * spread * 0.04
     targets = sinkhorn(scores, 0.04)
     torch.testing.assert_close(targets.sum(1), torch.ones(64))
     log_q = scores.double() / 0.04  # the slow twin: logarithms of the whole matrix, wide enough for any of them
     for _ in range(3):
         log_q -= log_q.logsumexp(0, keepdim=True)
         log_q -= log_q.logsumexp(1, keepdim=True)
-    torch.testing.assert_close(targets, log_q.exp().float(), atol=1e-3, rtol=1e-2)
+    # float32 has seven digits, and an exponent of 1000 takes three of them
+    torch.testing.assert_close(targets, log_q.exp().float(), atol=1e-6, rtol=1e-5 + 1e-6 * spread)
+
+
+def test_sinkhorn_shows_scores_that_are_no_numbers():
+    scores = torch.randn(4, 8)
+    scores[1, 2] = math.nan
+    assert sinkhorn(scores, 0.04).isnan().any()
 
 
 def test_metrics_are_json_whatever_the_numbers():
@@ -153,6 +179,46 @@ def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(pictures, tmp_path, m
     for out, step in ((tmp_path / "stopped", 1), (tmp_path / "alarm", 3)):
         assert (out / "report.html").is_file()
         assert (out / "snapshots" / f"step_{step:09d}.safetensors").is_file()
+
+
+def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(pictures, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "trainer.watch.Watch.judge_numbers", lambda self, step, finite: "all is one" if step > 2 else None
+        )
+        with pytest.raises(CollapseError, match="all is one"):
+            run(pictures, tmp_path, tiny())
+    with pytest.raises(
+        SeenitError, match=r"step_000000003\S+ is what an alarm left: all is one; .*alarms=false"
+    ) as told:
+        run(pictures, tmp_path, tiny(), resume=True)
+    assert "\n" not in str(told.value)
+    assert run(pictures, tmp_path, tiny(alarms=False), resume=True, stop=stop_after(1)).steps == 4
+    assert run(pictures, tmp_path, tiny(), resume=True).steps == 6  # the state after it is one that no alarm left
+
+
+@pytest.mark.parametrize(("progress", "every_s", "lines"), [(False, 0.0, 3), (False, 30.0, 0), (True, 0.0, 0)])
+def test_without_a_bar_a_line_tells_now_and_then_how_far_it_is(
+    pictures, tmp_path, monkeypatch, progress, every_s, lines
+):
+    monkeypatch.setattr("trainer.train.SAY_EVERY_S", every_s)
+    said: list[str] = []
+    train(pictures, tmp_path, tiny(steps=3), progress=progress, say=said.append)
+    told = [line for line in said if line.startswith("step ")]
+    assert len(told) == lines
+    assert not told or re.fullmatch(r"step 3 of 3: loss \d+\.\d{3}, \d+\.\d images/s", told[-1])
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_under_torchrun_the_first_process_prints_what_came_of_it(pictures, tmp_path, monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    changes = [f"--set={key}={value}" for key, value in {"steps": 1, "batch_size": 4, "workers": 0}.items()]
+    words = ["seenit", "train", str(pictures), "--out", str(tmp_path / "out"), "--preset", "tiny", *changes]
+    monkeypatch.setattr("sys.argv", words)
+    with suppress(SystemExit):
+        main()
+    assert (tmp_path / "out" / "backbone.safetensors").is_file()
+    assert ("images/s" in capsys.readouterr().out) == (rank == "0")
 
 
 def test_a_termination_asks_to_stop_as_an_interrupt_does():
@@ -183,6 +249,36 @@ def test_checkpoints_of_training_runs_are_read(tmp_path, layout):
     read = load_checkpoint(tmp_path / "training.pth")
     assert read.state.keys() == state.keys() and all(torch.equal(read.state[n], state[n]) for n in state)
     assert read.provenance["layout"] == "checkpoint of a training run"
+
+
+def share_of_a_flat_network(path: Path) -> None:
+    torch.save({"model": {"teacher.backbone.blocks.0._flat_param": torch.ones(9)}}, path)
+
+
+def sharded_tensors(path: Path) -> None:
+    text = b"\x80\x02ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\n."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", text)
+
+
+def rotary_network(path: Path) -> None:
+    torch.save({"teacher": {"backbone.rope_embed.periods": torch.ones(9), "backbone.cls_token": torch.ones(1)}}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "said"),
+    [
+        (share_of_a_flat_network, "model_0009.rank_0.pth", "one process's share of a training run sharded by FSDP"),
+        (sharded_tensors, "model_0009.rank_0.pth", "one process's share of a training run sharded by FSDP"),
+        (rotary_network, "dinov3.pth", "it is a DINOv3 backbone"),
+        (lambda path: path.write_bytes(b"PK"), "__0_0.distcp", "is a distributed checkpoint"),
+    ],
+)
+def test_files_of_training_runs_that_cannot_be_read_are_named(tmp_path, write, name, said):
+    write(tmp_path / name)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load_checkpoint(tmp_path / name)
+    assert "\n" not in str(caught.value)
 
 
 def test_one_process_holds_the_whole_state_for_a_snapshot(pictures, tmp_path):

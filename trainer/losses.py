@@ -9,6 +9,10 @@ from torch import Tensor
 
 from .distributed import gather_rows, max_over_processes, sum_over_processes
 
+# exp(-60) is 1e-26, which leaves float32 room for products with both factors; scores of unit vectors at the
+# temperature .04 lie at most 50 apart
+WIDEST_RANGE = 60.0
+
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
@@ -20,15 +24,34 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     q = exp(scores / temperature); then in turns each column is made to sum to 1/K over the samples of all processes,
     and each row to 1/B
 
-    Only a factor for each row and one for each column are kept, as logarithms, so that neither a row nor a column can
-    underflow to nothing, however far the scores lie apart; their sums enter as log-sum-exp.
+    Only a factor for each row and one for each column change, so that the exponentials are taken once. Where scores
+    lie so far apart that some of these would be 0, all is done in logarithms, several times as slow: neither a row nor
+    a column can become empty.
     """
     scores = scores.float() / temperature
+    if not iterations:
+        return torch.softmax(scores, 1)
+    outermost = scores.new_full((2,), -torch.inf)  # of a process without samples
+    if scores.numel():
+        outermost = torch.stack([scores.amax(), -scores.amin()])
+    highest, minus_lowest = max_over_processes(outermost)
+    if highest + minus_lowest <= WIDEST_RANGE:
+        return _scaled_by_factors(scores - highest, iterations)
     rows = scores.new_zeros(len(scores), 1)  # logarithms of the rows' factors; sizes that all share cancel
     for _ in range(iterations):
         columns = -_logsumexp_over_processes(scores + rows)  # (1, K)
         rows = -torch.logsumexp(scores + columns, 1, keepdim=True)  # (B, 1)
-    return torch.exp(scores + columns + rows) if iterations else torch.softmax(scores, 1)
+    return torch.exp(scores + columns + rows)
+
+
+def _scaled_by_factors(scores: Tensor, iterations: int) -> Tensor:
+    """Sinkhorn by the factors themselves; scores (B, K) from -WIDEST_RANGE to 0."""
+    q = torch.exp(scores)  # (B, K)
+    rows = q.new_ones(len(q))
+    for _ in range(iterations):
+        columns = sum_over_processes(rows @ q).reciprocal()  # (K,)
+        rows = (q @ columns).reciprocal()  # (B,)
+    return q.mul_(columns).mul_(rows[:, None])
 
 
 def _logsumexp_over_processes(values: Tensor) -> Tensor:

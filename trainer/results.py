@@ -40,8 +40,11 @@ _HEAD_PARTS = ("dino_head.", "ibot_head.")
 Say = Callable[[str], object]
 
 
-def keep_snapshot(run: Run, out: Path) -> None:
-    """Write a snapshot and prune the old ones; every process gathers, the first one writes."""
+def keep_snapshot(run: Run, out: Path, alarm: str = "") -> None:
+    """Write a snapshot and prune the old ones; every process gathers, the first one writes.
+
+    alarm  why the run stops here, if it does for that; `--resume` then asks for a word before it goes on
+    """
     tensors = _gather_state(run)
     if run.rank > run.best[0]:
         run.best = (run.rank, run.step)
@@ -54,6 +57,7 @@ def keep_snapshot(run: Run, out: Path) -> None:
             "loss": run.loss if math.isfinite(run.loss) else None,
             "from": run.provenance.get("from", ""),
             "pictures": run.pictures,
+            "alarm": alarm,
         }
         write_metrics(run, out)
         save_snapshot(folder, run.step, run.config, state, tensors)
@@ -65,6 +69,7 @@ def restore_run(run: Run, path: Path) -> None:
     snapshot = load_snapshot(path)
     check_same_run(snapshot, run.config)
     _check_same_material(snapshot, run)
+    _check_sound(snapshot, run.config)
     if snapshot.step > run.config.high_res_start:
         enter_high_resolution(run)
     tensors = snapshot.tensors
@@ -106,6 +111,16 @@ def _check_same_material(snapshot: Snapshot, run: Run) -> None:
         raise SeenitError(
             f"{snapshot.path} is of a run on other photos than those given;"
             " resume with the same ones, or start anew in another folder"
+        )
+
+
+def _check_sound(snapshot: Snapshot, config: Config) -> None:
+    """Refuse to go on from a state that an alarm stopped, unless alarms are off: that is the user's word for it."""
+    alarm = snapshot.state.get("alarm")
+    if alarm and config.alarms:
+        raise SeenitError(
+            f"{snapshot.path} is what an alarm left: {alarm}; start anew in another folder with that changed, or go on"
+            " all the same by --resume --set alarms=false"
         )
 
 

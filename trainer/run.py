@@ -22,7 +22,7 @@ from indexer.tensor_file import read_tensors
 from indexer.vit import Architecture, VisionTransformer
 
 from .config import NETWORKS, ORIGIN, Config, config_from
-from .distributed import World, spread
+from .distributed import World, spread, whole
 from .optim import frozen_steps, make_optimiser
 from .student_teacher import (
     Centers,
@@ -118,7 +118,7 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
     prepare_blocks(teacher.backbone, recompute=False, compiled=config.compile)
     if world.size > 1 and config.parallel == "fsdp":
         for network_ in {id(n): n for n in (student, teacher, average)}.values():
-            spread(network_, "fsdp", device, list(network_.backbone.blocks), DTYPES[config.precision])
+            _shard(network_, device, config)
     return Run(
         config=config,
         device=device,
@@ -141,16 +141,45 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
 def enter_high_resolution(run: Run) -> None:
     """Begin the last stage: position embeddings of its size, and an optimiser without memory, as in a run of its own.
 
-    A network sharded by FSDP keeps its embeddings, which are then stretched at every forward as before.
+    Every process must call it: shards are gathered, one network after the other, and spread anew.
     """
     config = run.config
-    if not (run.world.size > 1 and config.parallel == "fsdp"):
-        side = config.high_res_global_size // run.architecture.patch_size
+    side = config.high_res_global_size // run.architecture.patch_size
+    averages = run.teacher is run.average
+    run.parallel = None  # hooks of the old wrapper are on parameters that go
+    if run.world.size > 1 and config.parallel == "fsdp":
+        run.student = _spread_anew(run, run.student, side)
+        prepare_blocks(run.student.backbone, recompute=config.checkpoint_blocks, compiled=config.compile)
+        _shard(run.student, run.device, config)
+        run.average = _spread_anew(run, run.average, side).requires_grad_(False).eval()
+        if averages:
+            prepare_blocks(run.average.backbone, recompute=False, compiled=config.compile)
+            run.teacher = run.average
+        _shard(run.average, run.device, config)
+    else:
         for network in (run.student, run.average):
             _resize_positions(network.backbone, side)
-        run.architecture = replace(run.architecture, image_size=side * run.architecture.patch_size)
+    run.architecture = replace(run.architecture, image_size=side * run.architecture.patch_size)
     run.optimiser = make_optimiser(run.student, run.architecture.depth, config)
-    run.parallel = None  # hooks of the old wrapper are on parameters that are gone
+
+
+def _spread_anew(run: Run, old: Network, side: int) -> Network:
+    """A whole copy of a sharded network with position embeddings for a grid of `side`, not yet sharded."""
+    state = {name: whole(value).cpu() for name, value in old.state_dict().items()}
+    vit = VisionTransformer(old.backbone.architecture)
+    if isinstance(run.teacher, FeatureTeacher):
+        network = make_predictor(vit, run.teacher.backbone.architecture.embed_dim, run.config)
+    else:
+        network = make_network(vit, run.config)
+    network.load_state_dict(state)
+    _resize_positions(network.backbone, side)
+    network.to(run.device).train()
+    set_learning(network, run.config, backbone=True)
+    return network
+
+
+def _shard(network: Network | FeatureTeacher, device: torch.device, config: Config) -> None:
+    spread(network, "fsdp", device, list(network.backbone.blocks), DTYPES[config.precision])
 
 
 def _resize_positions(vit: VisionTransformer, side: int) -> None:

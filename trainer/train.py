@@ -210,9 +210,10 @@ def _loop(
             complaint = run.watch.judge(run.step, signs) if signs is not None and config.alarms else None
             complaint = complaint or run.watch.judge_numbers(run.step, run.metrics[-1].pop("finite"))
             if agree(complaint is not None, run.device):
-                keep_snapshot(run, out)
+                complaint = complaint or "another process stopped the run"
+                keep_snapshot(run, out, alarm=complaint)
                 _report(run, out)
-                raise CollapseError(_with_best(run, complaint or "another process stopped the run", out))
+                raise CollapseError(_with_best(run, complaint, out))
             showing = config.show_every and (run.step % config.show_every == 0 or run.step == config.steps)
             if shows is not None and showing:
                 run.metrics[-1] |= shows.show()
