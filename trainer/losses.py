@@ -33,7 +33,8 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
         return torch.softmax(scores, 1)
     outermost = scores.new_full((2,), -torch.inf)  # of a process without samples
     if scores.numel():
-        outermost = torch.stack([scores.amax(), -scores.amin()])
+        lowest, highest = scores.aminmax()
+        outermost = torch.stack([highest, -lowest])
     highest, minus_lowest = max_over_processes(outermost)
     if highest + minus_lowest <= WIDEST_RANGE:
         return _scaled_by_factors(scores - highest, iterations)
@@ -45,8 +46,8 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
 
 def _scaled_by_factors(scores: Tensor, iterations: int) -> Tensor:
-    """Sinkhorn by the factors themselves; scores (B, K) from -WIDEST_RANGE to 0."""
-    q = torch.exp(scores)  # (B, K)
+    """Sinkhorn by the factors themselves; scores (B, K) from -WIDEST_RANGE to 0, which are overwritten."""
+    q = scores.exp_()  # (B, K)
     rows = q.new_ones(len(q))
     for _ in range(iterations):
         columns = sum_over_processes(rows @ q).reciprocal()  # (K,)
