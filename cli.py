@@ -213,21 +213,23 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 
 
 @contextmanager
-def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C asks to stop after the batch in hand, the second stops at once."""
+def _stop_on_interrupt(*also: signal.Signals) -> Iterator[threading.Event]:
+    """The first Ctrl-C, or signal of those named, asks to stop after the batch in hand, the second stops at once."""
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        _say("stopping after the batch in hand; Ctrl-C again stops at once")
+        if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
+            _say("stopping after the batch in hand; Ctrl-C again stops at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *also)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Event) -> bool:
@@ -736,7 +738,7 @@ def train(
     from trainer.train import train as train_backbone
 
     made = make_config(preset, file=config, changes=changes or ())
-    with _stop_on_interrupt() as stop:
+    with _stop_on_interrupt(signal.SIGTERM) as stop:  # Slurm and docker stop send that
         summary = train_backbone(
             _as_pictures(photos),
             out,
@@ -748,6 +750,8 @@ def train(
             stop=stop.is_set,
             say=_say,
         )
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks
+        sys.exit(130 if summary.stopped else 0)
     if summary.before and summary.after:
         print(f"before {summary.before.line()}\nafter  {summary.after.line()}")
     print(f"{summary.steps:,} steps, loss {summary.loss:.3f}, {summary.images_per_s:.1f} images/s")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .cpu_fusion import fuse_for_cpu
 from .errors import CheckpointError
-from .tensor_file import one_line, read_tensors
+from .tensor_file import SHARD, one_line, read_tensors
 from .vit import Architecture, VisionTransformer
 
 FORMAT_VERSION = 1
@@ -72,9 +72,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             return _own_layout(digest, tensors, metadata["seenit"])
         if any("encoder.layer." in name for name in tensors):
             return _hugging_face_layout(path, digest, tensors)
+        tensors, layout = _out_of_training(tensors)
         architecture = infer_architecture(tensors)
         _check_state(tensors, architecture)
-        provenance = {key: str(value) for key, value in metadata.items()}
+        provenance = {key: str(value) for key, value in metadata.items()} | layout
         return Checkpoint(_name_of(path), digest, architecture, Preprocessing(), tensors, {}, provenance)
     except _Mismatch as error:
         raise CheckpointError(f"{path} is not a DINOv2 backbone that can be used: {one_line(error)}") from error
@@ -269,6 +270,33 @@ def _preprocessing_from(mean: Any, std: Any) -> Preprocessing:
     red, green, blue = map(float, mean)
     red_std, green_std, blue_std = map(float, std)
     return Preprocessing((red, green, blue), (red_std, green_std, blue_std))
+
+
+def _out_of_training(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The teacher's backbone out of a training run's checkpoint, under official names, and what the file was.
+
+    Such files name a tensor `teacher.backbone.blocks.0.3.norm1.weight`: wrappers' words in front, heads and perhaps the
+    student beside it, and blocks in chunks, as FSDP wraps them.
+    """
+    if any("rope_embed." in name or "storage_tokens" in name for name in tensors):
+        raise _Mismatch("it is a DINOv3 backbone, with rotary positions in place of pos_embed; give one of DINOv2")
+    words = re.compile(r"^((?:(?:module|teacher|student|model|model_ema|_fsdp_wrapped_module)\.)*)(backbone\.)?")
+    named = {name: name.replace("_fsdp_wrapped_module.", "").replace("_orig_mod.", "") for name in tensors}
+    fronts = {name: words.match(short)[0] for name, short in named.items()}  # type: ignore[index]
+    if not any(fronts.values()) and not any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors):
+        return tensors, {}
+    if any("flat_param" in name for name in tensors):
+        raise _Mismatch(SHARD)
+    holding = {fronts[name] for name in tensors if named[name].removeprefix(fronts[name]) == "cls_token"}
+    if not holding:
+        raise _Mismatch("it is a checkpoint of a training run and holds no backbone of a vision transformer")
+    front = min(holding, key=lambda one: ("student" in one, len(one)))  # the teacher is what training is for
+    state = {
+        re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", named[name].removeprefix(front)): value
+        for name, value in tensors.items()
+        if fronts[name] == front and not re.match(r"(dino|ibot)_(head|loss)\.", named[name].removeprefix(front))
+    }
+    return state, {"layout": "checkpoint of a training run", "part": front.rstrip(".") or "backbone"}
 
 
 _HUGGING_FACE_NAMES = (

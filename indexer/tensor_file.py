@@ -15,6 +15,10 @@ from torch import Tensor
 
 from .errors import CheckpointError
 
+SHARD = (
+    "it is one process's share of a training run sharded by FSDP, whose pieces only that run can join;"
+    " give the whole weights, which DINOv2 writes as eval/training_N/teacher_checkpoint.pth"
+)
 _MAX_HEADER_BYTES = 16_000_000  # the largest official network needs 100 kB
 
 
@@ -23,6 +27,8 @@ def read_tensors(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
 
     The hash is the first 128 bits of BLAKE2b of the file's bytes, in hex. Tensors may be views of the file on disk.
     """
+    if path.suffix == ".distcp" or (path.is_dir() and any(path.glob("*.distcp"))):
+        raise CheckpointError(f"{path} is a distributed checkpoint; give the whole weights, saved by torch.save")
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}; give the path of a .pth or .safetensors file")
     try:
@@ -87,12 +93,15 @@ def _read_torch_zip(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                     opcode.name == "GLOBAL" and argument not in _PICKLE_GLOBALS
                 ):
                     what = one_line(str(argument or opcode.name))
+                    if "distributed" in what and "shard" in what.lower():
+                        raise CheckpointError(f"{path} cannot be used: {SHARD}")
                     raise CheckpointError(f"{path} holds more than tensors ({what}) and is refused")
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (CheckpointError, OSError):
         raise
     except Exception as error:  # a damaged pickle can fail in any way at all
         raise CheckpointError(f"{path} is damaged or incomplete: {one_line(error)}; fetch it again") from error
+    tensors = _flatten(tensors)
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
     ):
@@ -100,6 +109,16 @@ def _read_torch_zip(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if sum(value.numel() * value.element_size() for value in tensors.values()) > file_bytes:
         raise CheckpointError(f"{path} is damaged: its tensors claim more values than the file holds")
     return {name: value.detach() for name, value in tensors.items()}, {}  # this container has no text
+
+
+def _flatten(tensors: object) -> object:
+    """{"teacher": {"a": tensor}} as {"teacher.a": tensor}, as training runs save their networks; one level deep."""
+    if not isinstance(tensors, dict) or not any(isinstance(value, dict) for value in tensors.values()):
+        return tensors
+    flat: dict[object, object] = {}
+    for name, value in tensors.items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def one_line(what: object) -> str:

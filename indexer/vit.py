@@ -172,12 +172,12 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(images)  # (B, N, D)
         if mask is not None:
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-        positions = self._positions(rows, cols).to(patches.dtype)  # (1, 1 + N, D)
+        positions = self.positions(rows, cols).to(patches.dtype)  # (1, 1 + N, D)
         cls = (self.cls_token + positions[:, :1]).expand(len(images), -1, -1)  # (B, 1, D)
         registers = [self.register_tokens.expand(len(images), -1, -1)] if self.architecture.num_registers else []
         return torch.cat([cls, *registers, patches + positions[:, 1:]], dim=1)
 
-    def _positions(self, rows: int, cols: int) -> Tensor:
+    def positions(self, rows: int, cols: int) -> Tensor:
         """Position embeddings of CLS and of a grid of patches, stretched from the pretrained grid.  (1, 1 + N, D)"""
         side = self.architecture.pretrained_grid
         if rows == cols == side:

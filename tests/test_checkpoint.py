@@ -313,7 +313,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "zip bomb": (deflated_zip, "unpacks to more than it holds"),
     "zip of text": (zip_of_text, r"without the data\.pkl"),
     "no state dict": (lambda path: torch.save([1, 2], path), "not a plain state dict"),
-    "nested dict": (lambda path: torch.save({"teacher": random_state(TINY)}, path), "not a plain state dict"),
+    "dicts in dicts": (
+        lambda path: torch.save({"run": {"teacher": random_state(TINY)}}, path),
+        "not a plain state dict",
+    ),
     "tensor larger than the file": (
         state_with(cls_token=torch.zeros(1).expand(1, 10**9, 64)),
         "more values than the file holds",

@@ -198,3 +198,17 @@ def test_too_few_photos_for_a_head(photos: Path, many_photos: Path, tmp_path: Pa
                 folder, tmp_path / "out", from_backbone=tiny_backbone, num_photos=most, workers=1, progress=False
             )
         assert "give" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_head_is_judged_with_the_statistics_that_an_index_would_have(
+    tiny_backbone, many_photos, tmp_path, monkeypatch
+):
+    counted, plain = [], descriptor.fit
+
+    def fit(photos, recipe, prior):
+        counted.append(sum(len(pooled.parts) for pooled in photos))
+        return plain(photos, recipe, prior)
+
+    monkeypatch.setattr(descriptor, "fit", fit)
+    train_head(many_photos, tmp_path / "out", from_backbone=tiny_backbone, progress=False, say=lambda line: None)
+    assert counted == [24, 24]  # before and after, each of all photos that are searched

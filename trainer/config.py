@@ -7,6 +7,7 @@ of warm-up among 500 are `warmup = 0.16`, whatever `steps` is.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ class Config:
     """Every choice of a run. Values are the reference's ViT-S/14 unless a preset says otherwise."""
 
     # The network
-    arch: str = "vits14"  # a name in NETWORKS; the backbone that training starts from overrules it
+    arch: str = "vits14"  # a name in NETWORKS, or ORIGIN: that of the backbone that training starts from
+    needs_backbone: bool = False  # refuse to start from random weights
     registers: int = 0  # extra tokens (Darcet et al. 2024); 4 in the official models that have them
     layerscale: float = 1e-5  # initial value of every LayerScale
     drop_path: float = 0.0  # share of pictures that skip a block's branch
@@ -60,15 +62,16 @@ class Config:
     flip_probability: float = 0.5
     jitter_probability: float = 0.8  # brightness .4, contrast .4, saturation .2, hue .1
     grey_probability: float = 0.2
-    # Blur as published (Grill et al. 2020, and the call in the reference). Its code then applies it with one minus
-    # these, as its authors have confirmed, so the released weights saw 0, 0.9, 0.5: set those to repeat that.
-    blur_first: float = 1.0  # probability of blur in the first global crop
-    blur_second: float = 0.1  # in the second
+    # Blur as the released weights saw it. Published are 1, 0.1 and 0.5 (Grill et al. 2020, and the call in the
+    # reference), but its code applies blur with one minus these, as its authors have confirmed.
+    blur_first: float = 0.0  # probability of blur in the first global crop
+    blur_second: float = 0.9  # in the second
     blur_local: float = 0.5  # in a local one
     solarise_probability: float = 0.2  # in the second global crop
 
-    # A short stage of high resolution at the end (DINOv2, section 5)
+    # A short stage of high resolution at the end, with all schedules once more, compressed (DINOv2, appendix B.2)
     high_res_share: float = 0.0  # of the steps; the paper's: 10,000 of 625,000
+    high_res_rate: float = 0.1  # factor on the peak rate; the paper reduces it and does not say by how much
     high_res_global_size: int = 518
     high_res_local_size: int = 224
 
@@ -121,7 +124,7 @@ class Config:
         for name, choices in _choices().items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(choices)}")
-        if self.arch not in NETWORKS:
+        if self.arch not in NETWORKS and self.arch != ORIGIN:
             raise ConfigError(_unknown("network", self.arch, list(NETWORKS)))
         for name in ("steps", "batch_size", "accumulate", "snapshot_every", "keep_snapshots", "log_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -138,14 +141,14 @@ class Config:
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("dino_weight", "ibot_weight", "koleo_weight", "weight_decay_end"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("rate_end", "head_rate", "layer_decay", "patch_embed_rate"):
+        for name in ("rate_end", "head_rate", "layer_decay", "patch_embed_rate", "high_res_rate"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for value in asdict(self).values():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{value} is no value for a run; give a finite number")
         self._require("drop_path", self.drop_path < 1, "below 1")
         self._require("dino_weight", self.dino_weight + self.ibot_weight > 0, "above 0 where ibot_weight is 0")
-        patch = NETWORKS[self.arch].patch_size
+        patch = 1 if self.arch == ORIGIN else NETWORKS[self.arch].patch_size  # of an origin the run itself looks at it
         for name in ("global_size", "local_size", "high_res_global_size", "high_res_local_size"):
             size = getattr(self, name)
             self._require(name, size > 0, "above 0")
@@ -161,15 +164,28 @@ class Config:
         return self.batch_size * self.accumulate
 
     @property
+    def high_res_start(self) -> int:
+        """The first step of the stage of high resolution; `steps` where there is none."""
+        return self.steps - round(self.high_res_share * self.steps)
+
+    @property
     def scaled_rate(self) -> float:
         """The peak rate for this batch size; the reference's square-root rule."""
         return self.rate * math.sqrt(self.pictures_per_update / 1024)
 
     def architecture(self) -> Architecture:
-        """The network that this run builds when it starts from random weights."""
+        """The network that this run builds when it starts from random weights.
+
+        With registers the position embeddings are stretched as in the official networks that have them.
+        """
+        if self.arch == ORIGIN:
+            raise ConfigError(f"arch is {ORIGIN}, but no backbone is given to start from; give one by --from")
+        base = NETWORKS[self.arch]
         return replace(
-            NETWORKS[self.arch],
+            base,
             num_registers=self.registers,
+            interpolate_offset=0.0 if self.registers else base.interpolate_offset,
+            interpolate_antialias=bool(self.registers),
             layerscale=self.layerscale,
             drop_path=self.drop_path,
             image_size=self.global_size,
@@ -197,6 +213,7 @@ _SHARES = (
     "beta2",
 )
 
+ORIGIN = "origin"
 NETWORKS = {
     "tiny": Architecture(patch_size=14, embed_dim=64, depth=3, num_heads=2),
     "vitti14": Architecture(embed_dim=192, depth=12, num_heads=3),
@@ -208,16 +225,18 @@ NETWORKS = {
 }
 
 # Published: the configuration files of the reference (vitl16_short, vitl14, vitg14) and the paper's table of
-# hyperparameters (S and B, which it distils). `batch_size` there is that of one GPU, and so it is here of one process:
-# the published runs have 2048 or 3072 pictures over all of them. `rate` follows the batch.
+# hyperparameters (S and B, which it distils). `batch_size` there is that of one GPU; here it is that of all processes,
+# for one machine of 8 GPUs with the published number on each. The published runs have 2048 or 3072 pictures over all
+# of their GPUs; `rate` follows the batch.
 _FROM_SCRATCH: dict[str, Any] = {"drop_path": 0.4, "rate": 2e-4}
 PRESETS: dict[str, dict[str, Any]] = {
     "vits14": {},
     "vitb14": {"arch": "vitb14"},
-    "vitl14": {"arch": "vitl14", "batch_size": 32, **_FROM_SCRATCH},
-    "vitg14": {"arch": "vitg14", "batch_size": 12, **_FROM_SCRATCH},
+    "vitl14": {"arch": "vitl14", "batch_size": 8 * 32, **_FROM_SCRATCH},
+    "vitg14": {"arch": "vitg14", "batch_size": 8 * 12, **_FROM_SCRATCH},
     "vitl16_short": {
         "arch": "vitl16",
+        "batch_size": 8 * 64,
         "steps": 125_000,
         "drop_path": 0.3,
         "local_size": 96,
@@ -256,6 +275,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A few hundred photos, a trained backbone, one machine: heads first, then a small rate that fades towards the
     # first blocks, and a teacher that follows within hundreds of steps.
     "adapt": {
+        "needs_backbone": True,
         "steps": 1000,
         "batch_size": 8,
         "global_size": 224,
@@ -288,12 +308,12 @@ def make_config(
     """A preset, then a TOML file's keys, then single changes; later ones win.
 
     preset   a name in PRESETS; the file may name another one under `preset`
-    file     a flat TOML file of Config's keys
+    file     a flat TOML file of Config's keys, or a run's config.json
     changes  {"steps": 100} or ["steps=100", "global_scale=0.4,1.0"], as `--set` gives them
 
     Raises ConfigError, for an unknown key with the nearest known one.
     """
-    from_file = _read_toml(Path(file)) if file is not None else {}
+    from_file = _read_file(Path(file)) if file is not None else {}
     preset = from_file.pop("preset", preset)
     if preset not in PRESETS:
         raise ConfigError(_unknown("preset", str(preset), list(PRESETS)))
@@ -343,13 +363,18 @@ def _convert(key: str, value: Any, wanted: Any) -> Any:
         raise ConfigError(f"{key} is {value!r}; it must be {kinds.get(wanted, 'two numbers')}") from error
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}; give a TOML file of keys") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}; write lines such as: steps = 1000") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}; give a run's config.json or a TOML file") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is no JSON object; give a run's config.json or a TOML file")
     tables = [key for key, value in values.items() if isinstance(value, dict)]
     if tables:
         raise ConfigError(f"{path} has the table [{tables[0]}]; keys stand without tables")

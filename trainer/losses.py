@@ -9,6 +9,10 @@ from torch import Tensor
 
 from .distributed import gather_rows, max_over_processes, sum_over_processes
 
+# exp(-60) is 1e-26, which leaves float32 room for products with both factors; scores of unit vectors at the
+# temperature .04 lie at most 50 apart
+WIDEST_RANGE = 60.0
+
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
@@ -19,17 +23,46 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
     q = exp(scores / temperature); then in turns each column is made to sum to 1/K over the samples of all processes,
     and each row to 1/B
+
+    Only a factor for each row and one for each column change, so that the exponentials are taken once. Where scores
+    lie so far apart that some of these would be 0, all is done in logarithms, several times as slow: neither a row nor
+    a column can become empty.
     """
     scores = scores.float() / temperature
-    count = sum_over_processes(torch.tensor(float(len(scores)), device=scores.device))
-    highest = scores.amax() if scores.numel() else scores.new_tensor(-torch.inf)
-    q = torch.exp(scores - max_over_processes(highest.clone()))  # a common factor cancels, and overflows no more
-    q /= sum_over_processes(q.sum())
+    if not iterations:
+        return torch.softmax(scores, 1)
+    outermost = scores.new_full((2,), -torch.inf)  # of a process without samples
+    if scores.numel():
+        lowest, highest = scores.aminmax()
+        outermost = torch.stack([highest, -lowest])
+    highest, minus_lowest = max_over_processes(outermost)
+    if highest + minus_lowest <= WIDEST_RANGE:
+        return _scaled_by_factors(scores - highest, iterations)
+    rows = scores.new_zeros(len(scores), 1)  # logarithms of the rows' factors; sizes that all share cancel
     for _ in range(iterations):
-        # a prototype whose every score underflowed has the sum 0 and stays 0
-        q /= (sum_over_processes(q.sum(0, keepdim=True)) * scores.shape[1]).clamp_min(1e-37)  # (1, K)
-        q /= q.sum(1, keepdim=True).clamp_min(1e-37) * count  # (B, 1)
-    return q * count
+        columns = -_logsumexp_over_processes(scores + rows)  # (1, K)
+        rows = -torch.logsumexp(scores + columns, 1, keepdim=True)  # (B, 1)
+    return torch.exp(scores + columns + rows)
+
+
+def _scaled_by_factors(scores: Tensor, iterations: int) -> Tensor:
+    """Sinkhorn by the factors themselves; scores (B, K) from -WIDEST_RANGE to 0, which are overwritten."""
+    q = scores.exp_()  # (B, K)
+    rows = q.new_ones(len(q))
+    for _ in range(iterations):
+        columns = sum_over_processes(rows @ q).reciprocal()  # (K,)
+        rows = (q @ columns).reciprocal()  # (B,)
+    return q.mul_(columns).mul_(rows[:, None])
+
+
+def _logsumexp_over_processes(values: Tensor) -> Tensor:
+    """Log of the sum of exponentials over the rows of all processes.  (B, K) -> (1, K)"""
+    lowest = values.new_full((1, values.shape[1]), -torch.inf)  # for a process without samples, where others have some
+    highest = values.amax(0, keepdim=True) if len(values) else lowest  # (1, K)
+    highest = max_over_processes(highest)
+    total = sum_over_processes(torch.exp(values - highest).sum(0, keepdim=True))
+    # without a sample anywhere nobody asks for the columns
+    return torch.log(total) + highest
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,21 @@ class Pace:
 
 
 def pace_at(config: Config, step: int) -> Pace:
+    """What holds at a step; the stage of high resolution has all schedules once more, in its own steps."""
+    start = config.high_res_start
+    if step < start:
+        return _pace_within(replace(config, steps=start, high_res_share=0.0), step)
+    stage = replace(
+        config,
+        steps=config.steps - start,
+        high_res_share=0.0,
+        rate=config.rate * config.high_res_rate,
+        freeze_backbone=0.0,
+    )
+    return _pace_within(stage, step - start)
+
+
+def _pace_within(config: Config, step: int) -> Pace:
     total = config.steps
     warmup, frozen = round(config.warmup * total), frozen_steps(config)
     heating = round(config.teacher_temperature_warmup * total)
@@ -66,7 +81,7 @@ def pace_at(config: Config, step: int) -> Pace:
 
 def frozen_steps(config: Config) -> int:
     """How many steps, from the first on, only the heads learn."""
-    return round(config.freeze_backbone * config.steps)
+    return round(config.freeze_backbone * config.high_res_start)
 
 
 @dataclass(frozen=True)
@@ -135,5 +150,4 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     fast = [own_part(parameter) for parameter in student.parameters()]
     moving: list[tuple[Tensor, Tensor]] = [(s, f) for s, f in zip(slow, fast, strict=True) if s.numel()]
     slow, fast = [s for s, _ in moving], [f for _, f in moving]
-    torch._foreach_mul_(slow, momentum)
-    torch._foreach_add_(slow, fast, alpha=1 - momentum)
+    torch._foreach_lerp_(slow, fast, 1 - momentum)

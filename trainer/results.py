@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,19 +21,30 @@ from .distributed import like, wait_for_all, whole
 from .evaluate import knn
 from .labelled import LabelledFeatures, as_backbone, embed_labelled, read_labelled
 from .report import write_report
-from .run import Run, make_vit
+from .run import Run, enter_high_resolution, make_vit
 from .show import Watched
-from .snapshot import check_same_run, config_as_json, load_snapshot, prune_snapshots, save_snapshot, write_tensors
+from .snapshot import (
+    Snapshot,
+    check_same_run,
+    config_as_json,
+    load_snapshot,
+    prune_snapshots,
+    save_snapshot,
+    write_tensors,
+)
 from .sources import PictureSource
-from .trial import NEIGHBOURS, Trial, TrialScores, got_worse, prepare_trial
+from .trial import NEIGHBOURS, Trial, TrialScores, got_worse, prepare_trial, retrieval_change
 
 _HEAD_PARTS = ("dino_head.", "ibot_head.")
 
 Say = Callable[[str], object]
 
 
-def keep_snapshot(run: Run, out: Path) -> None:
-    """Write a snapshot and prune the old ones; every process gathers, the first one writes."""
+def keep_snapshot(run: Run, out: Path, alarm: str = "") -> None:
+    """Write a snapshot and prune the old ones; every process gathers, the first one writes.
+
+    alarm  why the run stops here, if it does for that; `--resume` then asks for a word before it goes on
+    """
     tensors = _gather_state(run)
     if run.rank > run.best[0]:
         run.best = (run.rank, run.step)
@@ -42,7 +54,10 @@ def keep_snapshot(run: Run, out: Path) -> None:
             "watch": run.watch.state(),
             "best": list(run.best),
             "scaler": run.scaler.state_dict(),
-            "loss": run.loss if run.loss == run.loss else None,
+            "loss": run.loss if math.isfinite(run.loss) else None,
+            "from": run.provenance.get("from", ""),
+            "pictures": run.pictures,
+            "alarm": alarm,
         }
         write_metrics(run, out)
         save_snapshot(folder, run.step, run.config, state, tensors)
@@ -53,6 +68,10 @@ def keep_snapshot(run: Run, out: Path) -> None:
 def restore_run(run: Run, path: Path) -> None:
     snapshot = load_snapshot(path)
     check_same_run(snapshot, run.config)
+    _check_same_material(snapshot, run)
+    _check_sound(snapshot, run.config)
+    if snapshot.step > run.config.high_res_start:
+        enter_high_resolution(run)
     tensors = snapshot.tensors
     try:
         for prefix, network in _learnt_networks(run):
@@ -79,17 +98,54 @@ def restore_run(run: Run, path: Path) -> None:
     run.step = snapshot.step
 
 
+def _check_same_material(snapshot: Snapshot, run: Run) -> None:
+    """Refuse to go on from other weights or on other photos, where what was held out would be trained on."""
+    started, now = snapshot.state.get("from", ""), run.provenance.get("from", "")
+    if started != now:
+        was, given = (f"the backbone {one[:12]}" if one else "random weights" for one in (started, now))
+        raise SeenitError(
+            f"{snapshot.path} is of a run that started from {was}, not from {given};"
+            " resume with the same --from, or start anew in another folder"
+        )
+    if snapshot.state.get("pictures") != run.pictures:
+        raise SeenitError(
+            f"{snapshot.path} is of a run on other photos than those given;"
+            " resume with the same ones, or start anew in another folder"
+        )
+
+
+def _check_sound(snapshot: Snapshot, config: Config) -> None:
+    """Refuse to go on from a state that an alarm stopped, unless alarms are off: that is the user's word for it."""
+    alarm = snapshot.state.get("alarm")
+    if alarm and config.alarms:
+        raise SeenitError(
+            f"{snapshot.path} is what an alarm left: {alarm}; start anew in another folder with that changed, or go on"
+            " all the same by --resume --set alarms=false"
+        )
+
+
 def _gather_state(run: Run) -> dict[str, Tensor]:
-    """All of the run's tensors, whole, on the CPU."""
+    """All of the run's tensors, whole, on the CPU, in the process that writes; the others only lend their shards."""
     tensors: dict[str, Tensor] = {}
+
+    def gather(name: str, value: Tensor) -> None:
+        value = whole(value)  # every process must ask
+        if run.world.leads:
+            tensors[name] = value.cpu()
+
     for prefix, network in _learnt_networks(run):
         for name, value in network.state_dict().items():
-            tensors[f"{prefix}.{name}"] = whole(value).cpu()
+            gather(f"{prefix}.{name}", value)
     for name, parameter in run.student.named_parameters():
         for key, value in run.optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser.{name}.{key}"] = whole(value).cpu()
-    tensors |= {f"centers.{name}": value.cpu() for name, value in run.centers.state_dict().items()}
-    return tensors | run.watch.tensors()
+            gather(f"optimiser.{name}.{key}", value)
+    for name, value in (run.watch.tensors() | _named("centers", run.centers)).items():
+        gather(name, value)
+    return tensors
+
+
+def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
 
 
 def _learnt_networks(run: Run) -> list[tuple[str, nn.Module]]:
@@ -123,13 +179,24 @@ def write_metrics(run: Run, out: Path) -> None:
     if run.world.leads and run.metrics:
         try:
             with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in run.metrics)
+                file.writelines(_as_json_line(line) for line in run.metrics)
         except OSError as error:
             raise SeenitError(f"cannot write {out / 'metrics.jsonl'}: {error.strerror}; make room there") from error
         for line in run.metrics if run.board is not None else []:
-            for name, value in line.items():
+            for name, value in _finite(line).items():
+                if value is None:
+                    continue
                 run.board.add_scalar(name, value, line["step"])
     run.metrics = []
+
+
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """The line with null where a number is infinite or none, for which JSON has no word."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+
+def _as_json_line(line: dict[str, Any]) -> str:
+    return json.dumps(_finite(line), allow_nan=False) + "\n"
 
 
 def open_board(folder: Path) -> Any:
@@ -203,7 +270,12 @@ class Comparison:
                 "training made the backbone worse on photos that it had not seen, so backbone.safetensors is the"
                 f" original; {scores}; try fewer steps, a lower rate or more photos"
             )
-        return f"the trained backbone is kept; {scores}"
+        low, high = retrieval_change(self.before, self.after)
+        noise = ", which is no more than chance" if low <= 0 <= high else ""
+        return (
+            f"the trained backbone is kept; {scores}; retrieval changed by {low:+.3f} to {high:+.3f}"
+            f" (95 % interval{noise})"
+        )
 
 
 def compare_before(

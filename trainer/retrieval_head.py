@@ -95,7 +95,8 @@ def train_head(
     unseen = embed(PictureSource(tuple(places[:aside])), difficulty=JUDGED_DIFFICULTY)
 
     head = head_from(seen)
-    fits = [descriptor.fit([unseen.photos], unseen.recipe, prior) for prior in (backbone.prior, head)]
+    searched = [unseen.photos, seen.photos]  # an index has statistics of all photos that it searches
+    fits = [descriptor.fit(searched, unseen.recipe, prior) for prior in (backbone.prior, head)]
     before, after = (view_retrieval(unseen, fit, seen.photos.parts) for fit in fits)
     scores = f"mean 1/rank {before.mean_reciprocal_rank:.3f} before, {after.mean_reciprocal_rank:.3f} after"
     if not gains(*(view_ranks(unseen, fit, seen.photos.parts) for fit in fits)):

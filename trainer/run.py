@@ -21,8 +21,8 @@ from indexer.errors import SeenitError
 from indexer.tensor_file import read_tensors
 from indexer.vit import Architecture, VisionTransformer
 
-from .config import Config, config_from
-from .distributed import World, spread
+from .config import NETWORKS, ORIGIN, Config, config_from
+from .distributed import World, spread, whole
 from .optim import frozen_steps, make_optimiser
 from .student_teacher import (
     Centers,
@@ -50,6 +50,7 @@ class Run:
     architecture: Architecture
     preprocessing: Preprocessing
     provenance: dict[str, str]
+    pictures: str  # digest of what it is trained on, see sources.fingerprint
     student: Network
     teacher: Network | FeatureTeacher  # whose word counts
     average: Network  # of the student's weights: the teacher itself, unless a larger one teaches
@@ -74,12 +75,13 @@ class Run:
         return partial(torch.autocast, self.device.type, dtype)
 
 
-def start_run(config: Config, origin: Checkpoint | None, device: torch.device, world: World) -> Run:
+def start_run(config: Config, origin: Checkpoint | None, device: torch.device, world: World, pictures: str = "") -> Run:
     """Networks with their first weights, spread over the processes; the same in each of them."""
     torch.manual_seed(config.seed)
     preprocessing, name, provenance = Preprocessing(), config.arch, {"trained_by": "seenit", "arch": config.arch}
     if origin is None:
         architecture = config.architecture()
+        _check_sizes(config, architecture)
         vit = VisionTransformer(architecture)
         state = vit.state_dict()
     else:
@@ -116,7 +118,7 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
     prepare_blocks(teacher.backbone, recompute=False, compiled=config.compile)
     if world.size > 1 and config.parallel == "fsdp":
         for network_ in {id(n): n for n in (student, teacher, average)}.values():
-            spread(network_, "fsdp", device, list(network_.backbone.blocks), DTYPES[config.precision])
+            _shard(network_, device, config)
     return Run(
         config=config,
         device=device,
@@ -125,6 +127,7 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
         architecture=replace(architecture, drop_path=0.0),
         preprocessing=preprocessing,
         provenance=provenance,
+        pictures=pictures,
         student=student,
         teacher=teacher,
         average=average,
@@ -133,6 +136,66 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "float16"),
         watch=Watch(config.steps, float16=config.precision == "float16"),
     )
+
+
+def enter_high_resolution(run: Run) -> None:
+    """Begin the last stage: position embeddings of its size, and an optimiser without memory, as in a run of its own.
+
+    Every process must call it: shards are gathered, one network after the other, and spread anew.
+    """
+    config = run.config
+    side = config.high_res_global_size // run.architecture.patch_size
+    averages = run.teacher is run.average
+    run.parallel = None  # hooks of the old wrapper are on parameters that go
+    if run.world.size > 1 and config.parallel == "fsdp":
+        run.student = _spread_anew(run, run.student, side)
+        prepare_blocks(run.student.backbone, recompute=config.checkpoint_blocks, compiled=config.compile)
+        _shard(run.student, run.device, config)
+        run.average = _spread_anew(run, run.average, side).requires_grad_(False).eval()
+        if averages:
+            prepare_blocks(run.average.backbone, recompute=False, compiled=config.compile)
+            run.teacher = run.average
+        _shard(run.average, run.device, config)
+    else:
+        for network in (run.student, run.average):
+            _resize_positions(network.backbone, side)
+    run.architecture = replace(run.architecture, image_size=side * run.architecture.patch_size)
+    run.optimiser = make_optimiser(run.student, run.architecture.depth, config)
+
+
+def _spread_anew(run: Run, old: Network, side: int) -> Network:
+    """A whole copy of a sharded network with position embeddings for a grid of `side`, not yet sharded."""
+    state = {name: whole(value).cpu() for name, value in old.state_dict().items()}
+    vit = VisionTransformer(old.backbone.architecture)
+    if isinstance(run.teacher, FeatureTeacher):
+        network = make_predictor(vit, run.teacher.backbone.architecture.embed_dim, run.config)
+    else:
+        network = make_network(vit, run.config)
+    network.load_state_dict(state)
+    _resize_positions(network.backbone, side)
+    network.to(run.device).train()
+    set_learning(network, run.config, backbone=True)
+    return network
+
+
+def _shard(network: Network | FeatureTeacher, device: torch.device, config: Config) -> None:
+    spread(network, "fsdp", device, list(network.backbone.blocks), DTYPES[config.precision])
+
+
+def _resize_positions(vit: VisionTransformer, side: int) -> None:
+    with torch.no_grad():
+        positions = vit.positions(side, side)  # (1, 1 + side * side, D)
+    learns = vit.pos_embed.requires_grad
+    vit.pos_embed = nn.Parameter(positions.to(vit.pos_embed.dtype).clone(), requires_grad=learns)
+    vit.architecture = replace(vit.architecture, image_size=side * vit.architecture.patch_size)
+
+
+def described(config: Config, origin: Checkpoint) -> Config:
+    """The configuration with the network that it starts from in place of the one it names, to be kept with the run."""
+    found = origin.architecture
+    shape = (found.patch_size, found.embed_dim, found.depth, found.num_heads, found.ffn)
+    known = {(a.patch_size, a.embed_dim, a.depth, a.num_heads, a.ffn): name for name, a in NETWORKS.items()}
+    return replace(config, arch=known.get(shape, ORIGIN), registers=found.num_registers)
 
 
 def read_backbone(spec: str | Path) -> Checkpoint:

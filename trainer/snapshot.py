@@ -23,9 +23,9 @@ from torch import Tensor
 from indexer.errors import CheckpointError, SeenitError
 from indexer.tensor_file import read_tensors
 
-from .config import Config, ConfigError
+from .config import Config, ConfigError, config_from
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: with what the run started from and its pictures
 # Keys that say how and where a run computes, not what: they may change between a snapshot and its resumption.
 FREE_KEYS = {
     "workers",
@@ -121,7 +121,18 @@ def prune_snapshots(folder: Path, keep: int, also: Iterable[int] = ()) -> None:
 def check_same_run(snapshot: Snapshot, config: Config) -> None:
     """Refuse to resume with a configuration that would have led elsewhere."""
     for key, value in config_as_json(config).items():
-        if key not in FREE_KEYS and snapshot.config.get(key) != value:
+        if key == "steps":
+            if value < snapshot.config[key]:
+                raise ConfigError(
+                    f"{snapshot.path} is of a run of {snapshot.config[key]} steps, not {value};"
+                    " steps can be raised only"
+                )
+            if snapshot.step > (start := config_from(snapshot.config).high_res_start) and value > snapshot.config[key]:
+                raise ConfigError(
+                    f"{snapshot.path} is in the stage of high resolution, which began after step {start}: steps cannot"
+                    f" be raised any more; leave them at {snapshot.config[key]}, or start anew in another folder"
+                )
+        elif key not in FREE_KEYS and snapshot.config.get(key) != value:
             raise ConfigError(
                 f"{snapshot.path} was made with {key} = {snapshot.config.get(key)}, not {value};"
                 f" resume with the same value, or start anew in another folder"

@@ -125,6 +125,8 @@ class Losses:
 
     total: Tensor
     dino: Tensor
+    dino_global: Tensor  # mean over pairs of global views, and below over pairs of a local and a global one
+    dino_local: Tensor
     ibot: Tensor
     koleo: Tensor
     student_cls: Tensor  # (2 * B, D), without gradient
@@ -179,9 +181,10 @@ def compute_losses(
     pairs = 2 + 2 * num_local
     across = dino_loss(global_scores[:1], views[1:], config.student_temperature)
     across = across + dino_loss(global_scores[1:], views[:1], config.student_temperature)
+    local = across.new_zeros(())
     if local_scores is not None:
-        across = across + dino_loss(local_scores, views, config.student_temperature)
-    dino = across / pairs
+        local = dino_loss(local_scores, views, config.student_temperature)
+    dino = (across + local) / pairs
     ibot = ibot_loss(
         outputs.patch_scores,
         patch_targets,
@@ -196,6 +199,8 @@ def compute_losses(
     return Losses(
         total=total,
         dino=dino.detach(),
+        dino_global=across.detach() / 2,
+        dino_local=local.detach() / max(2 * num_local, 1),
         ibot=ibot.detach(),
         koleo=koleo.detach(),
         student_cls=outputs.global_cls.detach().float(),
@@ -239,6 +244,8 @@ def _feature_losses(outputs: Outputs, said: Outputs, centers: Centers, config: C
     return Losses(
         total=config.dino_weight * dino + config.ibot_weight * ibot + config.koleo_weight * koleo,
         dino=dino.detach(),
+        dino_global=dino.detach(),  # both look at global crops only
+        dino_local=torch.zeros_like(dino.detach()),
         ibot=ibot.detach(),
         koleo=koleo.detach(),
         student_cls=outputs.global_cls.detach().float(),

@@ -28,6 +28,7 @@ from .data import CropBatch, CropStream, check_batch
 from .distributed import agree, join_world, reshard, sum_over_processes, wait_for_all, whole, without_sync
 from .masking import draw_masks
 from .optim import Pace, clip_gradients, follow, pace_at, set_pace
+from .report import write_report
 from .results import (
     Shows,
     close_board,
@@ -39,14 +40,25 @@ from .results import (
     write_metrics,
     write_results,
 )
-from .run import Run, choose_device, read_backbone, settle_learning, start_run, telling_of_memory
+from .run import (
+    Run,
+    choose_device,
+    described,
+    enter_high_resolution,
+    read_backbone,
+    settle_learning,
+    start_run,
+    telling_of_memory,
+)
 from .snapshot import latest_snapshot, snapshot_path
-from .sources import PictureSource, open_source
+from .sources import PictureSource, fingerprint, open_source
 from .student_teacher import Batch, FeatureTeacher, Losses, compute_losses
 from .trial import TrialScores, split_source
 from .watch import LOOK_EVERY, CollapseError, Signs
 
 Say = Callable[[str], object]
+LOSS_NAMES = ("total", "dino", "dino_global", "dino_local", "ibot", "koleo")  # fields of Losses
+SAY_EVERY_S = 30.0  # without a bar
 
 
 @dataclass(frozen=True)
@@ -99,12 +111,24 @@ def train(
         cleanup.enter_context(telling_of_memory(config, device))
         say = say if world.leads else _say_nothing
         source = open_source(pictures, exclude_dirs=[out])
+        pictures_digest = fingerprint(source)
+        if from_backbone is None and config.needs_backbone:
+            raise SeenitError(
+                "this preset adapts a trained backbone, and none is given; name one by --from, for instance"
+                " --from dinov2_vits14, or train from random weights by --set needs_backbone=false"
+            )
         origin = None if from_backbone is None else read_backbone(from_backbone)
         held = source
         if origin is not None:
+            given, config = config, described(config, origin)
+            if (given.arch, given.registers) != (config.arch, config.registers):
+                say(
+                    f"the network is that of {origin.name}: arch {config.arch}, registers {config.registers};"
+                    " arch, registers and layerscale of the configuration are not used"
+                )
             source, held = split_source(source, config.batch_size, config.seed)
         check_batch(len(source), config, world.size)
-        run = start_run(config, origin, device, world)
+        run = start_run(config, origin, device, world, pictures_digest)
         snapshots = out / "snapshots"
         last = latest_snapshot(snapshots)
         if last is not None and not resume:
@@ -153,12 +177,14 @@ def _loop(
     """
     config, world = run.config, run.world
     started, done = time.perf_counter(), 0
+    spoken = started
     batches: Iterator[CropBatch] | None = None
     stage: Config | None = None
     with ExitStack() as streams, _bar(config.steps, run.step, progress and world.leads) as bar:
         while run.step < config.steps:
             if agree(stop(), run.device):
                 keep_snapshot(run, out)
+                _report(run, out)
                 say(f"stopped after step {run.step}; go on by --resume")
                 return True, done / max(time.perf_counter() - started, 1e-9)
             if stage != (stage_now := stage_at(config, run.step)):
@@ -167,6 +193,8 @@ def _loop(
                 stream = streams.enter_context(_open_stream(run, source, stage, say))
                 batches = iter(stream)
             assert batches is not None and stage is not None
+            if run.step == config.high_res_start:
+                enter_high_resolution(run)
             settle_learning(run)
             signs = _step(run, batches, stage)
             run.step += 1
@@ -174,13 +202,18 @@ def _loop(
             run.unreadable = len(stream.broken)
             speed = done / (time.perf_counter() - started)
             bar.update(1)
+            if not progress and time.perf_counter() - spoken >= SAY_EVERY_S:
+                spoken = time.perf_counter()
+                say(f"step {run.step:,} of {config.steps:,}: loss {run.loss:.3f}, {speed:.1f} images/s")
             bar.set_postfix_str(f"loss {run.loss:.3f}, {speed:.1f} images/s")
             run.metrics[-1]["images_per_s"] = round(speed, 2)
             complaint = run.watch.judge(run.step, signs) if signs is not None and config.alarms else None
             complaint = complaint or run.watch.judge_numbers(run.step, run.metrics[-1].pop("finite"))
             if agree(complaint is not None, run.device):
-                write_metrics(run, out)
-                raise CollapseError(_with_best(run, complaint or "another process stopped the run", out))
+                complaint = complaint or "another process stopped the run"
+                keep_snapshot(run, out, alarm=complaint)
+                _report(run, out)
+                raise CollapseError(_with_best(run, complaint, out))
             showing = config.show_every and (run.step % config.show_every == 0 or run.step == config.steps)
             if shows is not None and showing:
                 run.metrics[-1] |= shows.show()
@@ -215,7 +248,7 @@ def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> Signs | None
                 autocast=run.autocast,
             )
             run.scaler.scale(losses.total / config.accumulate).backward()
-        numbers.append(torch.stack([losses.total.detach(), losses.dino, losses.ibot, losses.koleo]).float())
+        numbers.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]).float())
     run.scaler.unscale_(run.optimiser)
     norm = clip_gradients(run.student.parts(), config.clip)
     if math.isfinite(norm) or run.scaler.is_enabled():
@@ -230,7 +263,7 @@ def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> Signs | None
 def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: Pace) -> Signs | None:
     """Put the step into the metrics and into the watch's memory, and look where it is time.
 
-    numbers  (4,)  total and single losses in this process
+    numbers  (6,)  total and single losses in this process
     last     of the last batch before the update
     """
     means = (sum_over_processes(numbers) / run.world.size).tolist()
@@ -239,7 +272,7 @@ def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: Pace) ->
     run.metrics.append(
         {
             "step": run.step + 1,
-            **{name: round(value, 6) for name, value in zip(("loss", "dino", "ibot", "koleo"), means, strict=True)},
+            **{name: round(value, 6) for name, value in zip(("loss", *LOSS_NAMES[1:]), means, strict=True)},
             "gradient_norm": round(norm, 6),
             **asdict(pace),
             "finite": finite,
@@ -259,7 +292,7 @@ def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: Pace) ->
 
 def stage_at(config: Config, step: int) -> Config:
     """The configuration that crops follow at a step: that of the run, at the end perhaps in high resolution."""
-    if step < config.steps - round(config.high_res_share * config.steps):
+    if step < config.high_res_start:
         return config
     return replace(config, global_size=config.high_res_global_size, local_size=config.high_res_local_size)
 
@@ -289,6 +322,11 @@ def _to_batch(run: Run, crops: CropBatch, stage: Config, number: int) -> Batch:
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _report(run: Run, out: Path) -> None:
+    if run.world.leads:
+        write_report(out, title=run.name)
 
 
 def _say_nothing(line: str) -> None:

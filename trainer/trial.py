@@ -31,6 +31,7 @@ MOST_HELD, FEWEST_HELD = 100, 8
 MOST_OTHERS = 200  # pictures that were trained on and make the search harder
 VIEWS = 2  # of each held photo
 NEIGHBOURS = 10
+BOOTSTRAPS = 2000  # draws; the bounds then vary by about 1 % of the interval
 CHUNK = 16  # pictures that are embedded together
 
 
@@ -127,13 +128,26 @@ def prepare_trial(
 
 
 def got_worse(before: TrialScores, after: TrialScores) -> bool:
-    """Whether the photos are found less well, or their classes told clearly less well."""
-    if after.retrieval < before.retrieval:
+    """Whether the photos are found less well, or their classes told less well, by more than chance."""
+    if retrieval_change(before, after)[1] < 0:
         return True
     if before.knn is None or after.knn is None:
         return False
     noise = math.sqrt(before.knn * (1 - before.knn) / before.num_held)  # one standard error
     return after.knn < before.knn - noise
+
+
+def retrieval_change(before: TrialScores, after: TrialScores) -> tuple[float, float]:
+    """The 95 % interval of the change of the mean reciprocal rank: a paired bootstrap over the photos.
+
+    Views of one photo are no independent queries, so photos are drawn, each with all of its views.
+    """
+    change = (after.reciprocal_ranks - before.reciprocal_ranks).double()
+    photos = min(before.num_held, len(change))
+    by_photo = change.reshape(photos, -1).mean(1).numpy()  # (n,)
+    drawn = np.random.default_rng(0).integers(photos, size=(BOOTSTRAPS, photos))
+    low, high = np.quantile(by_photo[drawn].mean(1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _cut(jobs: list[Job], settings: Settings, workers: int) -> Iterable[Outcome]:
