@@ -155,7 +155,7 @@ class SqliteStore:
         if self._schema is None:
             with self._reading("open") as db:
                 dim = _meta(db, "dim")
-            self._schema = None if dim is None else Schema(int(dim))
+                self._schema = None if dim is None else Schema(int(dim))
         return self._schema
 
     def ensure(self, schema: Schema) -> None:
@@ -260,7 +260,7 @@ class SqliteStore:
             source = _Source(db, schema.global_dim)
             allowed = _allowed(db, where) if where else None
             found = self._neighbours.search(source, queries, top, allowed, exact=exact)
-        return [[Hit(id_text(id), score) for id, score in hits] for hits in found]
+            return [[Hit(id_text(id), score) for id, score in hits] for hits in found]
 
     def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
         if not ids:
