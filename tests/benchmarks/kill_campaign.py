@@ -13,7 +13,7 @@
 The process group is killed, or the process alone (do its helpers end?), or it is told to stop (TERM, INT). Each write
 that returned is acknowledged in a pipe or file by the process itself. After each kill: its helpers end, the index
 opens, every acknowledged write is there, `seenit check` finds nothing, no traceback was printed. At a mode's end a
-whole run brings the index in line with the folder. A JSON line a kill, the totals at the end; exit 1 where there was a fault.
+whole run brings the index in line with the folder. A JSON line a kill, the totals at the end; exit 1 after a fault.
 """
 
 import argparse
