@@ -10,7 +10,7 @@ import secrets
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -545,6 +545,10 @@ def _opened(folder: Path) -> tuple[apsw.Connection, bool]:
             if not is_passing(error):
                 raise
             failure = error
+        if isinstance(failure, apsw.ReadOnlyError) and (folder / f"{NAME}-journal").exists():
+            with closing(connect(folder, write=True)) as db:  # undoes what a killed writer left half written
+                db.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+            return _checked(connect(folder), folder), False
         for suffix in ("-wal", "-journal"):
             with suppress(FileNotFoundError):
                 if os.lstat(folder / (NAME + suffix)).st_size:

@@ -337,6 +337,47 @@ def test_a_link_in_the_way_of_a_repair_is_not_followed(folder: Path) -> None:
     assert not list(outside.iterdir()) and held(folder)
 
 
+def hot_journal(folder: Path) -> None:
+    """As a writer that was killed in a transaction leaves it, where no log is kept."""
+    child = run_code(
+        """
+import sys, os, apsw
+from pathlib import Path
+from indexer.sqlite_schema import connect
+db = connect(Path(sys.argv[1]), write=True)
+db.pragma("journal_mode", "delete")
+db.execute("PRAGMA cache_size = 1; BEGIN; DELETE FROM patches; DELETE FROM tags; DELETE FROM records")
+os.kill(os.getpid(), 9)
+""",
+        folder,
+    )
+    child.communicate(timeout=30)
+    assert child.returncode == -signal.SIGKILL and (folder / f"{DATABASE}-journal").stat().st_size > 512
+
+
+@POSIX
+def test_what_a_killed_writer_left_half_written_is_undone_by_a_reader(folder: Path) -> None:
+    before = held(folder)
+    hot_journal(folder)
+    assert held(folder) == before
+
+
+@POSIX
+def test_a_journal_that_names_another_file_is_refused(folder: Path) -> None:
+    """SQLite would delete the file that it names."""
+    hot_journal(folder)
+    precious = folder.with_name("precious")
+    precious.write_bytes(b"mine\0")
+    name = os.fsencode(precious)
+    tail = (b"\0\0\0\1" + name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big")).ljust(8)
+    with open(folder / f"{DATABASE}-journal", "ab") as journal:
+        journal.write(tail + b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7")
+    for write in (False, True):
+        with pytest.raises(StoreError, match="was not left by seenit"):
+            open_store(folder, write=write)
+    assert precious.read_bytes() == b"mine\0"
+
+
 # Read-only folders, full disks
 
 
