@@ -540,7 +540,7 @@ def _opened(folder: Path) -> tuple[apsw.Connection, bool]:
     with sqlite_errors("open", folder, values=True):
         refuse_missing(folder)
         try:
-            return _checked(connect(folder), folder), False
+            return _connected(folder), False
         except apsw.Error as error:
             if not is_passing(error):
                 raise
@@ -554,6 +554,20 @@ def _opened(folder: Path) -> tuple[apsw.Connection, bool]:
                 if os.lstat(folder / (NAME + suffix)).st_size:
                     raise failure
         return _checked(connect(folder, immutable=True), folder), True
+
+
+def _connected(folder: Path) -> apsw.Connection:
+    """A checked connection to read; a second one where the file got its first page just now.
+
+    Opened while the file is empty, a connection does not know the size of its pages, and a page of another size has
+    another checksum.
+    """
+    try:
+        return _checked(connect(folder), folder)
+    except apsw.IOError as error:
+        if getattr(error, "extendedresult", 0) != apsw.SQLITE_IOERR_DATA:
+            raise
+        return _checked(connect(folder), folder)
 
 
 def file_state(folder: Path) -> tuple[int, ...]:
