@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+_PLAIN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
 
 @contextmanager
 def atomic_file(path: str | Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
@@ -33,9 +35,18 @@ def atomic_file(path: str | Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
 
 def read_plain(path: str | Path, max_bytes: int) -> bytes:
     """The bytes of a regular file, which is not opened through a link; OSError where it is none, or too large."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags), "rb") as file:
+    with os.fdopen(os.open(path, _PLAIN), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
             raise OSError(f"{path} is no regular file of at most {max_bytes:,} bytes")
         return file.read(max_bytes)
+
+
+def last_bytes(path: str | Path, count: int) -> bytes:
+    """The last bytes of a file, not opened through a link; none where it is not there or cannot be read."""
+    try:
+        with os.fdopen(os.open(path, _PLAIN), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+            return file.read(count)
+    except OSError:
+        return b""

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import apsw
 import apsw.sqlite_extra
 
+from .atomic_file import last_bytes
 from .errors import StoreError
 
 NAME = "index.sqlite"
@@ -34,6 +35,7 @@ PAGE_BYTES = 8192  # two balanced records' patches a page; 4096 wastes a quarter
 CHECKSUM_BYTES = 8  # what the checksum VFS keeps at the end of each page
 MAX_BLOB_BYTES = 256 << 20  # of one value; the descriptor's statistics of a large backbone are some 30 MB
 CACHE_KIB = 16_384  # of pages a connection; what is hot beyond that lies in the system's page cache
+OTHER_JOURNAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"  # ends a journal that names another file, which SQLite may delete
 WAL_BYTES = 64 << 20  # that a log left behind may keep on the disk
 
 TABLES = (
@@ -160,6 +162,8 @@ def refuse_odd_files(folder: Path) -> bool:
             raise StoreError(
                 f"cannot open the index at {folder}: {path.name} in it is {what}; remove it, or index anew"
             )
+        if suffix == "-journal" and last_bytes(path, 8) == OTHER_JOURNAL:
+            raise StoreError(f"cannot open the index at {folder}: {path.name} in it was not left by seenit; remove it")
         if not suffix:
             return True
     return False

@@ -10,7 +10,7 @@ import secrets
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -157,7 +157,7 @@ class SqliteStore:
         if self._schema is None:
             with self._reading("open") as db:
                 dim = _meta(db, "dim")
-            self._schema = None if dim is None else Schema(int(dim))
+                self._schema = None if dim is None else Schema(int(dim))
         return self._schema
 
     def ensure(self, schema: Schema) -> None:
@@ -262,7 +262,7 @@ class SqliteStore:
             source = _Source(db, schema.global_dim)
             allowed = _allowed(db, where) if where else None
             found = self._neighbours.search(source, queries, top, allowed, exact=exact)
-        return [[Hit(id_text(id), score) for id, score in hits] for hits in found]
+            return [[Hit(id_text(id), score) for id, score in hits] for hits in found]
 
     def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
         if not ids:
@@ -542,16 +542,34 @@ def _opened(folder: Path) -> tuple[apsw.Connection, bool]:
     with sqlite_errors("open", folder, values=True):
         refuse_missing(folder)
         try:
-            return _checked(connect(folder), folder), False
+            return _connected(folder), False
         except apsw.Error as error:
             if not is_passing(error):
                 raise
             failure = error
+        if isinstance(failure, apsw.ReadOnlyError) and (folder / f"{NAME}-journal").exists():
+            with closing(connect(folder, write=True)) as db:  # undoes what a killed writer left half written
+                db.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+            return _checked(connect(folder), folder), False
         for suffix in ("-wal", "-journal"):
             with suppress(FileNotFoundError):
                 if os.lstat(folder / (NAME + suffix)).st_size:
                     raise failure
         return _checked(connect(folder, immutable=True), folder), True
+
+
+def _connected(folder: Path) -> apsw.Connection:
+    """A checked connection to read; a second one where the file got its first page just now.
+
+    Opened while the file is empty, a connection does not know the size of its pages, and a page of another size has
+    another checksum.
+    """
+    try:
+        return _checked(connect(folder), folder)
+    except apsw.IOError as error:
+        if getattr(error, "extendedresult", 0) != apsw.SQLITE_IOERR_DATA:
+            raise
+        return _checked(connect(folder), folder)
 
 
 def file_state(folder: Path) -> tuple[int, ...]:

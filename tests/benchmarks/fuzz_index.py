@@ -167,6 +167,7 @@ def damage(index: Path, rng: random.Random) -> tuple[str, str]:
         other = rng.choice(files)
         path.write_bytes(other.read_bytes())
         other.write_bytes(data)
+        path = other if other.name == LOG else path
         return kind, path.relative_to(index).as_posix()
     if kind == "delete":
         path.unlink()

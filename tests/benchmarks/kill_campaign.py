@@ -12,8 +12,8 @@
 
 The process group is killed, or the process alone (do its helpers end?), or it is told to stop (TERM, INT). Each write
 that returned is acknowledged in a pipe or file by the process itself. After each kill: its helpers end, the index
-opens, every acknowledged write is there, `seenit check` finds nothing, no traceback was printed. At a mode's end a whole
-run brings the index in line with the folder. A JSON line a kill, the totals at the end; exit 1 where there was a fault.
+opens, every acknowledged write is there, `seenit check` finds nothing, no traceback was printed. At a mode's end a
+whole run brings the index in line with the folder. A JSON line a kill, the totals at the end; exit 1 after a fault.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def sorted_counts(counts: Counter[str]) -> dict[str, int]:
 
 
 def kill_store(campaign: Campaign, kills: int) -> None:
-    """Forked writers that acknowledge each write in a pipe; what they wrote is known by the random numbers they draw."""
+    """Forked writers that acknowledge each write in a pipe; what they write follows from a seed."""
     for number in range(kills):
         index = campaign.work / f"store{number % 4}"
         if number % 40 < 4:  # begin anew now and then: creating an index is killed, too
