@@ -29,6 +29,7 @@ FEWEST_RESCORED = 50
 FEW = 1000  # records left by a filter that are read and compared one by one
 NARROW = 0.2  # of the records: with a narrower filter the codes are scanned, for a graph loses its paths
 CHUNK = 4096  # records read or added at a time
+QUERIES_A_THREAD = 4  # at least, for a search in several threads; the crops of one image are one or two
 BLOCKS = 8  # in memory; more are read again as one
 TRAINED_ON = 20_000  # vectors that the 8-bit codes' ranges are taken from
 REBUILD = 0.3  # share of deleted records from which on a graph is made anew and not added to
@@ -273,10 +274,10 @@ def _in_graph(
 
 @contextmanager
 def _threads_for(queries: np.ndarray) -> Iterator[None]:
-    """FAISS divides queries among threads. With one query the others do nothing, and on a busy machine it waits for the
-    system to run them, 30 ms for a scan of 1. The number is this thread's own and is put back."""
+    """FAISS divides queries among threads. With few queries that gains little, and on a busy machine a search waits for
+    the system to run the others, 30 ms for a scan of 1. The number is this thread's own and is put back."""
     threads = faiss.omp_get_max_threads()
-    if len(queries) > 1 or threads == 1:
+    if threads == 1 or len(queries) >= QUERIES_A_THREAD * threads:
         yield
         return
     faiss.omp_set_num_threads(1)

@@ -29,7 +29,7 @@ Z = TypeVar("Z")
 SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
 DISTINCT_SCALE = 3.0  # likewise of what is distinct
 LARGEST_HEAT = 256  # rows and columns of a heat map
-CHUNK = 50  # candidates that are compared at once; rerank_speed.py, flat from 34 to 100
+CHUNK = 50  # candidates that are compared at once
 
 
 @dataclass(frozen=True, eq=False)

@@ -355,3 +355,17 @@ def test_a_copy_holds_the_same_and_may_be_repeated(peer: QdrantPeer, tmp_path: P
         for got, record in zip(copy.retrieve([r.id for r in RECORDS], vectors=True), RECORDS, strict=True):
             assert (got.files, got.metadata, got.patches) == (record.files, record.metadata, record.patches)
         copy.close()
+
+
+def test_a_search_leaves_the_number_of_threads_as_it_was(store: Store) -> None:
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        alone = [store.search(record.global_vector[None], 3)[0] for record in RECORDS[:16]]
+        assert faiss.omp_get_max_threads() == 3
+        together = store.search(np.stack([record.global_vector for record in RECORDS[:16]]), 3)
+        assert [[hit.id for hit in hits] for hits in together] == [[hit.id for hit in hits] for hits in alone]
+    finally:
+        faiss.omp_set_num_threads(before)
