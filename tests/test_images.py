@@ -18,6 +18,7 @@ from indexer.errors import PictureError, SeenitError
 from indexer.files import FoundFile, Unreadable, find_files
 from indexer.images import Limits, decode, decode_file, is_picture, sniff
 from indexer.preprocess import choose_grid, possible_grids, preprocess, resize_to_grid
+from indexer.printable import printable, quoted
 
 
 def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
@@ -75,10 +76,78 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
     (root / "file.jpg").symlink_to(outside / "far.jpg")
     (root / "broken.jpg").symlink_to(root / "nothing")
     (root / "itself.jpg").symlink_to(root / "itself.jpg")
-    assert found(root) == ["file.jpg", "z/real.jpg", "out/far.jpg"]
-    unreadable = [entry for entry in find_files([root]) if isinstance(entry, Unreadable)]
+    assert found(root, follow_links=True) == ["file.jpg", "z/real.jpg", "out/far.jpg"]
+    unreadable = [entry for entry in find_files([root], follow_links=True) if isinstance(entry, Unreadable)]
     assert [Path(entry.path).name for entry in unreadable] == ["broken.jpg", "itself.jpg"]
     assert unreadable[0].reason == "the link leads nowhere"
+
+
+def test_links_that_lead_out_are_not_followed_unless_asked_for(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "a").mkdir(parents=True)
+    outside.mkdir()
+    (root / "a/real.jpg").touch()
+    (outside / "far.jpg").touch()
+    try:
+        (root / "within.jpg").symlink_to(root / "a/real.jpg")
+    except OSError:
+        pytest.skip("this system does not let us make links")
+    (root / "out.jpg").symlink_to(outside / "far.jpg")
+    (root / "out").symlink_to(outside, target_is_directory=True)
+    (root / "gone.jpg").symlink_to(outside / "gone.jpg")
+    told: list[str] = []
+    assert found(root, on_link_out=told.append) == ["within.jpg", "a/real.jpg"]
+    assert told == [str(root / name) for name in ("gone.jpg", "out", "out.jpg")]
+    assert not [entry for entry in find_files([root]) if isinstance(entry, Unreadable)]
+    assert "out/far.jpg" in found(root, follow_links=True)
+    through = tmp_path / "through"
+    through.symlink_to(root, target_is_directory=True)
+    assert found(through) == ["within.jpg", "a/real.jpg"], "the folder that was named may be a link"
+
+
+def test_patterns_and_ignore_files_leave_out(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.tif", "raw/b.jpg", "trip/raw/c.jpg", "trip/keep.tif", "trip/d.jpg", "x/[odd].jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    every = {"a.jpg", "a.tif", "raw/b.jpg", "trip/raw/c.jpg", "trip/keep.tif", "trip/d.jpg", "x/[odd].jpg"}
+    assert set(found(tmp_path)) == every
+    assert set(found(tmp_path, exclude=["*.tif"])) == every - {"a.tif", "trip/keep.tif"}
+    assert set(found(tmp_path, exclude=["/raw/", "x"])) == every - {"raw/b.jpg", "x/[odd].jpg"}
+    assert set(found(tmp_path, exclude=["raw/"])) == every - {"raw/b.jpg", "trip/raw/c.jpg"}
+    assert set(found(tmp_path, exclude=["trip/*.jpg"])) == every - {"trip/d.jpg"}
+    (tmp_path / "trip/.seenitignore").write_bytes(b"# not these\n!keep.tif\n\nd.jpg\r\n\xff\n")
+    assert set(found(tmp_path, exclude=["*.tif"])) == every - {"a.tif", "trip/d.jpg"}
+    with pytest.raises(SeenitError, match="no pattern"):
+        found(tmp_path, exclude=["!"])
+    (tmp_path / "trip/.seenitignore").write_text("!\nd.jpg\n")
+    entries = list(find_files([tmp_path]))
+    assert [entry.reason for entry in entries if isinstance(entry, Unreadable)] == ["line 1 is no pattern"]
+    assert set(found(tmp_path)) == every - {"trip/d.jpg"}
+
+
+def test_times_of_any_year_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "late.jpg").touch()
+    os.utime(tmp_path / "late.jpg", (10_413_792_000, 10_413_792_000))  # the year 2300
+    (file,) = find_files([tmp_path])
+    assert isinstance(file, FoundFile) and file.mtime_ns == (1 << 63) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("plain name's.jpg", "plain name's.jpg"),
+        ("ünï 日本.jpg", "ünï 日本.jpg"),
+        ("new\nline.jpg", r"$'new\nline.jpg'"),
+        ("x\x1b]0;title\x07\x1b[31m.jpg", r"$'x\x1b]0;title\x07\x1b[31m.jpg'"),
+        ("caf\udce9.jpg", r"$'caf\xe9.jpg'"),
+        ("a\u202egpj.exe", r"$'a\u202egpj.exe'"),
+        ("it's\ta \\.jpg", r"$'it\'s\ta \\.jpg'"),
+        ("c1\x9b31m", r"$'c1\u009b31m'"),
+    ],
+)
+def test_names_are_quoted_where_a_terminal_would_obey_them(name: str, shown: str) -> None:
+    assert quoted(name) == shown
+    assert printable(f"cannot read {name}: gone").isprintable()
 
 
 def test_folders_inside_each_other_are_listed_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What was found: groups of files around the one to keep."""
 
+import os
 from dataclasses import dataclass
 
 from indexer.store import Record
@@ -17,6 +18,14 @@ class File:
     size: int  # bytes
     mtime_ns: int
     id: str  # content id
+
+    @property
+    def root(self) -> str:
+        """The indexed folder that it lies in."""
+        path = self.path
+        for _ in range(self.key.count("/")):
+            path = os.path.dirname(path)
+        return path
 
 
 @dataclass(frozen=True)

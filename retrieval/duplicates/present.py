@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from indexer.printable import quoted
 from indexer.store import Record
 
 from ..page import PageQuery, PageResult, write_page
@@ -18,11 +19,11 @@ def table(found: Duplicates) -> str:
     """A line for each picture to keep, below it one for each file that resembles it, and a summary."""
     lines = []
     for group in found.groups:
-        lines.append(f"keep   {group.file.path}  ({facts(group.keeper, group.file.size)})")
+        lines.append(f"keep   {quoted(group.file.path)}  ({facts(group.keeper, group.file.size)})")
         for member, file in _files_of(group):
             reason = f"; stays: {member.stays}" if member.stays else ""
             lines.append(
-                f"  {member.level:<5} {member.similarity:4.2f}  {file.path}  ({member.how or 'motif'}{reason})"
+                f"  {member.level:<5} {member.similarity:4.2f}  {quoted(file.path)}  ({member.how or 'motif'}{reason})"
             )
     return "\n".join([*lines, summary(found)])
 
