@@ -1,5 +1,6 @@
 """An index -> its duplicates: candidates, patches, pixels, groups, in this order."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -23,7 +24,7 @@ from .confirm import (
     worth_a_look,
 )
 from .groups import LEVELS, Level, Pair, Star, in_words, stars
-from .keeper import KEEPS, Keep, files_in_order, keeping_order
+from .keeper import KEEPS, Keep, files_in_order, keeping_order, why_never
 from .outcome import Duplicates, File, Group, Member
 from .patterns import SIDE as PATTERN_SIDE
 from .patterns import (
@@ -105,7 +106,7 @@ class _Search:
         """Only what has the same bytes; neither vectors nor files are read."""
         several = self._with_several_files()
         records = self._records(several)
-        return [self._group(record, ()) for record in records.values()]
+        return [group for record in records.values() if (group := self._group(record, ())).members]
 
     def near(self, neighbours: int, scenes: bool) -> list[Group]:
         """Everything up to copies, or up to scenes."""
@@ -136,9 +137,10 @@ class _Search:
         for star in stars(pairs, list(records), sizes, by_detail=self._keep == "resolution"):
             grouped |= {star.keeper, *(pair.second for pair in star.members)}
             groups.append(self._group(records[star.keeper], self._members(star, records, sizes)))
-        return groups + [
+        exact = [
             self._group(record, ()) for row, record in records.items() if row not in grouped and len(record.files) > 1
         ]
+        return groups + [group for group in exact if group.members]
 
     def _confirmed(
         self,
@@ -244,13 +246,13 @@ class _Search:
                 level=pair.level,
                 similarity=pair.similarity,
                 how=in_words(pair, sizes),
-                stays=pair.stays,
+                stays=pair.stays or why_never(records[pair.second].metadata, records[star.keeper].metadata),
             )
             for pair in (*star.members, *star.related)
         ]
 
     def _group(self, keeper: Record, members: Iterable[Member]) -> Group:
-        kept, *same = self._files(keeper)
+        kept, *same = _one_name_each(self._files(keeper))
         exact = [Member(keeper, tuple(same), "exact", 1.0, "the same bytes")] if same else []
         return Group(keeper, kept, (*exact, *members))
 
@@ -259,3 +261,19 @@ class _Search:
             File(file.key, self._roots.path(file.key), file.size, file.mtime_ns, record.id)
             for file in files_in_order(record, self._keep)
         ]
+
+
+def _one_name_each(files: list[File]) -> list[File]:
+    """Without further names of one file: a hard link or a link is no copy, and frees nothing."""
+    seen: set[tuple[int, int]] = set()
+    found = []
+    for file in files:
+        try:
+            status = os.stat(file.path)
+        except OSError:
+            found.append(file)  # it is said when it is to be moved
+            continue
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            found.append(file)
+    return found

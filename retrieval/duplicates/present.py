@@ -131,6 +131,10 @@ def _values(record: Record, file: File) -> dict[str, object]:
         "height": metadata.height,
         "format": metadata.format,
         "bytes": file.size,
+        "frames": metadata.frames,
+        "raw": metadata.raw,
+        "note": metadata.note,
+        "date_source": metadata.date_source,
         "taken_at": metadata.taken_at.isoformat() if metadata.taken_at else None,
     }
 
