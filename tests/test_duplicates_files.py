@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from indexer.store import Metadata, Record, StoredFile, content_id
 from retrieval.duplicates.files import join_files, move_name
 from retrieval.duplicates.find import Duplicates, File, Group, Member
 from retrieval.duplicates.hardlink import join_same_bytes, same_bytes
+from retrieval.duplicates.keeper import why_never
 from retrieval.duplicates.move import Moved, check_target, move_spare, read_moves, undo_moves, what_to_undo
 from retrieval.duplicates.names import reach
 
@@ -420,7 +422,7 @@ def test_bytes_that_changed_behind_the_same_time_are_not_moved(tmp_path: Path) -
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("what", ["move", "copy", "undo", "undo copied", "join"])
 def test_killed_between_any_two_system_calls_nothing_is_lost(tmp_path: Path, what: str) -> None:
-    """A spread of moments here; KILL_EVERY=1 tries every one (see docs/duplicates.md for how that went)."""
+    """A spread of moments here; KILL_EVERY=1 tries every one."""
     every, number, kills = int(os.environ.get("KILL_EVERY", "71")), 1, 0
     work, *how = what.split()
     while True:
@@ -452,3 +454,12 @@ def kill_points_run(what: str, folder: Path, number: int, *how: str) -> bool:
     ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert ran.returncode in (0, -signal.SIGKILL), ran.stderr
     return ran.returncode != 0
+
+
+def test_what_pixels_cannot_show_is_never_given_up() -> None:
+    plain = Metadata(8, 6, "JPEG")
+    assert why_never(plain, plain) == ""
+    assert "raw" in why_never(replace(plain, raw=True), plain)
+    assert "4 pages" in why_never(replace(plain, frames=4), plain)
+    damaged = replace(plain, note="its last bytes are missing")
+    assert "damaged" in why_never(plain, damaged) and why_never(damaged, plain) == ""
