@@ -25,7 +25,6 @@ from trainer.curation import command as curate
 if TYPE_CHECKING:
     from PIL import Image
 
-    from indexer.backbone import Backbone
     from indexer.errors import PictureError
     from indexer.sync import Summary
     from retrieval.query import Region
@@ -45,7 +44,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 backbone_app = typer.Typer(help="The networks that describe pictures: list, import, path.", no_args_is_help=True)
-tag_app = typer.Typer(help="Words of your own on pictures, to search among: add, remove, list.", no_args_is_help=True)
+tag_app = typer.Typer(
+    help="Words of your own on pictures, to search among: add, remove, list, export, import.", no_args_is_help=True
+)
 evaluate_app = typer.Typer(
     help="How well things are found (retrieval), and how good a backbone's features are (the others).",
     no_args_is_help=True,
@@ -58,8 +59,12 @@ IndexOption = Annotated[
     str | None,
     typer.Option("--index", metavar="PATH|URL", help="The index: a folder, or http(s)://host:port/collection."),
 ]
+WaitOption = Annotated[
+    float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for another process that writes.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
 BackboneOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="See: seenit backbone list.")]
+WATCH_AGAIN_S = 5.0  # until --watch asks again for an index that another process writes
 TrainPhotos = Annotated[
     Path, typer.Argument(metavar="TRAIN", help="A folder with a folder of photos per class, or a CSV of path, label.")
 ]
@@ -125,39 +130,52 @@ def index(
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept that a folder with indexed pictures is now empty.")
     ] = False,
+    wait: WaitOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the index in line with the folders: new, changed, deleted, renamed, moved and copied files.
 
     The default index of one folder is FOLDER/.seenit.
     """
+    from indexer.backbone_once import LoadOnce
+    from indexer.errors import LockedError
     from indexer.last_index import find_index, remember_index
-    from indexer.sync import default_index, sync_folder
-    from retrieval.calibrate import calibrate
+    from indexer.sync import default_index
+    from retrieval.build import build_index
 
     folders = folders or []
     location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=_say)
+    once = LoadOnce(backbone, _say)
     with _stop_on_interrupt() as stop:
-        loaded: Backbone | str | None = backbone
         while True:
-            summary = sync_folder(
-                folders,
-                location,
-                backbone=loaded,
-                resolution=resolution,
-                tokens=tokens,
-                workers=workers,
-                dry_run=dry_run,
-                allow_empty=allow_empty,
-                progress=not as_json and sys.stderr.isatty(),
-                stop=stop.is_set,
-                say=_say,
-            )
+            try:
+                built = build_index(
+                    folders,
+                    location,
+                    backbone=once,
+                    resolution=resolution,
+                    tokens=tokens,
+                    workers=workers,
+                    dry_run=dry_run,
+                    allow_empty=allow_empty,
+                    wait_s=wait,
+                    progress=not as_json and sys.stderr.isatty(),
+                    stop=stop.is_set,
+                    say=_say,
+                )
+            except LockedError as error:
+                if not watch:
+                    raise
+                _say(f"{error}; trying again")
+                if stop.wait(WATCH_AGAIN_S):
+                    sys.exit(130)
+                continue
+            summary = built.summary
             if not dry_run and summary.pictures:
                 remember_index(location)
-            if not dry_run and summary.pictures and not summary.interrupted:
-                calibrate(location, stop=stop.is_set, say=_say)
             print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
+            for note in built.notes:
+                _say(note)
             if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
                 break
     if summary.interrupted:
@@ -216,15 +234,12 @@ def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Ev
     """Sleep until files below the folders change; False on Ctrl-C. The index is free for searches meanwhile."""
     from watchfiles import watch
 
-    from indexer.manifest import Roots, read_manifest
-    from indexer.store import open_store
+    from indexer.index import Index
 
     watched = [str(folder) for folder in folders]
     if not watched:
-        store = open_store(location)
-        manifest = read_manifest(store)
-        store.close()
-        watched = list(Roots(location, manifest.roots).folders.values()) if manifest else []
+        with Index.open(location) as index:
+            watched = list(index.roots.folders.values())
     own = os.path.join(os.path.abspath(location), "")
     _say("watching for changes; Ctrl-C ends it")
     for _ in watch(
@@ -301,7 +316,7 @@ def search(
     location = find_index(index, images, say=_say)
     with Searcher.open(location, say=_say) as searcher:
         where = Where(
-            under=tuple(key for folder in under or [] for key in _folder_keys(searcher, folder)),
+            under=tuple(under or ()),
             after=moments[0],
             before=moments[1],
             camera=camera,
@@ -402,19 +417,6 @@ def _query_files(images: Sequence[Path]) -> Iterator[Path]:
         yield from pictures
 
 
-def _folder_keys(searcher: "Searcher", folder: str) -> list[str]:
-    """Keys of a folder given as a path, or relative to an indexed folder."""
-    from indexer.errors import SeenitError
-
-    if keys := searcher.roots.keys(os.path.expanduser(folder)):
-        return keys
-    inside = [os.path.join(root, folder) for root in searcher.roots.folders.values()]
-    if keys := [key for path in inside if os.path.isdir(path) for key in searcher.roots.keys(path)]:
-        return keys
-    known = ", ".join(searcher.roots.folders.values())
-    raise SeenitError(f"--under {folder}: no such folder in this index; it mirrors {known}")
-
-
 # ---- explain ----
 
 
@@ -495,48 +497,66 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """What the index holds and what made it."""
+    from indexer.index import Index
     from indexer.last_index import find_index
-    from indexer.skipped import read_skipped
-    from retrieval.search import Searcher
 
-    location = find_index(index, say=_say)
-    with Searcher.open(location) as searcher:
-        manifest = searcher.manifest
-        all_skipped = read_skipped(searcher.store)
-        broken = [(searcher.roots.path(file.key), file.reason) for file in all_skipped if file.reason is not None]
-        size = searcher.store.size().parts
-        schema = searcher.store.schema()
-        facts: dict[str, object] = {
-            "index": location,
-            "pictures": searcher.store.count(),
-            "folders": list(searcher.roots.folders.values()),
-            "backbone": manifest.backbone,
-            "backbone_hash": manifest.backbone_hash,
-            "resolution": manifest.resolution,
-            "descriptor": manifest.recipe,
-            "fitted_on": manifest.fitted_on,
-            "dimensions": asdict(schema) if schema else None,
-            "awaiting_refit": searcher.awaiting_refit(),
-            "bytes": size,
-            "skipped": len(broken),
-            "not_pictures": len(all_skipped) - len(broken),
-        }
+    with Index.open(find_index(index, say=_say)) as opened:
+        broken = [(opened.roots.path(file.key), file.reason) for file in opened.skipped() if file.reason is not None]
+        facts = opened.facts()
     if skipped and as_json:
         print(json.dumps([{"path": path, "reason": reason} for path, reason in broken]))
     elif skipped:
         for path, reason in broken:
             print(f"{path}: {reason}")
     elif as_json:
-        print(json.dumps(facts))
+        print(json.dumps(asdict(facts)))
     else:
-        facts["bytes"] = ", ".join(f"{part} {_megabytes(count)}" for part, count in size.items()) or "on the server"
-        facts["folders"] = ", ".join(searcher.roots.folders.values())
-        facts["backbone"] = f"{manifest.backbone} ({manifest.backbone_hash[:8]})"
-        del facts["backbone_hash"], facts["descriptor"]  # the one is shown in short, the other is for programs
-        facts["size on disk"] = facts.pop("bytes")
-        facts["dimensions"] = f"global {schema.global_dim}" if schema else "-"
-        for name, value in facts.items():
-            print(f"{name.replace('_', ' '):<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
+        size = ", ".join(f"{part} {_megabytes(count)}" for part, count in facts.bytes.items()) or "on the server"
+        shown: dict[str, object] = {
+            "index": facts.index,
+            "pictures": facts.pictures,
+            "folders": ", ".join(facts.folders),
+            "backbone": f"{facts.backbone} ({facts.backbone_hash[:8]})",
+            "resolution": facts.resolution,
+            "fitted on": facts.fitted_on,
+            "dimensions": f"global {facts.dimensions.global_dim}" if facts.dimensions else "-",
+            "probabilities": "learnt" if facts.calibrated else "not learnt yet",
+            "awaiting refit": facts.awaiting_refit,
+            "skipped": facts.skipped,
+            "not pictures": facts.not_pictures,
+            "size on disk": size,
+            "made by": f"seenit {facts.made_by}, format {facts.format}",
+        }
+        for name, value in shown.items():
+            print(f"{name:<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
+
+
+@app.command(epilog="Example: seenit check --index ~/Pictures/.seenit        then: seenit check --repair")
+def check(
+    index: IndexOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make a new database of what is sound; the damaged one is kept beside it.")
+    ] = False,
+    wait: WaitOption = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether the index is whole: its database page by page, every record against its checksum, every count.
+
+    After a repair, images whose records were lost are embedded again by the next: seenit index. Tags are kept.
+    """
+    from indexer.check import check_index, repair_index
+    from indexer.last_index import find_index
+
+    location = find_index(index, say=_say)
+    progress = not as_json and sys.stderr.isatty()
+    if repair:
+        repaired = repair_index(location, wait_s=wait, progress=progress)
+        print(json.dumps(asdict(repaired)) if as_json else repaired.in_words)
+        return
+    found = check_index(location, progress=progress)
+    print(json.dumps(asdict(found)) if as_json else found.in_words)
+    if found.problems:
+        sys.exit(1)
 
 
 def _megabytes(count: int) -> str:
@@ -547,11 +567,12 @@ def _megabytes(count: int) -> str:
 def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help="An index: folder or URL.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Where to: folder or URL.")],
+    wait: WaitOption = 10.0,
 ) -> None:
     """Copy an index, between folder and server in either direction; may be repeated after a break."""
     from indexer.copy import copy_index
 
-    count = copy_index(source, target, progress=sys.stderr.isatty())
+    count = copy_index(source, target, progress=sys.stderr.isatty(), wait_s=wait)
     print(f"copied {_count(count, 'picture')} from {source} to {target}")
 
 
@@ -614,9 +635,10 @@ def tag_add(
     tag: Annotated[str, typer.Argument(help="A word.")],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
     index: IndexOption = None,
+    wait: WaitOption = 10.0,
 ) -> None:
     """Put a tag on pictures."""
-    _change_tags(index, paths, lambda tags: tags | {tag}, "tagged")
+    _change_tags(index, paths, lambda tags: tags | {tag}, "tagged", wait)
 
 
 @tag_app.command("remove", epilog="Example: seenit tag remove holiday ~/Pictures/2023/receipts")
@@ -624,35 +646,56 @@ def tag_remove(
     tag: Annotated[str, typer.Argument(help="A word.")],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
     index: IndexOption = None,
+    wait: WaitOption = 10.0,
 ) -> None:
     """Take a tag off pictures."""
-    _change_tags(index, paths, lambda tags: tags - {tag}, "untagged")
+    _change_tags(index, paths, lambda tags: tags - {tag}, "untagged", wait)
 
 
 @tag_app.command("list", epilog="Example: seenit tag list")
 def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
     """Every tag, and how many pictures have it."""
-    from collections import Counter
-
     from indexer.last_index import find_index
-    from indexer.store import open_store
+    from indexer.tags import count_tags
 
-    store = open_store(find_index(index, say=_say))
-    try:
-        counts = Counter(tag for record in store.scroll() for tag in record.tags)
-    finally:
-        store.close()
+    counts = count_tags(find_index(index, say=_say))
     if as_json:
-        print(json.dumps(dict(counts.most_common())))
-    for tag, count in [] if as_json else counts.most_common():
+        print(json.dumps(counts))
+    for tag, count in [] if as_json else counts.items():
         print(f"{count:>7,}  {tag}")
 
 
-def _change_tags(index: str | None, paths: Sequence[Path], change: Callable[[set[str]], set[str]], verb: str) -> None:
+@tag_app.command("export", epilog="Example: seenit tag export > tags.json")
+def tag_export(index: IndexOption = None) -> None:
+    """All tags as JSON by content id, for `seenit tag import`."""
+    from indexer.last_index import find_index
+    from indexer.tags import export_tags
+
+    print(export_tags(find_index(index, say=_say)).decode())
+
+
+@tag_app.command("import", epilog="Example: seenit tag import tags.json --index ~/Pictures/.seenit")
+def tag_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `seenit tag export` wrote.")],
+    index: IndexOption = None,
+    wait: WaitOption = 10.0,
+) -> None:
+    """Add exported tags; those that are there stay. An image that is not there gets its tags when it comes."""
+    from indexer.last_index import find_index
+    from indexer.tags import import_tags
+
+    changed, unknown = import_tags(find_index(index, say=_say), file.read_bytes(), wait_s=wait)
+    print(f"tagged {_count(changed, 'picture')}" + (f"; {unknown:,} are not in the index" if unknown else ""))
+
+
+def _change_tags(
+    index: str | None, paths: Sequence[Path], change: Callable[[set[str]], set[str]], verb: str, wait_s: float
+) -> None:
     from indexer.last_index import find_index
     from indexer.tags import change_tags
 
-    print(f"{verb} {_count(change_tags(find_index(index, paths, say=_say), paths, change), 'picture')}")
+    changed = change_tags(find_index(index, paths, say=_say), paths, change, wait_s=wait_s)
+    print(f"{verb} {_count(changed, 'picture')}")
 
 
 # ---- training and evaluation ----

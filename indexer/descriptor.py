@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +51,40 @@ class Recipe:
     token_bits: int = 2  # of each number of a token as it is stored
 
     @property
+    def settings(self) -> dict[str, object]:
+        """By name, as an index's manifest keeps them; `from_settings` reads them."""
+        return asdict(self)
+
+    @property
     def version(self) -> str:
-        """The recipe as text, for the index to record; equal texts make equal vectors."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The settings as text; equal texts make equal vectors."""
+        return json.dumps(self.settings, sort_keys=True)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, object]) -> "Recipe":
+        """The recipe of an index's manifest; ValueError where a setting is unknown or no number.
+
+        A setting that is missing has its default: one that is added later gets the default that means "as before".
+        """
+        known = {field.name: field.default for field in fields(cls)}
+        if unknown := sorted(settings.keys() - known.keys()):
+            raise ValueError(f"unknown setting {unknown[0]!r}")
+        return cls(**{name: _as(value, known[name]) for name, value in settings.items()})
 
     def layers_of(self, depth: int) -> list[int]:
         """The blocks to ask of `VisionTransformer.intermediate`, ascending, the first is 0."""
         depths = (*self.cls_depths, *self.mean_depths, self.token_depth)
         return sorted({_block(fraction, depth) for fraction in depths})
+
+
+def _as(value: object, default: object) -> Any:
+    """A value from JSON of the default's kind; ValueError where it is none."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(_as(one, default[0]) for one in value)
+    right = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, right) or isinstance(value, bool) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{value!r} is no number")
+    return type(default)(value)  # type: ignore[call-arg]
 
 
 # How much of its patches a picture keeps, by the name that a user gives it: bytes a picture, at 192 numbers a token
@@ -112,7 +138,7 @@ class Fit:
     @cached_property
     def id(self) -> str:
         """32 hex digits that tell this fit from every other; each record names the fit that made its vectors."""
-        digest = hashlib.blake2b(self.recipe.version.encode(), digest_size=16)
+        digest = hashlib.blake2b(digest_size=16)
         for name, tensor in _tensors(self).items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().astype("<f4").tobytes())
@@ -339,14 +365,10 @@ def _inputs(recipe: Recipe) -> str:
 
 
 def _recipe_from(text: str) -> Recipe:
-    values: Any = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError("its recipe is no table of values")
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    recipe = Recipe(**fields)
-    if recipe.version != text:
-        raise ValueError("its recipe is not written as this version writes it")
-    return recipe
+    settings = json.loads(text)
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are no table of values")
+    return Recipe.from_settings(settings)
 
 
 def _check_prior(prior: Mapping[str, Tensor], recipe: Recipe, num_parts: int, dim: int) -> None:

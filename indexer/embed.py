@@ -16,6 +16,7 @@ from .query_views import WHOLE, query_cuts
 from .store import Store
 
 FIT_BLOB = "descriptor.safetensors"
+MEND = "mend it with: seenit check --repair --index {}"
 QUERY_BATCH = 8
 DEFAULT_TOKENS = "balanced"
 
@@ -113,13 +114,14 @@ def recipe_named(tokens: str) -> Recipe:
 
 
 def recipe_of(manifest: Manifest, location: object) -> Recipe:
-    """The recipe that made an index; SeenitError where another version of seenit wrote it."""
-    recipe = next((recipe for recipe in RECIPES.values() if recipe.version == manifest.recipe), None)
-    if recipe is None:
+    """The recipe that made an index; SeenitError where it has settings that this seenit does not know."""
+    try:
+        return Recipe.from_settings(manifest.descriptor)
+    except ValueError as error:
         raise SeenitError(
-            f"the index at {location} cannot be used: another version's descriptor made it; remove it and make it anew"
-        )
-    return recipe
+            f"the index at {location} cannot be used: its descriptor has an {error}, made by seenit {manifest.seenit};"
+            " update seenit, or make another index"
+        ) from None
 
 
 def read_fit(store: Store, manifest: Manifest, recipe: Recipe) -> Fit:
@@ -133,4 +135,4 @@ def read_fit(store: Store, manifest: Manifest, recipe: Recipe) -> Fit:
         if fit.id == manifest.fit and fit.recipe == recipe:
             return fit
         why = "its descriptor's statistics are not the ones it names"
-    raise SeenitError(f"the index at {store.location} cannot be used: {why}; remove it and make it anew")
+    raise SeenitError(f"the index at {store.location} cannot be used: {why}; {MEND.format(store.location)}")

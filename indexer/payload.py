@@ -101,10 +101,12 @@ def record_payload(record: Record) -> dict[str, Any]:
 
 
 def checked_vectors(record: Record, schema: Schema) -> dict[str, Any]:
-    """The vector as a list of Python floats, which engines take quickest; StoreError where it does not fit.
+    """`checked_vector` as a list of Python floats by name, as a server takes it."""
+    return {"global": checked_vector(record, schema).astype(np.float32).tolist()}
 
-    A wrong vector has to be found here: the engine would log the write before it refuses it.
-    """
+
+def checked_vector(record: Record, schema: Schema) -> np.ndarray:
+    """The record's vector as it is stored: (G,) little-endian float16, L2-normalised; StoreError if it does not fit."""
     vector = record.global_vector
     if vector is None:
         raise StoreError(f"record {record.id} has no vector `global`; a record is written with its vector")
@@ -113,9 +115,10 @@ def checked_vectors(record: Record, schema: Schema) -> dict[str, Any]:
             f"record {record.id} has a vector `global` of shape {vector.shape}, the index holds {schema.global_dim} "
             "dimensions; index into a new place with this backbone"
         )
-    if not np.isfinite(vector).all():
-        raise StoreError(f"record {record.id} has a vector `global` with NaN or infinity; skip this picture")
-    return {"global": vector.tolist()}
+    norm = float(np.linalg.norm(vector))
+    if not np.isfinite(norm):
+        raise StoreError(f"record {record.id} has a vector `global` with NaN or infinity; skip this image")
+    return (vector / (norm or 1.0)).astype("<f2")
 
 
 def batches(records: Sequence[Record], max_bytes: int) -> Iterator[list[Record]]:

@@ -9,7 +9,8 @@ may overwrite each other; let one machine index a collection.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -229,7 +230,23 @@ class QdrantStore:
     def count(self, where: Where = Where()) -> int:
         return self._connection.count(self._collection, qdrant_filter(where)) if self._exists() else 0
 
-    def optimize(self) -> None:
+    def tags_of(self, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        return {record.id: record.tags for record in self.retrieve(ids)}
+
+    def remembered_tags(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A server offers none: each request sees its own state."""
+        yield
+
+    def optimize(
+        self,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Nothing to do: a server mends its graph by itself, in the background."""
 
     def size(self) -> StoreSize:

@@ -10,7 +10,8 @@ folders, the rest is relative and uses `/`. An index inside its photo folder the
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -90,12 +91,13 @@ class Hit:
 
 @dataclass(frozen=True)
 class Where:
-    """Conditions that a record must meet, all of them; answered inside the engine from payload indexes.
+    """Conditions that a record must meet, all of them; answered inside the store, before its vectors are looked at.
 
-    A record with several files is under a folder when any of its files is.
+    A record with several files is under a folder when any of its files is. A search takes folders as paths, absolute or
+    below an indexed folder; a store takes the keys that `Index.with_keys` makes of them.
     """
 
-    under: tuple[str, ...] = ()  # folder keys, ROOT or ROOT/sub/folder; any of them
+    under: tuple[str, ...] = ()  # folders; any of them
     after: datetime | None = None  # taken_at >= after
     before: datetime | None = None  # taken_at < before
     camera: str | None = None  # every word of it occurs in the camera's name, case ignored
@@ -103,6 +105,12 @@ class Where:
     tags: tuple[str, ...] = ()  # all of them
     not_fit: str | None = None  # only records whose vectors another fit made
     not_ids: tuple[str, ...] = ()  # never these records
+
+    def __post_init__(self) -> None:
+        for name in ("under", "tags", "not_ids"):  # one text is one folder or tag, not its letters
+            value = getattr(self, name)
+            one = isinstance(value, (str, Path))
+            object.__setattr__(self, name, (str(value),) if one else tuple(map(str, value)))
 
     def __bool__(self) -> bool:
         return self != Where()
@@ -113,6 +121,18 @@ class StoreSize:
     """Bytes by part, as far as the store can tell them apart; empty for a server."""
 
     parts: dict[str, int] = field(default_factory=dict)
+
+
+Progress = Callable[[int, int], None]  # how much is done, and of how much
+
+
+def no_progress(done: int, total: int) -> None:
+    """For whoever does not want to know."""
+
+
+def never() -> bool:
+    """A `stop` that does not."""
+    return False
 
 
 class Store(Protocol):
@@ -147,7 +167,13 @@ class Store(Protocol):
         """
 
     def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
-        """Replace the tags of existing records, by id."""
+        """Replace the tags of existing records, by id; a store with a second copy remembers the other ids' too."""
+
+    def tags_of(self, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The tags of records, by id; also of records that are gone, where the store remembers them."""
+
+    def remembered_tags(self) -> dict[str, tuple[str, ...]]:
+        """Tags by id of the second copy, which has those of records that are gone; empty where a store keeps none."""
 
     def delete(self, ids: Sequence[str]) -> None: ...
 
@@ -178,13 +204,25 @@ class Store(Protocol):
 
     def count(self, where: Where = Where()) -> int: ...
 
-    def optimize(self) -> None:
-        """Build or mend the search graph; may take minutes; queries are exact and slower until then."""
+    def optimize(
+        self,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Build or mend the graph of neighbours where it is worth it; may take minutes, searches go on meanwhile.
+
+        progress  gets how many records are done, and of how many
+        stop      asked now and then; once it says True, what was begun is dropped
+        """
 
     def size(self) -> StoreSize: ...
 
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Within the block all reads of this thread see one state, where the store can promise that."""
+
     def close(self) -> None:
-        """Let go of the index; safe to call twice."""
+        """Close the index and give up the writer's lock; safe to call twice."""
 
 
 def content_id(data: bytes | memoryview) -> str:
@@ -203,11 +241,11 @@ def is_url(location: str | Path) -> bool:
     return str(location).startswith(("http://", "https://"))
 
 
-def open_store(location: str | Path, *, write: bool = False, wait_s: float = 5.0) -> Store:
+def open_store(location: str | Path, *, write: bool = False, wait_s: float = 10.0) -> Store:
     """Open the store at a folder or at `http(s)://host:port/collection`; the one place that chooses.
 
     write   take the writer's lock; a second writer gets LockedError, which names the process that holds it
-    wait_s  how long to wait for another process to let go
+    wait_s  how long a writer waits for another one to end
     A location without an index raises SeenitError unless `write`; a folder is then created, a collection by `ensure`.
     """
     if is_url(location):
@@ -216,6 +254,6 @@ def open_store(location: str | Path, *, write: bool = False, wait_s: float = 5.0
         return QdrantStore.open(str(location), write=write, wait_s=wait_s)
     if "://" in str(location):
         raise SeenitError(f"cannot open {location}: an index is a folder or http(s)://host:port/collection")
-    from .edge_store import EdgeStore
+    from .sqlite_store import SqliteStore
 
-    return EdgeStore.open(Path(location), write=write, wait_s=wait_s)
+    return SqliteStore.open(Path(location), write=write, wait_s=wait_s)

@@ -6,7 +6,6 @@ killed at any moment is continued by the next one. The descriptor's statistics a
 that is embedded first; once the corpus has outgrown them they are fitted again.
 """
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +15,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from .backbone_once import LoadOnce, load_once
 from .decode_pool import DecodePool
 from .errors import SeenitError, StoreError
 from .files import FoundFile, Unreadable, find_files
+from .index import WAIT_S
+from .index_folder import is_index_folder, refuse_foreign, remove_blank
 from .ledger import Changes, Ledger
 from .manifest import BLOB as MANIFEST_BLOB
 from .manifest import Manifest, Roots, read_manifest, relative_parts, write_manifest
@@ -31,7 +33,6 @@ if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does wit
     from .writer import Writer
 
 OUTGROWN = 4  # the statistics are fitted anew when the corpus is this many times what they saw
-LONG_OPTIMIZE = 30_000  # records; with more, building the search graph takes long enough to be announced
 DEFAULT_RESOLUTION = 224  # pixels
 SAVE_SKIPPED_EVERY_S = 60.0
 
@@ -85,12 +86,13 @@ def sync_folder(
     folders: str | Path | Sequence[str | Path] = (),
     index: str | Path | None = None,
     *,
-    backbone: "Backbone | str | Path | None" = None,
+    backbone: "Backbone | LoadOnce | str | Path | None" = None,
     resolution: int | None = None,
     tokens: str | None = None,
     workers: int | None = None,
     dry_run: bool = False,
     allow_empty: bool = False,
+    wait_s: float = WAIT_S,
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
@@ -99,7 +101,7 @@ def sync_folder(
 
     folders      one or several; none: every folder that the index already mirrors
     index        a folder or a server's URL; default: `.seenit` in the one folder
-    backbone     a name, a path or a loaded Backbone; default: the index's own, for a new index `auto`
+    backbone     a name, a path, a loaded Backbone or a LoadOnce; default: the index's own, for a new index `auto`
     resolution   pixels; a picture is seen at about resolution x resolution pixels in its own aspect; default: the
                  index's own, for a new index 224
     tokens       how much of its patches a picture keeps: compact (1 kB), balanced (3 kB) or full (49 kB); default: the
@@ -107,6 +109,7 @@ def sync_folder(
     workers      decoding processes; default: as many as cores
     dry_run      change nothing, say what would be done (files are compared; new ones are not opened as pictures)
     allow_empty  accept that a folder with indexed pictures is now empty
+    wait_s       how long to wait for another process that writes this index
     progress     a progress bar on stderr
     stop         asked between pictures; once it says True the batch in hand is finished and the run ends
     say          gets one line for the user now and then
@@ -120,8 +123,11 @@ def sync_folder(
         if not Path(folder).is_dir():
             what = "is a file, not a folder" if Path(folder).exists() else "is not there; nothing was changed"
             raise SeenitError(f"cannot index {folder}: it {what}")
-    is_new = not is_url(location) and not Path(location).exists()
-    store = None if is_new else open_store(location, write=not dry_run)
+    is_new = not is_url(location) and not is_index_folder(location)
+    if is_new and not is_url(location):
+        refuse_foreign(Path(location))
+    store = None if is_new else open_store(location, write=not dry_run, wait_s=wait_s)
+    asked = load_once(backbone, say)
     ledger = Ledger()
     try:
         manifest = read_manifest(store) if store else None
@@ -129,7 +135,7 @@ def sync_folder(
             raise SeenitError(f"nothing is indexed at {location} yet; name a folder: seenit index FOLDER --index ...")
         roots, scopes, absorbed = _scopes(str(location), manifest, folders)
         run = _Run(store, ledger, roots, scopes)
-        loaded = _check_request(manifest, backbone, resolution, tokens, location, say)
+        _check_request(manifest, asked, resolution, tokens, location)
         _take_stock(run, manifest, location, absorbed, allow_empty)
         if manifest is None and not ledger.num_to_decode():
             raise SeenitError(f"no files in {', '.join(map(str, folders))}; name a folder with pictures")
@@ -137,16 +143,14 @@ def sync_folder(
             _hash_likely_renames(run, stop, workers, progress)
             return _dry_summary(run, manifest, str(location), started)
         if store is None:
-            store = run.store = open_store(location, write=True)
+            store = run.store = open_store(location, write=True, wait_s=wait_s)
         assert store is not None
         if manifest is not None:
             manifest = replace(manifest, roots={key: roots.stored_form(path) for key, path in roots.folders.items()})
             write_manifest(store, manifest)
         interrupted = not _hash_likely_renames(run, stop, workers, progress)
         if not interrupted and ledger.num_to_decode():
-            manifest, interrupted = _embed_all(
-                run, manifest, loaded or backbone, resolution, tokens, workers, progress, stop, say
-            )
+            manifest, interrupted = _embed_all(run, manifest, asked, resolution, tokens, workers, progress, stop, say)
         if manifest is None and not interrupted:
             reasons = ", ".join(f"{count} {reason}" for reason, count in _skip_reasons(ledger).items())
             raise SeenitError(
@@ -161,12 +165,7 @@ def sync_folder(
             _remember_skipped(run)
         notes: list[str] = []
         if run.embedded and not interrupted:
-            if store.count() > LONG_OPTIMIZE:
-                say("building the search graph, which may take minutes and cannot be interrupted")
-            try:
-                store.optimize()
-            except StoreError as error:  # all is written; without the graph a search compares with every picture
-                notes.append(f"searches are slower than need be: {error}")
+            notes = _optimize(store, progress, stop)
         return Summary(
             index=str(location),
             changes=ledger.changes(),
@@ -188,7 +187,22 @@ def sync_folder(
             blank = is_new and store.read_blob(MANIFEST_BLOB) is None
             store.close()
             if blank:
-                shutil.rmtree(location, ignore_errors=True)  # made by this run, holds nothing
+                remove_blank(Path(location))  # made by this run, holds nothing
+
+
+def _optimize(store: Store, progress: bool, stop: Callable[[], bool]) -> list[str]:
+    """Build the graph of neighbours; what the user should know where that was not possible."""
+    with tqdm(unit=" images", desc="linking neighbours", disable=not progress, leave=False) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            store.optimize(progress=report, stop=stop)
+        except StoreError as error:  # all is written; without the graph a search compares with every image
+            return [f"searches are slower than need be: {error}"]
+    return []
 
 
 # ---- taking stock ----
@@ -217,13 +231,12 @@ def _scopes(
 
 def _check_request(
     manifest: Manifest | None,
-    backbone: "Backbone | str | Path | None",
+    backbone: LoadOnce,
     resolution: int | None,
     tokens: str | None,
     location: object,
-    say: Callable[[str], None],
-) -> "Backbone | None":
-    """Refuse what does not fit an existing index; the backbone, if that had to be loaded to know."""
+) -> None:
+    """Refuse what does not fit an existing index."""
     if resolution is not None and not 56 <= resolution <= 1036:
         raise SeenitError(f"a resolution of {resolution} pixels makes no sense; take one from 56 to 1036")
     if manifest is None:
@@ -231,7 +244,7 @@ def _check_request(
             from .embed import recipe_named
 
             recipe_named(tokens)
-        return None
+        return
     if resolution is not None and resolution != manifest.resolution:
         raise SeenitError(
             f"the index at {location} was made at --resolution {manifest.resolution}, not {resolution};"
@@ -244,14 +257,11 @@ def _check_request(
             raise SeenitError(
                 f"the index at {location} was not made with --tokens {tokens}; make another one with --index"
             )
-    if backbone is None or backbone == manifest.backbone:
-        return None
-    from .backbone import Backbone
+    if backbone.spec is None or (backbone.spec == manifest.backbone and not backbone.is_loaded):
+        return
     from .embed import check_backbone
 
-    loaded = backbone if isinstance(backbone, Backbone) else Backbone.load(backbone, say=say)
-    check_backbone(manifest, loaded, location)
-    return loaded
+    check_backbone(manifest, backbone.load(manifest.backbone), location)
 
 
 def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed: set[str], allow_empty: bool) -> None:
@@ -324,7 +334,7 @@ def _hash_likely_renames(run: _Run, stop: Callable[[], bool], workers: int | Non
 def _embed_all(
     run: _Run,
     manifest: Manifest | None,
-    backbone: "Backbone | str | Path | None",
+    asked: LoadOnce,
     resolution: int | None,
     tokens: str | None,
     workers: int | None,
@@ -333,14 +343,12 @@ def _embed_all(
     say: Callable[[str], None],
 ) -> tuple[Manifest | None, bool]:
     """Decode, embed and write everything that has no vectors of today's fit; the manifest then, and whether stopped."""
-    from .backbone import Backbone
     from .embed import DEFAULT_TOKENS, Embedder, check_backbone, read_fit, recipe_named, recipe_of
     from .writer import FIT_SAMPLE, Writer
 
     assert run.store is not None
     ledger = run.ledger
-    if not isinstance(backbone, Backbone):
-        backbone = Backbone.load(backbone or (manifest.backbone if manifest else "auto"), say=say)
+    backbone = asked.load(manifest.backbone if manifest else "auto")
     if manifest is not None:
         check_backbone(manifest, backbone, run.store.location)
     recipe = recipe_of(manifest, run.store.location) if manifest else recipe_named(tokens or DEFAULT_TOKENS)

@@ -83,7 +83,7 @@ class Writer:
             backbone=self._embedder.backbone.spec,
             backbone_hash=self._embedder.backbone.hash,
             resolution=self._embedder.resolution,
-            recipe=self._embedder.recipe.version,
+            descriptor=self._embedder.recipe.settings,
             fit=self._fit.id,
             fitted_on=self._num_held,
             roots=roots,
@@ -100,9 +100,7 @@ class Writer:
         assert self._fit is not None
         vectors, tokens = apply(pooled, self._fit)
         bits = self._fit.recipe.token_bits
-        tags = {}
-        if known := [picture.id for picture in pictures if self._ledger.is_known(picture.id)]:
-            tags = {record.id: record.tags for record in self._store.retrieve(known)}
+        tags = self._store.tags_of([picture.id for picture in pictures])
         for n, picture in enumerate(pictures):
             self._records.append(
                 Record(

@@ -11,31 +11,26 @@ Views are made and no photos, so that they are easier than what a user takes; wh
 end. Other photos of the same thing lie among the wrong answers: those above the middle of the right ones are left out.
 """
 
-import json
-import math
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from indexer.calibration import BLOB, Calibration, calibration_json
 from indexer.decode_pool import DecodePool
-from indexer.manifest import Manifest, read_manifest
+from indexer.index import WAIT_S, Index
 from indexer.preprocess import MIDDLE
 from indexer.read_picture import Decoded, Job
 from indexer.rephotograph import make_view
-from indexer.store import Store, open_store
 
 if TYPE_CHECKING:
     from indexer.backbone import Backbone
+    from indexer.backbone_once import LoadOnce
 
     from .search import Searcher
 
-BLOB = "calibration.json"
-FORMAT = 2  # 2: agreement is what is distinct
 VIEWS = 32  # that pictures are photographed in anew
 FEWEST = 8  # pictures with which there is something to learn
 DIFFICULTY = (0.8, 2.0)  # of the views
@@ -44,77 +39,75 @@ GROWN = 4  # times as many pictures: the wrong answers score higher by then
 SETTLED = 20_000  # pictures from which on growing changes little
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """probability = 1 / (1 + exp(-(slope * x + offset))), the lower one of x = score and x = the patches' agreement."""
-
-    slope: float
-    offset: float
-    agreement_slope: float
-    agreement_offset: float
-    fit: str  # of the descriptor, for whose scores it holds
-    pictures: int  # in the index when it was made
-    views: int  # that it was learnt from
-
-    def probability(self, score: float, agreement: float) -> float:
-        """That a result with this score and agreement shows the same thing, in (0, 1)."""
-        of_agreement = _logistic(self.agreement_slope * agreement + self.agreement_offset)
-        return min(_logistic(self.slope * score + self.offset), of_agreement)
-
-
-def read_calibration(store: Store, manifest: Manifest) -> Calibration | None:
-    """The index's calibration; None where there is none for today's vectors, or none that can be read."""
-    data = store.read_blob(BLOB)
-    try:
-        values = json.loads(data or b"{}")
-        if values.pop("format", None) != FORMAT:
-            return None
-        calibration = Calibration(**values)
-        numbers = (calibration.slope, calibration.offset, calibration.agreement_slope, calibration.agreement_offset)
-        if not all(math.isfinite(number) for number in numbers):
-            return None
-        return calibration if calibration.fit == manifest.fit else None  # vectors made anew have other scores
-    except (ValueError, TypeError, AttributeError):
-        return None
-
-
 def calibrate(
-    index: str | Path,
+    index: "str | Path | Index",
     *,
-    backbone: "Backbone | None" = None,
-    wait_s: float = 5.0,
+    backbone: "Backbone | LoadOnce | None" = None,
+    wait_s: float = WAIT_S,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Calibration | None:
     """Learn an index's calibration and store it; nothing is done where the one it has still holds.
 
+    index     its place, or one that is opened for writing
     backbone  the one that made the index, if it is loaded already
     returns   the calibration, None where the index is too small to learn from
     Takes about a tenth of a second for each of 32 views.
     """
+    if isinstance(index, Index):
+        return _calibrate(index, backbone, stop, say)
+    with Index.open(index, wait_s=wait_s) as reader:  # learnt beside other writers, who are kept out for the end only
+        count = reader.count
+        if still_holds(reader, count) or count < FEWEST:
+            return reader.calibration
+        learnt = _learn_from(reader, backbone, count, stop, say)
+    if learnt is not None:
+        with Index.open(index, write=True, wait_s=wait_s) as writer:
+            _keep(writer, learnt)
+    return learnt
+
+
+def still_holds(index: Index, count: int) -> bool:
+    """Whether an index of so many images needs no new calibration."""
+    known = index.calibration
+    return known is not None and (count < GROWN * known.pictures or known.pictures >= SETTLED)
+
+
+def _calibrate(
+    index: Index, backbone: "Backbone | LoadOnce | None", stop: Callable[[], bool], say: Callable[[str], None]
+) -> Calibration | None:
+    count = index.count
+    if still_holds(index, count) or count < FEWEST:
+        return index.calibration
+    learnt = _learn_from(index, backbone, count, stop, say)
+    if learnt is not None:
+        _keep(index, learnt)
+    return learnt
+
+
+def _keep(index: Index, learnt: Calibration) -> None:
+    index.store.write_blob(BLOB, calibration_json(learnt))
+    index.refresh()
+
+
+def _learn_from(
+    index: Index,
+    backbone: "Backbone | LoadOnce | None",
+    count: int,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> Calibration | None:
     from .search import Searcher
 
-    with closing(open_store(index, write=True, wait_s=wait_s)) as store:
-        manifest = read_manifest(store)
-        if manifest is None:
-            return None
-        count = store.count()
-        known = read_calibration(store, manifest)
-        if known is not None and (count < GROWN * known.pictures or known.pictures >= SETTLED):
-            return known
-        if count < FEWEST:
-            return None
-        say("learning from its own pictures how sure a match is")
-        searcher = Searcher(store, manifest, say)
-        if backbone is not None:
-            searcher.use(backbone)
-        answers = _answers(searcher, VIEWS, stop)
-        if len(answers) < FEWEST // 2 or stop():
-            return None
-        scores, agreements = np.array(answers).transpose(1, 2, 0)  # each (2, n): right answers and wrong ones
-        calibration = Calibration(*learn(*scores), *learn(*agreements), manifest.fit, count, len(answers))
-        store.write_blob(BLOB, json.dumps({"format": FORMAT, **asdict(calibration)}).encode())
-        return calibration
+    say("learning from its own images how probable a match is")
+    searcher = Searcher(index, say)
+    if backbone is not None:
+        searcher.use(backbone)
+    answers = _answers(searcher, VIEWS, stop)
+    if len(answers) < FEWEST // 2 or stop():
+        return None
+    scores, agreements = np.array(answers).transpose(1, 2, 0)  # each (2, n): right answers and wrong ones
+    return Calibration(*learn(*scores), *learn(*agreements), searcher.manifest.fit, count, len(answers))
 
 
 def learn(right: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
@@ -170,7 +163,3 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
             score, agreement = right[0] if right else (min(score for score, _ in wrong), 0.0)  # it was not among them
             answers.append(((score, best[0]), (agreement, best[1])))
     return answers
-
-
-def _logistic(value: float) -> float:
-    return 1 / (1 + math.exp(-min(max(value, -30.0), 30.0)))

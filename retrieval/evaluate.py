@@ -17,7 +17,7 @@ from indexer.backbone import Backbone
 from indexer.errors import PictureError, SeenitError
 from indexer.images import decode_file
 
-from .gallery_index import Gallery, is_index, open_gallery
+from .gallery_index import Gallery, is_made, open_gallery
 from .ground_truth import Query, Task, make_task, read_distractors, read_manifest, read_tasks
 from .measures import RECALL_AT, Answer, MatchQuality, Quality, evaluate_ranking, match_quality
 from .query import Region
@@ -110,7 +110,7 @@ def evaluate_retrieval(
         raise SeenitError(f"an index holds one gallery, and {len(sources)} test sets were named; name one, or no index")
     added = read_distractors(distractors) if distractors is not None else ()
     tasks_of_all = [read_tasks(source, added) for source in sources]  # mistakes show before the work begins
-    if not isinstance(backbone, Backbone) and not (index is not None and is_index(index) and backbone == "auto"):
+    if not isinstance(backbone, Backbone) and not (index is not None and is_made(index) and backbone == "auto"):
         backbone = Backbone.load(backbone, say=say)
     scores: list[RetrievalScores] = []
     for tasks in tasks_of_all:

@@ -7,18 +7,18 @@ pictures lay when they were indexed.
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.backbone import Backbone
 from indexer.errors import PictureError, SeenitError
 from indexer.images import decode_file
+from indexer.index import is_index
 from indexer.manifest import read_manifest
 from indexer.store import content_id, is_url, open_store
-from indexer.sync import sync_folder
 
-from .calibrate import calibrate
+from .build import build_index
 from .search import Searcher
 
 
@@ -49,16 +49,16 @@ def open_gallery(
         paths.setdefault(content_id(path.read_bytes()), []).append(path)
     with tempfile.TemporaryDirectory(prefix="seenit-evaluate-") as scratch:
         location = Path(scratch) / "index" if index is None else index
-        is_made = not is_index(location)
-        if is_made:
+        is_new = not is_made(location)
+        if is_new:
             photos = _side_by_side([same[0] for same in paths.values()], Path(scratch) / "photos")
-            made = sync_folder(photos, location, backbone=backbone, resolution=resolution, progress=progress, say=say)
+            built = build_index(photos, location, backbone=backbone, resolution=resolution, progress=progress, say=say)
+            made = built.summary
             if made.skipped:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in made.skipped.items())
                 say(f"pictures of the gallery that cannot be read count as never found: {reasons}")
-            calibrate(location, backbone=backbone if isinstance(backbone, Backbone) else None, say=say)
         with Searcher.open(location, say=say) as searcher:
-            if not is_made:
+            if not is_new:
                 _check_same(searcher, paths, resolution)
             if isinstance(backbone, Backbone):
                 searcher.use(backbone)
@@ -77,15 +77,12 @@ def _side_by_side(pictures: Sequence[Path], folder: Path) -> Path:
     return folder
 
 
-def is_index(location: str | Path) -> bool:
-    """Whether something was indexed there."""
+def is_made(location: str | Path) -> bool:
+    """Whether something was indexed there; SeenitError where it cannot be told."""
     if not is_url(location):
-        return Path(location).exists()
-    store = open_store(location, write=True)  # which does not mind that nothing is there yet
-    try:
+        return is_index(location)
+    with closing(open_store(location, write=True)) as store:  # which does not mind that nothing is there yet
         return read_manifest(store) is not None
-    finally:
-        store.close()
 
 
 def _check_same(searcher: Searcher, paths: dict[str, list[Path]], resolution: int | None) -> None:

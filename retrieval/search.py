@@ -8,20 +8,23 @@ that gives the order, the place of the thing in each result, and how likely it i
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from indexer.backbone_once import LoadOnce, load_once
+from indexer.calibration import Calibration
 from indexer.decode_pool import DecodePool
 from indexer.errors import PictureError, SeenitError
-from indexer.manifest import Manifest, Roots, read_manifest
+from indexer.index import WAIT_S, Index
+from indexer.manifest import Manifest, Roots
 from indexer.preprocess import MIDDLE
 from indexer.read_picture import Decoded, Job, Outcome
-from indexer.store import Hit, Metadata, Record, Store, Where, content_id, open_store
+from indexer.store import Hit, Metadata, Record, Store, Where, content_id
 
-from .calibrate import Calibration, read_calibration
 from .evidence import Evidence
 from .query import Picture, Prepared, Query, Region, as_together, combined, read_query, unit_vector
 
@@ -39,6 +42,8 @@ RERANKED_EXACT = 10_000  # of them with `exact`
 RERANK_BY_DEFAULT = True
 QUERIES_AT_ONCE = 128
 ALPHA = 3  # power of the cosines in query expansion
+PATCHES_AT_ONCE = 20_000  # images whose patches are held in memory while queries are compared, 3 kB each
+TRIES = 5  # to describe queries by statistics that hold until their answers are there
 
 
 @dataclass(frozen=True)
@@ -92,36 +97,37 @@ class Searcher:
         results = searcher.search("query.jpg", top=10)
     """
 
-    def __init__(self, store: Store, manifest: Manifest, say: Callable[[str], None] = lambda line: None) -> None:
-        self.store = store
-        self.manifest = manifest
-        self.roots = Roots(store.location, manifest.roots)
-        self.calibration: Calibration | None = read_calibration(store, manifest)
+    def __init__(self, index: Index, say: Callable[[str], None] = lambda line: None) -> None:
+        self.index = index
         self._say = say
+        self._backbone = LoadOnce(say=say)
         self._embedder: Embedder | None = None
-        self._fit: Fit | None = None
 
     @classmethod
     def open(
-        cls, index: str | Path, *, wait_s: float = 5.0, say: Callable[[str], None] = lambda line: None
+        cls, index: str | Path | Index, *, wait_s: float = WAIT_S, say: Callable[[str], None] = lambda line: None
     ) -> "Searcher":
-        """Open the index at a folder or a server's URL.
+        """Open the index at a folder or a server's URL; SeenitError where there is none."""
+        return cls(Index.open(index, wait_s=wait_s), say)
 
-        wait_s  how long to wait for another process that uses the index
-        Raises SeenitError where there is no index, LockedError where another process holds it.
-        """
-        store = open_store(index, wait_s=wait_s)
-        try:
-            manifest = read_manifest(store)
-            if manifest is None:
-                raise SeenitError(f"no index at {index}; create one with: seenit index FOLDER --index {index}")
-            return cls(store, manifest, say)
-        except BaseException:
-            store.close()
-            raise
+    @property
+    def store(self) -> Store:
+        return self.index.store
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.index.manifest
+
+    @property
+    def roots(self) -> Roots:
+        return self.index.roots
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.index.calibration
 
     def close(self) -> None:
-        self.store.close()
+        self.index.close()
 
     def __enter__(self) -> "Searcher":
         return self
@@ -187,8 +193,8 @@ class Searcher:
         """
         if not queries:
             return []
-        how = _How(top, where, rerank, exact, expand, augment)
-        return self._answers(self.prepare(queries, regions, include_self=include_self), how)
+        how = self._how(top, where, rerank, exact, expand, augment)
+        return self._steady(lambda: self.prepare(queries, regions, include_self=include_self), how)
 
     def search_files(
         self,
@@ -208,27 +214,24 @@ class Searcher:
         Like `search_batch`, but decoded in worker processes, a bounded number at a time, and a broken file costs only
         its own answer.
         """
-        how = _How(top, where, rerank, exact, expand, augment)
+        how = self._how(top, where, rerank, exact, expand, augment)
         if len(paths) == 1 or region is not None:
             for path in paths:
+                prepared = partial(self.prepare, [path], [region], include_self=include_self)
                 try:
-                    yield str(path), self._answers(self.prepare([path], [region], include_self=include_self), how)[0]
+                    yield str(path), self._steady(prepared, how)[0]
                 except PictureError as error:
                     yield str(path), error
             return
-        embedder, fit = self._ready()
+        embedder, _ = self._ready()
         # as `_pixels` does it
         with DecodePool(resolution=round(embedder.resolution / MIDDLE), patch_size=1) as pool:
             for start in range(0, len(paths), QUERIES_AT_ONCE):
                 group = [os.path.abspath(path) for path in paths[start : start + QUERIES_AT_ONCE]]
                 outcomes = {outcome.path: outcome for outcome in pool.run(Job(path) for path in dict.fromkeys(group))}
                 pixels = {path: found.pixels for path, found in outcomes.items() if isinstance(found, Decoded)}
-                views = embedder.describe_queries(list(pixels.values()), fit)
-                asked = [
-                    Prepared(tuple(of_path), own=() if include_self else (path,))
-                    for path, of_path in zip(pixels, views, strict=True)
-                ]
-                by_path = dict(zip(pixels, self._answers(asked, how), strict=True))
+                prepared = partial(self._prepare_decoded, pixels, include_self)
+                by_path = dict(zip(pixels, self._steady(prepared, how), strict=True))
                 for given, path in zip(paths[start:], group, strict=False):
                     yield str(given), by_path[path] if path in by_path else _why_not(outcomes[path])
 
@@ -272,9 +275,10 @@ class Searcher:
     def candidates(self, queries: Sequence[Query]) -> "list[list[Candidate]]":
         """All that is compared patch by patch with each query, best first."""
         asked = self.prepare(queries, include_self=True)
+        with self.store.snapshot():
+            ranked = self._ranked(asked, _How(RERANKED))
         return [
-            [Candidate(hit.id, hit.score, found.agreement(n)) for n, hit in enumerate(found.hits)]
-            for found in self._ranked(asked, _How(RERANKED))
+            [Candidate(hit.id, hit.score, found.agreement(n)) for n, hit in enumerate(found.hits)] for found in ranked
         ]
 
     def explain(self, query: Picture, picture: str | Path, *, region: Region | None = None) -> Explained:
@@ -308,14 +312,37 @@ class Searcher:
     @property
     def dim(self) -> int:
         """Length G of a query vector."""
-        schema = self.store.schema()
-        return schema.global_dim if schema else 0
+        return self.index.dim
 
     def awaiting_refit(self) -> int:
         """Records whose vectors an older fit made, after a run that was cut short; results are poor until it is run."""
-        return self.store.count(Where(not_fit=self.manifest.fit))
+        return self.index.awaiting_refit()
 
     # ---- the steps ----
+
+    def _how(self, top: int, where: Where, rerank: bool, exact: bool, expand: int, augment: int) -> "_How":
+        if top < 1:
+            raise SeenitError(f"--top {top} asks for nothing; take 1 or more")
+        return _How(top, self.index.with_keys(where), rerank, exact, expand, augment)
+
+    def _steady(self, prepared: "Callable[[], list[Prepared]]", how: "_How") -> list[list[Result]]:
+        """Results from one state of the index, with queries that were described by that state's statistics."""
+        for _ in range(TRIES):
+            self.index.refresh()
+            asked = prepared()  # no read is open meanwhile: this takes the backbone
+            with self.store.snapshot():
+                if not self.index.refresh():
+                    return self._answers(asked, how)
+        raise SeenitError(f"the index at {self.index.location} is being refitted again and again; search again later")
+
+    def _prepare_decoded(self, pixels: dict[str, np.ndarray], include_self: bool) -> list[Prepared]:
+        """Queries whose files were decoded in other processes, by path."""
+        embedder, fit = self._ready()
+        views = embedder.describe_queries(list(pixels.values()), fit)
+        return [
+            Prepared(tuple(of_path), own=() if include_self else (path,))
+            for path, of_path in zip(pixels, views, strict=True)
+        ]
 
     def _describe(self, pictures: "Sequence[tuple[Picture, Region | None]]") -> "list[list[View]]":
         from indexer.embed import View
@@ -347,27 +374,18 @@ class Searcher:
         return read_query(picture, None, self.manifest.resolution).pixels
 
     def _ready(self) -> "tuple[Embedder, Fit]":
-        """The backbone that made the index, loaded on first use."""
-        if self._embedder is None or self._fit is None:
-            from indexer.backbone import Backbone
+        """The backbone that made the index, loaded on first use, and the statistics of today."""
+        if self._embedder is None:
+            self._embedder = self.index.embedder(self._backbone.load(self.manifest.backbone))
+        return self._embedder, self.index.fit
 
-            self.use(Backbone.load(self.manifest.backbone, say=self._say))
-        assert self._embedder is not None and self._fit is not None
-        return self._embedder, self._fit
-
-    def use(self, backbone: "Backbone") -> None:
+    def use(self, backbone: "Backbone | LoadOnce") -> None:
         """Embed queries with an already loaded backbone; SeenitError if another one made the index."""
-        from indexer.embed import Embedder, check_backbone, read_fit, recipe_of
-
-        check_backbone(self.manifest, backbone, self.store.location)
-        recipe = recipe_of(self.manifest, self.store.location)
-        self._embedder = Embedder(backbone, self.manifest.resolution, recipe)
-        self._fit = read_fit(self.store, self.manifest, self._embedder.recipe)
+        self._backbone = load_once(backbone, self._say)
+        self._embedder = self.index.embedder(self._backbone.load(self.manifest.backbone))
 
     def _answers(self, asked: "Sequence[Prepared]", how: "_How") -> list[list[Result]]:
         """Results for each query. A record's cosine is that of the view that it resembles most."""
-        if how.top < 1:
-            raise SeenitError(f"--top {how.top} asks for nothing; take 1 or more")
         if not asked:
             return []
         ranked = self._ranked(asked, how)
@@ -394,27 +412,13 @@ class Searcher:
             return [_Ranked(found) for found in hits]
         from .rerank import in_threads
 
-        return in_threads(self._compared, asked, hits)
-
-    def _compared(self, asked: "Prepared", hits: list[Hit]) -> "_Ranked":
-        """The hits by cosine and patches together; what one has in common with a disliked picture does not count."""
-        from .rerank import Comparison, fused
-
-        patches = self.store.patches([hit.id for hit in hits])
-        views = [view for view in asked.views if len(view.tokens)]
-        if not views or not patches:
-            return _Ranked(hits)
-        hits = sorted(hits, key=lambda hit: hit.id not in patches)  # those without patches last
-        packed = [patches[hit.id] for hit in hits if hit.id in patches]
-        comparison = Comparison(views, packed)
-        agreement = np.stack([comparison.support, comparison.distinct])  # (2, candidates)
-        if unlike := [view for view in asked.unlike if len(view.tokens)]:
-            against = Comparison(unlike, packed)
-            agreement = np.maximum(agreement - np.stack([against.support, against.distinct]), 0)
-        agreement = np.pad(agreement, ((0, 0), (0, len(hits) - len(packed))))
-        scores = fused(np.array([hit.score for hit in hits]), *agreement)
-        order = np.argsort(-scores, kind="stable").tolist()
-        return _Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
+        ranked: list[_Ranked] = []
+        at_once = max(1, PATCHES_AT_ONCE // max(1, *map(len, hits)))
+        for start in range(0, len(asked), at_once):
+            some = hits[start : start + at_once]
+            packed = self.store.patches(list(dict.fromkeys(hit.id for found in some for hit in found)))
+            ranked += in_threads(partial(_compared, packed), asked[start : start + at_once], some)
+        return ranked
 
     def _expanded(self, asked: "Prepared", best: Sequence[Hit]) -> "Prepared":
         """The query with its first neighbours mixed in, weighted by cosine ** ALPHA (Radenovic et al., 2018)."""
@@ -488,6 +492,29 @@ class Searcher:
         known = self.calibration
         probability = known.probability(score, comparison.agreement(row)) if known else None
         return to_evidence(comparison.match(row), probability)
+
+
+def _compared(packed: dict[str, bytes], asked: "Prepared", hits: list[Hit]) -> "_Ranked":
+    """The hits by cosine and patches together; what one has in common with a disliked picture does not count.
+
+    packed  patches by id, of the hits that have any
+    """
+    from .rerank import Comparison, fused
+
+    views = [view for view in asked.views if len(view.tokens)]
+    hits = sorted(hits, key=lambda hit: hit.id not in packed)  # those without patches last
+    of_hits = [packed[hit.id] for hit in hits if hit.id in packed]
+    if not views or not of_hits:
+        return _Ranked(hits)
+    comparison = Comparison(views, of_hits)
+    agreement = np.stack([comparison.support, comparison.distinct])  # (2, candidates)
+    if unlike := [view for view in asked.unlike if len(view.tokens)]:
+        against = Comparison(unlike, of_hits)
+        agreement = np.maximum(agreement - np.stack([against.support, against.distinct]), 0)
+    agreement = np.pad(agreement, ((0, 0), (0, len(hits) - len(of_hits))))
+    scores = fused(np.array([hit.score for hit in hits]), *agreement)
+    order = np.argsort(-scores, kind="stable").tolist()
+    return _Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """Tiny real things that many tests need: a random backbone, a few drawn photos, a cache and state of their own."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,6 +13,12 @@ from PIL import Image
 
 from indexer.checkpoint import save_checkpoint
 from indexer.vit import Architecture, VisionTransformer
+
+if TYPE_CHECKING:  # imported where used: most tests need none of it
+    from qdrant_grpc_peer import QdrantGrpcPeer
+    from qdrant_peer import QdrantPeer
+
+    from indexer.store import Store
 
 torch.set_num_threads(1)
 TINY = Architecture(patch_size=14, embed_dim=32, depth=4, num_heads=2, image_size=112)
@@ -64,3 +73,74 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("real photos are not at hand (SEENIT_SHARED names their folder)")
     return folder
+
+
+# Stores
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A folder in memory where the system offers that: stores wait for the disk at each of their many small steps."""
+    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="stores.", dir=shared_memory) as folder:
+        yield Path(folder).resolve()
+
+
+@pytest.fixture(scope="module")
+def module_peer() -> Iterator["QdrantPeer"]:
+    from qdrant_peer import QdrantPeer
+
+    with QdrantPeer() as peer:
+        yield peer
+
+
+@pytest.fixture(scope="module")
+def module_grpc_peer(module_peer: "QdrantPeer") -> Iterator["QdrantGrpcPeer"]:
+    from qdrant_grpc_peer import QdrantGrpcPeer
+
+    with QdrantGrpcPeer(module_peer) as grpc_peer:
+        yield grpc_peer
+
+
+@pytest.fixture(params=["folder", "memory", "http", "grpc"])
+def empty(
+    request: pytest.FixtureRequest,
+    memory_path: Path,
+    module_grpc_peer: "QdrantGrpcPeer",
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator["Store"]:
+    """A store of each kind before `ensure`."""
+    from store_kinds import open_kind
+
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(memory_path / "cache"))
+    store = open_kind(request.param, memory_path, module_grpc_peer.peer, module_grpc_peer.port)
+    yield store
+    store.close()
+    store.close()  # twice is allowed
+
+
+@pytest.fixture
+def store(empty: "Store") -> "Store":
+    """A store of each kind that holds RECORDS."""
+    from stored_records import RECORDS, SCHEMA
+
+    empty.ensure(SCHEMA)
+    empty.upsert(RECORDS)
+    return empty
+
+
+@pytest.fixture
+def peer(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["QdrantPeer"]:
+    """A server of its own for one test, whose failures are repeated after short pauses."""
+    from qdrant_peer import QdrantPeer
+
+    from indexer import qdrant_connection
+    from indexer.qdrant_address import KEY_VARIABLES
+
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(memory_path / "cache"))
+    monkeypatch.setattr(qdrant_connection, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(qdrant_connection, "TIMEOUT_S", 1)
+    for name in KEY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with QdrantPeer() as peer:
+        yield peer

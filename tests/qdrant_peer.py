@@ -178,6 +178,7 @@ def _describe(collection: _Collection, body: bytes) -> Any:
         config=models.CollectionConfig(
             params=params,
             hnsw_config=models.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000),
+            wal_config=models.WalConfig(wal_capacity_mb=32, wal_segments_ahead=0),
             optimizer_config=models.OptimizersConfig(
                 deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0, flush_interval_sec=5
             ),

@@ -8,10 +8,10 @@ import pytest
 from conftest import draw_photo
 
 from indexer import sync_folder
-from indexer.manifest import read_manifest
-from indexer.store import open_store
+from indexer.calibration import BLOB, FORMAT, Calibration, calibration_json, parse_calibration
+from indexer.index import Index
 from retrieval import Searcher
-from retrieval.calibrate import BLOB, FORMAT, VIEWS, Calibration, calibrate, read_calibration
+from retrieval.calibrate import VIEWS, calibrate
 
 
 @pytest.fixture
@@ -41,10 +41,9 @@ def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path
 def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Path) -> None:
     learnt = calibrate(index)
     assert learnt is not None
-    store = open_store(index, write=True)
     marked = replace(learnt, offset=learnt.offset + 1)
-    store.write_blob(BLOB, json.dumps({"format": FORMAT, **vars(marked)}).encode())
-    store.close()
+    with Index.open(index, write=True) as opened:
+        opened.store.write_blob(BLOB, calibration_json(marked))
     assert calibrate(index) == marked
     for n in range(30):
         draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
@@ -58,10 +57,7 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
     draw_photo(few / "1.png", 1)
     sync_folder(few, backbone=str(tiny_backbone), resolution=56, workers=1)
     assert calibrate(few / ".seenit") is None
-    store = open_store(index, write=True)
-    manifest = read_manifest(store)
-    assert manifest is not None
-    good = {"format": FORMAT, **vars(Calibration(9.0, -4.0, 9.0, -4.0, manifest.fit, 8, 4))}
+    good = {"format": FORMAT, **vars(Calibration(9.0, -4.0, 9.0, -4.0, "fit", 8, 4))}
     for bad in (
         b"",
         b"[]",
@@ -78,11 +74,12 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
             )
         ),
     ):
-        store.write_blob(BLOB, bad)
-        assert read_calibration(store, manifest) is None
-    store.write_blob(BLOB, json.dumps(good).encode())
-    assert read_calibration(store, manifest) is not None
-    store.close()
+        assert parse_calibration(bad, "fit") is None
+        with Index.open(index, write=True) as opened:
+            opened.store.write_blob(BLOB, bad)
+            assert opened.refresh() is False and opened.calibration is None
+    assert parse_calibration(None, "fit") is None
+    assert parse_calibration(json.dumps(good).encode(), "fit") is not None
 
 
 def test_the_lower_probability_counts() -> None:

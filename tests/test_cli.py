@@ -57,7 +57,7 @@ def indexed(photos: Path, tiny_backbone: Path, seenit: Seenit) -> Path:
 
 def assert_one_line_error(run: Run, *patterns: str) -> None:
     assert run.code == 1, (run.out, run.err)
-    lines = [line for line in run.err.splitlines() if not re.search("backbone .* on cpu|using the last", line)]
+    lines = [line for line in run.err.splitlines() if not re.search("backbone .* on cpu|using the (last )?index", line)]
     assert len(lines) == 1 and "Traceback" not in run.err, run.err
     for pattern in patterns:
         assert re.search(pattern, lines[0]), lines[0]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -402,7 +403,9 @@ def test_no_index_and_another_versions_index_are_one_line(tmp_path: Path, album:
     with pytest.raises(SeenitError, match="no index"):
         find_duplicates(tmp_path / "empty")
     shutil.copytree(album / ".seenit", tmp_path / "other")
-    file = tmp_path / "other" / "manifest.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 9'))
+    with closing(open_store(tmp_path / "other", write=True)) as store:
+        manifest = store.read_blob("manifest.json")
+        assert manifest is not None
+        store.write_blob("manifest.json", manifest.replace(b'"format": 2', b'"format": 9'))
     with pytest.raises(SeenitError, match="newer seenit"):
         find_duplicates(tmp_path / "other")

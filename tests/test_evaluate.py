@@ -223,10 +223,10 @@ def test_a_set_is_indexed_searched_and_scored(test_set: Path, tiny_backbone: Pat
 def test_an_index_is_made_once_and_then_used(test_set: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "kept"
     first = evaluate_retrieval(test_set, index=index, backbone=str(tiny_backbone), resolution=56, variants=VARIANTS[:1])
-    made = (index / "manifest.json").stat().st_mtime_ns
+    made = (index / "index.sqlite").read_bytes()
     again = evaluate_retrieval(test_set, index=index, variants=VARIANTS[:1])  # `auto`: by the backbone that made it
     assert [one.as_json() for one in again] == [one.as_json() for one in first]
-    assert (index / "manifest.json").stat().st_mtime_ns == made
+    assert (index / "index.sqlite").read_bytes() == made
     with pytest.raises(SeenitError, match="resolution 56, not 112"):
         evaluate_retrieval(test_set, index=index, resolution=112)
     other = save_tiny(tmp_path / "other.safetensors", seed=1)

@@ -37,7 +37,7 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
     "module, owners",
     [
         ("xformers", "indexer/attention.py"),
-        ("qdrant_edge", "indexer/edge_*.py"),
+        ("apsw", "indexer/*sqlite_*.py"),
         ("qdrant_client", "indexer/qdrant_*.py"),
     ],
 )

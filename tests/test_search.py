@@ -86,7 +86,13 @@ def test_filters(index: Path, photos: Path) -> None:
         def found(where: Where) -> set[str]:
             return set(names(searcher.search(photos / "a" / "0.jpg", where=where, include_self=True)))
 
-        assert found(Where(under=("0/b",))) == found(Where(tags=("blue",))) == {f"{n}.jpg" for n in (4, 5, 6, 7)}
+        blue = {f"{n}.jpg" for n in (4, 5, 6, 7)}
+        for folder in ("b", str(photos / "b"), photos / "b", ("b",), (photos / "b", "b")):  # paths, as a user has them
+            assert found(Where(under=folder)) == blue  # type: ignore[arg-type]
+        assert found(Where(tags="blue")) == found(Where(tags=("blue",))) == blue  # type: ignore[arg-type]
+        for folder in ("nowhere", "0/b", photos.parent):
+            with pytest.raises(SeenitError, match="no folder .* in the index at .*; it mirrors"):
+                found(Where(under=(str(folder),)))
         assert found(Where(after=year, before=next_year)) == {"tower.jpg"}
         assert "tower.jpg" not in found(Where(after=next_year))
         assert found(Where(camera="eos canon")) == {"tower.jpg"} and found(Where(camera="nikon")) == set()

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -73,15 +73,13 @@ def duplicates(
 
 
 def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: dict[str, object]) -> None:
-    from indexer.manifest import Roots, read_manifest
-    from indexer.store import open_store
+    from indexer.index import Index
 
     from .move import check_target, move_spare
     from .present import megabytes
 
-    with closing(open_store(found.index)) as store:
-        manifest = read_manifest(store)
-        check_target(found, target, Roots(store.location, manifest.roots if manifest else {}))
+    with Index.open(found.index) as index:
+        check_target(found, target, index.roots)
     spare = [file for group in found.groups for file in group.spare]
     if yes:
         moved = move_spare(found, target, _say)
@@ -163,15 +161,14 @@ def _tell_left(done: "Moved | Joined") -> None:
 def _index_at(where: str | None) -> str:
     """The index that is named, or that of a folder; without either the usual one."""
     from indexer.errors import SeenitError
+    from indexer.index import index_in
     from indexer.last_index import find_index
     from indexer.store import is_url
 
     if where is None or is_url(where):
         return find_index(where, say=_say)
-    folder = Path(where).expanduser()
-    for place in (folder / ".seenit", folder):
-        if (place / "manifest.json").is_file():
-            return str(place)
+    if (place := index_in(Path(where).expanduser())) is not None:
+        return str(place)
     raise SeenitError(f"no index at {where}; create one with: seenit index {where}")
 
 

@@ -3,14 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from indexer.errors import SeenitError
-from indexer.manifest import Roots, read_manifest
-from indexer.store import Listed, Record, Store, StoredFile, open_store
+from indexer.index import WAIT_S, Index
+from indexer.manifest import Roots
+from indexer.store import Listed, Record, Store, StoredFile
 
 from .candidates import NEIGHBOURS, Candidates, are_among, near_pairs, read_vectors, with_pairs
 from .confirm import (
@@ -51,7 +51,7 @@ def find_duplicates(
     *,
     workers: int | None = None,
     neighbours: int = NEIGHBOURS,
-    wait_s: float = 5.0,
+    wait_s: float = WAIT_S,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Duplicates:
     """Group the pictures of an index that are copies of each other. Nothing is changed.
@@ -67,18 +67,15 @@ def find_duplicates(
     if level not in LEVELS or keep not in KEEPS:
         raise SeenitError(f"unknown level {level!r} or order {keep!r}; take {', '.join(LEVELS)}; {', '.join(KEEPS)}")
     started = time.monotonic()
-    with closing(open_store(index, wait_s=wait_s)) as store:
-        manifest = read_manifest(store)
-        if manifest is None:
-            raise SeenitError(f"no index at {index}; create one with: seenit index FOLDER --index {index}")
-        search = _Search(store, Roots(store.location, manifest.roots), keep, workers, progress)
+    with Index.open(index, wait_s=wait_s) as opened, opened.store.snapshot():
+        search = _Search(opened.store, opened.roots, keep, workers, progress)
         groups = search.exact() if level == "exact" else search.near(neighbours, scenes=level == "scene")
         return Duplicates(
-            index=store.location,
+            index=opened.location,
             level=level,
             keep=keep,
             groups=tuple(sorted(groups, key=lambda group: -sum(file.size for file in group.spare))),
-            pictures=store.count(),
+            pictures=opened.count,
             seconds=time.monotonic() - started,
             notes=tuple(search.notes),
         )

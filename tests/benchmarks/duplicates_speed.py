@@ -108,7 +108,7 @@ def make(folder: Path, count: int) -> None:
     store = open_store(folder / "index", write=True)
     roots = {"0": str(folder / "photos")}
     recipe = RECIPES["balanced"]
-    write_manifest(store, Manifest("none", "0" * 32, 224, recipe.version, "synthetic", count, roots))
+    write_manifest(store, Manifest("none", "0" * 32, 224, recipe.settings, "synthetic", count, roots))
     store.ensure(Schema(DIM))
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     with Pool() as pool:

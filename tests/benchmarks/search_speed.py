@@ -45,7 +45,7 @@ def make(args: argparse.Namespace) -> None:
     recipe = RECIPES[args.tokens]
     packed = [candidate(rng, view(rng, args.dim), recipe) for _ in range(KINDS)]
     store = open_store(args.index, write=True)
-    write_manifest(store, Manifest("none", "0" * 32, 224, recipe.version, "synthetic", args.records, {"0": "/photos"}))
+    write_manifest(store, Manifest("none", "0" * 32, 224, recipe.settings, "synthetic", args.records, {"0": "/photos"}))
     store.ensure(Schema(args.dim))
     for number, records in enumerate(record_chunks(args)):
         store.upsert([with_patches(record, packed[(number + n) % KINDS]) for n, record in enumerate(records)])

@@ -14,10 +14,10 @@ import numpy as np
 
 from indexer import descriptor
 from indexer.backbone import Backbone
-from indexer.embed import Embedder, check_backbone, read_fit, recipe_of
+from indexer.embed import Embedder, check_backbone
 from indexer.errors import SeenitError
-from indexer.manifest import Manifest, Roots, read_manifest
-from indexer.store import Store, is_url, open_store
+from indexer.index import Index, is_index
+from indexer.manifest import Manifest
 
 from ..sources import PictureSource, Place, open_source
 from .embed import Describer, Pictures, Say, decoders_for, embed_pictures, fit_describer
@@ -110,11 +110,6 @@ def read_inputs(
     )
 
 
-def is_index(given: str | Path) -> bool:
-    """Whether an index is meant, rather than a folder of pictures."""
-    return is_url(given) or ((Path(given) / "manifest.json").is_file() and (Path(given) / "shard").is_dir())
-
-
 def join(parts: Sequence[Pictures]) -> Pictures:
     """Several as one; a picture that is named twice counts once."""
     places = [place for part in parts for place in part.places]
@@ -163,19 +158,13 @@ def _embedder(first: IndexVectors | None, backbone: str | Path | None, say: Say)
 
 def _read_index(location: str, folder: Path, say: Say) -> IndexVectors:
     """Copy the vectors of an index to shards in `folder`; the index is let go of at once."""
-    store = open_store(location)
-    try:
-        manifest = read_manifest(store)
-        if manifest is None or not store.count():
+    with Index.open(location) as index, index.store.snapshot():
+        if not index.count:
             raise SeenitError(f"the index at {location} is empty; fill it with: seenit index FOLDER --index {location}")
-        fit = read_fit(store, manifest, recipe_of(manifest, location))
-        return IndexVectors(location, manifest, fit, _copy_vectors(store, manifest, folder, say))
-    finally:
-        store.close()
+        return IndexVectors(location, index.manifest, index.fit, _copy_vectors(index, folder, say))
 
 
-def _copy_vectors(store: Store, manifest: Manifest, folder: Path, say: Say) -> Pictures:
-    roots = Roots(store.location, manifest.roots)
+def _copy_vectors(index: Index, folder: Path, say: Say) -> Pictures:
     places: list[Place] = []
     pixels: list[int] = []
     vectors: list[np.ndarray] = []
@@ -193,14 +182,14 @@ def _copy_vectors(store: Store, manifest: Manifest, folder: Path, say: Say) -> P
         num_bad += int((~good).sum())
         vectors.clear()
 
-    for record in store.scroll(vectors=True):
-        if record.fit != manifest.fit:
+    for record in index.store.scroll(vectors=True):
+        if record.fit != index.manifest.fit:
             raise SeenitError(
-                f"pictures of the index at {store.location} await refitting; to finish: seenit index --index"
-                f" {store.location}"
+                f"pictures of the index at {index.location} await refitting; to finish: seenit index --index"
+                f" {index.location}"
             )
         assert record.global_vector is not None
-        places.append(Place(roots.path(record.files[0].key)))
+        places.append(Place(index.roots.path(record.files[0].key)))
         pixels.append(record.metadata.width * record.metadata.height)
         vectors.append(record.global_vector)
         if len(vectors) == BLOCK_ROWS:
@@ -208,5 +197,5 @@ def _copy_vectors(store: Store, manifest: Manifest, folder: Path, say: Say) -> P
     if vectors:
         flush()
     if num_bad:
-        say(f"left out {num_bad:,} vectors of {store.location} that are zero or not finite")
+        say(f"left out {num_bad:,} vectors of {index.location} that are zero or not finite")
     return Pictures(tuple(places), Embeddings(tuple(shards)), np.array(pixels, np.int64))

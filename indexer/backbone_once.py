@@ -1,0 +1,38 @@
+"""A backbone that is loaded when it is first needed, and then kept for all steps and rounds of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it imports torch, which a run that embeds nothing does without
+    from .backbone import Backbone
+
+
+class LoadOnce:
+    """Names a backbone and, once it was asked for, holds it."""
+
+    def __init__(
+        self, spec: "Backbone | str | Path | None" = None, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """spec: a loaded backbone, a name or a path; None: whatever the index was made with, `auto` for a new one."""
+        self.spec: str | Path | None = spec if spec is None or isinstance(spec, (str, Path)) else spec.spec
+        self._loaded: Backbone | None = None if spec is None or isinstance(spec, (str, Path)) else spec
+        self._say = say
+
+    def load(self, otherwise: str) -> "Backbone":
+        """The backbone; `otherwise` names it where none was asked for."""
+        if self._loaded is None:
+            from .backbone import Backbone
+
+            self._loaded = Backbone.load(self.spec or otherwise, say=self._say)
+        return self._loaded
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._loaded is not None
+
+
+def load_once(
+    backbone: "Backbone | LoadOnce | str | Path | None", say: Callable[[str], None] = lambda line: None
+) -> LoadOnce:
+    return backbone if isinstance(backbone, LoadOnce) else LoadOnce(backbone, say)

@@ -1,0 +1,55 @@
+"""What an index has learnt of its own scores: the probability that a result shows the same object.
+
+The learning itself is `retrieval.calibrate`; this is the part that an opened index carries.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+BLOB = "calibration.json"
+FORMAT = 2  # 2: agreement is what is distinct
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """probability = 1 / (1 + exp(-(slope * x + offset))), the lower one of x = score and x = the patches' agreement.
+
+    Platt scaling (Platt, 1999).
+    """
+
+    slope: float
+    offset: float
+    agreement_slope: float
+    agreement_offset: float
+    fit: str  # of the descriptor, for whose scores it holds
+    pictures: int  # in the index when it was made
+    views: int  # that it was learnt from
+
+    def probability(self, score: float, agreement: float) -> float:
+        """That a result with this score and agreement shows the same object, in (0, 1)."""
+        of_agreement = _logistic(self.agreement_slope * agreement + self.agreement_offset)
+        return min(_logistic(self.slope * score + self.offset), of_agreement)
+
+
+def parse_calibration(data: bytes | None, fit: str) -> Calibration | None:
+    """From the index's blob; None where there is none for the vectors of this fit, or none that can be read."""
+    try:
+        values = json.loads(data or b"{}")
+        if values.pop("format", None) != FORMAT:
+            return None
+        calibration = Calibration(**values)
+        numbers = (calibration.slope, calibration.offset, calibration.agreement_slope, calibration.agreement_offset)
+        if not all(math.isfinite(number) for number in numbers):
+            return None
+        return calibration if calibration.fit == fit else None  # vectors made anew have other scores
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def calibration_json(calibration: Calibration) -> bytes:
+    return json.dumps({"format": FORMAT, **asdict(calibration)}).encode()
+
+
+def _logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-min(max(value, -30.0), 30.0)))
