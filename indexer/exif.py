@@ -43,7 +43,8 @@ def date_in_name(name: str) -> datetime | None:
     for found in _NAME_DATE.finditer(name):
         year, _, month, day, *time = found.groups()
         try:
-            return datetime(int(year), int(month), int(day), *(int(part or 0) for part in time), tzinfo=UTC)
+            hour, minute, second = (int(part or 0) for part in time)
+            return datetime(int(year), int(month), int(day), hour, minute, second, tzinfo=UTC)
         except ValueError:
             continue
     return None
@@ -78,8 +79,8 @@ def _taken_at(exif: Any, details: dict[int, Any]) -> datetime | None:
     ):
         try:
             moment = datetime.strptime(str(text).strip(" \0")[:19], "%Y:%m:%d %H:%M:%S")
-            if moment := plausible((moment - _utc_offset(offset)).replace(tzinfo=UTC)):
-                return moment
+            if utc := plausible((moment - _utc_offset(offset)).replace(tzinfo=UTC)):
+                return utc
         except (ValueError, OverflowError):
             continue
     return None

@@ -103,7 +103,7 @@ def on_another_disk() -> None:
             raise OSError(errno.EXDEV, "Invalid cross-device link")
         real(source, target)
 
-    names.Name.link_to = link_to  # type: ignore[method-assign]
+    names.Name.link_to = link_to  # type: ignore[method-assign,assignment]
     from retrieval.duplicates import move
 
     line = move._line

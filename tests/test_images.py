@@ -434,7 +434,7 @@ def test_nonsense_in_exif_is_no_information() -> None:
 
 
 def turning(format_name: str) -> bool:
-    return format_name != "AVIF" or features.check("avif")
+    return format_name != "AVIF" or bool(features.check("avif"))
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])

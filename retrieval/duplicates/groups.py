@@ -38,7 +38,8 @@ class Pair:
     similarity     correlation of what they share for "near", else how far their patches agree; in [0, 1]
     transform      (2, 3) from fractions of the first to fractions of the second; None where none is known
     overlap        share of the first, and of the second, that the other one shows
-    stays          once grouped: why the second is not given up for the first; empty where it may be
+    stays          why the second is not given up for the first, nor the other way round; once grouped, why not for its
+                   keeper; empty where it may be
     """
 
     first: int
@@ -59,7 +60,7 @@ class Pair:
         back = None
         if self.transform is not None:
             back = inverse(self.transform)
-        return Pair(self.second, self.first, self.level, self.similarity, back, self.overlap[::-1])
+        return Pair(self.second, self.first, self.level, self.similarity, back, self.overlap[::-1], self.stays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,11 @@ def stars(
         members, related = [], []
         apart = _side_by_side(beside[keeper])
         for pair in sorted(beside[keeper], key=lambda pair: (pair.level, -pair.similarity, pair.second)):
-            if reason := stays(pair, sizes) or ("the keeper shows others beside it" if pair.second in apart else ""):
+            if (
+                reason := pair.stays
+                or stays(pair, sizes)
+                or ("the keeper shows others beside it" if pair.second in apart else "")
+            ):
                 related.append(replace(pair, stays=reason))
             elif pair.second not in taken:
                 taken.add(pair.second)
@@ -116,7 +121,7 @@ def _most_confirmed(row: int, beside: dict[int, list[Pair]], taken: set[int], si
     """The row itself, or a free copy of it with as much detail that shares most with more free pictures."""
 
     def copies(row: int) -> list[Pair]:
-        return [pair for pair in beside[row] if pair.level == "near" and pair.second not in taken]
+        return [pair for pair in beside[row] if pair.level == "near" and not pair.stays and pair.second not in taken]
 
     detailed = [pair.second for pair in copies(row) if zoom_of(pair, sizes) >= AS_DETAILED]
     return max([row, *detailed], key=lambda one: sum(pair.share_most for pair in copies(one)))

@@ -102,7 +102,7 @@ def reach(top: str, path: str, *, make: bool = False) -> Iterator[Name]:
     if not parts or os.path.normpath(path) != path:
         raise SeenitError(f"{path} does not lie in {top}")
     if not HANDLES:
-        yield Name(path, _checked(top, parts, make), None)
+        yield Name(path, _checked(top, tuple(parts), make), None)
         return
     handle = os.open(top, os.O_RDONLY | FOLDER)
     try:

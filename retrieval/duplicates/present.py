@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from indexer.printable import quoted
@@ -64,6 +65,7 @@ def as_json(found: Duplicates) -> dict[str, object]:
                         "how": member.how,
                         "spare": not member.stays,
                         "why_not": member.stays or None,
+                        "differs_at": [asdict(one) for one in member.differs_at],
                     }
                     for member, file in _files_of(group)
                 ],
