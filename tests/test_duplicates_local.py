@@ -123,3 +123,20 @@ def test_screens_that_differ_are_not_offered_and_a_smaller_copy_is(tmp_path: Pat
     assert told[0][0]["in_keeper"] == [left, top, width, height]
     write_duplicates_page(tmp_path / "page.html", found)
     assert "differs from the keeper" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["grey", "enlarged"])
+def test_the_keeper_is_the_one_that_holds_more(kind: str, tmp_path: Path, tiny_backbone: Path) -> None:
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(5)
+    cells = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((320, 240), Image.Resampling.BICUBIC)
+    grain = rng.normal(0, 14, (240, 320, 1))
+    original = Image.fromarray((np.asarray(cells) + grain).clip(0, 255).astype(np.uint8))
+    original = original.filter(ImageFilter.GaussianBlur(0.8))  # as a lens does
+    original.save(tmp_path / "original.jpg", quality=90)
+    copy = original.convert("L") if kind == "grey" else original.resize((640, 480), Image.Resampling.BICUBIC)
+    copy.save(tmp_path / "copy.jpg", quality=95)
+    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    (group,) = find_duplicates(tmp_path / ".seenit", workers=1).groups
+    assert Path(group.file.path).name == "original.jpg"
+    assert [Path(file.path).name for file in group.spare] == ["copy.jpg"]

@@ -149,7 +149,10 @@ class _Search:
         """
         while True:
             told = [replace(pair, stays=closer.reason) if (closer := self._closer_of(pair)) else pair for pair in pairs]
-            found = stars(told, list(records), sizes, by_detail=self._keep == "resolution")
+            by_content = self._keep == "resolution"
+            lesser = {one.lesser for one in self._closer.values() if not one.reason} if by_content else set()
+            order = sorted(records, key=lambda row: row in lesser)
+            found = stars(told, order, sizes, by_detail=by_content, lesser=lesser)
             unseen = [
                 pair
                 for star in found

@@ -11,7 +11,7 @@ keepers of groups of their own.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -76,7 +76,11 @@ class Star:
 
 
 def stars(
-    pairs: Iterable[Pair], order: Sequence[int], sizes: dict[int, tuple[int, int]], by_detail: bool = False
+    pairs: Iterable[Pair],
+    order: Sequence[int],
+    sizes: dict[int, tuple[int, int]],
+    by_detail: bool = False,
+    lesser: Container[int | None] = (),
 ) -> list[Star]:
     """Groups of what was confirmed.
 
@@ -84,6 +88,7 @@ def stars(
     sizes      width and height of each in pixels
     by_detail  a frame, black corners or three photos beside it add pixels and show no more of a photo: of copies with
                as much detail the one that more was confirmed against is kept
+    lesser     rows that are not taken in the place of another one for that
     """
     beside: dict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:
@@ -98,7 +103,7 @@ def stars(
             waiting.pop()
             continue
         if by_detail:
-            keeper = _most_confirmed(keeper, beside, taken, sizes)
+            keeper = _most_confirmed(keeper, beside, taken, sizes, lesser)
         taken.add(keeper)
         members, related = [], []
         apart = _side_by_side(beside[keeper])
@@ -117,13 +122,21 @@ def stars(
     return _without_repeats(found)
 
 
-def _most_confirmed(row: int, beside: dict[int, list[Pair]], taken: set[int], sizes: dict[int, tuple[int, int]]) -> int:
+def _most_confirmed(
+    row: int,
+    beside: dict[int, list[Pair]],
+    taken: set[int],
+    sizes: dict[int, tuple[int, int]],
+    lesser: Container[int | None],
+) -> int:
     """The row itself, or a free copy of it with as much detail that shares most with more free pictures."""
 
     def copies(row: int) -> list[Pair]:
         return [pair for pair in beside[row] if pair.level == "near" and not pair.stays and pair.second not in taken]
 
-    detailed = [pair.second for pair in copies(row) if zoom_of(pair, sizes) >= AS_DETAILED]
+    detailed = [
+        pair.second for pair in copies(row) if zoom_of(pair, sizes) >= AS_DETAILED and pair.second not in lesser
+    ]
     return max([row, *detailed], key=lambda one: sum(pair.share_most for pair in copies(one)))
 
 

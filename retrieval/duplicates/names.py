@@ -132,7 +132,7 @@ def _checked(top: str, parts: tuple[str, ...], make: bool) -> str:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder)
         status = os.lstat(folder)
-        if not stat.S_ISDIR(status.st_mode) or getattr(status, "st_reparse_tag", 0):
+        if not stat.S_ISDIR(status.st_mode) or getattr(status, "st_reparse_tag", 0) != 0:
             raise SeenitError(f"{folder} is a link or no folder")
     return os.path.join(folder, parts[-1])
 
