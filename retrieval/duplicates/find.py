@@ -25,7 +25,7 @@ from .confirm import (
     scenes_among,
     worth_a_look,
 )
-from .groups import LEVELS, Level, Pair, Star, in_words, stars
+from .groups import LEVELS, SAME_PICTURE, Level, Pair, Star, in_words, stars
 from .keeper import KEEPS, Keep, files_in_order, keeping_order, why_never
 from .outcome import Difference, Duplicates, File, Group, Member
 from .patterns import SIDE as PATTERN_SIDE
@@ -281,7 +281,7 @@ class _Search:
             files=tuple(self._files(record)),
             level=pair.level,
             similarity=pair.similarity,
-            how=in_words(pair, sizes),
+            how=in_words(pair, sizes).replace(SAME_PICTURE, "nearly the same picture" if reason else SAME_PICTURE),
             stays=reason or pair.stays or why_never(record.metadata, keeper.metadata),
             differs_at=tuple(
                 Difference(

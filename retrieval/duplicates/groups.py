@@ -27,6 +27,7 @@ WHOLE = 0.85  # share of a picture that counts as all of it
 APART = 0.1  # of the smaller of two parts that the other shares, under which they lie side by side
 TURNED_DEGREES = 1.5  # less is not worth a word
 SQUEEZED = 1.04
+SAME_PICTURE = "the same picture in other bytes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +212,7 @@ def in_words(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
     zoom = math.sqrt(longer * shorter)
     if not 0.95 < zoom < 1.05:
         words.append(f"at {100 * zoom:.0f} % of the size")
-    return ", ".join(words) or "the same picture in other bytes"
+    return ", ".join(words) or SAME_PICTURE
 
 
 def _in_pixels(pair: Pair, sizes: dict[int, tuple[int, int]]) -> np.ndarray:
