@@ -1,7 +1,9 @@
 """Reads, hashes and decodes picture files in processes of their own, so that a bad file costs itself and nothing else.
 
 Surprising: each process has a thread of its own that hands it one job at a time. So it is always known which file a
-process was at when it died, hung or ran out of memory; that file is reported broken and the process replaced.
+process was at when it died, hung or ran out of memory. The file is tried once more in a fresh process: it is broken
+where that one fails by the file's own doing (a crash, all of its memory, seconds of computing), and an accident where
+it is killed or stands still as well.
 """
 
 import os
@@ -10,11 +12,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from .decoder_process import DecoderProcess
+from .decoder_process import DecoderProcess, Failure
 from .errors import SeenitError
-from .images import DEFAULT_LIMITS, Limits
+from .images import DEFAULT_LIMITS, NEEDS_MEMORY, Limits
 from .preprocess import Mode
-from .read_picture import Job, Outcome, Settings, Work, lost, read_picture
+from .read_picture import Broken, Job, Outcome, Settings, Work, lost, read_picture
 
 START_ATTEMPTS = 3
 
@@ -130,12 +132,18 @@ class DecodePool:
                     run.outcomes.put(SeenitError(f"cannot start a decoder process: {failure}"))
                     continue
                 answer = process.ask(job, self.settings.limits.timeout_s)
-                if isinstance(answer, str):
+                if _worth_another_try(answer, process) and not self._closed:
                     self._end(process)
-                    process = None
+                    process, failure = self._start()
+                    if process is not None:
+                        answer = process.ask(job, self.settings.limits.timeout_s)
+                if isinstance(answer, Failure):
+                    if process is not None:
+                        self._end(process)
+                        process = None
                     if self._closed:
                         return
-                    answer = lost(job.path, answer)
+                    answer = lost(job.path, answer.reason, accident=answer.accident)
                 run.outcomes.put(answer)
         finally:
             if process is not None:
@@ -166,6 +174,16 @@ class DecodePool:
         process.kill()
         with self._lock:
             self._running.discard(process)
+
+
+def _worth_another_try(answer: Outcome | Failure, process: DecoderProcess) -> bool:
+    """Whether a fresh process may do better: this one was killed or stood still, crashed, or was no longer fresh.
+
+    The cap on memory counts what earlier files have left behind.
+    """
+    if isinstance(answer, Failure):
+        return answer.again or answer.accident
+    return isinstance(answer, Broken) and answer.reason == NEEDS_MEMORY and process.jobs_done > 1
 
 
 class _Run:

@@ -16,18 +16,19 @@ import struct
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import import_module
 from typing import IO, Any, get_args
 
 import numpy as np
 
-from .images import Limits
+from .images import NEEDS_MEMORY, Limits
 from .read_picture import Decoded, Job, Outcome, Settings, Work, lost
 from .store import Metadata
 
 START_TIMEOUT_S = 180.0  # on a machine that is busy with other things
+BUSY = 0.2  # share of its time that a decoder must have computed, for its file to be what took too long
 FRAME = struct.Struct("<II")  # bytes of JSON, bytes of pixels
 OUTCOMES: dict[str, type] = {kind.__name__: kind for kind in get_args(Outcome)}
 
@@ -39,6 +40,19 @@ sys.path[:] = hello["sys_path"]
 from importlib import import_module
 import_module(hello["module"]).serve(hello)
 """
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job has no outcome.
+
+    accident  whether something else than the file may well be the cause: a kill, a machine that stood still
+    again     whether a fresh process is worth a try even where it is not
+    """
+
+    reason: str
+    accident: bool = False
+    again: bool = True
 
 
 class DecoderProcess:
@@ -53,6 +67,7 @@ class DecoderProcess:
             "settings": asdict(settings),
         }
         self.refused = False  # whether it told why it cannot work, so that starting another is no use
+        self.jobs_done = 0
         self._popen = subprocess.Popen(
             [sys.executable, "-I", "-c", BOOTSTRAP],
             stdin=subprocess.PIPE,
@@ -77,19 +92,33 @@ class DecoderProcess:
         self.refused = bool(answer[0])
         return answer[0].get("failure", "")
 
-    def ask(self, job: Job, timeout_s: float) -> Outcome | str:
+    def ask(self, job: Job, timeout_s: float) -> "Outcome | Failure":
         """The outcome of a job, or why there is none: the process is then dead or to be ended."""
+        computed_s = self._computed_s()
         self._write(asdict(job))
         try:
             answer = self._answers.get(timeout=timeout_s)
         except queue.Empty:
-            return f"took longer than {timeout_s:g} s"
+            busy_s = self._computed_s() - computed_s
+            return Failure(f"took longer than {timeout_s:g} s", accident=busy_s < BUSY * timeout_s, again=False)
         if answer is None:
-            return self._cause_of_death()
+            cause = self._cause_of_death()
+            return Failure(cause, accident=not cause.startswith(("the decoder crashed", "the decoder ended")))
         try:
-            return _unpack(*answer)
+            outcome = _unpack(*answer)
         except (KeyError, TypeError, ValueError):
-            return "the decoder's answer makes no sense"
+            return Failure("the decoder's answer makes no sense")
+        self.jobs_done += 1
+        return outcome
+
+    def _computed_s(self) -> float:
+        """Processor time that the process has had, in seconds; 0 where the system does not tell."""
+        try:
+            with open(f"/proc/{self._popen.pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError, AttributeError):
+            return 0.0
 
     def is_dead(self) -> bool:
         return self._popen.poll() is not None
@@ -144,7 +173,7 @@ def serve(hello: dict[str, Any]) -> None:
         try:
             outcome = work(job, settings)
         except MemoryError:
-            outcome = lost(job.path, "needs more memory than it may take")
+            outcome = lost(job.path, NEEDS_MEMORY)
         except Exception as error:
             outcome = lost(job.path, f"internal error: {type(error).__name__}: {error}")
         faulthandler.cancel_dump_traceback_later()

@@ -4,11 +4,20 @@ Surprising: nothing here fails. EXIF is written by every kind of software, often
 as absent; a picture is never refused for it.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from PIL import ExifTags, Image
+
+EARLIEST_YEAR, LATEST_YEAR = 1800, 2261
+MAX_XMP_BYTES = 1 << 20
+_XMP_TAGS = (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
+_NAME_DATE = re.compile(
+    r"(?<!\d)(19[89]\d|20\d\d)([-_.]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])"
+    r"(?:(?:[-_ .T]{1,3}| at )([01]\d|2[0-3])[-_.:h]?([0-5]\d)[-_.:m]?([0-5]\d))?(?=\D|\d{3}\D|$)"
+)
 
 
 @dataclass(frozen=True)
@@ -17,10 +26,36 @@ class Exif:
     taken_at: datetime | None = None  # UTC; a time without a zone is taken to be UTC
     camera: str | None = None
     gps: tuple[float, float] | None = None  # latitude, longitude in degrees
+    date_source: str | None = None  # "exif" or "xmp", where `taken_at` is known
 
 
 def read_exif(image: Image.Image) -> Exif:
-    """What an opened image's EXIF tells; damaged EXIF is no EXIF."""
+    """What an opened image's EXIF tells, and its XMP of a date; damaged EXIF is no EXIF."""
+    exif = _read_exif(image)
+    if exif.taken_at:
+        return replace(exif, date_source="exif")
+    taken_at = _xmp_date(image.info)
+    return replace(exif, taken_at=taken_at, date_source="xmp") if taken_at else exif
+
+
+def date_in_name(name: str) -> datetime | None:
+    """The date that cameras, phones and messengers write into a file's name: `IMG_20210704_123000.jpg`; UTC."""
+    for found in _NAME_DATE.finditer(name):
+        year, _, month, day, *time = found.groups()
+        try:
+            hour, minute, second = (int(part or 0) for part in time)
+            return datetime(int(year), int(month), int(day), hour, minute, second, tzinfo=UTC)
+        except ValueError:
+            continue
+    return None
+
+
+def plausible(moment: datetime | None) -> datetime | None:
+    """A date that an image can have; databases hold times in ns up to 2262."""
+    return moment if moment and EARLIEST_YEAR <= moment.year <= LATEST_YEAR else None
+
+
+def _read_exif(image: Image.Image) -> Exif:
     try:
         exif = image.getexif()
         orientation = exif.get(ExifTags.Base.Orientation, 1)
@@ -44,9 +79,26 @@ def _taken_at(exif: Any, details: dict[int, Any]) -> datetime | None:
     ):
         try:
             moment = datetime.strptime(str(text).strip(" \0")[:19], "%Y:%m:%d %H:%M:%S")
-            return (moment - _utc_offset(offset)).replace(tzinfo=UTC)
+            if utc := plausible((moment - _utc_offset(offset)).replace(tzinfo=UTC)):
+                return utc
         except (ValueError, OverflowError):
             continue
+    return None
+
+
+def _xmp_date(info: dict[Any, Any]) -> datetime | None:
+    """When XMP says that it was taken or made; not when it was changed."""
+    text = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+    xmp = text.encode("utf-8", "replace") if isinstance(text, str) else bytes(text[:MAX_XMP_BYTES])
+    for tag in _XMP_TAGS:
+        if found := re.search(tag + rb"\s*(?:=\s*[\"']|>)\s*(\d{4}-\d\d-\d\d(?:T[\d:.]+(?:Z|[+-]\d\d:?\d\d)?)?)", xmp):
+            try:
+                moment = datetime.fromisoformat(found[1].decode())
+                moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+            except (ValueError, OverflowError):
+                continue
+            if plausible(moment):
+                return moment
     return None
 
 

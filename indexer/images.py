@@ -10,7 +10,7 @@ import math
 import os
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,9 @@ from PIL import (
 
 from .colour import displayable, to_srgb
 from .errors import PictureError
-from .exif import read_exif
+from .exif import Exif, read_exif
 from .files import open_regular, os_reason
+from .raw import RAW_MISSING, is_raw, raw_installed, read_raw
 
 SNIFF_BYTES = 64  # how much of a file `sniff` wants to see
 
@@ -49,7 +50,11 @@ OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
 }
 HEIF_MISSING = "HEIC pictures need pillow-heif; install it with: pip install 'seenit[heic]'"
+NEEDS_MEMORY = "needs more memory than it may take"
+MOST_MISSING = 0.25  # of a JPEG's rows, up to which it is shown with a note, as viewers do
 BYTES_PER_PIXEL = 10  # while a picture is decoded whole: 4 in Pillow, about as much in the format's own decoder
+
+RAW_HEADS = (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM")  # of makers' own formats
 
 # EXIF orientation -> what turns the stored picture upright; 1 is upright
 UPRIGHT = {
@@ -89,10 +94,13 @@ class Picture:
     image: Image.Image  # mode RGB, in sRGB, upright; the whole picture or the region asked for, maybe at reduced scale
     width: int  # of the whole picture at full scale, upright
     height: int
-    format: str  # Pillow's name: JPEG, PNG, ...
-    taken_at: datetime | None = None  # EXIF; UTC; a time without a zone is taken to be UTC
+    format: str  # Pillow's name: JPEG, PNG, ...; RAW for a camera's sensor data
+    taken_at: datetime | None = None  # EXIF or XMP; UTC; a time without a zone is taken to be UTC
     camera: str | None = None
     gps: tuple[float, float] | None = None  # latitude, longitude in degrees
+    date_source: str | None = None  # "exif" or "xmp", where `taken_at` is known
+    frames: int = 1  # pages or frames in the file, of which this is the first
+    note: str | None = None  # what is wrong with the file although it can be shown
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -103,8 +111,11 @@ class Picture:
 def sniff(head: bytes) -> str | None:
     """The picture format of a file that starts with `head` (SNIFF_BYTES of it), None if it is not a picture.
 
-    HEIF is told whether or not pillow-heif is installed; `decode` says what is missing.
+    HEIF and raw files are told whether or not their readers are installed; `decode` says what is missing. A raw file
+    that is a TIFF is told as TIFF; see `raw.is_raw`.
     """
+    if head.startswith(RAW_HEADS) or head[4:12] == b"ftypcrx ":
+        return "RAW"
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -162,21 +173,31 @@ def decode(
                then decoded at 1/2, 1/4 or 1/8, and everything is averaged down by a whole factor. None: full scale
     region     what to cut out, in pixels of the upright picture at full scale; the part outside the picture is dropped
     path       for messages only
-    An animation gives its first frame; transparency lies over white; colours are converted by the ICC profile.
+    An animation gives its first frame; transparency lies over white, or over black where the art itself is white;
+    colours are converted by the ICC profile. A JPEG that lacks up to a quarter of its rows comes with a note.
     PictureError if it is not a picture, damaged, cut short, larger than `limits`, or the region lies outside it.
     """
     name = sniff(data[:SNIFF_BYTES])
     if name is None:
         raise PictureError(path, "not a picture of a format that is read here")
+    if name == "TIFF" and is_raw(data, path):
+        name = "RAW"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(data, name, target_px, limits, region, path)
+            if name == "RAW":
+                return _decode_raw(data, target_px, limits, region, path)
+            try:
+                return _decode(data, name, target_px, limits, region, path)
+            except OSError as error:
+                if name != "JPEG" or "truncated" not in str(error):
+                    raise
+                return _decode_cut(data, target_px, limits, region, path)
     except PictureError:
         raise
     except MemoryError:
-        raise PictureError(path, "needs more memory than it may take") from None
+        raise PictureError(path, NEEDS_MEMORY) from None
     except Image.DecompressionBombError:
         raise PictureError(path, "claims more pixels than the limit") from None
     except Exception as error:  # Pillow's plugins let through whatever a damaged file makes of them
@@ -199,8 +220,13 @@ def decode_file(
 
 def _decode(data: bytes, name: str, target_px: int | None, limits: Limits, region: Region | None, path: str) -> Picture:
     image = _open(data, name, path)
-    stored_width, stored_height = image.size
     exif = read_exif(image)
+    deep = any(";16" in str(tile.args) for tile in image.tile)
+    if name == "TIFF":  # Pillow turns it upright while loading, and says its size as if it had
+        _check_size(*image.size, image.size, name, limits, path)
+        image.load()
+        exif = replace(exif, orientation=1)
+    stored_width, stored_height = image.size
     width, height = (stored_height, stored_width) if exif.orientation >= 5 else image.size
     box = _clip(region, width, height, path) if region else (0, 0, width, height)
 
@@ -212,18 +238,77 @@ def _decode(data: bytes, name: str, target_px: int | None, limits: Limits, regio
     _check_size(stored_width, stored_height, image.size, name, limits, path)
     image.load()
 
-    picture = displayable(image)
+    picture = displayable(image, deep)
     scale = (picture.width / stored_width, picture.height / stored_height)
     if region:
         picture = picture.crop(_stored_box(box, exif.orientation, (stored_width, stored_height), scale))
-    if target_px:
-        factor = min(picture.size) // target_px
-        if factor > 1:
-            picture = picture.reduce(factor)
-    picture = to_srgb(picture, image.info.get("icc_profile"))
+    picture = to_srgb(_reduced(picture, target_px), image.info.get("icc_profile"))
     if exif.orientation in UPRIGHT:
         picture = picture.transpose(UPRIGHT[exif.orientation])
-    return Picture(picture, width, height, name, exif.taken_at, exif.camera, exif.gps)
+    return _picture(picture, width, height, name, exif, _count_frames(data, name, path))
+
+
+def _decode_cut(data: bytes, target_px: int | None, limits: Limits, region: Region | None, path: str) -> Picture:
+    """A JPEG that lacks its end, if most of it is there.
+
+    What is missing is what changes with the bytes that stand in for it: rows that come out the same whether nothing or
+    noise follows are the file's own.
+    """
+    noise = bytes(byte for byte in np.random.default_rng(0).bytes(4096) if byte != 0xFF)
+    ends = (b"\xff\xd9", noise * (1 + len(data) // len(noise)) + b"\xff\xd9")
+    shown, other = (_decode(data + end, "JPEG", target_px, limits, None, path) for end in ends)
+    differs = (np.asarray(shown.image) != np.asarray(other.image)).any((1, 2))  # (H,)
+    if _lacks_refinement(data):
+        raise PictureError(path, "the JPEG file is cut short: only a coarse image is there")
+    missing = 1 - float(differs.argmax()) / len(differs) if differs.any() else 0.0  # of the rows, to the bottom
+    if missing > MOST_MISSING:
+        raise PictureError(path, f"the JPEG file is cut short: {missing:.0%} of it is missing")
+    note = f"its last bytes are missing, and with them up to {missing:.0%} of its rows"
+    if region:
+        shown = _decode(data + ends[0], "JPEG", target_px, limits, region, path)
+    return replace(shown, note=note)
+
+
+def _lacks_refinement(data: bytes) -> bool:
+    """Whether a JPEG's last scan is not one that brings the numbers to full precision: it is progressive, and early."""
+    at = data.rfind(b"\xff\xda")
+    end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at >= 0 and end <= len(data) and bool(data[end - 1] & 0x0F)
+
+
+def _decode_raw(data: bytes, target_px: int | None, limits: Limits, region: Region | None, path: str) -> Picture:
+    if not raw_installed():
+        raise PictureError(path, RAW_MISSING)
+    exif = Exif()
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        exif = read_exif(TiffImagePlugin.TiffImageFile(io.BytesIO(data), ""))
+    pixels = read_raw(data, min(limits.max_pixels, limits.memory_bytes // (2 * BYTES_PER_PIXEL)), path)
+    picture = Image.fromarray(pixels)
+    width, height = picture.size
+    if region:
+        x, y, w, h = _clip(region, width, height, path)
+        picture = picture.crop((x, y, x + w, y + h))
+    return _picture(_reduced(picture, target_px), width, height, "RAW", exif, 1)
+
+
+def _picture(image: Image.Image, width: int, height: int, name: str, exif: Exif, frames: int) -> Picture:
+    return Picture(image, width, height, name, exif.taken_at, exif.camera, exif.gps, exif.date_source, frames)
+
+
+def _reduced(picture: Image.Image, target_px: int | None) -> Image.Image:
+    factor = min(picture.size) // target_px if target_px else 1
+    return picture.reduce(factor) if factor > 1 else picture
+
+
+def _count_frames(data: bytes, name: str, path: str) -> int:
+    """Pages or frames; as many as can be counted where a later one is damaged."""
+    if name not in ("TIFF", "GIF", "WEBP", "PNG", "AVIF", "HEIF"):
+        return 1
+    image = _open(data, name, path)  # counting moves the reader, and may leave it in a bad state
+    try:
+        return max(1, int(getattr(image, "n_frames", 1)))
+    except Exception:
+        return max(1, image.tell() + 1)
 
 
 def _open(data: bytes, name: str, path: str) -> ImageFile.ImageFile:

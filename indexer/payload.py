@@ -115,6 +115,14 @@ def record_payload(record: Record) -> dict[str, Any]:
         payload["camera_words"] = camera_words(metadata.camera)
     if metadata.gps is not None and abs(metadata.gps[0]) <= 90 and abs(metadata.gps[1]) <= 180:
         payload["location"] = {"lat": metadata.gps[0], "lon": metadata.gps[1]}
+    if metadata.date_source is not None:
+        payload["date_source"] = metadata.date_source
+    if metadata.frames != 1:
+        payload["frames"] = metadata.frames
+    if metadata.raw:
+        payload["raw"] = True
+    if metadata.note is not None:
+        payload["note"] = to_engine(metadata.note)
     if record.patches is not None:
         payload[PATCHES_FIELD] = base64.b64encode(record.patches).decode()
     return payload
@@ -202,7 +210,7 @@ def _files_from(payload: Mapping[str, Any]) -> tuple[StoredFile, ...]:
 
 def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
     taken_at, location = payload.get("taken_at"), payload.get("location")
-    camera = payload.get("camera")
+    camera, note = payload.get("camera"), payload.get("note")
     global_vector = vectors.get("global") if vectors else None
     return Record(
         id=id,
@@ -214,6 +222,10 @@ def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
             taken_at=None if taken_at is None else datetime.fromisoformat(taken_at),
             camera=None if camera is None else from_engine(camera),
             gps=None if location is None else (location["lat"], location["lon"]),
+            date_source=payload.get("date_source"),
+            frames=int(payload.get("frames", 1)),
+            raw=bool(payload.get("raw", False)),
+            note=None if note is None else from_engine(note),
         ),
         fit=payload["fit"],
         tags=tuple(from_engine(tag) for tag in payload["tags"]),

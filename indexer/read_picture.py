@@ -13,9 +13,11 @@ from typing import Literal
 import numpy as np
 
 from .errors import PictureError
-from .files import Unreadable, open_regular, os_reason
-from .images import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, Limits, decode, heif_installed, sniff
+from .exif import date_in_name, plausible
+from .files import Unreadable, open_regular, os_reason, stamp_ns
+from .images import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, Limits, Picture, decode, heif_installed, sniff
 from .preprocess import Grid, Mode, detail_px, preprocess
+from .raw import RAW_MISSING, is_raw, raw_installed
 from .store import Metadata, content_id
 
 
@@ -50,7 +52,7 @@ class Decoded:
     mtime_ns: int
     pixels: np.ndarray
     grid: Grid  # rows, columns of patches
-    metadata: Metadata  # taken_at falls back on the file's time
+    metadata: Metadata  # taken_at falls back on the file's name, then on its time
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,10 @@ class NotAPicture:
 
 @dataclass(frozen=True)
 class Broken:
-    """Damaged, too large, too slow, or the death of its decoder. Worth remembering until the file changes."""
+    """Damaged, too large, or what crashes or exhausts a fresh decoder: its own bytes' doing.
+
+    Worth remembering until the file changes.
+    """
 
     path: str
     reason: str
@@ -96,7 +101,15 @@ class Changed:
     path: str
 
 
-Outcome = Decoded | Hashed | NotAPicture | Broken | Vanished | Changed | Unreadable
+@dataclass(frozen=True)
+class Accident(Unreadable):
+    """Its decoder was killed or stood still, twice, on a machine without memory or with a disk that slept.
+
+    Nothing is known against the file: it is to be tried again in the next run, as all that is Unreadable.
+    """
+
+
+Outcome = Decoded | Hashed | NotAPicture | Broken | Vanished | Changed | Unreadable | Accident
 Work = Callable[[Job, Settings], Outcome]
 
 
@@ -106,7 +119,7 @@ def read_picture(job: Job, settings: Settings) -> Outcome:
     try:
         with open_regular(path) as file:
             before = os.fstat(file.fileno())
-            size, mtime_ns = before.st_size, before.st_mtime_ns
+            size, mtime_ns = before.st_size, stamp_ns(before)
             format_name = sniff(file.read(SNIFF_BYTES))
             if format_name is None:
                 return NotAPicture(path, size, mtime_ns)
@@ -122,8 +135,10 @@ def read_picture(job: Job, settings: Settings) -> Outcome:
         return Vanished(path)
     except OSError as error:
         return Unreadable(path, os_reason(error))
-    if (after.st_size, after.st_mtime_ns, len(data)) != (size, mtime_ns, size):
+    if (after.st_size, stamp_ns(after), len(data)) != (size, mtime_ns, size):
         return Changed(path)
+    if (format_name == "RAW" or (format_name == "TIFF" and is_raw(data, path))) and not raw_installed():
+        return Unreadable(path, RAW_MISSING)
 
     file_id = content_id(data)
     if job.kind == "hash":
@@ -134,18 +149,10 @@ def read_picture(job: Job, settings: Settings) -> Outcome:
         return Broken(path, error.reason, size, mtime_ns)
     pixels = preprocess(picture.image, settings.mode, settings.resolution, settings.patch_size)
     grid = (pixels.shape[0] // settings.patch_size, pixels.shape[1] // settings.patch_size)
-    metadata = Metadata(
-        picture.width,
-        picture.height,
-        picture.format,
-        picture.taken_at or _utc(mtime_ns),
-        picture.camera,
-        picture.gps,
-    )
-    return Decoded(path, file_id, size, mtime_ns, pixels, grid, metadata)
+    return Decoded(path, file_id, size, mtime_ns, pixels, grid, _metadata(picture, path, mtime_ns))
 
 
-def lost(path: str, reason: str) -> Outcome:
+def lost(path: str, reason: str, *, accident: bool = False) -> Outcome:
     """What to say of a file whose decoding gave no answer."""
     try:
         status = os.stat(path)
@@ -153,11 +160,31 @@ def lost(path: str, reason: str) -> Outcome:
         return Vanished(path)
     except OSError as error:
         return Unreadable(path, os_reason(error))
-    return Broken(path, reason, status.st_size, status.st_mtime_ns)
+    return Accident(path, reason) if accident else Broken(path, reason, status.st_size, stamp_ns(status))
+
+
+def _metadata(picture: Picture, path: str, mtime_ns: int) -> Metadata:
+    taken_at, source = picture.taken_at, picture.date_source
+    if taken_at is None:
+        taken_at, source = date_in_name(os.path.basename(path)), "name"
+    if taken_at is None:
+        taken_at, source = _utc(mtime_ns), "file"
+    return Metadata(
+        picture.width,
+        picture.height,
+        picture.format,
+        taken_at,
+        picture.camera,
+        picture.gps,
+        source if taken_at else None,
+        picture.frames,
+        picture.format == "RAW",
+        picture.note,
+    )
 
 
 def _utc(mtime_ns: int) -> datetime | None:
     try:
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=mtime_ns // 1000)
+        return plausible(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=mtime_ns // 1000))
     except OverflowError:
         return None

@@ -26,10 +26,10 @@ from .index_folder import claim_folder, refuse_missing, remove_blank
 from .manifest import BLOB as MANIFEST_BLOB
 from .manifest import parse_manifest
 from .sqlite_errors import sqlite_errors
-from .sqlite_filter import from_bytes, id_text, moment_of
+from .sqlite_filter import from_bytes, id_text
 from .sqlite_schema import NAME, connect, mend, select
-from .sqlite_store import SqliteStore, open_reader, record_crc
-from .store import Metadata, Record, Schema, StoredFile, is_url
+from .sqlite_store import SqliteStore, metadata_of, open_reader, record_crc
+from .store import Record, Schema, StoredFile, is_url
 from .tag_copy import NAME as TAGS_NAME
 from .tag_copy import read_tags
 
@@ -195,12 +195,12 @@ def _salvage(
     return kept, max(int(counted), written) - kept, with_tags
 
 
-_RECORD = "number, id, whitening, width, height, format, taken_at, camera, latitude, longitude, crc"
+_RECORD = "number, id, whitening, crc, camera, width, height, format, taken_at, latitude, longitude, more"
 
 
 def _sound_record(db: apsw.Connection, row: tuple[Any, ...], cameras: dict[int, bytes]) -> Record | None:
     """The record of a row with its vector and patches; None where any of them is not what was written."""
-    number, id, fit, width, height, format, taken_at, camera, latitude, longitude, crc = row
+    number, id, fit, crc, camera, width, height, format, taken_at, latitude, longitude, more = row
     try:
         vectors = select(db, "SELECT vector FROM vectors WHERE number = ?", (number,)).fetchall()
         packed = select(db, "SELECT patches FROM patches WHERE number = ?", (number,)).fetchall()
@@ -208,14 +208,7 @@ def _sound_record(db: apsw.Connection, row: tuple[Any, ...], cameras: dict[int, 
         record_id = id_text(id)
         if record_crc(record_id, fit, vector, patches) != crc:
             return None
-        metadata = Metadata(
-            width=int(width),
-            height=int(height),
-            format=str(format),
-            taken_at=None if taken_at is None else moment_of(taken_at),
-            camera=from_bytes(cameras[camera]) if camera in cameras else None,
-            gps=None if latitude is None or longitude is None else (float(latitude), float(longitude)),
-        )
+        metadata = metadata_of(width, height, format, taken_at, cameras.get(camera), latitude, longitude, more)
     except (apsw.Error, IndexError, TypeError, ValueError, OverflowError):
         return None
     values = np.frombuffer(vector, "<f2").astype(np.float32)

@@ -5,13 +5,14 @@ several calls. A write is on the disk when its call returns. See `sqlite_schema`
 damage, `neighbours` for how a search finds its way.
 """
 
+import json
 import os
 import secrets
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -659,8 +660,48 @@ def _record_row(number: int, record: Record, vector: np.ndarray, cameras: dict[s
         None if metadata.taken_at is None else microseconds(metadata.taken_at),
         None if metadata.camera is None else cameras[metadata.camera],
         *gps,
-        "{}",
+        more_of(metadata),
         record_crc(record.id, record.fit, vector.tobytes(), record.patches),
+    )
+
+
+_MORE_TYPES: dict[str, type] = {"date_source": str, "frames": int, "raw": bool, "note": str}
+
+
+def more_of(metadata: Metadata) -> str:
+    """The fields of metadata without a column of their own, as JSON; those that have their default are left out."""
+    values = asdict(metadata)
+    return json.dumps({name: values[name] for name in _MORE_TYPES if values[name] != getattr(Metadata, name)})
+
+
+def metadata_of(
+    width: int,
+    height: int,
+    format: str,
+    taken_at: int | None,
+    camera: bytes | None,
+    latitude: float | None,
+    longitude: float | None,
+    more: str,
+) -> Metadata:
+    """The metadata of a row of `records`, `camera` being its camera's name; ValueError or TypeError where it is none.
+
+    A field of `more` that is not known is left alone: a later version may have written it.
+    """
+    fields = json.loads(more)
+    if not isinstance(fields, dict):
+        raise ValueError("its further fields are none")
+    known = {name: fields[name] for name in _MORE_TYPES if name in fields}
+    if any(type(value) is not _MORE_TYPES[name] for name, value in known.items()):
+        raise ValueError("its further fields are of other types")
+    return Metadata(
+        width=int(width),
+        height=int(height),
+        format=str(format),
+        taken_at=None if taken_at is None else moment_of(taken_at),
+        camera=None if camera is None else from_bytes(camera),
+        gps=None if latitude is None or longitude is None else (float(latitude), float(longitude)),
+        **known,
     )
 
 
@@ -687,7 +728,8 @@ def _tag_rows(number: int, tags: Iterable[str]) -> list[tuple[bytes, int]]:
 
 
 _COLUMNS = (
-    "r.number, r.id, r.whitening, r.width, r.height, r.format, r.taken_at, c.name, r.latitude, r.longitude, r.crc"
+    "r.number, r.id, r.whitening, r.crc,"
+    " r.width, r.height, r.format, r.taken_at, c.name, r.latitude, r.longitude, r.more"
 )
 
 
@@ -710,17 +752,9 @@ def _read(db: apsw.Connection, numbers: Sequence[int], vectors: bool, location: 
         (apsw.carray(wanted),),
     )
     found: dict[int, Record] = {}
-    for number, id, fit, width, height, format, taken_at, camera, latitude, longitude, crc, vector, packed in rows:
+    for number, id, fit, crc, *of_metadata, vector, packed in rows:
         try:
-            metadata = Metadata(
-                width=width,
-                height=height,
-                format=format,
-                taken_at=None if taken_at is None else moment_of(taken_at),
-                camera=None if camera is None else from_bytes(camera),
-                gps=None if latitude is None else (latitude, longitude),
-            )
-            record = Record(id_text(id), files.get(number, ()), metadata, fit, tags.get(number, ()))
+            record = Record(id_text(id), files.get(number, ()), metadata_of(*of_metadata), fit, tags.get(number, ()))
             if vectors:
                 if vector is None or record_crc(record.id, fit, vector, packed) != crc:
                     raise ValueError("its checksum is not right")

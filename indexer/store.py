@@ -40,7 +40,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a picture says of itself. `taken_at` is the EXIF date, else the file's time; always UTC."""
+    """What a picture says of itself. `taken_at` is always UTC; `date_source` says where it comes from."""
 
     width: int  # pixels, after EXIF orientation
     height: int
@@ -48,6 +48,10 @@ class Metadata:
     taken_at: datetime | None = None
     camera: str | None = None
     gps: tuple[float, float] | None = None  # latitude, longitude in degrees
+    date_source: str | None = None  # "exif", "xmp", "name" (of the file) or "file" (its time); None: not known
+    frames: int = 1  # pages or frames in the file; the first one is what is indexed
+    raw: bool = False  # a camera's sensor data
+    note: str | None = None  # what is wrong with the file although it can be shown: "the end is missing"
 
 
 @dataclass(frozen=True)

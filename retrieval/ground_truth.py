@@ -104,7 +104,7 @@ def read_distractors(source: str | Path) -> tuple[Path, ...]:
     """Pictures that answer nothing: those of a manifest that go into a gallery, or every picture below a folder."""
     source = Path(source)
     if source.is_dir() and not (source / "manifest.csv").is_file():
-        found = [Path(one.path) for one in find_files([source]) if isinstance(one, FoundFile)]
+        found = [Path(one.path) for one in find_files([source], follow_links=True) if isinstance(one, FoundFile)]
         return tuple(path for path in found if is_picture(path))
     pictures = read_manifest(source / "manifest.csv" if source.is_dir() else source)
     return tuple(picture.path for picture in pictures if picture.role in GALLERY_ROLES)

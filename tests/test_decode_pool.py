@@ -25,6 +25,7 @@ from indexer.errors import SeenitError
 from indexer.files import Unreadable, find_files
 from indexer.images import Limits
 from indexer.read_picture import (
+    Accident,
     Broken,
     Changed,
     Decoded,
@@ -60,10 +61,23 @@ def one(pool: DecodePool, path: str | Path) -> Outcome:
 # Stand-ins for a decoder that misbehaves; each file's name says how, and everything else is read properly
 
 
+KEPT: list[np.ndarray] = []
+
+
 def misbehave(job: Job, settings: Settings) -> Outcome:
     name = Path(job.path).name
     if name.startswith("hang"):
         time.sleep(600)
+    if name.startswith("spin"):
+        while True:
+            pass
+    if name.startswith("once"):  # killed in the first process, and never again
+        marker = Path(job.path).with_suffix(".killed")
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("half"):  # what two files take is more than the cap
+        KEPT.append(np.ones(110 << 20, np.uint8))
     if name.startswith("crash"):
         ctypes.string_at(0)
     if name.startswith("exit"):
@@ -195,25 +209,43 @@ def test_hostile_files_cost_only_themselves(pool: DecodePool, tmp_path: Path) ->
 
 def test_a_decoder_that_dies_or_hangs_costs_one_file(tmp_path: Path) -> None:
     bad = {
-        "hang": "took longer than 1 s",
+        "spin": "took longer than 1 s",
         "crash": "the decoder crashed (SIGSEGV)",
         "exit": "the decoder ended with exit code 7",
-        "kill": "the decoder was killed (SIGTERM)",
         "raise": "internal error: RuntimeError: a plugin's bug",
     }
     if sys.platform == "win32":
-        bad = {name: reason for name, reason in bad.items() if name in ("hang", "exit", "raise")}
+        bad = {name: reason for name, reason in bad.items() if name in ("exit", "raise")}
     for number in range(30):
         save(tmp_path / f"good{number}.png")
-    for name in [*bad, "print"]:
+    accidents = {"hang": "took longer than 1 s", "kill": "the decoder was killed (SIGTERM)"}
+    for name in [*bad, *accidents, "print"]:
         save(tmp_path / f"{name}.png")
     with DecodePool(2, work=misbehave, limits=Limits(timeout_s=1)) as pool:
         outcomes = list(pool.run(Job(str(path)) for path in sorted(tmp_path.iterdir())))
     assert sorted(Path(outcome.path).name for outcome in outcomes) == sorted(os.listdir(tmp_path))
     broken = {Path(outcome.path).stem: outcome for outcome in outcomes if isinstance(outcome, Broken)}
     assert {name: outcome.reason for name, outcome in broken.items()} == bad
-    assert broken["hang"].size == (tmp_path / "hang.png").stat().st_size
+    assert broken["exit"].size == (tmp_path / "exit.png").stat().st_size
+    told = {Path(outcome.path).stem: outcome.reason for outcome in outcomes if isinstance(outcome, Accident)}
+    assert told == accidents, "nothing is known against a file whose decoder stood still or was killed"
     assert sum(isinstance(outcome, Decoded) for outcome in outcomes) == 31
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_decoder_that_is_killed_once_costs_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "once.png")
+    with DecodePool(1, work=misbehave) as pool:
+        assert isinstance(one(pool, tmp_path / "once.png"), Decoded)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits a process's memory reliably")
+def test_what_earlier_files_left_behind_costs_no_file(tmp_path: Path) -> None:
+    for number in range(5):
+        save(tmp_path / f"half{number}.png")
+    with DecodePool(1, work=misbehave, limits=Limits(memory_bytes=200 << 20)) as pool:
+        outcomes = [one(pool, tmp_path / f"half{number}.png") for number in range(5)]
+    assert {type(outcome) for outcome in outcomes} == {Decoded}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits a process's memory reliably")

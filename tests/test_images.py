@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import sys
 import time
 from datetime import UTC, datetime
@@ -11,13 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from made_pictures import BLUE, GREEN, HOSTILE, RED, WHITE, encoded, quarters
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps, features
 
 from indexer.colour import to_rgb
 from indexer.errors import PictureError, SeenitError
+from indexer.exif import date_in_name
 from indexer.files import FoundFile, Unreadable, find_files
 from indexer.images import Limits, decode, decode_file, is_picture, sniff
 from indexer.preprocess import choose_grid, possible_grids, preprocess, resize_to_grid
+from indexer.printable import printable, quoted
+from indexer.raw import is_raw, raw_installed
+from indexer.read_picture import Decoded, Job, Settings, read_picture
 
 
 def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
@@ -75,10 +80,78 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
     (root / "file.jpg").symlink_to(outside / "far.jpg")
     (root / "broken.jpg").symlink_to(root / "nothing")
     (root / "itself.jpg").symlink_to(root / "itself.jpg")
-    assert found(root) == ["file.jpg", "z/real.jpg", "out/far.jpg"]
-    unreadable = [entry for entry in find_files([root]) if isinstance(entry, Unreadable)]
+    assert found(root, follow_links=True) == ["file.jpg", "z/real.jpg", "out/far.jpg"]
+    unreadable = [entry for entry in find_files([root], follow_links=True) if isinstance(entry, Unreadable)]
     assert [Path(entry.path).name for entry in unreadable] == ["broken.jpg", "itself.jpg"]
     assert unreadable[0].reason == "the link leads nowhere"
+
+
+def test_links_that_lead_out_are_not_followed_unless_asked_for(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "a").mkdir(parents=True)
+    outside.mkdir()
+    (root / "a/real.jpg").touch()
+    (outside / "far.jpg").touch()
+    try:
+        (root / "within.jpg").symlink_to(root / "a/real.jpg")
+    except OSError:
+        pytest.skip("this system does not let us make links")
+    (root / "out.jpg").symlink_to(outside / "far.jpg")
+    (root / "out").symlink_to(outside, target_is_directory=True)
+    (root / "gone.jpg").symlink_to(outside / "gone.jpg")
+    told: list[str] = []
+    assert found(root, on_link_out=told.append) == ["within.jpg", "a/real.jpg"]
+    assert told == [str(root / name) for name in ("gone.jpg", "out", "out.jpg")]
+    assert not [entry for entry in find_files([root]) if isinstance(entry, Unreadable)]
+    assert "out/far.jpg" in found(root, follow_links=True)
+    through = tmp_path / "through"
+    through.symlink_to(root, target_is_directory=True)
+    assert found(through) == ["within.jpg", "a/real.jpg"], "the folder that was named may be a link"
+
+
+def test_patterns_and_ignore_files_leave_out(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.tif", "raw/b.jpg", "trip/raw/c.jpg", "trip/keep.tif", "trip/d.jpg", "x/[odd].jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    every = {"a.jpg", "a.tif", "raw/b.jpg", "trip/raw/c.jpg", "trip/keep.tif", "trip/d.jpg", "x/[odd].jpg"}
+    assert set(found(tmp_path)) == every
+    assert set(found(tmp_path, exclude=["*.tif"])) == every - {"a.tif", "trip/keep.tif"}
+    assert set(found(tmp_path, exclude=["/raw/", "x"])) == every - {"raw/b.jpg", "x/[odd].jpg"}
+    assert set(found(tmp_path, exclude=["raw/"])) == every - {"raw/b.jpg", "trip/raw/c.jpg"}
+    assert set(found(tmp_path, exclude=["trip/*.jpg"])) == every - {"trip/d.jpg"}
+    (tmp_path / "trip/.seenitignore").write_bytes(b"# not these\n!keep.tif\n\nd.jpg\r\n\xff\n")
+    assert set(found(tmp_path, exclude=["*.tif"])) == every - {"a.tif", "trip/d.jpg"}
+    with pytest.raises(SeenitError, match="no pattern"):
+        found(tmp_path, exclude=["!"])
+    (tmp_path / "trip/.seenitignore").write_text("!\nd.jpg\n")
+    entries = list(find_files([tmp_path]))
+    assert [entry.reason for entry in entries if isinstance(entry, Unreadable)] == ["line 1 is no pattern"]
+    assert set(found(tmp_path)) == every - {"trip/d.jpg"}
+
+
+def test_times_of_any_year_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "late.jpg").touch()
+    os.utime(tmp_path / "late.jpg", (10_413_792_000, 10_413_792_000))  # the year 2300
+    (file,) = find_files([tmp_path])
+    assert isinstance(file, FoundFile) and file.mtime_ns == (1 << 63) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("plain name's.jpg", "plain name's.jpg"),
+        ("ünï 日本.jpg", "ünï 日本.jpg"),
+        ("new\nline.jpg", r"$'new\nline.jpg'"),
+        ("x\x1b]0;title\x07\x1b[31m.jpg", r"$'x\x1b]0;title\x07\x1b[31m.jpg'"),
+        ("caf\udce9.jpg", r"$'caf\xe9.jpg'"),
+        ("a\u202egpj.exe", r"$'a\u202egpj.exe'"),
+        ("it's\ta \\.jpg", r"$'it\'s\ta \\.jpg'"),
+        ("c1\x9b31m", r"$'c1\u009b31m'"),
+    ],
+)
+def test_names_are_quoted_where_a_terminal_would_obey_them(name: str, shown: str) -> None:
+    assert quoted(name) == shown
+    assert printable(f"cannot read {name}: gone").isprintable()
 
 
 def test_folders_inside_each_other_are_listed_once(tmp_path: Path) -> None:
@@ -355,6 +428,166 @@ def test_nonsense_in_exif_is_no_information() -> None:
     data = encoded(quarters(), "JPEG", exif=exif)
     damaged = data.replace(b"Exif\0\0MM\0*\0\0\0\x08", b"Exif\0\0MM\0*\xff\xff\xff\xf0")
     assert damaged != data and corners(decode(damaged).pixels) == [RED, GREEN, BLUE, WHITE]
+
+
+# Odd files, each from a public report
+
+
+def turning(format_name: str) -> bool:
+    return format_name != "AVIF" or bool(features.check("avif"))
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("size", [(64, 48), (48, 64)])
+def test_orientations_are_as_pillow_shows_them(format_name: str, tag: int, size: tuple[int, int]) -> None:
+    if not turning(format_name):
+        pytest.skip("this Pillow has no AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    options: dict[str, Any] = {"tiffinfo": {274: tag}} if format_name == "TIFF" else {"exif": exif}
+    data = encoded(quarters(*size), format_name, **options)
+    opened = Image.open(io.BytesIO(data))
+    opened.load()
+    upright = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    picture = decode(data)
+    assert (picture.height, picture.width) == upright.shape[:2]
+    np.testing.assert_array_equal(picture.pixels, upright)
+    height, width = upright.shape[0] // 2, upright.shape[1] // 2
+    part = decode(data, region=(width, 0, width, height))
+    assert np.abs(part.pixels.astype(int) - upright[:height, width:]).max() == 0
+
+
+def test_deep_numbers_in_more_room_are_not_black() -> None:
+    ramp = np.linspace(0, 255, 64 * 48).reshape(48, 64)
+    for bits in (10, 12, 14, 16):
+        image = Image.fromarray((ramp / 255 * ((1 << bits) - 1)).astype(np.uint16))
+        for format_name in ("TIFF", "PNG"):
+            pixels = decode(encoded(image, format_name)).pixels[..., 0]
+            assert np.abs(pixels - ramp).max() <= 1.5, (bits, format_name)
+    told = encoded(Image.fromarray((ramp * 4).astype(np.uint16)), "TIFF", tiffinfo={281: 4095})
+    assert decode(told).pixels.max() == 64, "the file says that white is 4095"
+
+
+def test_white_art_on_transparency_is_seen() -> None:
+    for colour, backdrop in (((255, 255, 255), 0), ((20, 20, 20), 255), ((200, 0, 0), 255)):
+        image = Image.new("RGBA", (80, 60), (*colour, 0))
+        image.paste((*colour, 255), (20, 20, 60, 40))
+        pixels = decode(encoded(image)).pixels
+        assert pixels[30, 40].tolist() == list(colour) and pixels[2, 2].tolist() == [backdrop] * 3
+
+
+def photo_like(width: int = 320, height: int = 240) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_its_end_is_shown_with_a_note(progressive: bool) -> None:
+    data = encoded(photo_like(), "JPEG", quality=90, progressive=progressive)
+    whole, cut = decode(data), decode(data[:-10])
+    assert whole.note is None and cut.note is not None and "last bytes" in cut.note
+    assert np.abs(whole.pixels.astype(int) - cut.pixels).mean() < 2
+    assert decode(data[:-10], target_px=60).note and decode(data[:-10], region=(0, 0, 50, 50)).note
+    with pytest.raises(PictureError, match="cut short"):
+        decode(data[: len(data) // 3])
+
+
+def test_pages_and_frames_are_counted() -> None:
+    frames = [quarters().rotate(90 * n) for n in range(3)]
+    for format_name in ("TIFF", "GIF", "WEBP", "PNG"):
+        data = encoded(frames[0], format_name, save_all=True, append_images=frames[1:])
+        assert decode(data).frames == 3, format_name
+        assert decode(encoded(frames[0], format_name)).frames == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "date"),
+    [
+        ("IMG_20210704_123000.jpg", (2021, 7, 4, 12, 30)),
+        ("PXL_20210704_123000123.jpg", (2021, 7, 4, 12, 30)),
+        ("2021-07-04 12.30.00.png", (2021, 7, 4, 12, 30)),
+        ("Screenshot_2021-07-04-12-30-00.png", (2021, 7, 4, 12, 30)),
+        ("WhatsApp Image 2021-07-04 at 12.30.00.jpeg", (2021, 7, 4, 12, 30)),
+        ("IMG-20210704-WA0001.jpg", (2021, 7, 4)),
+        ("DSC_0001.JPG", None),
+        ("20211345.jpg", None),
+        ("12021070412.jpg", None),
+        ("2021-02-30.jpg", None),
+    ],
+)
+def test_dates_in_names(name: str, date: tuple[int, ...] | None) -> None:
+    assert date_in_name(name) == (datetime(*date, tzinfo=UTC) if date else None)  # type: ignore[misc, arg-type]
+
+
+def test_dates_say_where_they_come_from(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2021:07:04 12:30:00"
+    quarters().save(tmp_path / "a.jpg", exif=exif)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r exif:DateTimeOriginal="2020-01-02T03:04:05+01:00"/></x:xmpmeta>'
+    quarters().save(tmp_path / "b.jpg", xmp=xmp)
+    quarters().save(tmp_path / "2019-05-06.png")
+    quarters().save(tmp_path / "d.png")
+    quarters().save(tmp_path / "late.png")
+    exif.get_ifd(0x8769)[0x9003] = "2900:07:04 12:30:00"
+    quarters().save(tmp_path / "nonsense.jpg", exif=exif)
+    os.utime(tmp_path / "d.png", (10**9, 10**9))
+    os.utime(tmp_path / "nonsense.jpg", (10**9, 10**9))
+    os.utime(tmp_path / "late.png", (10_413_792_000, 10_413_792_000))
+    expected = {
+        "a.jpg": ("exif", 2021),
+        "b.jpg": ("xmp", 2020),
+        "2019-05-06.png": ("name", 2019),
+        "d.png": ("file", 2001),
+        "late.png": (None, None),
+        "nonsense.jpg": ("file", 2001),
+    }
+    for name, (source, year) in expected.items():
+        outcome = read_picture(Job(str(tmp_path / name)), Settings())
+        assert isinstance(outcome, Decoded) and outcome.mtime_ns < 1 << 63
+        taken_at = outcome.metadata.taken_at
+        assert (outcome.metadata.date_source, taken_at and taken_at.year) == (source, year), name
+
+
+def dng(preview: Image.Image, width: int = 64, height: int = 48) -> bytes:
+    """A little TIFF as DNG lays it out: a reduced preview first, the sensor's numbers in a SubIFD."""
+    strip = preview.tobytes()
+    sensor = np.random.default_rng(0).integers(0, 4000, width * height, np.uint16).tobytes()
+    after = 8 + 2 + 12 * 11 + 4
+    second_at = after + 6
+    data = second_at + 2 + 12 * 10 + 4
+
+    def directory(*entries: tuple[int, int, int, int]) -> bytes:
+        return struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries) + bytes(4)
+
+    first = directory(
+        (254, 4, 1, 1), (256, 4, 1, preview.width), (257, 4, 1, preview.height), (258, 3, 3, after), (259, 3, 1, 1),
+        (262, 3, 1, 2), (273, 4, 1, data), (277, 3, 1, 3), (279, 4, 1, len(strip)), (330, 4, 1, second_at),
+        (50706, 1, 4, 0x0401),
+    )  # fmt: skip
+    second = directory(
+        (254, 4, 1, 0), (256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 32803),
+        (273, 4, 1, data + len(strip)), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, len(sensor)),
+    )  # fmt: skip
+    return b"II*\0" + struct.pack("<I", 8) + first + struct.pack("<HHH", 8, 8, 8) + second + strip + sensor
+
+
+def test_raw_files_are_told_from_tiffs_and_never_read_from_their_preview(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dng(quarters(16, 12))
+    assert is_raw(data) and not is_raw(encoded(quarters(), "TIFF")) and is_raw(encoded(quarters(), "TIFF"), "x.NEF")
+    assert sniff(b"FUJIFILMCCD-RAW 0201") == "RAW" and sniff(b"\0\0\0\x18ftypcrx \0\0\0\1crx isom") == "RAW"
+    (tmp_path / "x.dng").write_bytes(data)
+    if raw_installed():
+        outcome = read_picture(Job(str(tmp_path / "x.dng")), Settings())
+        assert isinstance(outcome, Decoded) and outcome.metadata.raw and outcome.metadata.format == "RAW"
+        assert (outcome.metadata.width, outcome.metadata.height) == (64, 48)
+        with pytest.raises(PictureError, match="raw"):
+            decode(encoded(quarters(), "TIFF"), path="x.nef")
+    monkeypatch.setattr("indexer.read_picture.raw_installed", lambda: False)
+    outcome = read_picture(Job(str(tmp_path / "x.dng")), Settings())
+    assert isinstance(outcome, Unreadable) and outcome.reason.startswith("raw")
 
 
 # Hostile files

@@ -221,7 +221,7 @@ def _from_folders(folder: Path) -> list[tuple[str, str]]:
         (found.path, kind.name)
         for kind in sorted(folder.iterdir())
         if kind.is_dir() and not kind.name.startswith(".")
-        for found in find_files([kind])
+        for found in find_files([kind], follow_links=True)
         if not isinstance(found, Unreadable) and is_picture(found.path)
     ]
 

@@ -70,7 +70,7 @@ def open_source(
     places: list[Place] = []
     for path in _named(given):
         if os.path.isdir(path):
-            for found in find_files([path], exclude_dirs=exclude_dirs):
+            for found in find_files([path], exclude_dirs=exclude_dirs, follow_links=True):
                 if not isinstance(found, Unreadable):
                     places += _pictures_in(found.path)
         elif not os.path.exists(path):

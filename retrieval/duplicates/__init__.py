@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .find import find_duplicates as find_duplicates
     from .move import move_spare as move_spare
+    from .move import read_moves as read_moves
     from .move import undo_moves as undo_moves
     from .outcome import Duplicates as Duplicates
 
-_HOMES = {"Duplicates": "outcome", "find_duplicates": "find", "move_spare": "move", "undo_moves": "move"}
+_HOMES = {
+    "Duplicates": "outcome",
+    "find_duplicates": "find",
+    "move_spare": "move",
+    "read_moves": "move",
+    "undo_moves": "move",
+}
 __all__ = sorted(_HOMES)
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.printable import printable, quoted
+
 if TYPE_CHECKING:
     from .hardlink import Joined
     from .move import Moved
@@ -45,9 +47,7 @@ def duplicates(
     if (undo is not None) + (move_to is not None) + hardlink > 1:
         raise typer.BadParameter("choose one of --move-to, --hardlink and --undo", param_hint="--move-to")
     if undo is not None:
-        from .move import undo_moves
-
-        _tell_moved(undo_moves(undo), "put back", as_json, {})
+        _undo(undo, yes, as_json)
         return
     from .find import find_duplicates
     from .present import as_json as values_of
@@ -82,13 +82,48 @@ def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: d
         check_target(found, target, index.roots)
     spare = [file for group in found.groups for file in group.spare]
     if yes:
-        _tell_moved(move_spare(found, target, _say), "moved", as_json, values)
-        _say(f"the index learns of it with: seenit index --index {found.index}")
+        moved = move_spare(found, target, _say)
+        _tell_moved(moved, "moved", as_json, values)
+        _forget(found.index, moved.moved)
         return
     size = sum(file.size for file in spare)
     values["would_move"] = {"files": len(spare), "bytes": size, "to": str(target)}
     todo = "; add --yes to do it" if spare else ""
     print(json.dumps(values) if as_json else f"would move {_files(len(spare))}, {megabytes(size)}, to {target}{todo}")
+
+
+def _forget(index: str, keys: tuple[str, ...]) -> None:
+    """The index lets go of the files that were moved; where it cannot now, how it will."""
+    from indexer.errors import SeenitError
+
+    from .forget import forget_files
+
+    if not keys:
+        return
+    try:
+        forget_files(index, keys)
+    except SeenitError as error:
+        _say(f"the index still names what was moved ({error}); bring it in line: seenit index --index {index}")
+
+
+def _undo(manifest: Path, yes: bool, as_json: bool) -> None:
+    from .move import read_moves, undo_moves, what_to_undo
+    from .present import megabytes
+
+    found = read_moves(manifest)
+    if yes:
+        _tell_moved(undo_moves(found), "put back", as_json, {})
+        return
+    moves = what_to_undo(found)
+    size = sum(move.size for move in moves)
+    if as_json:
+        files = [{"from": move.target, "to": move.source, "bytes": move.size} for move in moves]
+        print(json.dumps({"would_put_back": {"files": len(moves), "bytes": size, "moves": files}}))
+        return
+    for move in moves:
+        print(f"{quoted(move.target)} -> {quoted(move.source)}")
+    todo = "; add --yes to do it" if moves else ""
+    print(f"would put back {_files(len(moves))}, {megabytes(size)}{todo}")
 
 
 def _hardlink(found: "Duplicates", yes: bool, as_json: bool, values: dict[str, object]) -> None:
@@ -163,4 +198,4 @@ def _files(number: int) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"seenit: {line}", file=sys.stderr)
+    print(f"seenit: {printable(line)}", file=sys.stderr)

@@ -1,7 +1,9 @@
 """An index -> its duplicates: candidates, patches, pixels, groups, in this order."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from indexer.manifest import Roots
 from indexer.store import Listed, Record, Store, StoredFile
 
 from .candidates import NEIGHBOURS, Candidates, are_among, near_pairs, read_vectors, with_pairs
+from .closely import Closer, in_pixels, look_closely
 from .confirm import (
     LEAST_COSINE,
     LOOK_ALIKE,
@@ -22,9 +25,9 @@ from .confirm import (
     scenes_among,
     worth_a_look,
 )
-from .groups import LEVELS, Level, Pair, Star, in_words, stars
-from .keeper import KEEPS, Keep, files_in_order, keeping_order
-from .outcome import Duplicates, File, Group, Member
+from .groups import LEVELS, SAME_PICTURE, Level, Pair, Star, in_words, stars
+from .keeper import KEEPS, Keep, files_in_order, keeping_order, why_never
+from .outcome import Difference, Duplicates, File, Group, Member
 from .patterns import SIDE as PATTERN_SIDE
 from .patterns import (
     Patterns,
@@ -97,12 +100,13 @@ class _Search:
         self._keep = keep
         self._workers = workers
         self._progress = progress
+        self._closer: dict[tuple[int, int], Closer] = {}  # by rows, the lower one first
 
     def exact(self) -> list[Group]:
         """Only what has the same bytes; neither vectors nor files are read."""
         several = self._with_several_files()
         records = self._records(several)
-        return [self._group(record, ()) for record in records.values()]
+        return [group for record in records.values() if (group := self._group(record, ())).members]
 
     def near(self, neighbours: int, scenes: bool) -> list[Group]:
         """Everything up to copies, or up to scenes."""
@@ -130,12 +134,44 @@ class _Search:
         sizes = {row: (record.metadata.width, record.metadata.height) for row, record in records.items()}
         groups = []
         grouped: set[int] = set()
-        for star in stars(pairs, list(records), sizes, by_detail=self._keep == "resolution"):
+        for star in self._stars(pairs, records, sizes):
             grouped |= {star.keeper, *(pair.second for pair in star.members)}
             groups.append(self._group(records[star.keeper], self._members(star, records, sizes)))
-        return groups + [
+        exact = [
             self._group(record, ()) for row, record in records.items() if row not in grouped and len(record.files) > 1
         ]
+        return groups + [group for group in exact if group.members]
+
+    def _stars(self, pairs: list[Pair], records: dict[int, Record], sizes: dict[int, tuple[int, int]]) -> list[Star]:
+        """Groups in which every copy that is to be given up was compared with its keeper at full resolution.
+
+        What turns out to differ is no member; it may become a keeper, so groups are made until none has an unseen one.
+        """
+        while True:
+            told = [replace(pair, stays=closer.reason) if (closer := self._closer_of(pair)) else pair for pair in pairs]
+            by_content = self._keep == "resolution"
+            lesser = {one.lesser for one in self._closer.values() if not one.reason} if by_content else set()
+            order = sorted(records, key=lambda row: row in lesser)
+            found = stars(told, order, sizes, by_detail=by_content, lesser=lesser)
+            unseen = [
+                pair
+                for star in found
+                for pair in star.members
+                if pair.level == "near" and self._closer_of(pair) is None
+            ]
+            if not unseen:
+                return found
+            report = self._reporter("looking closely", len(unseen))
+            seen = look_closely(unseen, lambda row: self._path_of(records[row]), self._workers)
+            for done, closer in enumerate(seen, start=1):
+                self._closer[closer.first, closer.second] = closer
+                report(done)
+
+    def _closer_of(self, pair: Pair) -> Closer | None:
+        return self._closer.get((min(pair.first, pair.second), max(pair.first, pair.second)))
+
+    def _path_of(self, record: Record) -> str:
+        return self._roots.path(self._first_there(record.files).key)
 
     def _confirmed(
         self,
@@ -234,20 +270,30 @@ class _Search:
         return {record.id: record for page in pages for record in self._store.retrieve(page) if record.files}
 
     def _members(self, star: Star, records: dict[int, Record], sizes: dict[int, tuple[int, int]]) -> list[Member]:
-        return [
-            Member(
-                record=records[pair.second],
-                files=tuple(self._files(records[pair.second])),
-                level=pair.level,
-                similarity=pair.similarity,
-                how=in_words(pair, sizes),
-                stays=pair.stays,
-            )
-            for pair in (*star.members, *star.related)
-        ]
+        return [self._member(pair, records, sizes) for pair in (*star.members, *star.related)]
+
+    def _member(self, pair: Pair, records: dict[int, Record], sizes: dict[int, tuple[int, int]]) -> Member:
+        keeper, record, closer = records[pair.first], records[pair.second], self._closer_of(pair)
+        reason = closer.stays(pair.second, *sizes[pair.first]) if closer else ""
+        places = closer.places if closer else ()
+        return Member(
+            record=record,
+            files=tuple(self._files(record)),
+            level=pair.level,
+            similarity=pair.similarity,
+            how=in_words(pair, sizes).replace(SAME_PICTURE, "nearly the same picture" if reason else SAME_PICTURE),
+            stays=reason or pair.stays or why_never(record.metadata, keeper.metadata),
+            differs_at=tuple(
+                Difference(
+                    in_pixels(one.in_first if pair.first < pair.second else one.in_second, *sizes[pair.first]),
+                    in_pixels(one.in_second if pair.first < pair.second else one.in_first, *sizes[pair.second]),
+                )
+                for one in places
+            ),
+        )
 
     def _group(self, keeper: Record, members: Iterable[Member]) -> Group:
-        kept, *same = self._files(keeper)
+        kept, *same = _one_name_each(self._files(keeper))
         exact = [Member(keeper, tuple(same), "exact", 1.0, "the same bytes")] if same else []
         return Group(keeper, kept, (*exact, *members))
 
@@ -256,3 +302,19 @@ class _Search:
             File(file.key, self._roots.path(file.key), file.size, file.mtime_ns, record.id)
             for file in files_in_order(record, self._keep)
         ]
+
+
+def _one_name_each(files: list[File]) -> list[File]:
+    """Without further names of one file: a hard link or a link is no copy, and frees nothing."""
+    seen: set[tuple[int, int]] = set()
+    found = []
+    for file in files:
+        try:
+            status = os.stat(file.path)
+        except OSError:
+            found.append(file)  # it is said when it is to be moved
+            continue
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            found.append(file)
+    return found

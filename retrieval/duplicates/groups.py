@@ -11,7 +11,7 @@ keepers of groups of their own.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -27,6 +27,7 @@ WHOLE = 0.85  # share of a picture that counts as all of it
 APART = 0.1  # of the smaller of two parts that the other shares, under which they lie side by side
 TURNED_DEGREES = 1.5  # less is not worth a word
 SQUEEZED = 1.04
+SAME_PICTURE = "the same picture in other bytes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,8 @@ class Pair:
     similarity     correlation of what they share for "near", else how far their patches agree; in [0, 1]
     transform      (2, 3) from fractions of the first to fractions of the second; None where none is known
     overlap        share of the first, and of the second, that the other one shows
-    stays          once grouped: why the second is not given up for the first; empty where it may be
+    stays          why the second is not given up for the first, nor the other way round; once grouped, why not for its
+                   keeper; empty where it may be
     """
 
     first: int
@@ -59,7 +61,7 @@ class Pair:
         back = None
         if self.transform is not None:
             back = inverse(self.transform)
-        return Pair(self.second, self.first, self.level, self.similarity, back, self.overlap[::-1])
+        return Pair(self.second, self.first, self.level, self.similarity, back, self.overlap[::-1], self.stays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,11 @@ class Star:
 
 
 def stars(
-    pairs: Iterable[Pair], order: Sequence[int], sizes: dict[int, tuple[int, int]], by_detail: bool = False
+    pairs: Iterable[Pair],
+    order: Sequence[int],
+    sizes: dict[int, tuple[int, int]],
+    by_detail: bool = False,
+    lesser: Container[int | None] = (),
 ) -> list[Star]:
     """Groups of what was confirmed.
 
@@ -83,6 +89,7 @@ def stars(
     sizes      width and height of each in pixels
     by_detail  a frame, black corners or three photos beside it add pixels and show no more of a photo: of copies with
                as much detail the one that more was confirmed against is kept
+    lesser     rows that are not taken in the place of another one for that
     """
     beside: dict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:
@@ -97,12 +104,16 @@ def stars(
             waiting.pop()
             continue
         if by_detail:
-            keeper = _most_confirmed(keeper, beside, taken, sizes)
+            keeper = _most_confirmed(keeper, beside, taken, sizes, lesser)
         taken.add(keeper)
         members, related = [], []
         apart = _side_by_side(beside[keeper])
         for pair in sorted(beside[keeper], key=lambda pair: (pair.level, -pair.similarity, pair.second)):
-            if reason := stays(pair, sizes) or ("the keeper shows others beside it" if pair.second in apart else ""):
+            if (
+                reason := pair.stays
+                or stays(pair, sizes)
+                or ("the keeper shows others beside it" if pair.second in apart else "")
+            ):
                 related.append(replace(pair, stays=reason))
             elif pair.second not in taken:
                 taken.add(pair.second)
@@ -112,13 +123,21 @@ def stars(
     return _without_repeats(found)
 
 
-def _most_confirmed(row: int, beside: dict[int, list[Pair]], taken: set[int], sizes: dict[int, tuple[int, int]]) -> int:
+def _most_confirmed(
+    row: int,
+    beside: dict[int, list[Pair]],
+    taken: set[int],
+    sizes: dict[int, tuple[int, int]],
+    lesser: Container[int | None],
+) -> int:
     """The row itself, or a free copy of it with as much detail that shares most with more free pictures."""
 
     def copies(row: int) -> list[Pair]:
-        return [pair for pair in beside[row] if pair.level == "near" and pair.second not in taken]
+        return [pair for pair in beside[row] if pair.level == "near" and not pair.stays and pair.second not in taken]
 
-    detailed = [pair.second for pair in copies(row) if zoom_of(pair, sizes) >= AS_DETAILED]
+    detailed = [
+        pair.second for pair in copies(row) if zoom_of(pair, sizes) >= AS_DETAILED and pair.second not in lesser
+    ]
     return max([row, *detailed], key=lambda one: sum(pair.share_most for pair in copies(one)))
 
 
@@ -193,7 +212,7 @@ def in_words(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
     zoom = math.sqrt(longer * shorter)
     if not 0.95 < zoom < 1.05:
         words.append(f"at {100 * zoom:.0f} % of the size")
-    return ", ".join(words) or "the same picture in other bytes"
+    return ", ".join(words) or SAME_PICTURE
 
 
 def _in_pixels(pair: Pair, sizes: dict[int, tuple[int, int]]) -> np.ndarray:

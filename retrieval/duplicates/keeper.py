@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from indexer.store import Record, StoredFile
+from indexer.store import Metadata, Record, StoredFile
 
 Keep = Literal["resolution", "bytes", "format", "oldest", "newest"]
 KEEPS: tuple[Keep, ...] = get_args(Keep)
@@ -21,7 +21,8 @@ def keeping_order(keep: Keep) -> Callable[[Record], tuple[object, ...]]:
     format      lossless format, most pixels, most bytes, taken first
     oldest      taken first, most pixels, lossless format, most bytes
     newest      taken last, most pixels, lossless format, most bytes
-    What is still equal is kept by its id, so that two runs agree.
+    A file that lacks its end comes after all whole ones, whatever the order. What is still equal is kept by its id, so
+    that two runs agree.
     """
 
     def key(record: Record) -> tuple[object, ...]:
@@ -39,9 +40,23 @@ def keeping_order(keep: Keep) -> Callable[[Record], tuple[object, ...]]:
             "oldest": (first, pixels, lossless, size),
             "newest": (last, pixels, lossless, size),
         }
-        return (*by_name[keep], record.id)
+        return (metadata.note is not None, *by_name[keep], record.id)
 
     return key
+
+
+def why_never(member: Metadata, keeper: Metadata) -> str:
+    """Why an image is never given up for this keeper, however like it looks; empty where it may be.
+
+    Holds for what its pixels cannot show: a raw file's numbers, further pages, a keeper that lacks its end.
+    """
+    if member.raw:
+        return "it is a raw file"
+    if member.frames > 1:
+        return f"it has {member.frames} pages or frames, of which only the first was compared"
+    if keeper.note and not member.note:
+        return f"the keeper is damaged: {keeper.note}"
+    return ""
 
 
 def files_in_order(record: Record, keep: Keep) -> list[StoredFile]:

@@ -1,5 +1,6 @@
 """What was found: groups of files around the one to keep."""
 
+import os
 from dataclasses import dataclass
 
 from indexer.store import Record
@@ -18,6 +19,22 @@ class File:
     mtime_ns: int
     id: str  # content id
 
+    @property
+    def root(self) -> str:
+        """The indexed folder that it lies in."""
+        path = self.path
+        for _ in range(self.key.count("/")):
+            path = os.path.dirname(path)
+        return path
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where a member differs from its keeper: left, top, width, height in pixels of each."""
+
+    in_keeper: tuple[int, int, int, int]
+    in_member: tuple[int, int, int, int]
+
 
 @dataclass(frozen=True)
 class Member:
@@ -28,6 +45,7 @@ class Member:
     similarity  1 for the same bytes, the pixels' correlation for a copy, the patches' agreement for a scene
     how         what makes it of the keeper: `mirrored, cropped to 64 %`
     stays       why it is not given up for the keeper; empty where it may be
+    differs_at  where it differs from the keeper, the plainest first
     """
 
     record: Record
@@ -36,6 +54,7 @@ class Member:
     similarity: float
     how: str
     stays: str = ""
+    differs_at: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True)

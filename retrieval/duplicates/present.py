@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+from indexer.printable import quoted
 from indexer.store import Record
 
 from ..page import PageQuery, PageResult, write_page
@@ -18,11 +20,11 @@ def table(found: Duplicates) -> str:
     """A line for each picture to keep, below it one for each file that resembles it, and a summary."""
     lines = []
     for group in found.groups:
-        lines.append(f"keep   {group.file.path}  ({facts(group.keeper, group.file.size)})")
+        lines.append(f"keep   {quoted(group.file.path)}  ({facts(group.keeper, group.file.size)})")
         for member, file in _files_of(group):
             reason = f"; stays: {member.stays}" if member.stays else ""
             lines.append(
-                f"  {member.level:<5} {member.similarity:4.2f}  {file.path}  ({member.how or 'motif'}{reason})"
+                f"  {member.level:<5} {member.similarity:4.2f}  {quoted(file.path)}  ({member.how or 'motif'}{reason})"
             )
     return "\n".join([*lines, summary(found)])
 
@@ -63,6 +65,7 @@ def as_json(found: Duplicates) -> dict[str, object]:
                         "how": member.how,
                         "spare": not member.stays,
                         "why_not": member.stays or None,
+                        "differs_at": [asdict(one) for one in member.differs_at],
                     }
                     for member, file in _files_of(group)
                 ],
@@ -130,6 +133,10 @@ def _values(record: Record, file: File) -> dict[str, object]:
         "height": metadata.height,
         "format": metadata.format,
         "bytes": file.size,
+        "frames": metadata.frames,
+        "raw": metadata.raw,
+        "note": metadata.note,
+        "date_source": metadata.date_source,
         "taken_at": metadata.taken_at.isoformat() if metadata.taken_at else None,
     }
 

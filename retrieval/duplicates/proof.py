@@ -76,7 +76,7 @@ def fit(first: Tensor, second: Tensor, start: Tensor) -> Fits:
     alive = torch.arange(len(frame))
     for side, steps in STEPS.items():
         small, beside = (avg_pool2d(image[alive], SIDE // side) for image in (frame, moving))
-        moved = _better(small, beside, transform[alive], _refined(small, beside, transform[alive], steps))
+        moved = better(small, beside, transform[alive], refined(small, beside, transform[alive], steps))
         overlaid = _overlaid(small, beside, moved)
         transform[alive], correlation[alive] = moved, _correlation(*overlaid)
         covered[alive] = overlaid[2].mean((1, 2, 3))
@@ -91,7 +91,7 @@ def fit(first: Tensor, second: Tensor, start: Tensor) -> Fits:
     return Fits(transform, correlation, drift, overlap)
 
 
-def _better(frame: Tensor, moving: Tensor, one: Tensor, other: Tensor) -> Tensor:
+def better(frame: Tensor, moving: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """Of two transforms for each pair the one under which it correlates better: refinement may run away."""
     scores = [_correlation(*_overlaid(frame, moving, transform)) for transform in (one, other)]
     return torch.where((scores[1] > scores[0])[:, None, None], other, one)
@@ -180,7 +180,7 @@ def _drift(frame: Tensor, warped: Tensor, inside: Tensor) -> Tensor:
     return torch.where(usable.flatten(1).sum(1) >= LEAST_BLOCKS, median, torch.inf)
 
 
-def _refined(frame: Tensor, moving: Tensor, transform: Tensor, steps: int) -> Tensor:
+def refined(frame: Tensor, moving: Tensor, transform: Tensor, steps: int) -> Tensor:
     """Gauss-Newton (Lucas and Kanade, 1981) on all six numbers of each transform, composed step by step.
 
     Both pictures are normalised as they lie on each other, for surroundings of other sizes would pull the transform

@@ -1,0 +1,296 @@
+"""Whether a copy differs from its original somewhere: a number, a word, a selected row, a face.
+
+The proof in pixels looks at small grey squares, in which two screenshots that differ in one digit are the same. So what
+is to be given up is compared once more at full resolution: both images are laid on each other, the sharper one is
+blurred to the other's sharpness and toned like it, and what remains is looked at in small windows.
+
+Surprising: no fixed threshold says how much may remain. A strong recompression leaves more in every window than a
+changed digit does in a clean file. What is expected is therefore learnt from the pair itself, by how much structure a
+window holds: a copy leaves about as much in all windows of the same kind, a change leaves more in a few. Where what is
+expected is so much that a change could hide in it, the answer is that it cannot be told.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
+
+from .proof import better, inverse, refined
+
+# H, W of the frame: the image that shows the shared part with fewer pixels
+
+MOST_PIXELS = 12_000_000  # of the frame; larger ones are shrunk to it
+REFINED_ON = (384, 768)  # sides of the squares on which the alignment is refined, up to the frame's own size
+REFINE_STEPS = 4
+WINDOWS = (8, 16, 40)  # pixels of the sides of windows
+BLURS = (0.0, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5.0, 7.0)  # pixels, that one of the two may be softer by
+FLOOR = 3.0  # grey levels that may remain in any window
+LEAST_RATIO = 0.10  # of a window's structure that may remain in any window
+KINDS = 24  # of windows, by structure
+# chosen on drawn documents and photos, duplicates_local.py
+DIFFERS = 4.0  # times what is expected, from which on a window differs
+GROWN = 0.6  # of that, up to which its surroundings belong to the place
+BLIND = 0.75  # of a window's structure, from which on a change could hide in what is expected
+SAMPLE = 512  # pixels of the sides of the part on which sharpness is compared
+VISIBLE = 8.0  # grey levels, under which what is expected hides nothing that a reader would see
+MOST_PLACES = 8  # that are named
+EDGE = 3  # pixels at the border of what is shared that are not looked at
+
+
+Box = tuple[float, float, float, float]  # left, top, width, height
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where two images differ, in fractions of the first and of the second."""
+
+    in_first: Box
+    in_second: Box
+
+
+@dataclass(frozen=True)
+class Local:
+    """What the comparison says.
+
+    places    where they differ, the plainest first; empty where they do not, or where it cannot be told
+    strength  of the plainest difference, in times of what is expected; 1 and less for a copy
+    blind     what is expected, as a share of a window's structure: at BLIND and above it cannot be told
+    """
+
+    places: tuple[Place, ...]
+    strength: float
+    blind: float
+
+    @property
+    def can_tell(self) -> bool:
+        return self.blind < BLIND
+
+
+def compare_locally(first: Image.Image, second: Image.Image, transform: np.ndarray) -> Local:
+    """Compare what two RGB images share.
+
+    transform  (2, 3)  from fractions of the first to fractions of the second, as the proof found it
+    """
+    to_second = np.diag(second.size) @ transform[:, :2] @ np.diag(1 / np.array(first.size, float))
+    zoom = math.sqrt(max(abs(float(np.linalg.det(to_second))), 1e-6))  # pixels of the second for each of the first
+    swap = zoom < 1
+    frame, moving = (second, first) if swap else (first, second)
+    way = torch.from_numpy(np.asarray(transform, np.float32))[None]
+    way = inverse(way) if swap else way
+    share = min(1.0, math.sqrt(MOST_PIXELS / (frame.width * frame.height)))
+    frame = _sized(frame, share)
+    moving = _sized(moving, share * (zoom if swap else 1 / zoom))
+    way = _refined_on_squares(frame, moving, way)
+    colours, others = _planes(frame), _planes(moving)  # (3, H, W)
+    warped, inside = _warped(others, way, colours.shape[1:])
+    inside = 1 - max_pool2d(1 - inside[None], 2 * EDGE + 1, 1, EDGE)[0]  # (1, H, W)
+    found = _differences(colours, warped, inside[0])
+    return Local(tuple(_place(box, way, colours.shape[1:], swap) for box in found[0]), found[1], found[2])
+
+
+def _sized(image: Image.Image, share: float) -> Image.Image:
+    """Shrunk by a share, never enlarged."""
+    if share >= 0.995:
+        return image
+    size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _refined_on_squares(frame: Image.Image, moving: Image.Image, way: Tensor) -> Tensor:
+    """The proof's transform (1, 2, 3), which is right to a tenth of a pixel of a thumbnail, right to one of these."""
+    for side in REFINED_ON:
+        if side > 1.3 * max(frame.size):
+            break
+        one, other = (
+            torch.from_numpy(np.asarray(image.convert("L").resize((side, side), Image.Resampling.BICUBIC), np.float32))[
+                None, None
+            ]
+            for image in (frame, moving)
+        )
+        way = better(one, other, way, refined(one, other, way, REFINE_STEPS))
+    return way
+
+
+def _planes(image: Image.Image) -> Tensor:
+    """Luma and both differences of colour.  (3, H, W) float32"""
+    return torch.from_numpy(np.asarray(image.convert("YCbCr"), np.float32)).permute(2, 0, 1).contiguous()
+
+
+def _warped(planes: Tensor, way: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """The planes as they lie on a frame of that size, (3, H, W), and where they do, (1, H, W)."""
+    height, width = size
+    y, x = torch.meshgrid(
+        (torch.arange(height, dtype=torch.float32) + 0.5) / height,
+        (torch.arange(width, dtype=torch.float32) + 0.5) / width,
+        indexing="ij",
+    )
+    places = torch.einsum("ij,yxj->yxi", way[0], torch.stack([x, y, torch.ones_like(x)], -1))  # (H, W, 2)
+    inside = ((places > 0) & (places < 1)).all(-1)[None].float()
+    moved = grid_sample(planes[None], 2 * places[None] - 1, "bicubic", "border", align_corners=False)
+    return moved[0].clamp(0, 255), inside
+
+
+def _differences(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[list[tuple[int, int, int, int]], float, float]:
+    """Boxes in pixels of the frame, the strength of the plainest, and how blind the comparison is."""
+    size = inside.shape
+    if float(inside.sum()) < 4 * min(WINDOWS) ** 2:
+        return [], 0.0, 1.0
+    frame, warped = _equally_sharp(frame, warped, inside)
+    grey = any(float((planes[1:] - 128).abs().mul(inside).sum() / inside.sum()) < 1 for planes in (frame, warped))
+    remains = torch.zeros(size)
+    # both ways: a colour that only one image has could be toned away, but not be made out of white
+    for source, target in ((warped, frame), (frame, warped)):
+        planes = target[:1] if grey else target
+        left = torch.stack([_toned(source, plane, inside) - plane for plane in planes])
+        remains = torch.maximum(remains, left.square().sum(0))
+    energy = (frame[0] - _blurred(frame[0], 4)).square() + (warped[0] - _blurred(warped[0], 4)).square()
+    strength = torch.zeros(size)
+    blind = 0.0
+    for window in WINDOWS:
+        if min(size) < window:
+            continue
+        whole = _pooled(inside, window) > 0.999
+        if not bool(whole.any()):
+            continue
+        left, structure = _pooled(remains, window).sqrt(), (_pooled(energy, window) / 2).clamp(min=0).sqrt()
+        expected, ratio = _expected(left[whole], structure[whole], structure)
+        blind = max(blind, ratio)
+        excess = left / expected * whole
+        spread = torch.nn.functional.interpolate(excess[None, None], size=size, mode="nearest")[0, 0]
+        strength = torch.maximum(strength, spread)
+    return _boxes(strength.numpy()), float(strength.max()), blind
+
+
+def _pooled(values: Tensor, window: int) -> Tensor:
+    """Means of windows that overlap by half."""
+    return avg_pool2d(values[None, None], window, window // 2)[0, 0]
+
+
+def _expected(left: Tensor, structure: Tensor, everywhere: Tensor) -> tuple[Tensor, float]:
+    """What may remain in each window, from what remains in most windows of as much structure; and that as a share of
+    the structure where there is much.
+
+    left, structure  (N,)    of the windows that count
+    everywhere       (h, w)  structure of all
+    """
+    bounds = torch.quantile(_sample(structure), torch.linspace(0, 1, KINDS + 1))[1:-1].unique()
+    kind, kinds = torch.bucketize(structure, bounds), len(bounds) + 1
+    middle = torch.zeros(kinds)
+    typical = torch.zeros(kinds)
+    for number in range(kinds):
+        here = kind == number
+        if bool(here.any()):
+            middle[number], typical[number] = _sample(left[here]).quantile(0.6), structure[here].median()
+    middle = middle.cummax(0).values
+    floor = FLOOR + LEAST_RATIO * everywhere
+    strong = typical >= typical.max() / 2
+    share = middle[strong] / typical[strong].clamp(min=FLOOR)
+    ratio = float((share * (middle[strong] >= VISIBLE)).median())
+    return torch.maximum(middle[torch.bucketize(everywhere.flatten(), bounds)].view_as(everywhere), floor), ratio
+
+
+def _sample(values: Tensor) -> Tensor:
+    """At most 100,000 of them, evenly taken."""
+    return values[:: 1 + len(values) // 100_000]
+
+
+def _equally_sharp(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, the sharper one blurred until they fit best; how much is learnt from the middle of a window."""
+    rows, columns = (slice(max(0, length // 2 - SAMPLE // 2), length // 2 + SAMPLE // 2) for length in inside.shape)
+    base, other = frame[0, rows, columns], _toned(warped, frame[0], inside)[rows, columns]
+    best = min(
+        ((sigma, which) for sigma in BLURS for which in (0, 1) if sigma or not which),
+        key=lambda one: float(
+            (
+                ((_blurred(base, one[0]) - other) if one[1] == 0 else (base - _blurred(other, one[0]))).abs()
+                * inside[rows, columns]
+            ).mean()
+            / max(float(_blurred(base, one[0] if one[1] == 0 else 0).std()), 1e-3)
+        ),
+    )
+    sigma, which = best
+    if not sigma:
+        return frame, warped
+    blurred = torch.stack([_blurred(plane, sigma) for plane in (frame, warped)[which]])
+    return (blurred, warped) if which == 0 else (frame, blurred)
+
+
+def _blurred(plane: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (H, W)."""
+    if not sigma:
+        return plane
+    reach = max(1, math.ceil(2.5 * sigma))
+    weights = torch.exp(-((torch.arange(-reach, reach + 1) / sigma) ** 2) / 2)
+    weights = weights / weights.sum()
+    padded = torch.nn.functional.pad(plane[None, None], (reach,) * 4, mode="replicate")
+    across = torch.nn.functional.conv2d(padded, weights.view(1, 1, 1, -1))
+    return torch.nn.functional.conv2d(across, weights.view(1, 1, -1, 1))[0, 0]
+
+
+def _toned(planes: Tensor, target: Tensor, inside: Tensor) -> Tensor:
+    """One plane of the target from all planes of the other image: brightness, contrast, tone and saturation are no
+    difference. A polynomial, fitted twice: first to all pixels, then to those that it fits.  (H, W)
+    """
+    step = 1 + int(inside.numel() ** 0.5) // 400
+    at = inside[::step, ::step] > 0
+    basis = _basis(planes[:, ::step, ::step][:, at]).double()  # (8, N)
+    wanted = target[::step, ::step][at].double()  # (N,)
+    weight = torch.ones_like(wanted)
+    solution = torch.zeros(len(basis), dtype=torch.float64)
+    for _ in range(5):
+        weighted = basis * weight
+        normal = weighted @ basis.mT + 1e-4 * len(wanted) * torch.eye(len(basis), dtype=torch.float64) / 100
+        solution = torch.linalg.solve(normal, weighted @ wanted)
+        left = (solution @ basis - wanted).abs()
+        scale = float(left.median()) * 2 + 2
+        weight = 1 / (1 + (left / scale).square()).square()
+    return (solution.float()[:, None] * _basis(planes.flatten(1))).sum(0).view_as(target)
+
+
+def _basis(planes: Tensor) -> Tensor:
+    """Products of luma and colours, all about 1 in size.  (3, N) -> (8, N)"""
+    luma, blue, red = (planes - 128) / 128
+    return torch.stack([torch.ones_like(luma), luma, luma**2, luma**3, blue, red, luma * blue, luma * red])
+
+
+def _boxes(strength: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Connected places of a strength (H, W): left, top, right, bottom, the plainest first."""
+    grid = 8
+    rows, columns = (math.ceil(length / grid) for length in strength.shape)
+    padded = np.zeros((rows * grid, columns * grid), np.float32)
+    padded[: strength.shape[0], : strength.shape[1]] = strength
+    cells = padded.reshape(rows, grid, columns, grid).max((1, 3))
+    open_cells = cells >= DIFFERS * GROWN
+    boxes = []
+    for row, column in zip(*np.nonzero(cells >= DIFFERS), strict=True):
+        if not open_cells[row, column]:
+            continue
+        waiting, reached, peak = [(row, column)], [], 0.0
+        open_cells[row, column] = False
+        while waiting:
+            y, x = waiting.pop()
+            reached.append((y, x))
+            peak = max(peak, float(cells[y, x]))
+            for beside in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if 0 <= beside[0] < rows and 0 <= beside[1] < columns and open_cells[beside]:
+                    open_cells[beside] = False
+                    waiting.append(beside)
+        low, high = np.min(reached, 0), np.max(reached, 0) + 1
+        right, bottom = min(high[1] * grid, strength.shape[1]), min(high[0] * grid, strength.shape[0])
+        boxes.append((peak, (int(low[1] * grid), int(low[0] * grid), int(right), int(bottom))))
+    return [box for _, box in sorted(boxes, key=lambda one: -one[0])][:MOST_PLACES]
+
+
+def _place(box: tuple[int, int, int, int], way: Tensor, size: torch.Size, swap: bool) -> Place:
+    """A box in pixels of the frame as fractions of both images."""
+    height, width = size
+    left, top, right, bottom = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+    here = (left, top, right - left, bottom - top)
+    corners = np.array([(x, y, 1) for x in (left, right) for y in (top, bottom)]) @ way[0].numpy().astype(float).T
+    low, high = corners.min(0).clip(0, 1), corners.max(0).clip(0, 1)
+    there = (float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1]))
+    return Place(there, here) if swap else Place(here, there)
