@@ -172,15 +172,15 @@ def test_the_examples_of_a_page_run(page: str, request: pytest.FixtureRequest, m
             exec(compile("\n" * block.line + block.text, block.page.name, "exec"), names)
 
 
+SCRIPTS = [  # with arguments, and what each prints
+    ("search_folder.py", ["photos", "query.jpg"], r"^1\. \d\.\d{3} .*\.jpg \("),
+    ("find_duplicates.py", ["photos"], r"(20|copy)\.jpg: exact"),
+    ("train_and_use.py", ["photos", "run", "steps=2", "batch_size=4"], r"^2 steps.*backbone\.safetensors"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "script, words, says",
-    [
-        ("search_folder.py", ["photos", "query.jpg"], r"^1\. \d\.\d{3} .*\.jpg \("),
-        ("find_duplicates.py", ["photos"], r"(20|copy)\.jpg: exact"),
-        ("train_and_use.py", ["photos", "run", "steps=2", "batch_size=4"], r"^2 steps.*backbone\.safetensors"),
-    ],
-)
+@pytest.mark.parametrize("script, words, says", SCRIPTS, ids=[script for script, _, _ in SCRIPTS])
 def test_the_example_scripts_run(
     script: str,
     words: list[str],
@@ -195,8 +195,7 @@ def test_the_example_scripts_run(
 
 
 def test_every_example_script_is_run_and_named() -> None:
-    (runs,) = (mark.args[1] for mark in test_the_example_scripts_run.pytestmark if mark.name == "parametrize")
-    assert {script for script, _, _ in runs} == {file.name for file in (ROOT / "examples").glob("*.py")}
+    assert {script for script, _, _ in SCRIPTS} == {file.name for file in (ROOT / "examples").glob("*.py")}
 
 
 # What is named
