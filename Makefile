@@ -1,6 +1,8 @@
 # make demo                                   set up, draw pictures, index them, search, write a page of results
 # make demo PHOTOS=~/Pictures QUERY=x.jpg     the same on your own photos
 # make test                                   the same environment; all tests
+# make quick                                  the tests that are not marked slow
+# make lint                                   style, types, and whether the pages made from the code are up to date
 # PIP_FLAGS is passed to pip, for a build of torch of your choice; PYTHON names the interpreter.
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ DEMO ?= demo
 PHOTOS ?=
 QUERY ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -35,10 +37,14 @@ endif
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
 
+quick: $(VENV)/.ready
+	$(BIN)/python -m pytest -m "not slow"
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/make_pages.py --check
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

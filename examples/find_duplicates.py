@@ -1,6 +1,6 @@
 """List the copies among the photos of a folder: resized, recompressed, cropped, mirrored, turned. Nothing is changed.
 
-    python examples/find_duplicates.py PHOTOS
+python examples/find_duplicates.py PHOTOS
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Index a folder of photos and search it with an image.
 
-    python examples/search_folder.py PHOTOS QUERY
+python examples/search_folder.py PHOTOS QUERY
 """
 
 import sys

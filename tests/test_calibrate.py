@@ -20,6 +20,7 @@ def index(photos: Path, tiny_backbone: Path) -> Path:
     return photos / ".seenit"
 
 
+@pytest.mark.slow
 def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path: Path) -> None:
     with Searcher.open(index) as searcher:
         assert searcher.calibration is None
@@ -38,6 +39,7 @@ def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path
         assert unknown is not None and unknown.probability < itself.evidence.probability  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Path) -> None:
     learnt = calibrate(index)
     assert learnt is not None

@@ -64,6 +64,7 @@ def assert_one_line_error(run: Run, *patterns: str) -> None:
         assert re.search(pattern, lines[0]), lines[0]
 
 
+@pytest.mark.slow
 def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     query = shutil.copy(indexed / "a" / "2.jpg", tmp_path / "elsewhere.jpg")
     found = seenit("search", query, "--top", 3)
@@ -87,6 +88,7 @@ def test_a_writing_command_waits_as_long_as_told(indexed: Path, seenit: Seenit) 
     assert seenit("tag", "add", "x", indexed, "--index", indexed / ".seenit", "--wait", 0.2).code == 0
 
 
+@pytest.mark.slow
 def test_json_lines(indexed: Path, seenit: Seenit) -> None:
     found = seenit("search", indexed / "a", "--batch", "--json", "--top", 2)
     answers = [json.loads(line) for line in found.out.splitlines()]
@@ -97,6 +99,7 @@ def test_json_lines(indexed: Path, seenit: Seenit) -> None:
         assert answer["query"] not in [result["path"] for result in answer["results"]]
 
 
+@pytest.mark.slow
 def test_several_pictures_are_one_query(indexed: Path, seenit: Seenit) -> None:
     first, second, third = (indexed / "a" / f"{n}.jpg" for n in range(3))
     found = seenit("search", first, second, "--like", third, "--top", 9, "--json", "--expand", 2, "--augment", 1)
@@ -113,6 +116,7 @@ def opened_width(path: Path) -> int:
         return image.width
 
 
+@pytest.mark.slow
 def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     first, second = indexed / "a" / "0.jpg", indexed / "a" / "1.jpg"
     same = json.loads(seenit("explain", first, first, "--json").out)
@@ -128,6 +132,7 @@ def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     assert_one_line_error(seenit("explain", first, second, "-o", tmp_path / "no" / "x.png"), "x.png")
 
 
+@pytest.mark.slow
 def test_tokens_are_chosen_once(photos: Path, tiny_backbone: Path, seenit: Seenit) -> None:
     made = seenit("index", photos, "--backbone", tiny_backbone, "--resolution", 56, "--tokens", "compact")
     assert made.code == 0, made.err
@@ -136,6 +141,7 @@ def test_tokens_are_chosen_once(photos: Path, tiny_backbone: Path, seenit: Seeni
     assert seenit("search", photos / "a" / "0.jpg").code == 0
 
 
+@pytest.mark.slow
 def test_summary_as_json_and_dry_run(indexed: Path, seenit: Seenit) -> None:
     draw_photo(indexed / "new.jpg", 40)
     dry = json.loads(seenit("index", indexed, "--dry-run", "--json").out)
@@ -144,6 +150,7 @@ def test_summary_as_json_and_dry_run(indexed: Path, seenit: Seenit) -> None:
     assert done["changes"]["added"] == 1 and done["pictures"] == 9
 
 
+@pytest.mark.slow
 def test_page_and_sheet(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     page, sheet = tmp_path / "results.html", tmp_path / "sheet.jpg"
     query = indexed / "a" / "0.jpg"
@@ -154,6 +161,7 @@ def test_page_and_sheet(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     assert sheet.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_filters_and_tags(indexed: Path, seenit: Seenit) -> None:
     assert "tagged 4 pictures" in seenit("tag", "add", "holiday", indexed / "a").out
     assert seenit("tag", "list").out.split() == ["4", "holiday"]
@@ -166,6 +174,7 @@ def test_filters_and_tags(indexed: Path, seenit: Seenit) -> None:
     assert_one_line_error(seenit("search", query, "--under", "nowhere"), "no folder nowhere", "mirrors")
 
 
+@pytest.mark.slow
 def test_info(indexed: Path, seenit: Seenit) -> None:
     (indexed / "bad.jpg").write_bytes((indexed / "a" / "0.jpg").read_bytes()[:300])
     seenit("index", indexed, "--workers", 1)
@@ -183,6 +192,7 @@ def test_backbones(seenit: Seenit, tiny_backbone: Path) -> None:
     assert_one_line_error(seenit("backbone", "path", "dinov2_vits15"), "dinov2_vits14")
 
 
+@pytest.mark.slow
 def test_copy_to_another_folder(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     run = seenit("copy", indexed / ".seenit", tmp_path / "copy")
     assert run.code == 0 and "copied 8 pictures" in run.out, run.err
@@ -190,6 +200,7 @@ def test_copy_to_another_folder(indexed: Path, seenit: Seenit, tmp_path: Path) -
     assert seenit("search", query, "--index", tmp_path / "copy").out == seenit("search", query).out
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     query = indexed / "a" / "0.jpg"
     (tmp_path / "note.jpg").write_text("hello")
@@ -231,6 +242,7 @@ def test_usage_errors_exit_2(words: tuple[str, ...], seenit: Seenit) -> None:
     assert run.code == 2 and "Traceback" not in run.err
 
 
+@pytest.mark.slow
 def test_a_broken_query_in_a_batch_costs_only_itself(indexed: Path, seenit: Seenit) -> None:
     (indexed / "a" / "3.jpg").write_bytes((indexed / "a" / "0.jpg").read_bytes()[:300])
     run = seenit("search", indexed / "a", "--batch", "--json")
@@ -267,6 +279,7 @@ def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
+@pytest.mark.slow
 def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
     folder = tmp_path / "many"
     for n in range(200):
@@ -285,6 +298,7 @@ def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(tmp_path: Path, t
     assert "200 pictures" in again.stdout
 
 
+@pytest.mark.slow
 def test_watch_takes_in_what_changes(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli", "index", str(photos), "--backbone", str(tiny_backbone)]
     command += ["--resolution", "56", "--workers", "1", "--watch"]

@@ -102,6 +102,7 @@ def test_a_size_is_met_and_the_same_seed_chooses_the_same(tmp_path: Path, pool: 
     assert any("more than the 12 pictures left" in line for line in said)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_shard_it_was_at(
     tmp_path: Path, pool: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_an_interrupted_run_goes_on_with_the_shard_it_was_at(
     assert not done
 
 
+@pytest.mark.slow
 def test_an_index_brings_its_vectors(tmp_path: Path, pool: Path, run: Any, tiny_backbone: Path) -> None:
     index = tmp_path / "index"
     sync_folder(pool, index, backbone=tiny_backbone, workers=1, progress=False, say=lambda line: None)
@@ -144,6 +146,7 @@ def test_an_index_brings_its_vectors(tmp_path: Path, pool: Path, run: Any, tiny_
         assert own.astype(float) @ other.astype(float) > 0.99, name
 
 
+@pytest.mark.slow
 def test_an_index_of_another_backbone_is_refused(tmp_path: Path, pool: Path, run: Any, tiny_backbone: Path) -> None:
     other = save_tiny(tmp_path / "other.safetensors", seed=1)
     for name, backbone in (("one", tiny_backbone), ("two", other)):
@@ -164,6 +167,7 @@ def test_pictures_in_tar_files_become_files_beside_the_list(tmp_path: Path, pool
     assert Path(paths[1]).read_bytes() == (pool / "01.png").read_bytes() and paths[4] == str(pool / "09.png")
 
 
+@pytest.mark.slow
 def test_files_that_vanish(tmp_path: Path, pool: Path, run: Any) -> None:
     names = [str(pool / f"{n:02d}.png") for n in range(3)] + [str(pool / "gone.png")]
     (tmp_path / "given.txt").write_text("\n".join(names))
@@ -178,6 +182,7 @@ def test_files_that_vanish(tmp_path: Path, pool: Path, run: Any) -> None:
         run([tmp_path / "given.txt"])
 
 
+@pytest.mark.slow
 def test_too_little_to_choose_from(tmp_path: Path, run: Any) -> None:
     folder = tmp_path / "few"
     folder.mkdir()
@@ -206,6 +211,7 @@ def test_mistakes_are_told_before_the_work(tmp_path: Path, pool: Path, run: Any,
             Choices(**wrong)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(tmp_path: Path, pool: Path, tiny_backbone: Path) -> None:
     app = typer.Typer()
     app.command()(command.curate)
@@ -225,6 +231,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, pool: Path, tiny_backbone
     assert CliRunner().invoke(app, [*call, "--levels", "a"]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_the_page_stands_foreign_names_and_lost_files(tmp_path: Path, tiny_backbone: Path, run: Any) -> None:
     folder = tmp_path / "p"
     for n, name in enumerate(["<script>alert(1)</script>.png", "b\u202e.png", "c.png"]):
@@ -241,6 +248,7 @@ def test_the_page_stands_foreign_names_and_lost_files(tmp_path: Path, tiny_backb
     assert "<script" not in text and "\u202e" not in text and "no such file" in text
 
 
+@pytest.mark.slow
 def test_features_that_are_not_finite_are_left_out(
     tmp_path: Path, pool: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def test_probing_all_cells_is_exact_and_the_promised_recall_is_kept(tmp_path: Pa
     assert reached == pytest.approx(promised, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_graph_is_the_same_by_several_workers_and_after_an_interruption(
     tmp_path: Path, small_cells: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,7 @@ def test_hostile_files_cost_only_themselves(pool: DecodePool, tmp_path: Path) ->
     assert {Path(outcome.path).name for outcome in outcomes if isinstance(outcome, Broken)} == set(HOSTILE)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_dies_or_hangs_costs_one_file(tmp_path: Path) -> None:
     bad = {
         "spin": "took longer than 1 s",
@@ -249,6 +250,7 @@ def test_what_earlier_files_left_behind_costs_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits a process's memory reliably")
+@pytest.mark.slow
 def test_memory_is_capped(tmp_path: Path) -> None:
     save(tmp_path / "grow.png")
     save(tmp_path / "next.png")
@@ -259,6 +261,7 @@ def test_memory_is_capped(tmp_path: Path) -> None:
     assert isinstance(outcomes[0], Broken) and outcomes[0].reason == "needs more memory than it may take"
 
 
+@pytest.mark.slow
 def test_jobs_are_taken_only_as_outcomes_are_given_back(tmp_path: Path) -> None:
     path = save(tmp_path / "x.png")
     taken = 0
@@ -360,6 +363,7 @@ def test_a_script_needs_no_guard_and_its_folder_is_not_trusted(tmp_path: Path) -
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
 def test_no_process_outlives_its_parent(tmp_path: Path, by: signal.Signals) -> None:
     photo = save(tmp_path / "x.png")
     code = f"""
@@ -407,6 +411,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_hostile_collection_ends_well(shared: Path) -> None:
     files = [file.path for file in find_files([shared / "data" / "hostile"]) if not isinstance(file, Unreadable)]
     began = time.monotonic()

@@ -194,6 +194,7 @@ def test_a_prior_of_another_recipe_or_backbone_is_refused() -> None:
         fit([pooled(5)], RECIPE, {name: value for name, value in prior.items() if name != "factors"})
 
 
+@pytest.mark.slow
 def test_the_prior_of_a_small_vit_is_under_three_megabytes() -> None:
     wide = [TokenFeatures(f.cls, f.registers, f.patches, f.grid) for f in features(8, dim=384)]
     prior = prior_from([pool(wide, Recipe(), DEPTH)], Recipe())

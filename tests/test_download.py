@@ -432,6 +432,7 @@ def in_another_process(url: str, target: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", program, url, str(target)], cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_once(peer: Peer, target: Path) -> None:
     def slow(asked: Asked) -> None:
         asked.server.released.wait(1.0)

@@ -31,6 +31,8 @@ from retrieval.duplicates.present import as_json, table, write_duplicates_page
 from retrieval.duplicates.proof import SIDE, Fits, best_of, fit, inverse, whole_turns
 from retrieval.duplicates.schedule import settled, untried_pairs, with_keepers
 
+pytestmark = pytest.mark.slow
+
 SAME = np.array([[1.0, 0, 0], [0, 1, 0]])
 
 

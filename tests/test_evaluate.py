@@ -196,6 +196,7 @@ def test_set(tmp_path: Path) -> Path:
     return tmp_path / "set" / "manifest.csv"
 
 
+@pytest.mark.slow
 def test_a_set_is_indexed_searched_and_scored(test_set: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     said: list[str] = []
     scores = evaluate_retrieval(
@@ -220,6 +221,7 @@ def test_a_set_is_indexed_searched_and_scored(test_set: Path, tiny_backbone: Pat
     assert read["quality"]["recall"]["1"] == scores[0].quality.recall[1]
 
 
+@pytest.mark.slow
 def test_an_index_is_made_once_and_then_used(test_set: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "kept"
     first = evaluate_retrieval(test_set, index=index, backbone=str(tiny_backbone), resolution=56, variants=VARIANTS[:1])
@@ -234,6 +236,7 @@ def test_an_index_is_made_once_and_then_used(test_set: Path, tiny_backbone: Path
         evaluate_retrieval(test_set, index=index, backbone=Backbone.load(other))
 
 
+@pytest.mark.slow
 def test_an_index_of_other_pictures_is_refused(test_set: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     photos = tmp_path / "mine"
     photos.mkdir()
@@ -257,6 +260,7 @@ def test_one_index_serves_one_set(test_set: Path, tmp_path: Path) -> None:
         evaluate_retrieval([test_set, test_set], index=tmp_path / "index")
 
 
+@pytest.mark.slow
 def test_pairs_of_textures_are_a_test_set(tmp_path: Path) -> None:
     pairs = texture_pairs(tmp_path / "a", 1, controls=1)
     assert [(pair.texture, pair.same) for pair in pairs] == [("sky", False), ("sky", True)]

@@ -72,6 +72,7 @@ def test_a_line_runs_from_patch_to_patch() -> None:
     assert abs(rows.min() - ends[1][1]) < 6 and abs(rows.max() - ends[0][1]) < 6
 
 
+@pytest.mark.slow
 def test_boxes_lie_at_their_fractions_unless_nothing_is_there() -> None:
     photo = Image.new("RGB", (200, 200), GREY)
     for probability, shown in ((0.9, True), (0.3, True), (None, True), (0.01, False)):

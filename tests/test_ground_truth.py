@@ -132,6 +132,7 @@ def test_the_three_protocols(tmp_path: Path) -> None:
     assert len(easy.gallery) == 5 and easy.gallery[0] == tmp_path / "jpg" / "all_souls_000000.jpg"
 
 
+@pytest.mark.slow
 def test_only_the_box_of_a_query_is_asked(tmp_path: Path, tiny_backbone: Path) -> None:
     """Both queries are the same picture, with gallery picture 0 on its left and 4 on its right."""
     boxes = ([0, 0, 96, 72], 0), ([96, 0, 192, 72], 4)
@@ -314,6 +315,7 @@ HOSTILE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.slow
 def test_a_hostile_pickle_is_one_line_and_does_nothing(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +330,7 @@ def test_a_hostile_pickle_is_one_line_and_does_nothing(
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.slow
 def test_every_cut_and_many_flipped_bytes_are_an_answer_or_one_line(tmp_path: Path) -> None:
     chance = np.random.default_rng(3)
     file = tmp_path / "cut.pkl"

@@ -368,6 +368,7 @@ def test_colours_go_through_the_icc_profile_unless_it_is_broken() -> None:
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
+@pytest.mark.slow
 def test_reduced_scale_keeps_enough_and_looks_the_same(format_name: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (13, 17, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC), format_name)
@@ -594,6 +595,7 @@ def test_raw_files_are_told_from_tiffs_and_never_read_from_their_preview(
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.slow
 def test_hostile_pictures_are_refused_quickly_with_a_reason(name: str) -> None:
     began = time.monotonic()
     with pytest.raises(PictureError) as error:

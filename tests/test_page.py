@@ -259,6 +259,7 @@ def test_contact_sheet_shows_query_and_results(tmp_path: Path, suffix: str) -> N
     assert pixels.shape[1] == 1400
 
 
+@pytest.mark.slow
 def test_contact_sheet_keeps_to_its_size(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")

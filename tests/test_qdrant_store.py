@@ -31,6 +31,7 @@ def tmp_path(memory_path: Path) -> Path:
     return memory_path
 
 
+@pytest.mark.slow
 def test_passing_failures_are_repeated(peer: QdrantPeer) -> None:
     """Every write and every read, each first spoiled in another way, ends as if nothing had happened."""
     peer.stall_s = 1.5
@@ -55,6 +56,7 @@ def test_passing_failures_are_repeated(peer: QdrantPeer) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_is_given_up_in_bounded_time(peer: QdrantPeer) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
     store.ensure(SCHEMA)
@@ -303,6 +305,7 @@ def test_the_key_is_sent_and_never_shown(
         open_store("http://qdrant.example.com/photos")
 
 
+@pytest.mark.slow
 def test_requests_are_limited_in_bytes(peer: QdrantPeer) -> None:
     rng = np.random.default_rng(0)
     store = open_store(f"{peer.url}/photos", write=True)
@@ -397,6 +400,7 @@ def grpc_peer(peer: QdrantPeer) -> Iterator[QdrantGrpcPeer]:
         yield grpc_peer
 
 
+@pytest.mark.slow
 def test_passing_failures_over_grpc_are_repeated(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer) -> None:
     peer.stall_s = 1.5
     store = open_store(f"{peer.url}/photos?grpc={grpc_peer.port}", write=True)

@@ -18,6 +18,8 @@ from retrieval.scenes.plan import plan
 from retrieval.scenes.shoot import shoot
 from retrieval.scenes.things import KINDS, make_thing
 
+pytestmark = pytest.mark.slow
+
 ASKED = dict(instances=6, views=2, distractors=3, seed=3)
 
 

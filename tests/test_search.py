@@ -50,6 +50,7 @@ def test_every_kind_of_query_gives_the_same_answer(index: Path, photos: Path) ->
         assert names(by_vector)[0] == "0.jpg" and by_vector[0].score == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_batches_equal_single_queries(index: Path, photos: Path) -> None:
     files = sorted((photos / "a").glob("*.jpg")) + sorted((photos / "b").glob("*.jpg"))
     with Searcher.open(index) as searcher:
@@ -151,6 +152,7 @@ def test_no_index_and_another_backbone(index: Path, tmp_path: Path) -> None:
         searcher.use(other)
 
 
+@pytest.mark.slow
 def test_reranking_keeps_the_same_pictures_and_fuses_their_scores(index: Path, photos: Path) -> None:
     with Searcher.open(index) as searcher:
         plain = searcher.search(photos / "a" / "0.jpg", rerank=False)
@@ -212,6 +214,7 @@ def test_tags_of_pictures_outside_of_the_index(index: Path, tmp_path: Path) -> N
         change_tags(index, [tmp_path / "elsewhere.jpg"], lambda tags: tags | {"x"})
 
 
+@pytest.mark.slow
 def test_a_server_gives_the_same_answers_as_the_embedded_store(index: Path, photos: Path, tiny_backbone: Path) -> None:
     query = photos / "a" / "0.jpg"
     with QdrantPeer() as peer:

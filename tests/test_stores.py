@@ -248,6 +248,7 @@ for step in range(10_000):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     acknowledged = 0
@@ -325,6 +326,7 @@ def test_the_size_by_part_adds_up(tmp_path: Path) -> None:
 # Copying
 
 
+@pytest.mark.slow
 def test_a_copy_holds_the_same_and_may_be_repeated(peer: QdrantPeer, tmp_path: Path) -> None:
     source = open_store(tmp_path / "photos" / ".seenit", write=True)
     source.ensure(SCHEMA)

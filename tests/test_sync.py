@@ -43,6 +43,7 @@ def test_first_run_indexes_everything_and_the_second_nothing(photos: Path, tiny_
     assert second.changes.added == second.changes.removed == 0
 
 
+@pytest.mark.slow
 def test_new_changed_renamed_copied_and_deleted_files(photos: Path, tiny_backbone: Path) -> None:
     run(photos, tiny_backbone)
     (photos / "a" / "0.jpg").rename(photos / "b" / "moved.jpg")
@@ -88,6 +89,7 @@ def test_an_index_moves_with_its_folder(photos: Path, tiny_backbone: Path, tmp_p
     assert (summary.changes.unchanged, summary.embedded) == (8, 0)
 
 
+@pytest.mark.slow
 def test_broken_files_are_named_remembered_and_tried_again_once_mended(photos: Path, tiny_backbone: Path) -> None:
     whole = (photos / "a" / "0.jpg").read_bytes()
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -103,6 +105,7 @@ def test_broken_files_are_named_remembered_and_tried_again_once_mended(photos: P
     assert run(photos, tiny_backbone).changes.added == 1
 
 
+@pytest.mark.slow
 def test_several_folders_nested_folders_and_a_containing_one(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     with pytest.raises(SeenitError, match="--index"):
@@ -147,6 +150,7 @@ def test_refuses_another_backbone_and_another_resolution(photos: Path, tiny_back
         sync_folder(photos, resolution=112)
 
 
+@pytest.mark.slow
 def test_stops_after_the_batch_in_hand_and_goes_on(photos: Path, tiny_backbone: Path) -> None:
     asked = 0
 
@@ -161,6 +165,7 @@ def test_stops_after_the_batch_in_hand_and_goes_on(photos: Path, tiny_backbone: 
     assert not second.interrupted and second.pictures == 8
 
 
+@pytest.mark.slow
 def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path) -> None:
     aside = photos.parent / "aside"
     (photos / "b").rename(aside)
@@ -181,6 +186,7 @@ def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path)
         assert float(record.global_vector @ grown[record.id]) > 0.999  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_tags_survive_a_refit(photos: Path, tiny_backbone: Path) -> None:
     (photos / "b").rename(photos.parent / "aside")
     for n in (1, 2, 3):
@@ -204,6 +210,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_next_run_completes_it(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     for n in range(8, 60):

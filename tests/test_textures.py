@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from texture_scenes import texture_pairs
 
 from indexer import sync_folder
 from retrieval import Searcher
 from retrieval.calibrate import calibrate
+
+pytestmark = pytest.mark.slow
 
 
 def test_texture_alone_is_no_match(tmp_path: Path) -> None:

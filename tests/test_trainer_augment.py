@@ -34,6 +34,7 @@ def neutral(count: int, height: int, width: int) -> np.ndarray:
     return views
 
 
+@pytest.mark.slow
 def test_probabilities_and_ranges_are_the_references() -> None:
     views = draw_many(REFERENCE, 4000)
     share = {name: views[name].mean(0) for name in ("flip", "jitter", "grey", "solarise")}
@@ -60,6 +61,7 @@ def test_probabilities_and_ranges_are_the_references() -> None:
         )
 
 
+@pytest.mark.slow
 def test_boxes_have_uniform_area_and_symmetric_aspect() -> None:
     small = Augmentation((Crop(28, (0.05, 0.32), 0, 0),))
     views = draw_many(small, 4000, 400, 400)[:, 0]  # in a square every such box fits, so that nothing is rejected
@@ -115,6 +117,7 @@ def test_engines_agree_on_every_picture() -> None:
         assert abs(by_torch.std() - expected.std()) < 0.5
 
 
+@pytest.mark.slow
 def test_engines_have_the_same_statistics() -> None:
     """Drawn separately, means, deviations and sharpness agree."""
     augmentation = Augmentation((SECOND,), flip=0.5)

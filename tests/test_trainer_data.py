@@ -132,6 +132,7 @@ def test_position_names_the_next_batch(photos: Path) -> None:
     assert same(following, first_batches(open_source(photos), CONFIG, 1, position=6)[0])
 
 
+@pytest.mark.slow
 def test_workers_give_what_one_process_gives(photos: Path) -> None:
     (photos / "a" / "0.jpg").write_bytes((photos / "a" / "0.jpg").read_bytes()[:400])
     lines: list[str] = []
@@ -195,6 +196,7 @@ def test_no_pictures_is_one_line(tmp_path: Path, name: str, content: bytes | Non
         open_source(tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_compressed_shards_are_unpacked_for_the_run(photos: Path, tmp_path: Path) -> None:
     plain = make_shard(tmp_path / "a.tar", photos)
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
@@ -268,6 +270,7 @@ def test_a_member_is_read_where_it_lies(tmp_path: Path) -> None:
         read_place(Place(str(tmp_path / "file"), 8, 4), 100)
 
 
+@pytest.mark.slow
 def test_hostile_files_do_not_stop_a_stream(shared: Path) -> None:
     """Files made to crash, hang or fill memory, among photos."""
     hostile = sorted(path for path in (shared / "data" / "hostile").rglob("*") if path.is_file())[::8]
@@ -280,6 +283,7 @@ def test_hostile_files_do_not_stop_a_stream(shared: Path) -> None:
     assert stream.broken
 
 
+@pytest.mark.slow
 def test_decoder_processes_do_not_load_torch() -> None:
     code = "import sys, trainer.sources, trainer.views; sys.exit('torch' in sys.modules)"
     folder = Path(__file__).parents[1]

@@ -17,6 +17,8 @@ from trainer.config import Config, make_config
 from trainer.distributed import own_part, spread
 from trainer.train import train
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {
     "steps": 4,
     "batch_size": 4,

@@ -50,6 +50,7 @@ def test_knn_of_few_pictures_lets_all_vote() -> None:
     assert list(scores.accuracy) == [6] and scores.num_train == 6 and scores.num_val == 9
 
 
+@pytest.mark.slow
 def test_linear_learns_what_can_be_separated_and_not_noise() -> None:
     good = linear(features(90), features(60, seed=1), steps=200)
     assert [(p.blocks, p.mean_patch) for p in good.probes] == [(1, False), (1, True), (4, False), (4, True)]
@@ -139,6 +140,7 @@ def test_unlabelled_pictures_are_refused_in_one_line(tmp_path: Path, content: st
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_features_are_the_networks_and_broken_pictures_are_left_out(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(5):
         draw_photo(tmp_path / f"class{n % 2}" / f"{n}.png", n, (90, 90))
@@ -207,6 +209,7 @@ def test_unknown_depth_does_not_count() -> None:
         depth(replace(full, targets=tuple(np.zeros((16, 16), np.float32) for _ in holes)))
 
 
+@pytest.mark.slow
 def test_pairs_are_read_and_brought_to_the_same_square(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(3):
         draw_photo(tmp_path / "images" / f"{n}.jpg", n, (80, 40))

@@ -101,6 +101,7 @@ def test_a_worker_gives_the_photo_and_its_views(tmp_path: Path) -> None:
     assert isinstance(cut_views(Job("8", json.dumps(order)), settings), Decoded)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_views_are_drawn_alike_for_every_backbone(many_photos: Path, backbone: Backbone) -> None:
     (many_photos / "03.jpg").write_bytes(b"\xff\xd8\xff" + bytes(60))
     lines: list[str] = []
@@ -159,6 +160,7 @@ def test_a_head_travels_in_the_backbones_file(tiny_backbone: Path, tmp_path: Pat
     assert torch.equal(prior["within"], head["within"])
 
 
+@pytest.mark.slow
 def test_the_index_can_use_a_head(many_photos: Path, backbone: Backbone) -> None:
     views = embed_views(backbone, open_source(many_photos), num_views=2, resolution=56, workers=1)
     fit = descriptor.fit([views.photos], views.recipe, head_from(views))
@@ -177,6 +179,7 @@ def test_a_gain_must_be_more_than_chance() -> None:
     assert not gains(before, lucky)
 
 
+@pytest.mark.slow
 def test_training_a_head_keeps_its_word(many_photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     """Whether unseen photos gain or not: what is said, what is returned and what is written agree."""
     lines: list[str] = []

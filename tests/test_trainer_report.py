@@ -145,6 +145,7 @@ def test_sheets_have_a_cell_for_each_picture(backbone: Backbone) -> None:
     assert (cell[1, 1] == np.asarray(only)[172:340, :168]).all()  # and 3 to 1
 
 
+@pytest.mark.slow
 def test_watched_photos_are_the_same_each_time(photos: Path, tmp_path: Path, backbone: Backbone) -> None:
     with tarfile.open(tmp_path / "shard.tar", "w") as shard:
         for photo in sorted(photos.rglob("*.jpg")):
@@ -162,6 +163,7 @@ def test_watched_photos_are_the_same_each_time(photos: Path, tmp_path: Path, bac
     assert write_report(tmp_path / "out").read_text("utf-8").count("<img") == 2
 
 
+@pytest.mark.slow
 def test_metrics_go_to_tensorboard_where_it_is_installed(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

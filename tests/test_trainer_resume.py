@@ -20,6 +20,8 @@ from trainer.config import Config, ConfigError, make_config
 from trainer.snapshot import latest_snapshot, list_snapshots, load_snapshot
 from trainer.train import stage_at, train
 
+pytestmark = pytest.mark.slow
+
 
 def tiny(**changes: object) -> Config:
     small = {"steps": 6, "batch_size": 4, "head_hidden": 32, "prototypes": 64, "ibot_prototypes": 64, "num_local": 1}

@@ -201,6 +201,7 @@ def test_recomputed_blocks_change_nothing_even_where_samples_drop_out():
     assert_same_gradients(found[0][1], found[1][1])
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_the_same(monkeypatch):
     """Traced with their gradients, as for every compiler; a run with the real one takes minutes to begin."""
     compile_with = torch.nn.Module.compile

@@ -20,6 +20,8 @@ from trainer.train import train
 from trainer.trial import TrialScores, got_worse, prepare_trial, retrieval_change, split_source
 from trainer.watch import ENOUGH, CollapseError, Signs, Watch, effective_rank
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "steps": 200,
     "batch_size": 8,

@@ -155,6 +155,7 @@ def test_training_reaches_every_parameter() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_breaks() -> None:
     model = random_network(TINY)
     compiled = torch.compile(lambda images: model(images).patches, backend="eager", fullgraph=True)
