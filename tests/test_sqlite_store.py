@@ -23,11 +23,11 @@ import apsw
 import numpy as np
 import pytest
 from conftest import draw_photo
+from indexer.check import check_index, repair_index
 from store_kinds import run_code
 from stored_records import RECORDS, SCHEMA, make_record, unit
 
 from indexer import index_folder, last_index, neighbour_cache, neighbours, sqlite_store
-from indexer.check import check_index, repair_index
 from indexer.errors import LockedError, SeenitError, StoreError
 from indexer.manifest import Roots
 from indexer.neighbour_cache import cache_folder
