@@ -365,9 +365,9 @@ def test_a_search_leaves_the_number_of_threads_as_it_was(store: Store) -> None:
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(3)
     try:
-        alone = [store.search(record.global_vector[None], 3)[0] for record in RECORDS[:16]]
+        alone = [store.search(vector[None], 3)[0] for vector in GALLERY[:16]]
         assert faiss.omp_get_max_threads() == 3
-        together = store.search(np.stack([record.global_vector for record in RECORDS[:16]]), 3)
+        together = store.search(GALLERY[:16], 3)
         assert [[hit.id for hit in hits] for hits in together] == [[hit.id for hit in hits] for hits in alone]
     finally:
         faiss.omp_set_num_threads(before)

@@ -33,13 +33,13 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import indexer.check
+
 from conftest import draw_photo, save_tiny
 
-import indexer.embed
 from indexer import neighbours
 from indexer.errors import SeenitError
 from indexer.index import Index
+from indexer.sqlite_check import Checked, check_index
 from indexer.store import Store, Where, open_store
 from indexer.sync import sync_folder
 
@@ -219,9 +219,9 @@ def told_by(index: Path, timeout_s: float) -> Answer:
 
 def _within(index: Path) -> Answer:
     try:
-        checked = indexer.check.check_index(index)
+        checked = check_index(index)
     except SeenitError as error:
-        checked = indexer.check.Checked(str(index), 0, (str(error),))
+        checked = Checked(str(index), 0, (str(error),))
     except BaseException as error:
         return {"traceback": "check: " + "".join(traceback.format_exception(error))}
     try:

@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -118,10 +119,10 @@ def kill_store(campaign: Campaign, kills: int) -> None:
             known: dict[str, Record] = {}
             (campaign.work / f"{index.name}.known").unlink(missing_ok=True)
         known = read_store(index)
-        reader = _forked(lambda place=index: _read_on(place)) if campaign.rng.random() < 0.5 else None
+        reader = _forked(partial(_read_on, index)) if campaign.rng.random() < 0.5 else None
         out, into = os.pipe()
         seed = campaign.rng.randrange(1 << 40)
-        writer = _forked(lambda place=index, pipe=into, seed=seed, there=known: _write_on(place, seed, pipe, there))
+        writer = _forked(partial(_write_on, index, seed, into, known))
         os.close(into)
         time.sleep(campaign.rng.uniform(0.0, STORE_LIFE_S))
         os.kill(writer, signal.SIGKILL)
