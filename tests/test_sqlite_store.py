@@ -23,7 +23,6 @@ import apsw
 import numpy as np
 import pytest
 from conftest import draw_photo
-from indexer.check import check_index, repair_index
 from store_kinds import run_code
 from stored_records import RECORDS, SCHEMA, make_record, unit
 
@@ -31,6 +30,7 @@ from indexer import index_folder, last_index, neighbour_cache, neighbours, sqlit
 from indexer.errors import LockedError, SeenitError, StoreError
 from indexer.manifest import Roots
 from indexer.neighbour_cache import cache_folder
+from indexer.sqlite_check import check_index, repair_index
 from indexer.sqlite_schema import connect
 from indexer.sqlite_store import SqliteStore
 from indexer.store import Record, Store, StoredFile, Where, content_id, open_store
