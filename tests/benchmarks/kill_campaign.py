@@ -36,10 +36,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import draw_photo, save_tiny
-from indexer.check import check_index
 from stored_records import RECORDS, SCHEMA, make_record
 
 from indexer.errors import SeenitError
+from indexer.sqlite_check import check_index
 from indexer.store import Record, StoredFile, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
