@@ -130,6 +130,9 @@ def index(
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept that a folder with indexed pictures is now empty.")
     ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Also what links out of the folders lead to.")
+    ] = False,
     wait: WaitOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -158,6 +161,7 @@ def index(
                     workers=workers,
                     dry_run=dry_run,
                     allow_empty=allow_empty,
+                    follow_links=follow_links,
                     wait_s=wait,
                     progress=not as_json and sys.stderr.isatty(),
                     stop=stop.is_set,

@@ -25,11 +25,11 @@ CREATE TABLE stale   (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE claimed (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE todo    (key TEXT PRIMARY KEY, hash_first INT, shuffle INT) WITHOUT ROWID;
 """
-_INDEXES = """
-CREATE INDEX known_id ON known (id);
-CREATE INDEX known_size ON known (size);
-CREATE INDEX current_id ON current (id);
-"""
+_INDEXES = (
+    "CREATE INDEX known_id ON known (id)",
+    "CREATE INDEX known_size ON known (size)",
+    "CREATE INDEX current_id ON current (id)",
+)
 _INDEX_OF_STORED = "CREATE INDEX stored_id ON stored (id)"
 
 
@@ -92,7 +92,8 @@ class Ledger:
     def settle(self, scopes: Sequence[str]) -> None:
         """Compare. Files outside of the scopes (folder keys) stay as they are known."""
         db = self._db
-        db.executescript(_INDEXES)
+        for index in _INDEXES:  # `executescript` would end the transaction, and each later change reach for the disk
+            db.execute(index)
         db.execute("INSERT INTO stored SELECT * FROM known")
         db.execute(_INDEX_OF_STORED)  # once it is filled; without it each record that is written reads the whole table
         db.execute("INSERT OR IGNORE INTO claimed SELECT id FROM known")

@@ -190,10 +190,17 @@ class SqliteStore:
         self._remember_tags({record.id: record.tags for record in records if record.tags}, at_once=False)
 
     def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
+        if not files:
+            return
         with self._transaction("update records of") as db:
-            for id, number in _numbers(db, files).items():
-                db.execute("DELETE FROM files WHERE number = ?", (number,))
-                db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", _file_rows(number, files[id]))
+            numbers = _numbers(db, files)
+            if numbers:
+                wanted = apsw.carray(np.array(list(numbers.values()), np.int64))
+                db.execute("DELETE FROM files WHERE number IN carray(?)", (wanted,))
+            db.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+                (row for id, number in numbers.items() for row in _file_rows(number, files[id])),
+            )
 
     def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
         with self._transaction("update records of") as db:

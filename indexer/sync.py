@@ -69,6 +69,8 @@ class _Run:
     ledger: Ledger
     roots: Roots
     scopes: list[str]  # folder keys that this run brings in line
+    follow_links: bool = False  # also out of the folders
+    links_out: int = 0  # that were met and not followed
     unreadable: list[str] = field(default_factory=list)
     embedded: int = 0
     embedding_s: float = 0.0
@@ -93,6 +95,7 @@ def sync_folder(
     workers: int | None = None,
     dry_run: bool = False,
     allow_empty: bool = False,
+    follow_links: bool = False,
     wait_s: float = WAIT_S,
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -110,6 +113,7 @@ def sync_folder(
     workers      decoding processes; default: as many as cores
     dry_run      change nothing, say what would be done (files are compared; new ones are not opened as pictures)
     allow_empty  accept that a folder with indexed pictures is now empty
+    follow_links also index what links to files and folders outside of the indexed folders lead to
     wait_s       how long to wait for another process that writes this index
     progress     a progress bar on stderr
     stop         asked between pictures; once it says True the batch in hand is finished and the run ends
@@ -135,7 +139,7 @@ def sync_folder(
         if manifest is None and not folders:
             raise SeenitError(f"nothing is indexed at {location} yet; name a folder: seenit index FOLDER --index ...")
         roots, scopes, absorbed = _scopes(str(location), manifest, folders)
-        run = _Run(store, ledger, roots, scopes)
+        run = _Run(store, ledger, roots, scopes, follow_links)
         _check_request(manifest, asked, resolution, tokens, location)
         _take_stock(run, manifest, location, absorbed, allow_empty)
         if manifest is None and not ledger.num_to_decode():
@@ -165,8 +169,10 @@ def sync_folder(
                 write_manifest(store, manifest)
             _remember_skipped(run)
         notes: list[str] = []
+        if run.links_out:
+            notes.append(f"{run.links_out:,} links lead out of the folders and were not followed; see --follow-links")
         if run.embedded and not interrupted:
-            notes = _optimize(store, progress, stop)
+            notes += _optimize(store, progress, stop)
         return Summary(
             index=str(location),
             changes=ledger.changes(),
@@ -290,7 +296,11 @@ def _files_below(run: _Run, scope: str, location: object) -> Iterator[StoredFile
     folder = run.roots.path(scope)
     start = os.path.join(os.path.abspath(folder), "")  # of every path that is found
     exclude = [] if is_url(str(location)) else [str(Path(str(location)).absolute())]
-    for found in find_files([folder], exclude_dirs=exclude):
+
+    def count_link(link: str) -> None:
+        run.links_out += 1
+
+    for found in find_files([folder], exclude_dirs=exclude, follow_links=run.follow_links, on_link_out=count_link):
         rest = found.path[len(start) :]
         key = f"{scope}/{rest if os.sep == '/' else rest.replace(os.sep, '/')}" if rest else scope
         if isinstance(found, Unreadable):

@@ -52,7 +52,15 @@ def open_gallery(
         is_new = not is_made(location)
         if is_new:
             photos = _side_by_side([same[0] for same in paths.values()], Path(scratch) / "photos")
-            built = build_index(photos, location, backbone=backbone, resolution=resolution, progress=progress, say=say)
+            built = build_index(
+                photos,
+                location,
+                backbone=backbone,
+                resolution=resolution,
+                follow_links=True,  # which are this function's own
+                progress=progress,
+                say=say,
+            )
             made = built.summary
             if made.skipped:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in made.skipped.items())

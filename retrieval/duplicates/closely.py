@@ -1,6 +1,5 @@
 """What is to be given up is looked at once more, at full resolution, beside the picture that stays."""
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,6 @@ STRUCTURED = 8.0  # grey levels of deviation, from which on a place shows someth
 MOST_UNSHARED = 0.01  # of a picture, that may show something the other does not have
 GREY = 6.0  # levels of colour, up to which an image is grey,
 COLOURED = 20.0  # and from which on it is not
-ENLARGED = 1.6  # times as large along a line, from which on it is asked whether detail was added
-INTERPOLATED = 0.4  # of the next coarser detail; of 27 photos none has less, their enlargements to 200 % mostly 0.3
 MAY_BE = "may be a copy: what was done to it would hide a small difference"
 
 
@@ -32,8 +29,7 @@ class Closer:
 
     only_first, only_second  whether that picture shows something at its sides that the other one lacks
     why                      why nothing can be told; empty where it can
-    lesser                   which of the two is no keeper beside the other one, by what it really holds: it is grey, or
-                             an enlargement of as little detail
+    lesser                   which of the two is no keeper beside the other one, by what it really holds: it is grey
     """
 
     first: int
@@ -100,17 +96,10 @@ def _looked_at(pair: Pair, path_of: Callable[[int], str]) -> Closer:
 
 
 def _lesser(pair: Pair, first: Image.Image, second: Image.Image) -> int | None:
-    """The grey one beside one in colour, or else the larger one where it is only enlarged."""
+    """The grey one beside one in colour."""
     of_first, of_second = _colour(first), _colour(second)
     if min(of_first, of_second) < GREY and max(of_first, of_second) > COLOURED:
         return pair.first if of_first < of_second else pair.second
-    if not pair.share_most:
-        return None
-    share = math.sqrt(second.width * second.height / (first.width * first.height))
-    if share > ENLARGED and is_enlarged(second, share):
-        return pair.second
-    if 1 / share > ENLARGED and is_enlarged(first, 1 / share):
-        return pair.first
     return None
 
 
@@ -118,19 +107,6 @@ def _colour(image: Image.Image) -> float:
     """How far the most colourful hundredth of an image is from grey, in levels."""
     small = np.asarray(image.convert("YCbCr").resize((64, 64), Image.Resampling.BOX), np.float32)
     return float(np.quantile(np.abs(small[..., 1:] - 128).sum(-1), 0.99))
-
-
-def is_enlarged(image: Image.Image, by: float) -> bool:
-    """Whether an image holds no more than when it is `by` times smaller: the finest detail of a photograph is about as
-    strong as the next coarser one, that of an enlargement is a fraction of it."""
-
-    def detail(one: Image.Image) -> tuple[float, Image.Image]:
-        small = one.resize((max(1, round(one.width / by)), max(1, round(one.height / by))), Image.Resampling.LANCZOS)
-        back = np.asarray(small.resize(one.size, Image.Resampling.BICUBIC), np.float32)
-        return float(np.sqrt(np.square(np.asarray(one, np.float32) - back).mean())), small
-
-    fine, small = detail(image.convert("L"))
-    return fine < INTERPOLATED * detail(small)[0]
 
 
 def _shows_more(image: Image.Image, way: np.ndarray) -> bool:
