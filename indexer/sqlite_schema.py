@@ -127,13 +127,17 @@ def set_journal(db: apsw.Connection, *, shared_memory: bool) -> None:
 
 def check_schema(db: apsw.Connection, folder: Path) -> bool:
     """Whether the tables are there; StoreError where the file is another program's, another format's or was altered."""
-    there = {sql for (sql,) in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
-    ours = db.pragma("application_id") == APPLICATION_ID
-    if not there and not ours and db.pragma("user_version") == 0:
+    db.execute("BEGIN")  # one state, also while another process makes the tables
+    try:
+        there = {sql for (sql,) in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
+        ours = db.pragma("application_id") == APPLICATION_ID
+        made_in = int(db.pragma("user_version"))
+    finally:
+        db.execute("COMMIT")
+    if not there and not ours and made_in == 0:
         return False  # made, and then its maker was stopped
     if not ours:
         raise StoreError(f"{folder / NAME} was not made by seenit; name another folder with --index")
-    made_in = db.pragma("user_version")
     if made_in > FORMAT:
         raise StoreError(f"the index at {folder} was made by a newer seenit (format {made_in}); update seenit")
     if there != set(TABLES) or int(db.pragma("checksum_verification")) != 1:
