@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from indexer.errors import PictureError
-    from indexer.sync import Summary
-    from retrieval.query import Region
+    from indexer.sync.sync import Summary
+    from retrieval.query.query import Region
     from retrieval.search import Result, Searcher
-    from trainer.evaluate import FewShotScores, KnnScores, LinearScores
-    from trainer.evaluate_dense import DenseFeatures, DepthScores, SegmentationScores
-    from trainer.labelled import LabelledFeatures
+    from trainer.evaluate.dense import DenseFeatures, DepthScores, SegmentationScores
+    from trainer.evaluate.labelled import LabelledFeatures
+    from trainer.evaluate.probes import FewShotScores, KnnScores, LinearScores
 
     Scores = KnnScores | LinearScores | FewShotScores | SegmentationScores | DepthScores
 
@@ -140,10 +140,10 @@ def index(
 
     The default index of one folder is FOLDER/.seenit.
     """
-    from indexer.backbone_once import LoadOnce
+    from indexer.backbone.load_once import LoadOnce
     from indexer.errors import LockedError
-    from indexer.last_index import find_index, remember_index
-    from indexer.sync import default_index
+    from indexer.index.find_index import find_index, remember_index
+    from indexer.sync.sync import default_index
     from retrieval.build import build_index
 
     folders = folders or []
@@ -240,7 +240,7 @@ def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Ev
     """Sleep until files below the folders change; False on Ctrl-C. The index is free for searches meanwhile."""
     from watchfiles import watch
 
-    from indexer.index import Index
+    from indexer.index.index import Index
 
     watched = [str(folder) for folder in folders]
     if not watched:
@@ -314,9 +314,9 @@ def search(
     together = len(images) > 1 or bool(like or unlike)
     if batch and (like or unlike):
         raise typer.BadParameter("--like and --not belong to one query, not to --batch", param_hint="--batch")
-    from indexer.last_index import find_index
-    from indexer.store import Where
-    from retrieval.query import Together
+    from indexer.index.find_index import find_index
+    from indexer.store.protocol import Where
+    from retrieval.query.query import Together
     from retrieval.search import RERANK_BY_DEFAULT, Searcher
 
     location = find_index(index, images, say=_say)
@@ -365,9 +365,9 @@ def _show(
 ) -> int:
     """Print every answer as it comes, and write the page; returns how many queries could not be read."""
     from indexer.errors import PictureError
-    from retrieval.page import PageQuery, write_page
-    from retrieval.present import json_line, page_query, table
-    from retrieval.sheet import contact_sheet
+    from retrieval.show.contact_sheet import contact_sheet
+    from retrieval.show.results_page import PageQuery, write_page
+    from retrieval.show.text import json_line, page_query, table
 
     failed = 0
 
@@ -409,8 +409,8 @@ def _show(
 def _query_files(images: Sequence[Path]) -> Iterator[Path]:
     """Every picture named, and every file of the folders named."""
     from indexer.errors import SeenitError
-    from indexer.files import FoundFile, find_files
-    from indexer.images import is_picture
+    from indexer.images.decode import is_picture
+    from indexer.images.find import FoundFile, find_files
 
     for image in images:
         if not image.is_dir():
@@ -446,14 +446,14 @@ def explain(
         raise typer.BadParameter("--region and --json need a RESULT", param_hint="RESULT")
     if result is None and output is None and html is None:
         raise typer.BadParameter("one picture is drawn: add -o FILE or --html FILE", param_hint="QUERY")
-    from indexer.last_index import find_index
+    from indexer.index.find_index import find_index
     from retrieval.search import Searcher
 
     with Searcher.open(find_index(index, [query], say=_say), say=_say) as searcher:
         made_by = [f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"]
         if result is None:
-            from retrieval.explain_page import write_look_page
-            from retrieval.look import draw_picture
+            from retrieval.show.look import draw_picture
+            from retrieval.show.match_page import write_look_page
             from retrieval.whole_file import save_picture
 
             drawn = draw_picture(_photo(query), searcher.look(query))
@@ -462,9 +462,9 @@ def explain(
             if html is not None:
                 write_look_page(html, drawn, title=str(query.resolve()), made_by=made_by)
         else:
-            from retrieval.explain import draw_match
-            from retrieval.explain_page import write_explain_page
-            from retrieval.present import explained_json
+            from retrieval.show.draw_match import draw_match
+            from retrieval.show.match_page import write_explain_page
+            from retrieval.show.text import explained_json
             from retrieval.whole_file import save_picture
 
             box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
@@ -485,7 +485,7 @@ def _photo(path: Path) -> "Image.Image":
     """A picture as fine as it is drawn."""
     from PIL import Image
 
-    from indexer.images import decode_file
+    from indexer.images.decode import decode_file
 
     return Image.fromarray(decode_file(path, target_px=800).pixels)
 
@@ -503,8 +503,8 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """What the index holds and what made it."""
-    from indexer.index import Index
-    from indexer.last_index import find_index
+    from indexer.index.find_index import find_index
+    from indexer.index.index import Index
 
     with Index.open(find_index(index, say=_say)) as opened:
         broken = [(opened.roots.path(file.key), file.reason) for file in opened.skipped() if file.reason is not None]
@@ -550,8 +550,8 @@ def check(
 
     After a repair, images whose records were lost are embedded again by the next: seenit index. Tags are kept.
     """
-    from indexer.last_index import find_index
-    from indexer.sqlite_check import check_index, repair_index
+    from indexer.index.find_index import find_index
+    from indexer.store.sqlite_check import check_index, repair_index
 
     location = find_index(index, say=_say)
     progress = not as_json and sys.stderr.isatty()
@@ -576,7 +576,7 @@ def copy(
     wait: WaitOption = 10.0,
 ) -> None:
     """Copy an index, between folder and server in either direction; may be repeated after a break."""
-    from indexer.copy import copy_index
+    from indexer.index.copy import copy_index
 
     count = copy_index(source, target, progress=sys.stderr.isatty(), wait_s=wait)
     print(f"copied {_count(count, 'picture')} from {source} to {target}")
@@ -599,7 +599,7 @@ def demo(
 @backbone_app.command("list", epilog="Example: seenit backbone list")
 def backbone_list(as_json: JsonOption = False) -> None:
     """The backbones by name, and which of them are here."""
-    from indexer.backbone_list import list_backbones
+    from indexer.backbone.catalogue import list_backbones
 
     found = list_backbones()
     if as_json:
@@ -620,7 +620,7 @@ def backbone_import(
     name: Annotated[str | None, typer.Option(help="What to call it. [the file's name]")] = None,
 ) -> None:
     """Check a weights file, convert it, and make it available by name."""
-    from indexer.backbone_import import import_backbone
+    from indexer.backbone.import_weights import import_backbone
 
     print(import_backbone(file, name))
 
@@ -628,7 +628,7 @@ def backbone_import(
 @backbone_app.command("path", epilog="Example: seenit backbone path dinov2_vits14")
 def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
     """Where a backbone's file lies; an official one is downloaded first if need be."""
-    from indexer.backbone_files import backbone_path
+    from indexer.backbone.cache import backbone_path
 
     print(backbone_path(name))
 
@@ -661,8 +661,8 @@ def tag_remove(
 @tag_app.command("list", epilog="Example: seenit tag list")
 def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
     """Every tag, and how many pictures have it."""
-    from indexer.last_index import find_index
-    from indexer.tags import count_tags
+    from indexer.index.find_index import find_index
+    from indexer.index.tags import count_tags
 
     counts = count_tags(find_index(index, say=_say))
     if as_json:
@@ -674,8 +674,8 @@ def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
 @tag_app.command("export", epilog="Example: seenit tag export > tags.json")
 def tag_export(index: IndexOption = None) -> None:
     """All tags as JSON by content id, for `seenit tag import`."""
-    from indexer.last_index import find_index
-    from indexer.tags import export_tags
+    from indexer.index.find_index import find_index
+    from indexer.index.tags import export_tags
 
     print(export_tags(find_index(index, say=_say)).decode())
 
@@ -687,8 +687,8 @@ def tag_import(
     wait: WaitOption = 10.0,
 ) -> None:
     """Add exported tags; those that are there stay. An image that is not there gets its tags when it comes."""
-    from indexer.last_index import find_index
-    from indexer.tags import import_tags
+    from indexer.index.find_index import find_index
+    from indexer.index.tags import import_tags
 
     changed, unknown = import_tags(find_index(index, say=_say), file.read_bytes(), wait_s=wait)
     print(f"tagged {_count(changed, 'picture')}" + (f"; {unknown:,} are not in the index" if unknown else ""))
@@ -697,8 +697,8 @@ def tag_import(
 def _change_tags(
     index: str | None, paths: Sequence[Path], change: Callable[[set[str]], set[str]], verb: str, wait_s: float
 ) -> None:
-    from indexer.last_index import find_index
-    from indexer.tags import change_tags
+    from indexer.index.find_index import find_index
+    from indexer.index.tags import change_tags
 
     changed = change_tags(find_index(index, paths, say=_say), paths, change, wait_s=wait_s)
     print(f"{verb} {_count(changed, 'picture')}")
@@ -790,8 +790,8 @@ def evaluate_retrieval(
 
     Each gallery is indexed into a temporary folder, or kept at --index, which must then hold nothing else.
     """
-    from retrieval.evaluate import evaluate_retrieval as evaluate
-    from retrieval.evaluate import scores_table
+    from retrieval.evaluate.evaluate import evaluate_retrieval as evaluate
+    from retrieval.evaluate.evaluate import scores_table
 
     scores = evaluate(
         sets,
@@ -810,7 +810,7 @@ def evaluate_knn(
     train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
 ) -> None:
     """Weighted k-NN on the last CLS."""
-    from trainer.evaluate import knn
+    from trainer.evaluate.probes import knn
 
     _print_scores(knn(*_labelled_features(backbone, train_photos, val_photos)), as_json)
 
@@ -820,7 +820,7 @@ def evaluate_linear(
     train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
 ) -> None:
     """Linear classifiers: the reference's grid of rates, blocks and pooling in one pass."""
-    from trainer.evaluate import linear
+    from trainer.evaluate.probes import linear
 
     _print_scores(linear(*_labelled_features(backbone, train_photos, val_photos)), as_json)
 
@@ -830,7 +830,7 @@ def evaluate_fewshot(
     train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
 ) -> None:
     """The nearest class mean of a few photos each, drawn many times."""
-    from trainer.evaluate import few_shot
+    from trainer.evaluate.probes import few_shot
 
     _print_scores(few_shot(*_labelled_features(backbone, train_photos, val_photos)), as_json)
 
@@ -843,7 +843,7 @@ def evaluate_segmentation(
     as_json: JsonOption = False,
 ) -> None:
     """Linear segmentation on patch features, in folds."""
-    from trainer.evaluate_dense import segmentation
+    from trainer.evaluate.dense import segmentation
 
     _print_scores(segmentation(_dense_features(backbone, folder, "masks", resolution)), as_json)
 
@@ -856,14 +856,14 @@ def evaluate_depth(
     as_json: JsonOption = False,
 ) -> None:
     """Linear depth on patch features, in folds."""
-    from trainer.evaluate_dense import depth
+    from trainer.evaluate.dense import depth
 
     _print_scores(depth(_dense_features(backbone, folder, "depth", resolution)), as_json)
 
 
 def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "tuple[LabelledFeatures, ...]":
-    from indexer.backbone import Backbone
-    from trainer.labelled import embed_labelled, read_labelled
+    from indexer.backbone.backbone import Backbone
+    from trainer.evaluate.labelled import embed_labelled, read_labelled
 
     known = read_labelled(train_photos)
     asked = read_labelled(val_photos, known.classes)
@@ -872,9 +872,9 @@ def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "
 
 
 def _dense_features(backbone: str, folder: Path, kind: Literal["masks", "depth"], resolution: int) -> "DenseFeatures":
-    from indexer.backbone import Backbone
-    from trainer.evaluate_dense import embed_pairs
-    from trainer.labelled import read_pairs
+    from indexer.backbone.backbone import Backbone
+    from trainer.evaluate.dense import embed_pairs
+    from trainer.evaluate.labelled import read_pairs
 
     pairs = read_pairs(folder, kind)
     loaded, progress = Backbone.load(backbone, say=_say), sys.stderr.isatty()

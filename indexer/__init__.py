@@ -8,22 +8,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .backbone import Backbone as Backbone
+    from .backbone.backbone import Backbone as Backbone
     from .errors import SeenitError as SeenitError
-    from .index import Index as Index
-    from .store import Where as Where
-    from .store import open_store as open_store
-    from .sync import Summary as Summary
-    from .sync import sync_folder as sync_folder
+    from .index.index import Index as Index
+    from .store.protocol import Where as Where
+    from .store.protocol import open_store as open_store
+    from .sync.sync import Summary as Summary
+    from .sync.sync import sync_folder as sync_folder
 
 _HOMES = {
-    "Backbone": "backbone",
-    "Index": "index",
+    "Backbone": "backbone.backbone",
+    "Index": "index.index",
     "SeenitError": "errors",
-    "Summary": "sync",
-    "Where": "store",
-    "open_store": "store",
-    "sync_folder": "sync",
+    "Summary": "sync.sync",
+    "Where": "store.protocol",
+    "open_store": "store.protocol",
+    "sync_folder": "sync.sync",
 }
 __all__ = sorted(_HOMES)
 

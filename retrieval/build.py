@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from indexer.backbone_once import LoadOnce, load_once
-from indexer.calibration import Calibration
+from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import StoreError
-from indexer.index import WAIT_S
-from indexer.sync import Summary, default_index, sync_folder
+from indexer.index.calibration import Calibration
+from indexer.index.index import WAIT_S
+from indexer.sync.sync import Summary, default_index, sync_folder
 
 from .calibrate import calibrate
 
 if TYPE_CHECKING:
-    from indexer.backbone import Backbone
+    from indexer.backbone.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def build_index(
 ) -> Built:
     """Bring an index in line with folders, and learn the probability of a match where that is due.
 
-    For the arguments see `indexer.sync.sync_folder`; `backbone` may be a LoadOnce, which keeps it for later rounds.
+    For the arguments see `indexer.sync.sync.sync_folder`; `backbone` may be a LoadOnce, which keeps it for later
+    rounds.
 
     >>> from retrieval import build_index
     >>> built = build_index("photos")  # doctest: +SKIP

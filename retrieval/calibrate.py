@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from indexer.calibration import BLOB, Calibration, calibration_json
-from indexer.decode_pool import DecodePool
-from indexer.index import WAIT_S, Index
-from indexer.preprocess import MIDDLE
-from indexer.read_picture import Decoded, Job
-from indexer.rephotograph import make_view
+from indexer.images.jobs import Decoded, Job
+from indexer.images.pool import DecodePool
+from indexer.images.preprocess import MIDDLE
+from indexer.images.synthetic_views import make_view
+from indexer.index.calibration import BLOB, Calibration, calibration_json
+from indexer.index.index import WAIT_S, Index
 
 if TYPE_CHECKING:
-    from indexer.backbone import Backbone
-    from indexer.backbone_once import LoadOnce
+    from indexer.backbone.backbone import Backbone
+    from indexer.backbone.load_once import LoadOnce
 
     from .search import Searcher
 

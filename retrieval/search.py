@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from indexer.backbone_once import LoadOnce, load_once
-from indexer.calibration import Calibration
-from indexer.decode_pool import DecodePool
+from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import PictureError, SeenitError
-from indexer.index import WAIT_S, Index
-from indexer.manifest import Manifest, Roots
-from indexer.preprocess import MIDDLE
-from indexer.read_picture import Decoded, Job, Outcome
-from indexer.store import Hit, Metadata, Record, Store, Where, content_id
+from indexer.images.jobs import Decoded, Job, Outcome
+from indexer.images.pool import DecodePool
+from indexer.images.preprocess import MIDDLE
+from indexer.index.calibration import Calibration
+from indexer.index.index import WAIT_S, Index
+from indexer.index.manifest import Manifest, Roots
+from indexer.store.protocol import Hit, Metadata, Record, Store, Where, content_id
 
-from .evidence import Evidence
-from .query import Picture, Prepared, Query, Region, as_together, combined, read_query, unit_vector
+from .query.query import Picture, Prepared, Query, Region, as_together, combined, read_query, unit_vector
+from .rerank.evidence import Evidence
 
 if TYPE_CHECKING:
-    from indexer.backbone import Backbone
-    from indexer.descriptor import Fit
-    from indexer.embed import Embedder, View
-    from indexer.query_views import Cut
+    from indexer.backbone.backbone import Backbone
+    from indexer.descriptor.crops import Cut
+    from indexer.descriptor.embedder import Embedder, View
+    from indexer.descriptor.whitening import Fit
 
-    from .look import Look
-    from .rerank import Comparison
+    from .rerank.rerank import Comparison
+    from .show.look import Look
 
 RERANKED = 100  # candidates at least that are compared patch by patch
 RERANKED_EXACT = 10_000  # of them with `exact`
@@ -287,7 +287,7 @@ class Searcher:
         region  of the query, as in `search`
         Raises PictureError for a file that cannot be read.
         """
-        from .rerank import Comparison, fused, heat_of, query_heat_of
+        from .rerank.rerank import Comparison, fused, heat_of, query_heat_of
 
         embedder, fit = self._ready()
         (asked,) = self.prepare([query], [region])
@@ -305,7 +305,7 @@ class Searcher:
 
     def look(self, picture: Picture) -> "Look":
         """What the index's descriptor sees in a picture, patch by patch."""
-        from .look import look_at
+        from .show.look import look_at
 
         return look_at(self._pixels(picture), *self._ready())
 
@@ -345,7 +345,7 @@ class Searcher:
         ]
 
     def _describe(self, pictures: "Sequence[tuple[Picture, Region | None]]") -> "list[list[View]]":
-        from indexer.embed import View
+        from indexer.descriptor.embedder import View
 
         views: list[list[View]] = [[] for _ in pictures]
         wholes: dict[int, np.ndarray] = {}
@@ -410,7 +410,7 @@ class Searcher:
             hits = [self._augmented(one, found, how) for one, found in zip(asked, hits, strict=True)]
         if not how.rerank:
             return [_Ranked(found) for found in hits]
-        from .rerank import in_threads
+        from .rerank.rerank import in_threads
 
         ranked: list[_Ranked] = []
         at_once = max(1, PATCHES_AT_ONCE // max(1, *map(len, hits)))
@@ -487,7 +487,7 @@ class Searcher:
         return results
 
     def _evidence(self, comparison: "Comparison", row: int, score: float) -> Evidence:
-        from .rerank import to_evidence
+        from .rerank.rerank import to_evidence
 
         known = self.calibration
         probability = known.probability(score, comparison.agreement(row)) if known else None
@@ -499,7 +499,7 @@ def _compared(packed: dict[str, bytes], asked: "Prepared", hits: list[Hit]) -> "
 
     packed  patches by id, of the hits that have any
     """
-    from .rerank import Comparison, fused
+    from .rerank.rerank import Comparison, fused
 
     views = [view for view in asked.views if len(view.tokens)]
     hits = sorted(hits, key=lambda hit: hit.id not in packed)  # those without patches last

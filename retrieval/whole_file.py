@@ -11,7 +11,7 @@ from typing import TextIO
 from PIL import Image
 
 from indexer.errors import SeenitError
-from indexer.files import os_reason
+from indexer.images.find import os_reason
 
 
 @contextmanager

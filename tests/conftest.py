@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from indexer.checkpoint import save_checkpoint
-from indexer.vit import Architecture, VisionTransformer
+from indexer.backbone.checkpoint import save_checkpoint
+from indexer.backbone.vit import Architecture, VisionTransformer
 
 if TYPE_CHECKING:  # imported where used: most tests need none of it
     from qdrant_grpc_peer import QdrantGrpcPeer
     from qdrant_peer import QdrantPeer
 
-    from indexer.store import Store
+    from indexer.store.protocol import Store
 
 torch.set_num_threads(1)
 TINY = Architecture(patch_size=14, embed_dim=32, depth=4, num_heads=2, image_size=112)
@@ -134,8 +134,8 @@ def peer(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Qdrant
     """A server of its own for one test, whose failures are repeated after short pauses."""
     from qdrant_peer import QdrantPeer
 
-    from indexer import qdrant_connection
-    from indexer.qdrant_address import KEY_VARIABLES
+    from indexer.store import qdrant_connection
+    from indexer.store.qdrant_address import KEY_VARIABLES
 
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(memory_path / "cache"))
     monkeypatch.setattr(qdrant_connection, "FIRST_PAUSE_S", 0.01)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from indexer.store import Metadata, Record, StoredFile, content_id
+from indexer.store.protocol import Metadata, Record, StoredFile, content_id
 from retrieval.duplicates import names
 from retrieval.duplicates.hardlink import join_same_bytes
 from retrieval.duplicates.move import move_spare, read_moves, undo_moves

@@ -10,9 +10,9 @@ from qdrant_client import QdrantClient
 from qdrant_peer import QdrantPeer
 from stored_records import RECORDS
 
-from indexer.qdrant_connection import Connection
-from indexer.qdrant_store import QdrantStore
-from indexer.store import Record, Store, Where, open_store
+from indexer.store.protocol import Record, Store, Where, open_store
+from indexer.store.qdrant_connection import Connection
+from indexer.store.qdrant_store import QdrantStore
 
 GALLERY = np.stack([np.asarray(record.global_vector) for record in RECORDS])  # (30, G)
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from indexer import attention as attention_module
-from indexer.vit import Architecture, VisionTransformer
+from indexer.backbone import attention as attention_module
+from indexer.backbone.vit import Architecture, VisionTransformer
 
 real_kernel = attention_module.varlen_attn
 pytestmark = pytest.mark.skipif(real_kernel is None, reason="this torch has no attention for different lengths")

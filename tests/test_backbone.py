@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from indexer import backbone_choice, backbone_files
-from indexer.backbone import Backbone
-from indexer.backbone_choice import PREFERRED
-from indexer.backbone_files import SHIPPED, backbone_path, cache_folder, local_path, official_url
-from indexer.backbone_import import import_backbone
-from indexer.backbone_list import list_backbones
-from indexer.checkpoint import Preprocessing, load_checkpoint, save_checkpoint
+from indexer.backbone import cache as backbone_files
+from indexer.backbone import resolve as backbone_choice
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.cache import SHIPPED, backbone_path, cache_folder, local_path, official_url
+from indexer.backbone.catalogue import list_backbones
+from indexer.backbone.checkpoint import Preprocessing, load_checkpoint, save_checkpoint
+from indexer.backbone.http import Patience
+from indexer.backbone.import_weights import import_backbone
+from indexer.backbone.resolve import PREFERRED
+from indexer.backbone.vit import ARCHITECTURES, Architecture, VisionTransformer
 from indexer.errors import CheckpointError, DownloadError, SeenitError
-from indexer.http_answer import Patience
-from indexer.vit import ARCHITECTURES, Architecture, VisionTransformer
 
 TINY = Architecture(embed_dim=64, depth=3, num_heads=1, image_size=56)
 WIDE = Architecture(embed_dim=128, depth=2, num_heads=2, image_size=56)

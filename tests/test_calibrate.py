@@ -8,8 +8,8 @@ import pytest
 from conftest import draw_photo
 
 from indexer import sync_folder
-from indexer.calibration import BLOB, FORMAT, Calibration, calibration_json, parse_calibration
-from indexer.index import Index
+from indexer.index.calibration import BLOB, FORMAT, Calibration, calibration_json, parse_calibration
+from indexer.index.index import Index
 from retrieval import Searcher
 from retrieval.calibrate import VIEWS, calibrate
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from indexer.checkpoint import (
+from indexer.backbone.checkpoint import (
     Preprocessing,
     best_dtype,
     build_model,
@@ -23,8 +23,8 @@ from indexer.checkpoint import (
     quantise,
     save_checkpoint,
 )
+from indexer.backbone.vit import ARCHITECTURES, Architecture, VisionTransformer
 from indexer.errors import CheckpointError
-from indexer.vit import ARCHITECTURES, Architecture, VisionTransformer
 
 TINY = Architecture(embed_dim=64, depth=2, num_heads=1, image_size=56)
 SHIPPED = Path(__file__).parents[1] / "indexer" / "assets" / "seenit_vits14.safetensors"

@@ -22,7 +22,7 @@ from trainer.curation.choices import Choices
 from trainer.curation.inputs import read_inputs
 from trainer.curation.page import write_page
 from trainer.curation.pipeline import CurationSummary, curate
-from trainer.sources import open_source
+from trainer.data.sources import open_source
 
 
 @pytest.fixture

@@ -20,11 +20,10 @@ import pytest
 from made_pictures import HOSTILE
 from PIL import Image
 
-from indexer.decode_pool import DecodePool
 from indexer.errors import SeenitError
-from indexer.files import Unreadable, find_files
-from indexer.images import Limits
-from indexer.read_picture import (
+from indexer.images.decode import Limits
+from indexer.images.find import Unreadable, find_files
+from indexer.images.jobs import (
     Accident,
     Broken,
     Changed,
@@ -37,7 +36,8 @@ from indexer.read_picture import (
     Vanished,
     read_picture,
 )
-from indexer.store import content_id
+from indexer.images.pool import DecodePool
+from indexer.store.protocol import content_id
 
 ROOT = Path(__file__).parent.parent
 
@@ -349,8 +349,8 @@ def test_a_script_needs_no_guard_and_its_folder_is_not_trusted(tmp_path: Path) -
             import sys
             sys.path.insert(0, {str(ROOT)!r})
             print("loaded")
-            from indexer.decode_pool import DecodePool
-            from indexer.read_picture import Job
+            from indexer.images.pool import DecodePool
+            from indexer.images.jobs import Job
             with DecodePool(1) as pool:
                 print([type(outcome).__name__ for outcome in pool.run([Job({photo!r})])])
         """)
@@ -371,8 +371,8 @@ def test_no_process_outlives_its_parent(tmp_path: Path, by: signal.Signals) -> N
         sys.path.insert(0, {str(ROOT)!r})
         import itertools, signal
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-        from indexer.decode_pool import DecodePool
-        from indexer.read_picture import Job
+        from indexer.images.pool import DecodePool
+        from indexer.images.jobs import Job
         with DecodePool(2) as pool:
             for number, outcome in enumerate(pool.run(Job({photo!r}) for _ in itertools.count())):
                 if number == 20:

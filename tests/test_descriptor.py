@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from indexer.descriptor import (
+from indexer.backbone.vit import TokenFeatures
+from indexer.descriptor.whitening import (
     Fit,
     Pooled,
     Recipe,
@@ -20,7 +21,6 @@ from indexer.descriptor import (
     select_patches,
 )
 from indexer.errors import SeenitError
-from indexer.vit import TokenFeatures
 
 DEPTH, DIM = 12, 24
 RECIPE = Recipe(num_tokens=8, token_dim=16, global_dim=40)

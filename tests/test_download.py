@@ -16,9 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from indexer.download import download
+from indexer.backbone.download import download
+from indexer.backbone.http import Patience, _Redirects, probe
 from indexer.errors import DownloadError
-from indexer.http_answer import Patience, _Redirects, probe
 
 BODY = bytes(range(256)) * 400  # 102,400 bytes
 OTHER = bytes(reversed(BODY))
@@ -426,7 +426,7 @@ def test_a_folder_that_is_a_file_is_one_line(peer: Peer, target: Path) -> None:
 
 def in_another_process(url: str, target: Path) -> subprocess.Popen:
     program = (
-        "import sys; from pathlib import Path; from indexer.download import download;"
+        "import sys; from pathlib import Path; from indexer.backbone.download import download;"
         "download(sys.argv[1], Path(sys.argv[2]))"
     )
     return subprocess.Popen([sys.executable, "-c", program, url, str(target)], cwd=ROOT)

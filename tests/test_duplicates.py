@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from indexer.errors import SeenitError
-from indexer.store import Metadata, Record, StoredFile, open_store
-from indexer.sync import sync_folder
+from indexer.store.protocol import Metadata, Record, StoredFile, open_store
+from indexer.sync.sync import sync_folder
 from retrieval.duplicates import Duplicates, find_duplicates
 from retrieval.duplicates.candidates import Candidates, are_among, near_pairs, with_pairs
 from retrieval.duplicates.groups import Pair, in_words, stars

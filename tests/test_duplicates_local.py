@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from indexer.sync import sync_folder
+from indexer.sync.sync import sync_folder
 from retrieval.duplicates import find_duplicates
 from retrieval.duplicates.local import Local, compare_locally
 from retrieval.duplicates.present import as_json, table, write_duplicates_page

@@ -12,9 +12,9 @@ from PIL import Image
 from texture_scenes import texture_pairs
 
 from indexer import Backbone, SeenitError, sync_folder
-from retrieval.evaluate import VARIANTS, Variant, evaluate_retrieval, scores_table
-from retrieval.ground_truth import Query, read_tasks
-from retrieval.measures import (
+from retrieval.evaluate.evaluate import VARIANTS, Variant, evaluate_retrieval, scores_table
+from retrieval.evaluate.ground_truth import Query, read_tasks
+from retrieval.evaluate.metrics import (
     Answer,
     average_precision,
     average_precision_at,

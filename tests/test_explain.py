@@ -10,16 +10,16 @@ import torch
 from made_pictures import quarters
 from PIL import Image, ImageDraw
 
-from indexer import descriptor
-from indexer.backbone import Backbone
-from indexer.embed import Embedder
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.vit import TokenFeatures
+from indexer.descriptor import whitening as descriptor
+from indexer.descriptor.embedder import Embedder
+from indexer.descriptor.patch_maps import cls_attention, patch_colours
 from indexer.errors import SeenitError
-from indexer.patch_colours import cls_attention, patch_colours
-from indexer.vit import TokenFeatures
-from retrieval.evidence import Evidence, percent
-from retrieval.explain import LINES, colour_of, draw_match, heat_maps, heat_picture, side_by_side, spread_out
-from retrieval.explain_page import in_sentences, turned, write_explain_page, write_look_page
-from retrieval.look import draw_picture, look_at, patch_share
+from retrieval.rerank.evidence import Evidence, percent
+from retrieval.show.draw_match import LINES, colour_of, draw_match, heat_maps, heat_picture, side_by_side, spread_out
+from retrieval.show.look import draw_picture, look_at, patch_share
+from retrieval.show.match_page import in_sentences, turned, write_explain_page, write_look_page
 
 GREY = (128, 128, 128)
 

@@ -13,9 +13,9 @@ from conftest import draw_photo
 from PIL import Image
 
 from indexer import SeenitError
-from retrieval.evaluate import Variant, evaluate_retrieval
-from retrieval.ground_truth import Query, is_neighbour, make_task, read_distractors, read_manifest, read_tasks
-from retrieval.plain_pickle import MAX_BYTES, MAX_DEPTH, read_plain_pickle
+from retrieval.evaluate.evaluate import Variant, evaluate_retrieval
+from retrieval.evaluate.ground_truth import Query, is_neighbour, make_task, read_distractors, read_manifest, read_tasks
+from retrieval.evaluate.plain_pickle import MAX_BYTES, MAX_DEPTH, read_plain_pickle
 
 # ---- manifests ----
 

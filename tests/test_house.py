@@ -32,9 +32,9 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
 @pytest.mark.parametrize(
     "module, owners",
     [
-        ("xformers", "indexer/attention.py"),
-        ("apsw", "indexer/sqlite_*.py"),
-        ("qdrant_client", "indexer/qdrant_*.py"),
+        ("xformers", "indexer/backbone/attention.py"),
+        ("apsw", "indexer/store/sqlite_*.py"),
+        ("qdrant_client", "indexer/store/qdrant_*.py"),
     ],
 )
 def test_a_young_or_optional_library_is_imported_in_one_place(module: str, owners: str) -> None:

@@ -14,15 +14,15 @@ import pytest
 from made_pictures import BLUE, GREEN, HOSTILE, RED, WHITE, encoded, quarters
 from PIL import Image, ImageCms, ImageOps, features
 
-from indexer.colour import to_rgb
 from indexer.errors import PictureError, SeenitError
-from indexer.exif import date_in_name
-from indexer.files import FoundFile, Unreadable, find_files
-from indexer.images import Limits, decode, decode_file, is_picture, sniff
-from indexer.preprocess import choose_grid, possible_grids, preprocess, resize_to_grid
+from indexer.images.colour import to_rgb
+from indexer.images.decode import Limits, decode, decode_file, is_picture, sniff
+from indexer.images.exif import date_in_name
+from indexer.images.find import FoundFile, Unreadable, find_files
+from indexer.images.jobs import Decoded, Job, Settings, read_picture
+from indexer.images.preprocess import choose_grid, possible_grids, preprocess, resize_to_grid
+from indexer.images.raw import is_raw, raw_installed
 from indexer.printable import printable, quoted
-from indexer.raw import is_raw, raw_installed
-from indexer.read_picture import Decoded, Job, Settings, read_picture
 
 
 def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
@@ -586,7 +586,7 @@ def test_raw_files_are_told_from_tiffs_and_never_read_from_their_preview(
         assert (outcome.metadata.width, outcome.metadata.height) == (64, 48)
         with pytest.raises(PictureError, match="raw"):
             decode(encoded(quarters(), "TIFF"), path="x.nef")
-    monkeypatch.setattr("indexer.read_picture.raw_installed", lambda: False)
+    monkeypatch.setattr("indexer.images.jobs.raw_installed", lambda: False)
     outcome = read_picture(Job(str(tmp_path / "x.dng")), Settings())
     assert isinstance(outcome, Unreadable) and outcome.reason.startswith("raw")
 

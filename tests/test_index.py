@@ -12,13 +12,13 @@ import pytest
 from conftest import draw_photo
 
 from indexer import sync_folder
-from indexer.backbone import Backbone
-from indexer.backbone_once import LoadOnce
-from indexer.descriptor import RECIPES, Recipe
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.load_once import LoadOnce
+from indexer.descriptor.whitening import RECIPES, Recipe
 from indexer.errors import LockedError, SeenitError
-from indexer.index import Index, index_in, is_index
-from indexer.last_index import find_index
-from indexer.manifest import Manifest, Roots, parse_manifest, write_manifest
+from indexer.index.find_index import find_index
+from indexer.index.index import Index, index_in, is_index
+from indexer.index.manifest import Manifest, Roots, parse_manifest, write_manifest
 from retrieval import Searcher, build_index
 
 
@@ -161,7 +161,7 @@ def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone
     """The writer's lock is held by one process; another reads all the same, and a third is told whom it waits for."""
     build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
     code = (
-        "import sys, time\nfrom indexer.index import Index\n"
+        "import sys, time\nfrom indexer.index.index import Index\n"
         "index = Index.open(sys.argv[1], write=True)\nprint('ready', flush=True)\ntime.sleep(60)"
     )
     holder = subprocess.Popen(

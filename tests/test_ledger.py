@@ -2,9 +2,9 @@
 
 import random
 
-from indexer.ledger import Ledger
-from indexer.skipped import SkippedFile
-from indexer.store import Listed, StoredFile
+from indexer.index.skipped import SkippedFile
+from indexer.store.protocol import Listed, StoredFile
+from indexer.sync.ledger import Ledger
 
 
 def record(record_id: str, *keys: str, fit: str = "f", size: int = 10) -> Listed:

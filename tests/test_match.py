@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from indexer.embed import View
+from indexer.descriptor.embedder import View
+from indexer.descriptor.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
 from indexer.errors import SeenitError
-from indexer.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
 from retrieval.calibrate import learn
-from retrieval.match import ELSEWHERE, FLOOR, Pairs, agree, distinct_support, far_apart, mutual_pairs
-from retrieval.rerank import CHUNK, Comparison, in_threads, patches_at, to_evidence
+from retrieval.rerank.geometry import ELSEWHERE, FLOOR, Pairs, agree, distinct_support, far_apart, mutual_pairs
+from retrieval.rerank.rerank import CHUNK, Comparison, in_threads, patches_at, to_evidence
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -220,7 +220,7 @@ def test_a_calibration_puts_even_odds_between_right_and_wrong() -> None:
 
 
 def test_bits_are_those_of_the_recipes() -> None:
-    from indexer.descriptor import RECIPES
+    from indexer.descriptor.whitening import RECIPES
 
     assert {recipe.token_bits for recipe in RECIPES.values()} == set(BITS)
     for name, most in (("compact", 1024), ("balanced", 4096)):

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from indexer.errors import SeenitError
-from indexer.store import Metadata
-from retrieval.evidence import Evidence
-from retrieval.page import PageQuery, PageResult, write_page
-from retrieval.present import NOT_BELIEVED, NOTHING, json_line, page_query, table
+from indexer.store.protocol import Metadata
+from retrieval.rerank.evidence import Evidence
 from retrieval.search import Result
-from retrieval.sheet import contact_sheet
+from retrieval.show.contact_sheet import contact_sheet
+from retrieval.show.results_page import PageQuery, PageResult, write_page
+from retrieval.show.text import NOT_BELIEVED, NOTHING, json_line, page_query, table
 
 
 class Read(HTMLParser):

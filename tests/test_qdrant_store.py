@@ -20,10 +20,10 @@ from qdrant_peer import QdrantPeer, Refusal
 from store_kinds import GALLERY, ids
 from stored_records import RECORDS, SCHEMA, make_record, unit
 
-from indexer import qdrant_connection, qdrant_failures
 from indexer.errors import LockedError, SeenitError, StoreError
-from indexer.qdrant_address import Address
-from indexer.store import Schema, Store, open_store
+from indexer.store import qdrant_connection, qdrant_failures
+from indexer.store.protocol import Schema, Store, open_store
+from indexer.store.qdrant_address import Address
 
 
 @pytest.fixture

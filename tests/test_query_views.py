@@ -8,7 +8,7 @@ from conftest import draw_photo
 from PIL import Image, ImageDraw
 
 from indexer import Backbone, sync_folder
-from indexer.query_views import edge_turn, middle, middle_frame, query_cuts
+from indexer.descriptor.crops import edge_turn, middle, middle_frame, query_cuts
 from retrieval import Searcher
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from indexer.errors import SeenitError
-from indexer.images import Picture, decode
+from indexer.images.decode import Picture, decode
 from retrieval.scenes import draw, draw_scenes
 from retrieval.scenes.camera import Camera, paint
 from retrieval.scenes.photo import save_photo

@@ -11,11 +11,11 @@ from PIL import Image
 from qdrant_peer import QdrantPeer
 
 from indexer import Backbone, SeenitError, Where, sync_folder
-from indexer.copy import copy_index
 from indexer.errors import PictureError
-from indexer.tags import change_tags
+from indexer.index.copy import copy_index
+from indexer.index.tags import change_tags
 from retrieval import Result, Searcher
-from retrieval.query import Together, cut
+from retrieval.query.query import Together, cut
 
 
 @pytest.fixture

@@ -26,15 +26,16 @@ from conftest import draw_photo
 from store_kinds import run_code
 from stored_records import RECORDS, SCHEMA, make_record, unit
 
-from indexer import index_folder, last_index, neighbour_cache, neighbours, sqlite_store
 from indexer.errors import LockedError, SeenitError, StoreError
-from indexer.manifest import Roots
-from indexer.neighbour_cache import cache_folder
-from indexer.sqlite_check import check_index, repair_index
-from indexer.sqlite_schema import connect
-from indexer.sqlite_store import SqliteStore
-from indexer.store import Record, Store, StoredFile, Where, content_id, open_store
-from indexer.sync import sync_folder
+from indexer.index import find_index as last_index
+from indexer.index.manifest import Roots
+from indexer.store import index_folder, neighbour_cache, neighbours, sqlite_store
+from indexer.store.neighbour_cache import cache_folder
+from indexer.store.protocol import Record, Store, StoredFile, Where, content_id, open_store
+from indexer.store.sqlite_check import check_index, repair_index
+from indexer.store.sqlite_schema import connect
+from indexer.store.sqlite_store import SqliteStore
+from indexer.sync.sync import sync_folder
 
 DATABASE = "index.sqlite"
 POSIX = pytest.mark.skipif(os.name != "posix", reason="links, pipes, users and forks are POSIX")
@@ -90,7 +91,7 @@ def query(seed: int, count: int = 3) -> np.ndarray:
 WRITER = """
 import sys, os
 from pathlib import Path
-from indexer.store import open_store
+from indexer.store.protocol import open_store
 from stored_records import SCHEMA, make_record
 from dataclasses import replace
 store = open_store(sys.argv[1], write=True)
@@ -343,7 +344,7 @@ def hot_journal(folder: Path) -> None:
         """
 import sys, os, apsw
 from pathlib import Path
-from indexer.sqlite_schema import connect
+from indexer.store.sqlite_schema import connect
 db = connect(Path(sys.argv[1]), write=True)
 db.pragma("journal_mode", "delete")
 db.execute("PRAGMA cache_size = 1; BEGIN; DELETE FROM patches; DELETE FROM tags; DELETE FROM records")
@@ -570,7 +571,7 @@ def test_threads_read_one_state_each_while_another_writes(folder: Path) -> None:
 def test_a_reader_in_another_process_sees_new_records_without_reopening(folder: Path) -> None:
     code = """
 import sys, numpy as np
-from indexer.store import open_store
+from indexer.store.protocol import open_store
 store = open_store(sys.argv[1])
 print(store.count(), flush=True)
 while store.count() != 32: pass

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import draw_photo, save_tiny
 
-from indexer.backbone import Backbone
+from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
-from indexer.manifest import read_manifest
-from indexer.skipped import read_skipped
-from indexer.store import Record, Where, open_store
-from indexer.sync import Summary, sync_folder
+from indexer.index.manifest import read_manifest
+from indexer.index.skipped import read_skipped
+from indexer.store.protocol import Record, Where, open_store
+from indexer.sync.sync import Summary, sync_folder
 
 
 def run(folder: Path, backbone: Path, index: Path | None = None, **options: object) -> Summary:
@@ -203,7 +203,7 @@ def test_tags_survive_a_refit(photos: Path, tiny_backbone: Path) -> None:
 
 KILLED = """
 import os, sys, threading, time
-from indexer.sync import sync_folder
+from indexer.sync.sync import sync_folder
 threading.Timer(float(sys.argv[4]), os._exit, [9]).start()
 sync_folder(sys.argv[1], sys.argv[2], backbone=sys.argv[3], resolution=56, workers=1)
 os._exit(0)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from trainer.augment import VIEW, Augmentation, Crop, blur_kernel, cut_with_pillow, draw_views
-from trainer.augment_torch import cut_with_torch
+from trainer.data.augment import VIEW, Augmentation, Crop, blur_kernel, cut_with_pillow, draw_views
+from trainer.data.augment_torch import cut_with_torch
 
 GLOBAL = Crop(56, (0.32, 1.0), 1.0, 0.0)
 SECOND = Crop(56, (0.32, 1.0), 0.1, 0.2)

@@ -75,7 +75,7 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path):
 
 def test_every_key_is_read_somewhere():
     folder = Path(trainer.__file__).parent
-    code = "".join(path.read_text("utf-8") for path in folder.glob("*.py") if path.name != "config.py")
+    code = "".join(path.read_text("utf-8") for path in folder.rglob("*.py") if path.name != "config.py")
     own = (folder / "config.py").read_text("utf-8")
     properties = own[own.index("def pictures_per_update") : own.index("_SHARES = (")]
     unread = [

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from indexer.errors import SeenitError
-from indexer.images import is_picture
-from trainer import shards
+from indexer.images.decode import is_picture
 from trainer.config import Config, make_config
-from trainer.data import CropBatch, CropStream
-from trainer.shards import expand_braces
-from trainer.sources import Place, open_source, read_place
+from trainer.data import shards
+from trainer.data.shards import expand_braces
+from trainer.data.sources import Place, open_source, read_place
+from trainer.data.stream import CropBatch, CropStream
 
 CONFIG = replace(make_config("tiny"), batch_size=4, num_local=2, seed=3)
 
@@ -215,7 +215,7 @@ def test_unpacked_shards_go_when_the_process_ends(photos: Path, tmp_path: Path) 
     room = tmp_path / "room"
     room.mkdir()
     code = (
-        "import os, sys; from trainer.sources import open_source\n"
+        "import os, sys; from trainer.data.sources import open_source\n"
         "assert len(open_source(sys.argv[1])) == 8 and os.listdir(os.environ['TMPDIR'])\n"
     )
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(room)}
@@ -285,7 +285,7 @@ def test_hostile_files_do_not_stop_a_stream(shared: Path) -> None:
 
 @pytest.mark.slow
 def test_decoder_processes_do_not_load_torch() -> None:
-    code = "import sys, trainer.sources, trainer.views; sys.exit('torch' in sys.modules)"
+    code = "import sys, trainer.data.sources, trainer.data.views; sys.exit('torch' in sys.modules)"
     folder = Path(__file__).parents[1]
     assert (
         subprocess.run(

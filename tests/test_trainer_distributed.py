@@ -14,7 +14,7 @@ from conftest import draw_photo
 from safetensors.torch import load_file
 
 from trainer.config import Config, make_config
-from trainer.distributed import own_part, spread
+from trainer.model.distributed import own_part, spread
 from trainer.train import train
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,11 @@ from conftest import draw_photo
 from PIL import Image
 from torch.nn.functional import normalize
 
-from indexer.backbone import Backbone
+from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
-from trainer.evaluate import few_shot, format_table, knn, linear
-from trainer.evaluate_dense import DenseFeatures, depth, embed_pairs, read_target, segmentation
-from trainer.labelled import LabelledFeatures, as_backbone, embed_labelled, read_labelled, read_pairs
+from trainer.evaluate.dense import DenseFeatures, depth, embed_pairs, read_target, segmentation
+from trainer.evaluate.labelled import LabelledFeatures, as_backbone, embed_labelled, read_labelled, read_pairs
+from trainer.evaluate.probes import few_shot, format_table, knn, linear
 
 
 def features(num: int, classes: int = 3, spread: float = 0.5, seed: int = 0, blocks: int = 4) -> LabelledFeatures:

@@ -10,17 +10,17 @@ import torch
 from conftest import draw_photo
 from PIL import Image
 
-from indexer import descriptor
-from indexer.backbone import Backbone
-from indexer.checkpoint import load_checkpoint, save_checkpoint
-from indexer.descriptor import Pooled, Recipe
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
+from indexer.descriptor import whitening as descriptor
+from indexer.descriptor.whitening import Pooled, Recipe
 from indexer.errors import SeenitError
-from indexer.read_picture import Broken, Decoded, Job, Settings
-from indexer.rephotograph import _draw_quad, _homography, make_view
-from trainer.evaluate_views import PhotoViews, embed_views, view_retrieval
+from indexer.images.jobs import Broken, Decoded, Job, Settings
+from indexer.images.synthetic_views import _draw_quad, _homography, make_view
+from trainer.data.sources import Place, open_source
+from trainer.data.views import cut_views, view_job
+from trainer.evaluate.views import PhotoViews, embed_views, view_retrieval
 from trainer.retrieval_head import gains, head_from, save_head, train_head, within_photo
-from trainer.sources import Place, open_source
-from trainer.views import cut_views, view_job
 
 
 @pytest.fixture

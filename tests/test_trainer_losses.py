@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from indexer.vit import Architecture, VisionTransformer
+from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.config import make_config
-from trainer.heads import Head
-from trainer.losses import (
+from trainer.data.masking import block_mask, draw_masks
+from trainer.model.heads import Head
+from trainer.model.losses import (
     centred_softmax,
     cross_entropy,
     dino_loss,
@@ -22,9 +23,8 @@ from trainer.losses import (
     moved_center,
     sinkhorn,
 )
-from trainer.masking import block_mask, draw_masks
-from trainer.optim import cosine, factors_of, frozen_steps, make_optimiser, pace_at, set_pace
-from trainer.student_teacher import make_network
+from trainer.model.optim import cosine, factors_of, frozen_steps, make_optimiser, pace_at, set_pace
+from trainer.model.student_teacher import make_network
 
 PARITY = Path(__file__).parent / "data" / "parity"
 

@@ -8,7 +8,7 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from indexer.vit import Architecture
+from indexer.backbone.vit import Architecture
 from trainer.config import NETWORKS, Config, make_config
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
@@ -33,7 +33,7 @@ def small(**changes: object) -> Config:
 )
 def test_operations_are_those_that_torch_counts(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "vitl14", Architecture(embed_dim=48, depth=2, num_heads=2, ffn="swiglu"))
-    monkeypatch.setattr("trainer.losses.WIDEST_RANGE", -1.0)  # in logarithms Sinkhorn has no products of its own
+    monkeypatch.setattr("trainer.model.losses.WIDEST_RANGE", -1.0)  # in logarithms Sinkhorn has no products of its own
     config = small(**changes)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused one is not counted
         _, losses, batch = forward_on_noise(config, config.architecture())

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from test_trainer_resume import run, same_bits, stop_after, tiny
 
 from cli import _stop_on_interrupt, main
-from indexer.checkpoint import load_checkpoint
+from indexer.backbone.checkpoint import load_checkpoint
 from indexer.errors import CheckpointError, SeenitError
 from trainer.config import ORIGIN, PRESETS, ConfigError, make_config
-from trainer.losses import WIDEST_RANGE, sinkhorn
-from trainer.optim import pace_at
-from trainer.results import _as_json_line
+from trainer.model.losses import WIDEST_RANGE, sinkhorn
+from trainer.model.optim import pace_at
+from trainer.run.collapse import CollapseError
+from trainer.run.results import _as_json_line
 from trainer.train import train
-from trainer.watch import CollapseError
 
 HIGH_RES = {"high_res_share": 0.5, "high_res_global_size": 84, "high_res_local_size": 42}
 
@@ -173,7 +173,9 @@ def test_local_and_global_losses_are_logged_apart(pictures, tmp_path):
 
 def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(pictures, tmp_path, monkeypatch):
     run(pictures, tmp_path / "stopped", tiny(), stop=stop_after(1))
-    monkeypatch.setattr("trainer.watch.Watch.judge_numbers", lambda self, step, finite: "no good" if step > 2 else None)
+    monkeypatch.setattr(
+        "trainer.run.collapse.Watch.judge_numbers", lambda self, step, finite: "no good" if step > 2 else None
+    )
     with pytest.raises(CollapseError, match="no good"):
         run(pictures, tmp_path / "alarm", tiny(snapshot_every=100))
     for out, step in ((tmp_path / "stopped", 1), (tmp_path / "alarm", 3)):
@@ -184,7 +186,7 @@ def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(pictures, tmp_path, m
 def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(pictures, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(
-            "trainer.watch.Watch.judge_numbers", lambda self, step, finite: "all is one" if step > 2 else None
+            "trainer.run.collapse.Watch.judge_numbers", lambda self, step, finite: "all is one" if step > 2 else None
         )
         with pytest.raises(CollapseError, match="all is one"):
             run(pictures, tmp_path, tiny())
@@ -231,7 +233,7 @@ def test_a_termination_asks_to_stop_as_an_interrupt_does():
 
 @pytest.mark.parametrize("layout", ["nested", "module", "chunks"])
 def test_checkpoints_of_training_runs_are_read(tmp_path, layout):
-    from indexer.vit import Architecture, VisionTransformer
+    from indexer.backbone.vit import Architecture, VisionTransformer
 
     vit = VisionTransformer(Architecture(embed_dim=64, depth=3, num_heads=1, image_size=56))
     state = vit.state_dict()
@@ -284,9 +286,9 @@ def test_files_of_training_runs_that_cannot_be_read_are_named(tmp_path, write, n
 def test_one_process_holds_the_whole_state_for_a_snapshot(pictures, tmp_path):
     from dataclasses import replace
 
-    from trainer.distributed import World
-    from trainer.results import _gather_state
-    from trainer.run import start_run
+    from trainer.model.distributed import World
+    from trainer.run.results import _gather_state
+    from trainer.run.state import start_run
 
     started = start_run(tiny(), None, torch.device("cpu"), World())
     assert "student.backbone.pos_embed" in _gather_state(started)

@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from indexer.backbone import Backbone
-from indexer.checkpoint import build_model, load_checkpoint
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.checkpoint import build_model, load_checkpoint
+from indexer.backbone.vit import Block, TokenFeatures
 from indexer.errors import SeenitError
-from indexer.vit import Block, TokenFeatures
 from trainer.config import make_config
-from trainer.labelled import as_backbone
-from trainer.report import curve, read_metrics, write_report
-from trainer.show import Watched, cls_attention, feature_sheet, neighbour_sheet, patch_colours
-from trainer.sources import open_source
+from trainer.data.sources import open_source
+from trainer.evaluate.labelled import as_backbone
+from trainer.run.report import curve, read_metrics, write_report
+from trainer.run.show import Watched, cls_attention, feature_sheet, neighbour_sheet, patch_colours
 from trainer.train import train
 
 

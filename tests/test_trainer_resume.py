@@ -13,11 +13,11 @@ import torch
 from conftest import draw_photo, save_tiny
 from safetensors.torch import load_file
 
-from indexer.backbone import Backbone
-from indexer.checkpoint import load_checkpoint
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.checkpoint import load_checkpoint
 from indexer.errors import SeenitError
 from trainer.config import Config, ConfigError, make_config
-from trainer.snapshot import latest_snapshot, list_snapshots, load_snapshot
+from trainer.run.snapshot import latest_snapshot, list_snapshots, load_snapshot
 from trainer.train import stage_at, train
 
 pytestmark = pytest.mark.slow

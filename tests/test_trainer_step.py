@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from indexer.vit import Architecture, VisionTransformer
+from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.config import Config, make_config
-from trainer.masking import draw_masks
-from trainer.optim import clip_gradients, follow
-from trainer.student_teacher import (
+from trainer.data.masking import draw_masks
+from trainer.model.optim import clip_gradients, follow
+from trainer.model.student_teacher import (
     Batch,
     Centers,
     FeatureTeacher,

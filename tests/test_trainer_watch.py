@@ -11,14 +11,14 @@ import pytest
 import torch
 from conftest import draw_photo, save_tiny
 
-from indexer.backbone import Backbone
-from indexer.checkpoint import load_checkpoint
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.checkpoint import load_checkpoint
 from trainer.config import make_config
-from trainer.snapshot import latest_snapshot, load_snapshot
-from trainer.sources import open_source
+from trainer.data.sources import open_source
+from trainer.run.collapse import ENOUGH, CollapseError, Signs, Watch, effective_rank
+from trainer.run.snapshot import latest_snapshot, load_snapshot
+from trainer.run.trial import TrialScores, got_worse, prepare_trial, retrieval_change, split_source
 from trainer.train import train
-from trainer.trial import TrialScores, got_worse, prepare_trial, retrieval_change, split_source
-from trainer.watch import ENOUGH, CollapseError, Signs, Watch, effective_rank
 
 pytestmark = pytest.mark.slow
 
@@ -201,7 +201,9 @@ def test_adapting_compares_before_and_after_and_shows_what_it_does(pictures, tmp
 
 
 def test_what_became_worse_is_not_written_as_the_backbone(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.results.got_worse", lambda before, after: True)  # a random network can only improve
+    monkeypatch.setattr(
+        "trainer.run.results.got_worse", lambda before, after: True
+    )  # a random network can only improve
     summary, said, origin, written = adapt(
         pictures,
         tmp_path,

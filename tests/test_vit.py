@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from indexer import attention as attention_module
-from indexer.attention import attention
-from indexer.cpu_fusion import fuse_for_cpu
-from indexer.vit import ARCHITECTURES, Architecture, Block, Mlp, VisionTransformer
+from indexer.backbone import attention as attention_module
+from indexer.backbone.attention import attention
+from indexer.backbone.cpu_fusion import fuse_for_cpu
+from indexer.backbone.vit import ARCHITECTURES, Architecture, Block, Mlp, VisionTransformer
 
 PARITY = Path(__file__).parent / "data" / "parity"
 SMALL = Architecture(embed_dim=48, depth=3, num_heads=3)

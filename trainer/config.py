@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from indexer.backbone.vit import Architecture
 from indexer.errors import SeenitError
-from indexer.vit import Architecture
 
 
 class ConfigError(SeenitError):

@@ -17,16 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexer import descriptor
-from indexer.backbone import Backbone
-from indexer.backbone_files import backbone_path
-from indexer.checkpoint import EXTRA_PREFIX, load_checkpoint, save_checkpoint
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.cache import backbone_path
+from indexer.backbone.checkpoint import EXTRA_PREFIX, load_checkpoint, save_checkpoint
+from indexer.backbone.tensor_file import read_tensors
+from indexer.descriptor import whitening as descriptor
 from indexer.errors import SeenitError
-from indexer.files import os_reason
-from indexer.tensor_file import read_tensors
+from indexer.images.find import os_reason
 
-from .evaluate import format_table
-from .evaluate_views import (
+from .data.sources import PictureSource, open_source
+from .evaluate.labelled import Say, _say_to_stderr
+from .evaluate.probes import format_table
+from .evaluate.views import (
     JUDGED_DIFFICULTY,
     LEAST_PHOTOS,
     NUM_VIEWS,
@@ -36,8 +38,6 @@ from .evaluate_views import (
     view_ranks,
     view_retrieval,
 )
-from .labelled import Say, _say_to_stderr
-from .sources import PictureSource, open_source
 
 HELD_OUT = 0.25  # share of the photos that the head is judged on
 NUM_PHOTOS = 1000

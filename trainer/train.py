@@ -20,16 +20,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from indexer.backbone import say_to_stderr
+from indexer.backbone.backbone import say_to_stderr
 from indexer.errors import SeenitError
 
 from .config import Config
-from .data import CropBatch, CropStream, check_batch
-from .distributed import agree, join_world, reshard, sum_over_processes, wait_for_all, whole, without_sync
-from .masking import draw_masks
-from .optim import Pace, clip_gradients, follow, pace_at, set_pace
-from .report import write_report
-from .results import (
+from .data.masking import draw_masks
+from .data.sources import PictureSource, fingerprint, open_source
+from .data.stream import CropBatch, CropStream, check_batch
+from .model.distributed import agree, join_world, reshard, sum_over_processes, wait_for_all, whole, without_sync
+from .model.optim import Pace, clip_gradients, follow, pace_at, set_pace
+from .model.student_teacher import Batch, FeatureTeacher, Losses, compute_losses
+from .run.collapse import LOOK_EVERY, CollapseError, Signs
+from .run.report import write_report
+from .run.results import (
     Shows,
     close_board,
     compare_before,
@@ -40,7 +43,8 @@ from .results import (
     write_metrics,
     write_results,
 )
-from .run import (
+from .run.snapshot import latest_snapshot, snapshot_path
+from .run.state import (
     Run,
     choose_device,
     described,
@@ -50,11 +54,7 @@ from .run import (
     start_run,
     telling_of_memory,
 )
-from .snapshot import latest_snapshot, snapshot_path
-from .sources import PictureSource, fingerprint, open_source
-from .student_teacher import Batch, FeatureTeacher, Losses, compute_losses
-from .trial import TrialScores, split_source
-from .watch import LOOK_EVERY, CollapseError, Signs
+from .run.trial import TrialScores, split_source
 
 Say = Callable[[str], object]
 LOSS_NAMES = ("total", "dino", "dino_global", "dino_local", "ibot", "koleo")  # fields of Losses

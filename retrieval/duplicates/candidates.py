@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from indexer.errors import SeenitError
-from indexer.store import Store
+from indexer.store.protocol import Store
 
 from .mapped import mapped
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from indexer.errors import PictureError
-from indexer.images import decode_file
+from indexer.images.decode import decode_file
 
 from .groups import Pair, inverse
 from .local import Box, Place, compare_locally

@@ -73,7 +73,7 @@ def duplicates(
 
 
 def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: dict[str, object]) -> None:
-    from indexer.index import Index
+    from indexer.index.index import Index
 
     from .move import check_target, move_spare
     from .present import megabytes
@@ -161,9 +161,9 @@ def _tell_left(done: "Moved | Joined") -> None:
 def _index_at(where: str | None) -> str:
     """The index that is named, or that of a folder; without either the usual one."""
     from indexer.errors import SeenitError
-    from indexer.index import index_in
-    from indexer.last_index import find_index
-    from indexer.store import is_url
+    from indexer.index.find_index import find_index
+    from indexer.index.index import index_in
+    from indexer.store.protocol import is_url
 
     if where is None or is_url(where):
         return find_index(where, say=_say)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from indexer.store import Store
+from indexer.store.protocol import Store
 
-from ..rerank import in_threads
+from ..rerank.rerank import in_threads
 from .candidates import Candidates
 from .groups import Pair
 from .patches import moves_between

@@ -7,7 +7,7 @@ import shutil
 import stat
 
 from indexer.errors import SeenitError
-from indexer.files import os_reason, stamp_ns
+from indexer.images.find import os_reason, stamp_ns
 
 from .names import Name, reach, why_not
 from .outcome import File

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from indexer.errors import SeenitError
-from indexer.index import WAIT_S, Index
-from indexer.manifest import Roots
-from indexer.store import Listed, Record, Store, StoredFile
+from indexer.index.index import WAIT_S, Index
+from indexer.index.manifest import Roots
+from indexer.store.protocol import Listed, Record, Store, StoredFile
 
 from .candidates import NEIGHBOURS, Candidates, are_among, near_pairs, read_vectors, with_pairs
 from .closely import Closer, in_pixels, look_closely

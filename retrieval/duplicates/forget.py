@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from contextlib import closing
 
-from indexer.store import StoredFile, open_store
+from indexer.store.protocol import StoredFile, open_store
 
 RECORDS_AT_ONCE = 1000
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TextIO
 
 from indexer.errors import SeenitError
-from indexer.files import open_regular, os_reason
-from indexer.manifest import Roots, relative_parts
+from indexer.images.find import open_regular, os_reason
+from indexer.index.manifest import Roots, relative_parts
 
 from .files import PART, move_name, why_not_itself
 from .names import reach, why_not

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from indexer.store import Record
+from indexer.store.protocol import Record
 
 from .groups import Level
 from .keeper import Keep

@@ -1,7 +1,8 @@
 """How one picture would have to be moved to lie on another, as their stored patches tell: plain or mirrored.
 
-`retrieval.match` looks for shifts, turns and zooms; a mirrored copy has none. So the first picture is compared twice,
-once with its patches where they are and once with their places mirrored, and the better of the two counts.
+`retrieval.rerank.geometry` looks for shifts, turns and zooms; a mirrored copy has none. So the first picture is
+compared twice, once with its patches where they are and once with their places mirrored, and the better of the two
+counts.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..match import agree, mutual_pairs
-from ..rerank import side_by_side
+from ..rerank.geometry import agree, mutual_pairs
+from ..rerank.rerank import side_by_side
 
 CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
 

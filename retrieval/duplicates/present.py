@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from indexer.printable import quoted
-from indexer.store import Record
+from indexer.store.protocol import Record
 
-from ..page import PageQuery, PageResult, write_page
+from ..show.results_page import PageQuery, PageResult, write_page
 from .groups import LEVELS
 from .outcome import Duplicates, File, Group, Member
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexer.decode_pool import DecodePool
-from indexer.read_picture import Changed, Decoded, Job, Outcome, Vanished
+from indexer.images.jobs import Changed, Decoded, Job, Outcome, Vanished
+from indexer.images.pool import DecodePool
 
 from .mapped import mapped
 from .proof import SIDE

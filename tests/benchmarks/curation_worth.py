@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from indexer.backbone import Backbone
-from indexer.colour import to_rgb
+from indexer.backbone.backbone import Backbone
+from indexer.images.colour import to_rgb
 from trainer.config import make_config
 from trainer.curation.balance import effective
 from trainer.curation.choices import Choices
 from trainer.curation.pipeline import curate, in_words
-from trainer.evaluate import knn
-from trainer.labelled import LabelledPictures, embed_labelled
+from trainer.evaluate.labelled import LabelledPictures, embed_labelled
+from trainer.evaluate.probes import knn
 from trainer.train import train
 
 COPIES = 3  # of each picture, each with two edits

@@ -23,13 +23,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
-from indexer.decode_pool import DecodePool
-from indexer.decoder_process import pack, send
-from indexer.files import open_regular
-from indexer.images import decode
-from indexer.preprocess import detail_px, preprocess
-from indexer.read_picture import Decoded, Job, Settings, read_picture
-from indexer.store import content_id
+from indexer.images.decode import decode
+from indexer.images.find import open_regular
+from indexer.images.jobs import Decoded, Job, Settings, read_picture
+from indexer.images.pool import DecodePool
+from indexer.images.preprocess import detail_px, preprocess
+from indexer.images.worker import pack, send
+from indexer.store.protocol import content_id
 
 
 def make_photo(path: Path, width: int, height: int, seed: int, quality: int) -> None:

@@ -18,21 +18,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
-from indexer import descriptor
-from indexer.backbone import Backbone
-from indexer.descriptor import RECIPES as OFFERED
-from indexer.descriptor import Fit, Pooled, Recipe
-from indexer.embed import View
-from indexer.files import FoundFile, find_files
-from indexer.images import decode_file, is_picture
-from indexer.patch_codec import PatchTokens, pack_patches
-from indexer.preprocess import detail_px, preprocess
-from indexer.query_views import query_cuts
-from retrieval import match
-from retrieval.ground_truth import Task, make_task, read_manifest
-from retrieval.measures import Quality, evaluate_ranking
-from retrieval.query import read_query
-from retrieval.rerank import DISTINCT_SCALE, SUPPORT_SCALE, Comparison, fused, side_by_side
+from indexer.backbone.backbone import Backbone
+from indexer.descriptor import whitening as descriptor
+from indexer.descriptor.crops import query_cuts
+from indexer.descriptor.embedder import View
+from indexer.descriptor.patch_codec import PatchTokens, pack_patches
+from indexer.descriptor.whitening import RECIPES as OFFERED
+from indexer.descriptor.whitening import Fit, Pooled, Recipe
+from indexer.images.decode import decode_file, is_picture
+from indexer.images.find import FoundFile, find_files
+from indexer.images.preprocess import detail_px, preprocess
+from retrieval.evaluate.ground_truth import Task, make_task, read_manifest
+from retrieval.evaluate.metrics import Quality, evaluate_ranking
+from retrieval.query.query import read_query
+from retrieval.rerank import geometry as match
+from retrieval.rerank.rerank import DISTINCT_SCALE, SUPPORT_SCALE, Comparison, fused, side_by_side
 
 SETS = ("smvs_dvd_covers", "mcv_paintings", "smvs_landmarks", "paris", "grocery")
 FULL = Recipe()

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 
 from copies import EDITS, Labelled, make_copies
 
-from indexer.sync import sync_folder
+from indexer.sync.sync import sync_folder
 from retrieval.duplicates import Duplicates, find_duplicates
 from retrieval.duplicates.outcome import Group
 

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from rerank_speed import GRID, PATCHES, unit
 from store_speed import PeakMemory
 
-from indexer.descriptor import RECIPES
-from indexer.manifest import Manifest, write_manifest
-from indexer.patch_codec import PatchTokens, pack_patches
-from indexer.store import Metadata, Record, Schema, StoredFile, content_id, open_store
+from indexer.descriptor.patch_codec import PatchTokens, pack_patches
+from indexer.descriptor.whitening import RECIPES
+from indexer.index.manifest import Manifest, write_manifest
+from indexer.store.protocol import Metadata, Record, Schema, StoredFile, content_id, open_store
 from retrieval.duplicates import find_duplicates
 
 DIM = 384

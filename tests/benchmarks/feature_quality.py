@@ -18,11 +18,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from indexer.backbone import Backbone
-from indexer.vit import Architecture, VisionTransformer
-from trainer.evaluate import few_shot, format_table, knn, linear
-from trainer.evaluate_dense import depth, embed_pairs, segmentation
-from trainer.labelled import LabelledPictures, PicturePairs, as_backbone, embed_labelled, read_labelled, read_pairs
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.vit import Architecture, VisionTransformer
+from trainer.evaluate.dense import depth, embed_pairs, segmentation
+from trainer.evaluate.labelled import (
+    LabelledPictures,
+    PicturePairs,
+    as_backbone,
+    embed_labelled,
+    read_labelled,
+    read_pairs,
+)
+from trainer.evaluate.probes import few_shot, format_table, knn, linear
 
 FIELD_OF_VIEW = 0.9  # half the picture's side over the distance of its plane
 

@@ -36,12 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conftest import draw_photo, save_tiny
 
-from indexer import neighbours
 from indexer.errors import SeenitError
-from indexer.index import Index
-from indexer.sqlite_check import Checked, check_index
-from indexer.store import Store, Where, open_store
-from indexer.sync import sync_folder
+from indexer.index.index import Index
+from indexer.store import neighbours
+from indexer.store.protocol import Store, Where, open_store
+from indexer.store.sqlite_check import Checked, check_index
+from indexer.sync.sync import sync_folder
 
 IMAGES = 24
 FOUND = 5  # first results that are compared

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from indexer.backbone import Backbone
-from indexer.checkpoint import build_model, load_checkpoint
-from indexer.decode_pool import DecodePool
-from indexer.read_picture import Decoded, Job
-from indexer.sync import sync_folder
-from indexer.writer import BATCH, FIT_SAMPLE
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.checkpoint import build_model, load_checkpoint
+from indexer.images.jobs import Decoded, Job
+from indexer.images.pool import DecodePool
+from indexer.sync.sync import sync_folder
+from indexer.sync.writer import BATCH, FIT_SAMPLE
 
 
 def make_photos(sources: list[Path], folder: Path, count: int, size: tuple[int, int] | None) -> list[Path]:
@@ -87,8 +87,8 @@ def main() -> None:
     assert options.pictures < FIT_SAMPLE
     sources = sorted(options.photos.rglob("*.jpg"))
     backbone = Backbone.load(options.backbone)
-    from indexer.backbone_files import backbone_path
-    from indexer.embed import Embedder
+    from indexer.backbone.cache import backbone_path
+    from indexer.descriptor.embedder import Embedder
 
     layers = Embedder(backbone, 224).layers
     plain = build_model(load_checkpoint(backbone_path(options.backbone)))

@@ -39,8 +39,8 @@ from conftest import draw_photo, save_tiny
 from stored_records import RECORDS, SCHEMA, make_record
 
 from indexer.errors import SeenitError
-from indexer.sqlite_check import check_index
-from indexer.store import Record, StoredFile, open_store
+from indexer.store.protocol import Record, StoredFile, open_store
+from indexer.store.sqlite_check import check_index
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = {"store": 0.84, "index": 0.06, "new": 0.02, "refit": 0.02, "tag": 0.03, "copy": 0.02, "watch": 0.01}
@@ -50,7 +50,7 @@ EARLIEST = 0.3  # of a command's whole time; before that, Python is still loadin
 STORE_LIFE_S = 0.3  # of a process that writes to a store, at most
 WITH_ACKNOWLEDGEMENTS = """
 import json, os, sys
-from indexer.sqlite_store import SqliteStore
+from indexer.store.sqlite_store import SqliteStore
 file = os.open(os.environ["ACKNOWLEDGED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def acknowledging(name, told):
     write = getattr(SqliteStore, name)

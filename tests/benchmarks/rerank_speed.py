@@ -16,11 +16,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
-from indexer.descriptor import RECIPES, Recipe
-from indexer.embed import View
-from indexer.patch_codec import PatchTokens, pack_patches
-from retrieval.evidence import Evidence
-from retrieval.rerank import Comparison, side_by_side, to_evidence
+from indexer.descriptor.embedder import View
+from indexer.descriptor.patch_codec import PatchTokens, pack_patches
+from indexer.descriptor.whitening import RECIPES, Recipe
+from retrieval.rerank.evidence import Evidence
+from retrieval.rerank.rerank import Comparison, side_by_side, to_evidence
 
 GRID = (16, 16)
 PATCHES = GRID[0] * GRID[1]

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
 from indexer import Backbone
-from retrieval.evaluate import RetrievalScores, evaluate_retrieval, scores_table
+from retrieval.evaluate.evaluate import RetrievalScores, evaluate_retrieval, scores_table
 
 SETS = ("smvs_landmarks", "smvs_dvd_covers", "mcv_paintings", "paris", "grocery")
 

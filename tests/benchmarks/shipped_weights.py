@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from indexer.backbone import Backbone
-from indexer.checkpoint import EXTRA_PREFIX, Checkpoint, build_model, load_checkpoint, save_checkpoint
-from indexer.vit import TokenFeatures
-from trainer.evaluate_views import embed_views
+from indexer.backbone.backbone import Backbone
+from indexer.backbone.checkpoint import EXTRA_PREFIX, Checkpoint, build_model, load_checkpoint, save_checkpoint
+from indexer.backbone.vit import TokenFeatures
+from trainer.data.sources import open_source
+from trainer.evaluate.views import embed_views
 from trainer.retrieval_head import head_from
-from trainer.sources import open_source
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "indexer" / "assets" / "seenit_vits14.safetensors"

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer.store import Metadata, Record, Schema, StoredFile, Where, content_id, open_store
+from indexer.store.protocol import Metadata, Record, Schema, StoredFile, Where, content_id, open_store
 
 CENTRES = 2000
 NOISE = 1.0  # length of the noise relative to the centre's

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.manifest import read_manifest
-from indexer.store import Record, StoredFile, content_id, open_store
-from indexer.sync import sync_folder
+from indexer.index.manifest import read_manifest
+from indexer.store.protocol import Record, StoredFile, content_id, open_store
+from indexer.sync.sync import sync_folder
 
 
 def fill(folder: Path, index: Path, files: int) -> None:

@@ -16,12 +16,12 @@ from itertools import pairwise
 
 import torch
 
-from indexer.attention import Layout
-from indexer.vit import Architecture, VisionTransformer
+from indexer.backbone.attention import Layout
+from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.config import Config, make_config
-from trainer.evaluate import format_table
-from trainer.masking import draw_masks
-from trainer.student_teacher import Batch, Centers, Losses, Network, compute_losses, make_network, prepare_blocks
+from trainer.data.masking import draw_masks
+from trainer.evaluate.probes import format_table
+from trainer.model.student_teacher import Batch, Centers, Losses, Network, compute_losses, make_network, prepare_blocks
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from indexer.vit import VisionTransformer
-from trainer.augment import cut_with_pillow, draw_views
-from trainer.augment_torch import cut_with_torch
+from indexer.backbone.vit import VisionTransformer
 from trainer.config import Config, make_config
-from trainer.data import augmentation_of
-from trainer.masking import draw_masks
-from trainer.optim import clip_gradients, follow, make_optimiser, pace_at, set_pace
-from trainer.run import DTYPES
-from trainer.student_teacher import Batch, Centers, compute_losses, make_network, prepare_blocks
+from trainer.data.augment import cut_with_pillow, draw_views
+from trainer.data.augment_torch import cut_with_torch
+from trainer.data.masking import draw_masks
+from trainer.data.stream import augmentation_of
+from trainer.model.optim import clip_gradients, follow, make_optimiser, pace_at, set_pace
+from trainer.model.student_teacher import Batch, Centers, compute_losses, make_network, prepare_blocks
+from trainer.run.state import DTYPES
 
 ENGINE_PICTURES = 16
 

@@ -1,7 +1,8 @@
 """Pictures to vectors in shards on disk; a run that is stopped goes on with the shard it was at.
 
 The vectors are those that an index holds: several layers of the backbone, whitened by statistics that are fitted on the
-pool itself (see `indexer.descriptor`). Among them similarities mean what the thresholds of `deduplicate` expect.
+pool itself (see `indexer.descriptor.whitening`). Among them similarities mean what the thresholds of `deduplicate`
+expect.
 """
 
 import json
@@ -13,14 +14,14 @@ from pathlib import Path, PurePath
 import numpy as np
 from tqdm import tqdm
 
-from indexer import descriptor
-from indexer.decode_pool import DecodePool
-from indexer.descriptor import Fit, Pooled
-from indexer.embed import Embedder
+from indexer.descriptor import whitening as descriptor
+from indexer.descriptor.embedder import Embedder
+from indexer.descriptor.whitening import Fit, Pooled
 from indexer.errors import SeenitError
-from indexer.read_picture import Broken, Decoded
+from indexer.images.jobs import Broken, Decoded
+from indexer.images.pool import DecodePool
 
-from ..sources import PictureSource, Place, cut_square, square_job
+from ..data.sources import PictureSource, Place, cut_square, square_job
 from .embeddings import Embeddings, unit_rows
 from .whole_files import read_array, whole_file, write_array, write_text
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer import descriptor
-from indexer.backbone import Backbone
-from indexer.embed import Embedder, check_backbone
+from indexer.backbone.backbone import Backbone
+from indexer.descriptor import whitening as descriptor
+from indexer.descriptor.embedder import Embedder, check_backbone
 from indexer.errors import SeenitError
-from indexer.index import Index, is_index
-from indexer.manifest import Manifest
+from indexer.index.index import Index, is_index
+from indexer.index.manifest import Manifest
 
-from ..sources import PictureSource, Place, open_source
+from ..data.sources import PictureSource, Place, open_source
 from .embed import Describer, Pictures, Say, decoders_for, embed_pictures, fit_describer
 from .embeddings import BLOCK_ROWS, Embeddings, unit_rows
 from .whole_files import read_array, write_array

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from indexer.descriptor import Fit
+from indexer.descriptor.whitening import Fit
 
 from .embeddings import Embeddings, unit_rows
 from .whole_files import claim_folder, read_array, write_array

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.images import DEFAULT_LIMITS
+from indexer.images.decode import DEFAULT_LIMITS
 
-from ..sources import Place, read_place
+from ..data.sources import Place, read_place
 from .deduplicate import Copies
 from .embed import Pictures
 from .inputs import Inputs

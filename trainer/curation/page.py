@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from indexer.images import DEFAULT_LIMITS
+from indexer.images.decode import DEFAULT_LIMITS
 
-from ..sources import Place, decoded_place
+from ..data.sources import Place, decoded_place
 from .embed import Pictures
 from .outcome import Curated, CurationSummary, Fate
 from .whole_files import whole_file

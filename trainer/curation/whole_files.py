@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from indexer.errors import SeenitError
-from indexer.files import os_reason
+from indexer.images.find import os_reason
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Weights -> a network that gives CLS and patch features."""

@@ -1,0 +1,150 @@
+"""A backbone: a loaded network, ready for pictures.
+
+What is surprising: its results are float32 whatever it computes in, and loading it may lower torch's number of threads,
+which in a container would otherwise be the whole machine's.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SeenitError, first_line
+from .cache import offline_by_environment
+from .checkpoint import EXTRA_PREFIX, Preprocessing, best_dtype, build_model, load_checkpoint
+from .resolve import choose
+from .vit import Architecture, TokenFeatures, VisionTransformer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Say = Callable[[str], object]
+
+
+def say_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A loaded network with what it needs to know of pixels."""
+
+    name: str
+    spec: str  # loads the same backbone again: its name, or an absolute path
+    hash: str  # 32 hex digits, of the weights file's bytes
+    architecture: Architecture
+    preprocessing: Preprocessing
+    provenance: dict[str, str]
+    prior: dict[str, Tensor] | None  # the descriptor's statistics that came with the weights, if any did
+    model: VisionTransformer  # for inference only, see cpu_fusion
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def load(
+        cls,
+        spec: str | Path = "auto",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        offline: bool = False,
+        say: Say = say_to_stderr,
+    ) -> "Backbone":
+        """Load a backbone, fetching an official one that is not in the cache.
+
+        spec     `auto`, a name of `list_backbones`, or the path of a weights file (or of a folder with one)
+        device   `auto` (cuda, else mps, else cpu) or a name that torch knows
+        dtype    `auto` (the device's fastest) or float32, bfloat16, float16; results are float32 in any case
+        offline  fetch nothing; SEENIT_OFFLINE=1 in the environment says the same
+        say      gets one line on which backbone was taken and why
+        """
+        where = _choose_device(device)
+        if dtype != "auto" and dtype not in DTYPES:
+            raise SeenitError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
+        chosen = choose(spec, offline or offline_by_environment())
+        checkpoint = load_checkpoint(chosen.path)
+        number_format = best_dtype(where) if dtype == "auto" else DTYPES[dtype]
+        if where.type == "cpu":
+            _bound_threads()
+        name = chosen.name or checkpoint.name
+        backbone = cls(
+            name=name,
+            spec=chosen.name or str(chosen.path),
+            hash=checkpoint.hash,
+            architecture=checkpoint.architecture,
+            preprocessing=checkpoint.preprocessing,
+            provenance=checkpoint.provenance,
+            prior={key.removeprefix(EXTRA_PREFIX): value.clone() for key, value in checkpoint.extra.items()} or None,
+            model=build_model(checkpoint, number_format, where, fused=True),
+            device=where,
+            dtype=number_format,
+        )
+        say(f"backbone {name} on {where} in {str(number_format).removeprefix('torch.')}: {chosen.why}")
+        return backbone
+
+    @property
+    def depth(self) -> int:
+        return self.architecture.depth
+
+    @property
+    def embed_dim(self) -> int:
+        return self.architecture.embed_dim
+
+    @property
+    def patch_size(self) -> int:
+        return self.architecture.patch_size
+
+    def intermediate(
+        self, pixels: np.ndarray | Tensor, layers: Sequence[int], *, norm: bool = True
+    ) -> list[TokenFeatures]:
+        """The tokens after chosen blocks.
+
+        pixels   (B, H, W, 3) uint8 RGB; H and W multiples of the patch size
+        layers   indices of blocks, the first is 0, the last depth - 1; blocks after the last one asked do not run
+        norm     apply the network's final norm to each
+        returns  one TokenFeatures for each layer in the order asked, float32, on the backbone's device
+        """
+        if isinstance(pixels, np.ndarray):
+            pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+            raise ValueError(f"pixels are {pixels.dtype} {tuple(pixels.shape)}; uint8 (B, H, W, 3) is needed")
+        with torch.inference_mode():
+            outputs = self.model.intermediate(self._normalised(pixels), layers, norm)
+            return [
+                replace(o, cls=o.cls.float(), registers=o.registers.float(), patches=o.patches.float()) for o in outputs
+            ]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W) with mean and deviation taken out."""
+        mean, std = (torch.tensor(v, device=self.device) for v in (self.preprocessing.mean, self.preprocessing.std))
+        values = pixels.to(self.device).float() * (1 / (255 * std)) - mean / std  # (B, H, W, 3)
+        return values.to(self.dtype).permute(0, 3, 1, 2)
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+        return chosen
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SeenitError(f"device {device!r} cannot be used: {first_line(error)}; choose auto or cpu") from error
+
+
+def _bound_threads() -> None:
+    """No more threads than this process may use processors: a container's torch counts the whole machine's."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # Linux's limit on a container, "QUOTA PERIOD" or "max PERIOD"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        allowed = min(allowed, max(1, round(int(quota) / int(period))))
+    if torch.get_num_threads() > allowed:
+        torch.set_num_threads(allowed)

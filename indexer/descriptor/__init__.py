@@ -1,0 +1,1 @@
+"""Features -> what is stored of an image: whitened vectors and packed patches."""

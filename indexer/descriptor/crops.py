@@ -1,0 +1,99 @@
+"""Where one looks in a query picture: at the whole, at its middle, and at the middle turned level.
+
+Who takes a photo to ask about a thing holds the camera at it, so the middle says more of the thing and the whole more
+of the place. And who holds a book in the hand holds it aslant, while the index has it upright: features of DINOv2 bear
+some twenty degrees of turn, not forty. Books, pictures, packets and houses have straight edges at right angles, which
+show by how much they are turned, but not which side is up; so both ways of setting them level are looked at.
+tests/benchmarks/descriptor_ablation.py shows what each is worth.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from ..images.preprocess import MIDDLE
+
+WHOLE = np.array([[1, 0, 0], [0, 1, 0]], np.float32)  # the frame of the whole picture
+LEAST_TURN = 8.0  # degrees below which features do not mind
+LEAST_PEAK = 1.4  # how far the edges' main direction must stand out, in multiples of an even spread
+EDGE_PX = 192  # longer side of the picture in which edges are looked for
+EDGE_SHARE = 0.7  # of each side of it that counts
+SPREAD = 4  # degrees by which directions are smoothed
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One part of a query picture.
+
+    pixels  (H, W, 3) uint8
+    frame   (2, 3) float32, affine: fractions of the whole picture = frame @ (x, y, 1), fractions of this part
+    """
+
+    pixels: np.ndarray
+    frame: np.ndarray
+
+
+def query_cuts(picture: np.ndarray) -> list[Cut]:
+    """The parts of (H, W, 3) uint8 pixels that a query is searched by: the whole, its middle, that turned level."""
+    cuts = [Cut(picture, WHOLE), Cut(middle(picture), middle_frame(picture))]
+    degrees, peak = edge_turn(picture)
+    if abs(degrees) > LEAST_TURN and peak > LEAST_PEAK:
+        for turn in (degrees, degrees - math.copysign(90, degrees)):
+            turned = np.asarray(Image.fromarray(picture).rotate(turn, Image.Resampling.BICUBIC))
+            cuts.append(Cut(np.ascontiguousarray(middle(turned)), middle_frame(picture, turn)))
+    return cuts
+
+
+def middle(picture: np.ndarray) -> np.ndarray:
+    """The middle MIDDLE of each side of (H, W, 3) pixels."""
+    top, left = _margins(picture)
+    height, width = picture.shape[:2]
+    return picture[top : max(height - top, top + 1), left : max(width - left, left + 1)]
+
+
+def middle_frame(picture: np.ndarray, degrees: float = 0) -> np.ndarray:
+    """The frame (2, 3) of `middle` of the picture after Pillow's `rotate(degrees)`, about its centre, its size kept."""
+    size = np.array(picture.shape[1::-1], np.float64)  # width, height
+    margin = np.array(_margins(picture)[::-1]) / size
+    inner = np.maximum(1 - 2 * margin, 1 / size)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    back = np.array([[cos, -sin], [sin, cos]]) * size / size[:, None]  # fractions of the turned picture to its own
+    linear, shift = back * inner, back @ (margin - 0.5) + 0.5
+    return np.concatenate([linear, shift[:, None]], axis=1).astype(np.float32)
+
+
+def edge_turn(picture: np.ndarray) -> tuple[float, float]:
+    """By how many degrees, in (-45, 45], the straight edges of (H, W, 3) pixels are turned clockwise from level.
+
+    With it how far that direction stands out: 1 where edges run every way alike. It is the highest point of a histogram
+    of the gradient's directions modulo 90 degrees, weighted by its length.
+    """
+    image = Image.fromarray(picture).convert("L")
+    scale = EDGE_PX / max(image.size)
+    small = image.resize(
+        (max(round(image.width * scale), 1), max(round(image.height * scale), 1)), Image.Resampling.BOX
+    )
+    grey = np.asarray(small.filter(ImageFilter.GaussianBlur(1)), np.float32)  # (h, w)
+    top, left = (round(side * (1 - EDGE_SHARE) / 2) for side in grey.shape)
+    grey = grey[top : len(grey) - top, left : grey.shape[1] - left]
+    if min(grey.shape) < 3:
+        return 0.0, 0.0
+    across, down = grey[1:-1, 2:] - grey[1:-1, :-2], grey[2:, 1:-1] - grey[:-2, 1:-1]
+    direction = np.degrees(np.arctan2(down, across)) % 90
+    histogram = np.bincount(direction.astype(int).ravel() % 90, np.hypot(across, down).ravel(), 90)  # (90,)
+    if not histogram.any():
+        return 0.0, 0.0
+    reach = np.arange(-3 * SPREAD, 3 * SPREAD + 1)
+    kernel = np.exp(-0.5 * (reach / SPREAD) ** 2)
+    smooth = np.convolve(np.pad(histogram, 3 * SPREAD, "wrap"), kernel / kernel.sum(), "valid")  # (90,)
+    peak = int(smooth.argmax())
+    degrees = peak + 0.5
+    return degrees if degrees <= 45 else degrees - 90, float(smooth[peak] / smooth.mean())
+
+
+def _margins(picture: np.ndarray) -> tuple[int, int]:
+    """Rows above and below the middle, columns left and right of it."""
+    height, width = picture.shape[:2]
+    return round(height * (1 - MIDDLE) / 2), round(width * (1 - MIDDLE) / 2)

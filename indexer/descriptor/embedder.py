@@ -1,0 +1,138 @@
+"""Pixels to vectors: preprocessing, backbone and descriptor in their order, the same for photos and for queries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..backbone.backbone import Backbone
+from ..errors import SeenitError
+from ..images.preprocess import preprocess
+from ..index.manifest import Manifest
+from ..store.protocol import Store
+from . import whitening as descriptor
+from .crops import WHOLE, query_cuts
+from .patch_codec import PatchTokens, pack_patches
+from .whitening import RECIPES, Fit, Pooled, Recipe
+
+FIT_BLOB = "descriptor.safetensors"
+MEND = "mend it with: seenit check --repair --index {}"
+QUERY_BATCH = 8
+DEFAULT_TOKENS = "balanced"
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One look at a query picture.
+
+    vector  (G,)    float32, L2-normalised
+    tokens  (N, T)  float32, L2-normalised rows: every patch, in raster order
+    grid    rows and columns of patches, N in all
+    frame   (2, 3)  float32, affine: fractions of the picture = frame @ (x, y, 1), fractions of what was looked at
+    """
+
+    vector: np.ndarray
+    tokens: np.ndarray
+    grid: tuple[int, int]
+    frame: np.ndarray = field(default_factory=lambda: WHOLE)
+
+
+@dataclass(frozen=True, eq=False)
+class Indexed:
+    """A picture with every patch, and those that an index keeps as it stores them."""
+
+    view: View
+    packed: bytes
+
+
+class Embedder:
+    """A backbone with the recipe that makes vectors of its features; the fit is handed in, for it belongs to an index.
+
+    resolution  pixels; a picture is seen at about resolution x resolution pixels in its own aspect
+    """
+
+    def __init__(self, backbone: Backbone, resolution: int, recipe: Recipe = RECIPES[DEFAULT_TOKENS]) -> None:
+        self.backbone = backbone
+        self.resolution = resolution
+        self.recipe = recipe
+        self.layers = recipe.layers_of(backbone.depth)
+        self._whole = replace(recipe, num_tokens=RECIPES["full"].num_tokens)
+
+    def pooled(self, pixels: Sequence[np.ndarray]) -> Pooled:
+        """What the descriptor needs of pictures of one shape, (rows * P, cols * P, 3) uint8 each."""
+        features = self.backbone.intermediate(np.stack(pixels), self.layers)
+        return descriptor.pool(features, self.recipe, self.backbone.depth)
+
+    def fit(self, sample: Sequence[Pooled]) -> Fit:
+        return descriptor.fit(sample, self.recipe, self.backbone.prior)
+
+    def describe(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[View]:
+        """Each picture, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
+        seen = [preprocess(picture, "aspect", self.resolution, self.backbone.patch_size) for picture in pictures]
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for n, pixels in enumerate(seen):
+            by_shape.setdefault(pixels.shape, []).append(n)
+        views: dict[int, View] = {}
+        for numbers in by_shape.values():
+            for start in range(0, len(numbers), QUERY_BATCH):
+                batch = numbers[start : start + QUERY_BATCH]
+                features = self.backbone.intermediate(np.stack([seen[n] for n in batch]), self.layers)
+                vectors, tokens = descriptor.apply(descriptor.pool(features, self._whole, self.backbone.depth), fit)
+                views |= {n: View(vectors[at], tokens[at], features[0].grid) for at, n in enumerate(batch)}
+        return [views[n] for n in range(len(pictures))]
+
+    def indexed(self, picture: np.ndarray, fit: Fit) -> "Indexed":
+        """A picture, (H, W, 3) uint8 of any size, as an index holds it."""
+        (view,) = self.describe([picture], fit)
+        pixels = preprocess(picture, "aspect", self.resolution, self.backbone.patch_size)
+        pooled = self.pooled([pixels])
+        tokens = descriptor.apply(pooled, fit)[1][0]
+        patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
+        return Indexed(view, pack_patches(patches, self.recipe.token_bits))
+
+    def describe_queries(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[list[View]]:
+        """`describe` for queries: each picture as a whole, then the other parts of it that `query_cuts` looks at."""
+        cuts = [query_cuts(picture) for picture in pictures]
+        views = iter(self.describe([cut.pixels for of_picture in cuts for cut in of_picture], fit))
+        return [[replace(next(views), frame=cut.frame) for cut in of_picture] for of_picture in cuts]
+
+
+def check_backbone(manifest: Manifest, backbone: Backbone, location: object) -> None:
+    """SeenitError unless this backbone made the index."""
+    if backbone.hash != manifest.backbone_hash:
+        raise SeenitError(
+            f"the index at {location} was made by backbone {manifest.backbone} ({manifest.backbone_hash[:8]}), this is"
+            f" {backbone.name} ({backbone.hash[:8]}); use the former, or make another index with --index"
+        )
+
+
+def recipe_named(tokens: str) -> Recipe:
+    """The recipe that a user asks for; SeenitError for an unknown name."""
+    if tokens not in RECIPES:
+        raise SeenitError(f"unknown --tokens {tokens!r}; choose {', '.join(RECIPES)}")
+    return RECIPES[tokens]
+
+
+def recipe_of(manifest: Manifest, location: object) -> Recipe:
+    """The recipe that made an index; SeenitError where it has settings that this seenit does not know."""
+    try:
+        return Recipe.from_settings(manifest.descriptor)
+    except ValueError as error:
+        raise SeenitError(
+            f"the index at {location} cannot be used: its descriptor has an {error}, made by seenit {manifest.seenit};"
+            " update seenit, or make another index"
+        ) from None
+
+
+def read_fit(store: Store, manifest: Manifest, recipe: Recipe) -> Fit:
+    """The statistics that made the index's vectors; SeenitError where they are missing, damaged or another's."""
+    data = store.read_blob(FIT_BLOB)
+    why = ""
+    if data is None:
+        why = "its descriptor's statistics are missing"
+    else:
+        fit = descriptor.load_fit(data)
+        if fit.id == manifest.fit and fit.recipe == recipe:
+            return fit
+        why = "its descriptor's statistics are not the ones it names"
+    raise SeenitError(f"the index at {store.location} cannot be used: {why}; {MEND.format(store.location)}")

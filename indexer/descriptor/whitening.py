@@ -1,0 +1,393 @@
+"""From a frozen backbone's tokens to the two things that are stored of a picture: one global vector, a few patches.
+
+Raw DINOv2 tokens make poor descriptors for finding the same thing again: a few directions carry most of the variance
+and say "a photo", not "this photo". So several layers are read, and means and whitening are fitted on the indexed
+pictures themselves. The whole chain (centre, whiten each layer, keep the main directions of all of them together) is
+one affine map, which is what a `Fit` holds. A small corpus has no statistics of its own to speak of: the fit then
+leans on a prior, the statistics of other photos that a backbone's file may carry, as if `PRIOR_PICTURES` of them had
+been indexed too.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..errors import SeenitError
+
+if TYPE_CHECKING:
+    from ..backbone.vit import TokenFeatures
+
+# B images, N patches, K of them kept, D channels of the backbone, L layers read, G global and T token dimensions
+
+PRIOR_PICTURES = 1000  # a prior from photos weighs as much as so many pictures
+ORIGIN_PICTURES = 1  # without a prior, as if so many pictures with a vector of zeros had been indexed
+PRIOR_RANK = 192  # directions of the global covariance that a prior keeps
+VIEW_SHARE = 0.4  # of what is whitened away: how views of one photo differ, where a prior knows that
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a vector besides the backbone and the fit. Depths are fractions: 1 is the last block."""
+
+    cls_depths: tuple[float, ...] = (1.0, 11 / 12)  # where the CLS token is read
+    mean_depths: tuple[float, ...] = (10 / 12, 9 / 12)  # where the mean of the patches is read
+    global_dim: int = 512  # at most; a small backbone has fewer
+    shrinkage: float = 0.05  # share of a layer's mean variance that is added to all its variances before whitening
+    token_depth: float = 8 / 12  # where patch tokens are read
+    token_dim: int = 192  # at most; a small backbone has fewer
+    num_tokens: int = 64  # patches kept of each picture; a small grid has fewer
+    token_bits: int = 2  # of each number of a token as it is stored
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """By name, as an index's manifest keeps them; `from_settings` reads them."""
+        return asdict(self)
+
+    @property
+    def version(self) -> str:
+        """The settings as text; equal texts make equal vectors."""
+        return json.dumps(self.settings, sort_keys=True)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, object]) -> "Recipe":
+        """The recipe of an index's manifest; ValueError where a setting is unknown or no number.
+
+        A setting that is missing has its default: one that is added later gets the default that means "as before".
+        """
+        known = {field.name: field.default for field in fields(cls)}
+        if unknown := sorted(settings.keys() - known.keys()):
+            raise ValueError(f"unknown setting {unknown[0]!r}")
+        return cls(**{name: _as(value, known[name]) for name, value in settings.items()})
+
+    def layers_of(self, depth: int) -> list[int]:
+        """The blocks to ask of `VisionTransformer.intermediate`, ascending, the first is 0."""
+        depths = (*self.cls_depths, *self.mean_depths, self.token_depth)
+        return sorted({_block(fraction, depth) for fraction in depths})
+
+
+def _as(value: object, default: object) -> Any:
+    """A value from JSON of the default's kind; ValueError where it is none."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(_as(one, default[0]) for one in value)
+    right = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, right) or isinstance(value, bool) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{value!r} is no number")
+    return type(default)(value)  # type: ignore[call-arg]
+
+
+# How much of its patches a picture keeps, by the name that a user gives it: bytes a picture, at 192 numbers a token
+RECIPES = {
+    "compact": Recipe(num_tokens=40, token_bits=1),  # 1 kB
+    "balanced": Recipe(),  # 3 kB
+    "full": Recipe(num_tokens=65535, token_bits=8),  # 49 kB: every patch
+}
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What is kept of B pictures before any statistics: about 55 kB each with a ViT-S.
+
+    parts      (B, L, D)  float32, L2-normalised
+    tokens     (B, K, D)  float16
+    positions  (B, K, 2)  uint8, row and column of each token
+    """
+
+    parts: Tensor
+    tokens: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The statistics of a corpus as two affine maps, x -> (x - mean) @ projection.
+
+    mean              (L * D,)    float32
+    projection        (L * D, G)
+    token_mean        (D,)
+    token_projection  (D, T)
+    num_pictures      how many pictures it was fitted on
+    """
+
+    recipe: Recipe
+    mean: Tensor
+    projection: Tensor
+    token_mean: Tensor
+    token_projection: Tensor
+    num_pictures: int
+
+    @property
+    def global_dim(self) -> int:
+        return self.projection.shape[1]
+
+    @property
+    def token_dim(self) -> int:
+        return self.token_projection.shape[1]
+
+    @cached_property
+    def id(self) -> str:
+        """32 hex digits that tell this fit from every other; each record names the fit that made its vectors."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in _tensors(self).items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+
+def pool(features: "Sequence[TokenFeatures]", recipe: Recipe, depth: int) -> Pooled:
+    """The raw material of B pictures of one shape; which patches are kept depends on the pictures alone.
+
+    features  of the blocks `recipe.layers_of(depth)`, in that order, after the final norm
+    depth     how many blocks the backbone has
+    """
+    at = dict(zip(recipe.layers_of(depth), features, strict=True))
+    cls = [at[_block(fraction, depth)].cls for fraction in recipe.cls_depths]
+    means = [at[_block(fraction, depth)].patches.float().mean(1) for fraction in recipe.mean_depths]
+    parts = torch.stack([part.float() for part in (*cls, *means)], dim=1)  # (B, L, D)
+
+    source = at[_block(recipe.token_depth, depth)]
+    patches = source.patches.float()  # (B, N, D)
+    kept = select_patches(patches, recipe.num_tokens)  # (B, K)
+    tokens = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))  # (B, K, D)
+    cols = source.grid[1]
+    positions = torch.stack([kept // cols, kept % cols], dim=-1)  # (B, K, 2)
+    return Pooled(
+        normalize(torch.nan_to_num(parts), dim=-1).cpu(),
+        torch.nan_to_num(tokens).clamp(-65504, 65504).half().cpu(),
+        positions.to(torch.uint8).cpu(),
+    )
+
+
+def select_patches(patches: Tensor, count: int) -> Tensor:
+    """Indices (B, K), ascending, of patches that are unlike each other; K is `count` or all there are.
+
+    patches  (B, N, D)
+    Farthest-point sampling by cosine: first the patch least like the picture's mean, then again and again
+
+        argmax_n min_{s already chosen} 1 - cos(patches[n], patches[s])
+
+    so that a wall or a sky costs a token or two, not half of them.
+    """
+    if count >= patches.shape[1]:
+        return torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
+    unit = normalize(patches, dim=-1)
+    similarity = unit @ unit.mT  # (B, N, N)
+    rows = torch.arange(len(patches), device=patches.device)
+    chosen = (unit * unit.mean(1, keepdim=True)).sum(-1).argmin(1)  # (B,)
+    kept, nearest = [chosen], similarity[rows, chosen]  # (B, N), likeness to the nearest chosen one
+    for _ in range(count - 1):
+        nearest[rows, chosen] = torch.inf  # never chosen twice, even where all patches are equal
+        chosen = nearest.argmin(1)
+        kept.append(chosen)
+        nearest = torch.maximum(nearest, similarity[rows, chosen])
+    return torch.stack(kept, dim=1).sort(dim=1).values
+
+
+def fit(sample: Sequence[Pooled], recipe: Recipe, prior: Mapping[str, Tensor] | None = None) -> Fit:
+    """The statistics of a sample of the corpus, drawn towards the prior as far as the sample is small.
+
+    prior  the tensors of `prior_from`, which a backbone may carry
+    With n pictures the corpus weighs n / (n + PRIOR_PICTURES), and n / (n + ORIGIN_PICTURES) without a prior: a single
+    picture is then not its own mean, and has a descriptor.
+    """
+    parts = torch.cat([pooled.parts for pooled in sample]).double()  # (n, L, D)
+    assert len(parts) > 0, "a fit needs a picture"
+    num_parts, dim = parts.shape[1:]
+    if prior is not None:
+        _check_prior(prior, recipe, num_parts, dim)
+    weight = len(parts) / (len(parts) + (ORIGIN_PICTURES if prior is None else PRIOR_PICTURES))
+
+    start = _prior_moments(prior, "", num_parts * dim)
+    mean, covariance = _blend(_moments(parts.flatten(1)), start, weight)
+    blocks = [slice(part * dim, (part + 1) * dim) for part in range(num_parts)]
+    spreads = [covariance[at, at] for at in blocks]
+    if prior is not None and "within" in prior:
+        spreads = [_with_views(own, views) for own, views in zip(spreads, prior["within"].double(), strict=True)]
+    whitening = torch.block_diag(*(_whitening(spread, recipe.shrinkage) for spread in spreads))
+    directions = _main_directions(whitening @ covariance @ whitening, recipe.global_dim)  # (L * D, G)
+
+    token_start = _prior_moments(prior, "token_", dim)
+    token_mean, token_covariance = _blend(_token_moments(sample), token_start, weight)
+    token_whitening = _whitening(token_covariance, recipe.shrinkage)
+    token_dim = min(recipe.token_dim, dim) // 8 * 8  # whole bytes of bits
+    token_directions = _main_directions(token_covariance, token_dim)  # (D, T)
+    return Fit(
+        recipe=recipe,
+        mean=mean.float(),
+        projection=(whitening @ directions).float().contiguous(),
+        token_mean=token_mean.float(),
+        token_projection=(token_whitening @ token_directions).float().contiguous(),
+        num_pictures=len(parts),
+    )
+
+
+def apply(pooled: Pooled, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors to store: global (B, G) and patch tokens (B, K, T), float32, every row L2-normalised."""
+    vectors = (pooled.parts.flatten(1) - fit.mean) @ fit.projection  # (B, G)
+    tokens = (pooled.tokens.float() - fit.token_mean) @ fit.token_projection  # (B, K, T)
+    return _unit_rows(vectors).numpy(), _unit_rows(tokens).numpy()
+
+
+def prior_from(sample: Sequence[Pooled], recipe: Recipe) -> dict[str, Tensor]:
+    """The statistics of other pictures, for a backbone's file to carry: under 3 MB in half precision for a ViT-S.
+
+    mean (L, D); factors (R, L * D), whose sum of outer products is the covariance; token_mean (D,);
+    token_factors (D, D); recipe, the bytes of the text that they hold for
+    """
+    parts = torch.cat([pooled.parts for pooled in sample]).double()
+    mean, covariance = _moments(parts.flatten(1))
+    token_mean, token_covariance = _token_moments(sample)
+    return {
+        "mean": mean.reshape(parts.shape[1:]).half(),
+        "factors": _factors(covariance, PRIOR_RANK).half(),
+        "token_mean": token_mean.half(),
+        "token_factors": _factors(token_covariance, PRIOR_RANK).half(),
+        "recipe": torch.frombuffer(bytearray(_inputs(recipe).encode()), dtype=torch.uint8),
+    }
+
+
+def save_fit(fit: Fit) -> bytes:
+    """A fit as the bytes of a safetensors file."""
+    metadata = {"format": "seenit-fit-1", "recipe": fit.recipe.version, "num_pictures": str(fit.num_pictures)}
+    return safetensors.torch.save(_tensors(fit), metadata)
+
+
+def load_fit(data: bytes) -> Fit:
+    """The fit that `save_fit` wrote; anything else raises SeenitError."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        if metadata["format"] != "seenit-fit-1":
+            raise ValueError("it has another format")
+        recipe = _recipe_from(metadata["recipe"])
+        num_pictures = int(metadata["num_pictures"])
+        tensors = safetensors.torch.load(data)
+        if set(tensors) != {"mean", "projection", "token_mean", "token_projection"}:
+            raise ValueError("it holds other tensors")
+        loaded = Fit(recipe=recipe, num_pictures=num_pictures, **tensors)
+        _check(loaded)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SeenitError(f"the index's descriptor statistics are damaged: {reason}; index the folder anew") from error
+    return loaded
+
+
+def _block(fraction: float, depth: int) -> int:
+    return max(1, round(fraction * depth)) - 1
+
+
+def _tensors(fit: Fit) -> dict[str, Tensor]:
+    return {name: getattr(fit, name) for name in ("mean", "projection", "token_mean", "token_projection")}
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of rows (n, D)."""
+    mean = rows.mean(0)
+    centred = rows - mean
+    return mean, centred.T @ centred / len(rows)
+
+
+def _token_moments(sample: Sequence[Pooled]) -> tuple[Tensor, Tensor]:
+    """`_moments` of all tokens, (D,) and (D, D), a batch at a time, for together they are many."""
+    count, dim = 0, sample[0].tokens.shape[-1]
+    total, products = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
+    for pooled in sample:
+        tokens = pooled.tokens.flatten(0, 1).double()  # (B * K, D)
+        count += len(tokens)
+        total += tokens.sum(0)
+        products += tokens.T @ tokens
+    mean = total / count
+    return mean, products / count - torch.outer(mean, mean)
+
+
+def _blend(own: tuple[Tensor, Tensor], start: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of a mixture of two populations, the corpus having `weight` of it."""
+    shift = own[0] - start[0]
+    mean = weight * own[0] + (1 - weight) * start[0]
+    covariance = weight * own[1] + (1 - weight) * start[1] + weight * (1 - weight) * torch.outer(shift, shift)
+    return mean, covariance
+
+
+def _prior_moments(prior: Mapping[str, Tensor] | None, prefix: str, size: int) -> tuple[Tensor, Tensor]:
+    if prior is None:
+        return torch.zeros(size).double(), torch.zeros(size, size).double()
+    factors = prior[prefix + "factors"].double()  # (R, size)
+    return prior[prefix + "mean"].double().flatten(), factors.T @ factors
+
+
+def _with_views(covariance: Tensor, within: Tensor) -> Tensor:
+    """A layer's covariance (D, D) mixed with that of views of one photo, so that whitening plays both down."""
+    return (1 - VIEW_SHARE) * covariance + VIEW_SHARE * within * (covariance.trace() / within.trace())
+
+
+def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:
+    """The symmetric (D, D) matrix that makes all variances about equal."""
+    values, vectors = torch.linalg.eigh(covariance)
+    values = values.clamp(min=0)
+    values = values + shrinkage * values.mean() + _TINY
+    return (vectors * values.rsqrt()) @ vectors.T
+
+
+def _main_directions(covariance: Tensor, count: int) -> Tensor:
+    """The `count` eigenvectors (D, count) of largest variance, or all there are."""
+    vectors = torch.linalg.eigh(covariance).eigenvectors  # ascending
+    return vectors.flip(1)[:, :count]
+
+
+def _factors(covariance: Tensor, rank: int) -> Tensor:
+    """Rows (rank, D) whose sum of outer products is nearest to the covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()).T.flip(0)[:rank].contiguous()
+
+
+def _unit_rows(rows: Tensor) -> Tensor:
+    """Rows of length 1; one without a direction becomes the first axis, so that it stays a valid vector."""
+    length = rows.norm(dim=-1, keepdim=True)
+    axis = torch.zeros(rows.shape[-1])
+    axis[0] = 1
+    return torch.where(length > _TINY, rows / length.clamp(min=_TINY), axis)
+
+
+def _inputs(recipe: Recipe) -> str:
+    """The part of a recipe that a prior depends on."""
+    return json.dumps([recipe.cls_depths, recipe.mean_depths, recipe.token_depth])
+
+
+def _recipe_from(text: str) -> Recipe:
+    settings = json.loads(text)
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are no table of values")
+    return Recipe.from_settings(settings)
+
+
+def _check_prior(prior: Mapping[str, Tensor], recipe: Recipe, num_parts: int, dim: int) -> None:
+    wide = num_parts * dim
+    missing = {"mean", "factors", "token_mean", "token_factors", "recipe"} - set(prior)
+    if missing:
+        raise SeenitError(f"the backbone's descriptor prior lacks {', '.join(sorted(missing))}; save the backbone anew")
+    shapes = prior["mean"].numel() == wide and prior["token_mean"].numel() == dim
+    shapes = shapes and prior["factors"].shape[1:] == (wide,) and prior["token_factors"].shape[1:] == (dim,)
+    if not shapes or bytes(prior["recipe"].tolist()) != _inputs(recipe).encode():
+        raise SeenitError("the backbone's descriptor prior was made for another recipe; make the prior anew")
+
+
+def _check(fit: Fit) -> None:
+    wide, dim = fit.mean.numel(), fit.token_mean.numel()
+    parts = len(fit.recipe.cls_depths) + len(fit.recipe.mean_depths)
+    shapes = (fit.projection.shape[0] == wide, fit.token_projection.shape[0] == dim, wide == parts * dim)
+    if not all(shapes) or [tensor.ndim for tensor in _tensors(fit).values()] != [1, 2, 1, 2]:
+        raise ValueError("its tensors do not fit together")
+    for name, tensor in _tensors(fit).items():
+        if tensor.dtype != torch.float32 or not math.isfinite(tensor.abs().sum().item()):
+            raise ValueError(f"{name} is not finite float32")

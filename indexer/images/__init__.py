@@ -1,0 +1,1 @@
+"""A file -> pixels. Imports nothing here, so that a decoding worker never loads torch."""

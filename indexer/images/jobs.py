@@ -1,0 +1,190 @@
+"""One job of a decoder process, from a path to pixels for the ViT; and every way in which it can end.
+
+Surprising: a file that gives no picture is an outcome and no exception. Most folders hold such files, and each kind is
+treated differently: remembered, forgotten, or tried again.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import numpy as np
+
+from ..errors import PictureError
+from ..store.protocol import Metadata, content_id
+from .decode import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, Limits, Picture, decode, heif_installed, sniff
+from .exif import date_in_name, plausible
+from .find import Unreadable, open_regular, os_reason, stamp_ns
+from .preprocess import Grid, Mode, detail_px, preprocess
+from .raw import RAW_MISSING, is_raw, raw_installed
+
+
+@dataclass(frozen=True)
+class Job:
+    """`decode`: everything, for a picture to be embedded; `hash`: only the id, to recognise a renamed file."""
+
+    path: str
+    kind: Literal["decode", "hash"] = "decode"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is brought to the ViT's size, and what it may cost."""
+
+    resolution: int = 224
+    patch_size: int = 14
+    mode: Mode = "aspect"
+    limits: Limits = DEFAULT_LIMITS
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A picture ready to be embedded.
+
+    pixels  (rows * P, columns * P, 3)  uint8 RGB
+    """
+
+    path: str
+    id: str  # content_id of the file
+    size: int  # bytes
+    mtime_ns: int
+    pixels: np.ndarray
+    grid: Grid  # rows, columns of patches
+    metadata: Metadata  # taken_at falls back on the file's name, then on its time
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """The answer to a `hash` job of a file that begins like a picture."""
+
+    path: str
+    id: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class NotAPicture:
+    """Something else than a picture, told by its first bytes; the rest was not read."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Damaged, too large, or what crashes or exhausts a fresh decoder: its own bytes' doing.
+
+    Worth remembering until the file changes.
+    """
+
+    path: str
+    reason: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """The file was gone when its turn came."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The file was written to while it was read; it is to be taken up next time."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Accident(Unreadable):
+    """Its decoder was killed or stood still, twice, on a machine without memory or with a disk that slept.
+
+    Nothing is known against the file: it is to be tried again in the next run, as all that is Unreadable.
+    """
+
+
+Outcome = Decoded | Hashed | NotAPicture | Broken | Vanished | Changed | Unreadable | Accident
+Work = Callable[[Job, Settings], Outcome]
+
+
+def read_picture(job: Job, settings: Settings) -> Outcome:
+    """Do one job in this process: the file is read once, told by its first bytes, hashed and decoded from memory."""
+    path, limits = job.path, settings.limits
+    try:
+        with open_regular(path) as file:
+            before = os.fstat(file.fileno())
+            size, mtime_ns = before.st_size, stamp_ns(before)
+            format_name = sniff(file.read(SNIFF_BYTES))
+            if format_name is None:
+                return NotAPicture(path, size, mtime_ns)
+            if format_name == "HEIF" and not heif_installed():
+                return Unreadable(path, HEIF_MISSING)
+            if size > limits.max_file_bytes:
+                reason = f"{size / 1e6:.0f} MB, more than the limit of {limits.max_file_bytes / 1e6:.0f} MB"
+                return Broken(path, reason, size, mtime_ns)
+            file.seek(0)
+            data = file.read(size + 1)  # one more, to notice that it has grown
+            after = os.fstat(file.fileno())
+    except FileNotFoundError:
+        return Vanished(path)
+    except OSError as error:
+        return Unreadable(path, os_reason(error))
+    if (after.st_size, stamp_ns(after), len(data)) != (size, mtime_ns, size):
+        return Changed(path)
+    if (format_name == "RAW" or (format_name == "TIFF" and is_raw(data, path))) and not raw_installed():
+        return Unreadable(path, RAW_MISSING)
+
+    file_id = content_id(data)
+    if job.kind == "hash":
+        return Hashed(path, file_id, size, mtime_ns)
+    try:
+        picture = decode(data, target_px=detail_px(settings.resolution), limits=limits, path=path)
+    except PictureError as error:
+        return Broken(path, error.reason, size, mtime_ns)
+    pixels = preprocess(picture.image, settings.mode, settings.resolution, settings.patch_size)
+    grid = (pixels.shape[0] // settings.patch_size, pixels.shape[1] // settings.patch_size)
+    return Decoded(path, file_id, size, mtime_ns, pixels, grid, _metadata(picture, path, mtime_ns))
+
+
+def lost(path: str, reason: str, *, accident: bool = False) -> Outcome:
+    """What to say of a file whose decoding gave no answer."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return Vanished(path)
+    except OSError as error:
+        return Unreadable(path, os_reason(error))
+    return Accident(path, reason) if accident else Broken(path, reason, status.st_size, stamp_ns(status))
+
+
+def _metadata(picture: Picture, path: str, mtime_ns: int) -> Metadata:
+    taken_at, source = picture.taken_at, picture.date_source
+    if taken_at is None:
+        taken_at, source = date_in_name(os.path.basename(path)), "name"
+    if taken_at is None:
+        taken_at, source = _utc(mtime_ns), "file"
+    return Metadata(
+        picture.width,
+        picture.height,
+        picture.format,
+        taken_at,
+        picture.camera,
+        picture.gps,
+        source if taken_at else None,
+        picture.frames,
+        picture.format == "RAW",
+        picture.note,
+    )
+
+
+def _utc(mtime_ns: int) -> datetime | None:
+    try:
+        return plausible(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=mtime_ns // 1000))
+    except OverflowError:
+        return None

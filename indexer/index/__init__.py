@@ -1,0 +1,1 @@
+"""One index: its manifest, path keys, tags and copies."""

@@ -1,0 +1,204 @@
+"""An opened index: what everything that searches, tags, copies or inspects one is handed.
+
+A reader stays right while another process writes: `refresh` takes over what a run has changed of the manifest, the
+descriptor's statistics and the calibration.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ..errors import SeenitError
+from ..store.index_folder import is_index_folder
+from ..store.protocol import Schema, Store, Where, is_url, open_store
+from .calibration import BLOB as CALIBRATION_BLOB
+from .calibration import Calibration, parse_calibration
+from .manifest import BLOB as MANIFEST_BLOB
+from .manifest import Manifest, Roots, parse_manifest
+from .skipped import SkippedFile, read_skipped
+
+if TYPE_CHECKING:
+    from ..backbone.backbone import Backbone
+    from ..descriptor.embedder import Embedder
+    from ..descriptor.whitening import Fit
+
+WAIT_S = 10.0  # how long a writer waits for another one
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `seenit info` tells of an index."""
+
+    index: str
+    pictures: int
+    folders: tuple[str, ...]
+    backbone: str
+    backbone_hash: str
+    resolution: int
+    descriptor: dict[str, object]
+    fitted_on: int
+    dimensions: Schema | None
+    calibrated: bool
+    awaiting_refit: int
+    bytes: dict[str, int]
+    skipped: int
+    not_pictures: int
+    made_by: str
+    format: int
+
+
+class Index:
+    """Store, manifest, path keys, statistics and calibration of one index; opened once and handed on.
+
+    with Index.open("photos/.seenit") as index:
+        print(index.count, index.manifest.backbone)
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Use `open`. SeenitError where the store holds no manifest yet, or none that can be read."""
+        self.store = store
+        self._read()
+
+    @classmethod
+    def open(cls, location: "str | Path | Index", *, write: bool = False, wait_s: float = WAIT_S) -> "Index":
+        """Open the index at a folder or a server's URL.
+
+        write   for changes; one process at a time may
+        wait_s  how long to wait for another process that writes
+        Raises SeenitError where there is no index, LockedError where another process goes on writing.
+        """
+        if isinstance(location, Index):
+            return location
+        if write and not is_url(location) and not is_index_folder(location):
+            write = False  # makes nothing: opening it to read says what is missing
+        store = open_store(location, write=write, wait_s=wait_s)
+        try:
+            return cls(store)
+        except BaseException:
+            store.close()
+            raise
+
+    @property
+    def location(self) -> str:
+        return self.store.location
+
+    @property
+    def count(self) -> int:
+        """Images in the index."""
+        return self.store.count()
+
+    @property
+    def dim(self) -> int:
+        """Length G of the global vector."""
+        schema = self.store.schema()
+        return schema.global_dim if schema else 0
+
+    @cached_property
+    def fit(self) -> "Fit":
+        """The statistics that made today's vectors; SeenitError where they are missing or another's."""
+        from ..descriptor.embedder import read_fit, recipe_of
+
+        return read_fit(self.store, self.manifest, recipe_of(self.manifest, self.location))
+
+    def embedder(self, backbone: "Backbone") -> "Embedder":
+        """What describes images as the index's were; SeenitError where another backbone made the index."""
+        from ..descriptor.embedder import Embedder, check_backbone, recipe_of
+
+        check_backbone(self.manifest, backbone, self.location)
+        return Embedder(backbone, self.manifest.resolution, recipe_of(self.manifest, self.location))
+
+    def refresh(self) -> bool:
+        """Take over what another process has changed; whether queries have to be described anew."""
+        fit = self.manifest.fit
+        if self.store.read_blob(MANIFEST_BLOB) != self._manifest_data:
+            self._read()
+            if self.manifest.fit != fit:
+                self.__dict__.pop("fit", None)
+        elif self.store.read_blob(CALIBRATION_BLOB) != self._calibration_data:
+            self._read()
+        return self.manifest.fit != fit
+
+    def with_keys(self, where: Where) -> Where:
+        """The conditions as the store takes them: folders as keys; SeenitError for one that is not in the index."""
+        return replace(where, under=tuple(key for folder in where.under for key in self.folder_keys(folder)))
+
+    def folder_keys(self, folder: str | Path) -> list[str]:
+        """Keys of a folder given as a path, or relative to an indexed folder; SeenitError where it is neither."""
+        if keys := self.roots.keys(os.path.expanduser(folder)):
+            return keys
+        inside = [os.path.join(root, folder) for root in self.roots.folders.values()]
+        keys = [key for path in inside for key in self.roots.keys(path)]
+        if keys := [key for key in keys if self.store.count(Where(under=(key,)))]:
+            return keys
+        known = ", ".join(self.roots.folders.values())
+        raise SeenitError(f"no folder {folder} in the index at {self.location}; it mirrors {known}")
+
+    def awaiting_refit(self) -> int:
+        """Images whose vectors older statistics made, after a run that was cut short: results are poor."""
+        return self.store.count(Where(not_fit=self.manifest.fit))
+
+    def skipped(self) -> list[SkippedFile]:
+        return read_skipped(self.store)
+
+    def facts(self) -> Facts:
+        skipped = self.skipped()
+        broken = sum(file.reason is not None for file in skipped)
+        return Facts(
+            index=self.location,
+            pictures=self.count,
+            folders=tuple(self.roots.folders.values()),
+            backbone=self.manifest.backbone,
+            backbone_hash=self.manifest.backbone_hash,
+            resolution=self.manifest.resolution,
+            descriptor=self.manifest.descriptor,
+            fitted_on=self.manifest.fitted_on,
+            dimensions=self.store.schema(),
+            calibrated=self.calibration is not None,
+            awaiting_refit=self.awaiting_refit(),
+            bytes=self.store.size().parts,
+            skipped=broken,
+            not_pictures=len(skipped) - broken,
+            made_by=self.manifest.seenit,
+            format=self.manifest.format,
+        )
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Index({self.location!r}, {self.manifest.backbone}, {len(self.roots.folders)} folders)"
+
+    def _read(self) -> None:
+        with self.store.snapshot():
+            data = self.store.read_blob(MANIFEST_BLOB)
+            if data is None:
+                raise SeenitError(
+                    f"no index at {self.location}; create one with: seenit index FOLDER --index {self.location}"
+                )
+            self.manifest: Manifest = parse_manifest(data, self.location)
+            self._manifest_data = data
+            self._calibration_data = self.store.read_blob(CALIBRATION_BLOB)
+        self.roots = Roots(self.location, self.manifest.roots)
+        self.calibration: Calibration | None = parse_calibration(self._calibration_data, self.manifest.fit)
+
+
+def is_index(location: str | Path) -> bool:
+    """Whether an index is meant, rather than a folder of images: a URL, or a folder that holds an index's database."""
+    return is_url(location) or is_index_folder(location)
+
+
+def index_in(folder: str | Path) -> Path | None:
+    """The index at a folder, or inside it as `.seenit`; None where there is neither."""
+    return next((place for place in (Path(folder) / ".seenit", Path(folder)) if is_index_folder(place)), None)

@@ -1,0 +1,1 @@
+"""Where records are kept: one protocol, and the engines behind it."""

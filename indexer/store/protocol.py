@@ -1,0 +1,259 @@
+"""What is stored, and the protocol that both stores (embedded and server) fulfil.
+
+A record is one picture *content*: its id is made from the file's bytes, so copies share a record and a renamed or
+moved file changes only the record's list of files. The engine keeps one vector, `global`, and a payload: what the
+filters are answered from, and the packed patch tokens, which are matched in our process and not by the engine.
+
+Paths in a store are keys, `ROOT/sub/folder/name.jpg`: ROOT is the key of an entry in the manifest's table of indexed
+folders, the rest is relative and uses `/`. An index inside its photo folder therefore moves with it.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import SeenitError
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The shape of the stored vector; fixed when an index is created."""
+
+    global_dim: int  # length of the vector `global`
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file that has a record's content, as it was when last seen."""
+
+    key: str  # ROOT/sub/folder/name.jpg
+    size: int  # bytes
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a picture says of itself. `taken_at` is always UTC; `date_source` says where it comes from."""
+
+    width: int  # pixels, after EXIF orientation
+    height: int
+    format: str  # Pillow's name: JPEG, PNG, ...
+    taken_at: datetime | None = None
+    camera: str | None = None
+    gps: tuple[float, float] | None = None  # latitude, longitude in degrees
+    date_source: str | None = None  # "exif", "xmp", "name" (of the file) or "file" (its time); None: not known
+    frames: int = 1  # pages or frames in the file; the first one is what is indexed
+    raw: bool = False  # a camera's sensor data
+    note: str | None = None  # what is wrong with the file although it can be shown: "the end is missing"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture in the store.
+
+    global_vector  (G,)  float32, L2-normalised; None where vectors were not asked for
+    patches        the packed patch tokens, see patch_codec.pack_patches; opaque to a store; None likewise, or where
+                   the record has none
+    """
+
+    id: str  # a UUID in its 36-character form, see content_id
+    files: tuple[StoredFile, ...]
+    metadata: Metadata
+    fit: str  # which fit of the descriptor made the vectors
+    tags: tuple[str, ...] = ()
+    global_vector: np.ndarray | None = None
+    patches: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a sync compares of a record; a fraction of the whole, and quicker to read by the hundred thousand."""
+
+    id: str
+    fit: str
+    files: tuple[StoredFile, ...]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer of the engine; `Store.retrieve` reads the record, which most candidates are never asked for."""
+
+    id: str
+    score: float  # cosine in [-1, 1], higher is more similar
+
+
+@dataclass(frozen=True)
+class Where:
+    """Conditions that a record must meet, all of them; answered inside the store, before its vectors are looked at.
+
+    A record with several files is under a folder when any of its files is. A search takes folders as paths, absolute or
+    below an indexed folder; a store takes the keys that `Index.with_keys` makes of them.
+    """
+
+    under: tuple[str, ...] = ()  # folders; any of them
+    after: datetime | None = None  # taken_at >= after
+    before: datetime | None = None  # taken_at < before
+    camera: str | None = None  # every word of it occurs in the camera's name, case ignored
+    near: tuple[float, float, float] | None = None  # latitude, longitude in degrees, radius in km
+    tags: tuple[str, ...] = ()  # all of them
+    not_fit: str | None = None  # only records whose vectors another fit made
+    not_ids: tuple[str, ...] = ()  # never these records
+
+    def __post_init__(self) -> None:
+        for name in ("under", "tags", "not_ids"):  # one text is one folder or tag, not its letters
+            value = getattr(self, name)
+            one = isinstance(value, (str, Path))
+            object.__setattr__(self, name, (str(value),) if one else tuple(map(str, value)))
+
+    def __bool__(self) -> bool:
+        return self != Where()
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    """Bytes by part, as far as the store can tell them apart; empty for a server."""
+
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+Progress = Callable[[int, int], None]  # how much is done, and of how much
+
+
+def no_progress(done: int, total: int) -> None:
+    """For whoever does not want to know."""
+
+
+def never() -> bool:
+    """A `stop` that does not."""
+    return False
+
+
+class Store(Protocol):
+    """The one contract of the embedded store and of the server's. Every method raises StoreError in one line.
+
+    Writes are durable when the call returns (a kill right after loses nothing) and idempotent (may be repeated).
+    Blobs are small named files of the index (manifest, descriptor, skipped files): written whole or not at all.
+    """
+
+    location: str  # as the user would type it
+
+    def read_blob(self, name: str) -> bytes | None:
+        """The blob's bytes, or None where it was never written."""
+
+    def write_blob(self, name: str, data: bytes) -> None: ...
+
+    def blob_names(self) -> list[str]: ...
+
+    def schema(self) -> Schema | None:
+        """The dims of the vector, None before the first `ensure`; StoreError where another version made the index."""
+
+    def ensure(self, schema: Schema) -> None:
+        """Create the storage and its payload indexes unless they are there; StoreError if dims differ."""
+
+    def upsert(self, records: Sequence[Record]) -> None:
+        """Write whole records, vector and patches included; a record with the same id is replaced."""
+
+    def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
+        """Replace the list of files of existing records, by id; all else of them stays.
+
+        Ids that the store does not hold are left out, here and in `set_tags` and `delete`.
+        """
+
+    def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
+        """Replace the tags of existing records, by id; a store with a second copy remembers the other ids' too."""
+
+    def tags_of(self, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The tags of records, by id; also of records that are gone, where the store remembers them."""
+
+    def remembered_tags(self) -> dict[str, tuple[str, ...]]:
+        """Tags by id of the second copy, which has those of records that are gone; empty where a store keeps none."""
+
+    def delete(self, ids: Sequence[str]) -> None: ...
+
+    def scroll(self, where: Where = Where(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
+        """Every record that meets the conditions, in the order of ids, a page at a time.
+
+        vectors  with `global_vector` and `patches`, here as in `retrieve`; without, neither is read
+        """
+
+    def list_files(self) -> Iterator[Listed]:
+        """Every record's id, fit and files, in no order of note; never all in memory."""
+
+    def retrieve(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
+        """The records with these ids in the order asked; unknown ids are left out."""
+
+    def search(self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False) -> list[list[Hit]]:
+        """The `top` records nearest to each query by cosine of `global`, best first; one batch call to the engine.
+
+        queries  (Q, G)  float32
+        exact    compare with every record instead of walking the graph
+        """
+
+    def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """The packed patch tokens of the named records, as patch_codec.unpack reads them.
+
+        Records that are not there or have none are left out. Reads this alone: it is asked for at every query.
+        """
+
+    def count(self, where: Where = Where()) -> int: ...
+
+    def optimize(
+        self,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Build or mend the graph of neighbours where it is worth it; may take minutes, searches go on meanwhile.
+
+        progress  gets how many records are done, and of how many
+        stop      asked now and then; once it says True, what was begun is dropped
+        """
+
+    def size(self) -> StoreSize: ...
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Within the block all reads of this thread see one state, where the store can promise that."""
+
+    def close(self) -> None:
+        """Close the index and give up the writer's lock; safe to call twice."""
+
+
+def content_id(data: bytes | memoryview) -> str:
+    """A record's id: the first 128 bits of SHA-256 (which processors have instructions for) of its bytes, as a UUID."""
+    return str(uuid.UUID(bytes=hashlib.sha256(data).digest()[:16]))
+
+
+def folder_keys(file_key: str) -> list[str]:
+    """Every folder key that a file key lies under: `0/a/b.jpg` -> [`0`, `0/a`]."""
+    parts = file_key.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def is_url(location: str | Path) -> bool:
+    """Whether a location names a server's collection rather than a folder."""
+    return str(location).startswith(("http://", "https://"))
+
+
+def open_store(location: str | Path, *, write: bool = False, wait_s: float = 10.0) -> Store:
+    """Open the store at a folder or at `http(s)://host:port/collection`; the one place that chooses.
+
+    write   take the writer's lock; a second writer gets LockedError, which names the process that holds it
+    wait_s  how long a writer waits for another one to end
+    A location without an index raises SeenitError unless `write`; a folder is then created, a collection by `ensure`.
+    """
+    if is_url(location):
+        from .qdrant_store import QdrantStore
+
+        return QdrantStore.open(str(location), write=write, wait_s=wait_s)
+    if "://" in str(location):
+        raise SeenitError(f"cannot open {location}: an index is a folder or http(s)://host:port/collection")
+    from .sqlite_store import SqliteStore
+
+    return SqliteStore.open(Path(location), write=write, wait_s=wait_s)

@@ -1,0 +1,42 @@
+"""Conditions on records as a Qdrant server's filter."""
+
+from typing import Any
+
+from qdrant_client import models
+
+from .payload import as_rfc3339, camera_words, geo_circle, reaches_a_pole, to_engine
+from .protocol import Where
+
+
+def qdrant_filter(where: Where) -> models.Filter | None:
+    """The server's filter of the same meaning; None where every record is meant."""
+    if not where:
+        return None
+    must: list[Any] = []
+    must_not: list[Any] = []
+    if where.under:
+        folders = models.MatchAny(any=[to_engine(key) for key in where.under])
+        must.append(models.FieldCondition(key="folders", match=folders))
+    if where.after is not None or where.before is not None:
+        moments = {
+            "gte": None if where.after is None else as_rfc3339(where.after),
+            "lt": None if where.before is None else as_rfc3339(where.before),
+        }
+        must.append(models.FieldCondition(key="taken_at", range=models.DatetimeRange.model_validate(moments)))
+    for word in camera_words(where.camera or ""):
+        must.append(models.FieldCondition(key="camera_words", match=models.MatchValue(value=word)))
+    if where.near is not None:
+        latitude, longitude, radius_m = geo_circle(*where.near)
+        circle = models.GeoRadius(center=models.GeoPoint(lat=latitude, lon=longitude), radius=radius_m)
+        inside = models.FieldCondition(key="location", geo_radius=circle)
+        if reaches_a_pole(latitude, radius_m):  # see there
+            must_not.append(models.Filter(must_not=[inside]))
+        else:
+            must.append(inside)
+    for tag in where.tags:
+        must.append(models.FieldCondition(key="tags", match=models.MatchValue(value=to_engine(tag))))
+    if where.not_fit is not None:
+        must_not.append(models.FieldCondition(key="fit", match=models.MatchValue(value=where.not_fit)))
+    if where.not_ids:
+        must_not.append(models.HasIdCondition(has_id=list(where.not_ids)))
+    return models.Filter(must=must or None, must_not=must_not or None)

@@ -1,0 +1,1 @@
+"""Folders -> an index that is in line with them."""

@@ -1,0 +1,267 @@
+"""What the store holds against what the disk holds.
+
+The comparison runs in SQL on a private temporary database (SQLite's, spilled to disk and gone with the process), so
+that a million files cost no more memory than a thousand. The store stays the only truth: nothing here outlives a run.
+
+Tables: `known` files as the store had them at the start, `found` files as the disk has them, `skipped` files that were
+read before and gave no picture, `current` files whose content id is settled, `stored` what the store says by now.
+"""
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..index.skipped import SkippedFile
+from ..store.protocol import Listed, StoredFile
+
+_TABLES = """
+CREATE TABLE known   (key TEXT, id TEXT, size INT, mtime_ns INT, PRIMARY KEY (key, id)) WITHOUT ROWID;
+CREATE TABLE stored  (key TEXT, id TEXT, size INT, mtime_ns INT, PRIMARY KEY (key, id)) WITHOUT ROWID;
+CREATE TABLE found   (key TEXT PRIMARY KEY, size INT, mtime_ns INT, shuffle INT) WITHOUT ROWID;
+CREATE TABLE skipped (key TEXT PRIMARY KEY, size INT, mtime_ns INT, reason TEXT) WITHOUT ROWID;
+CREATE TABLE current (key TEXT PRIMARY KEY, id TEXT, size INT, mtime_ns INT) WITHOUT ROWID;
+CREATE TABLE stale   (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE claimed (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE todo    (key TEXT PRIMARY KEY, hash_first INT, shuffle INT) WITHOUT ROWID;
+"""
+_INDEXES = (
+    "CREATE INDEX known_id ON known (id)",
+    "CREATE INDEX known_size ON known (size)",
+    "CREATE INDEX current_id ON current (id)",
+)
+_INDEX_OF_STORED = "CREATE INDEX stored_id ON stored (id)"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How many files a run brought in line."""
+
+    added: int = 0  # files that are new here, copies included
+    copies: int = 0  # of those, files whose content had a record already
+    updated: int = 0  # known files with new content
+    renamed: int = 0  # known contents under another name or folder
+    removed: int = 0  # files that are gone
+    unchanged: int = 0
+
+
+class Ledger:
+    """One run's book-keeping; see the module's docstring. Close it to drop the temporary database."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32000;")
+        self._db.executescript(_TABLES)
+        self._db.execute("BEGIN")
+        self._copies = 0
+
+    def close(self) -> None:
+        self._db.close()
+
+    # ---- filling ----
+
+    def add_known(self, records: Iterable[Listed], fit: str | None) -> None:
+        """The store's records; those whose vectors another fit than `fit` made become stale."""
+        stale: list[tuple[str]] = []
+
+        def rows() -> Iterator[tuple[bytes, str, int, int]]:
+            for record in records:
+                if record.fit != fit:
+                    stale.append((record.id,))
+                for file in record.files:
+                    yield _text(file.key), record.id, file.size, file.mtime_ns
+
+        self._db.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)", rows())
+        self._db.executemany("INSERT OR IGNORE INTO stale VALUES (?)", stale)
+
+    def add_skipped(self, files: Iterable[SkippedFile]) -> None:
+        rows = ((_text(file.key), file.size, file.mtime_ns, file.reason) for file in files)
+        self._db.executemany("INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?)", rows)
+
+    def add_found(self, files: Iterable[StoredFile]) -> None:
+        rows = ((key := _text(f.key), f.size, f.mtime_ns, zlib.crc32(key)) for f in files)
+        self._db.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?, ?)", rows)
+
+    def keep_under(self, folder_key: str) -> None:
+        """A folder could not be listed: what is known below it counts as still there."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO found SELECT key, size, mtime_ns, 0 FROM known WHERE key >= ? AND key < ?",
+            _below(folder_key),
+        )
+
+    def settle(self, scopes: Sequence[str]) -> None:
+        """Compare. Files outside of the scopes (folder keys) stay as they are known."""
+        db = self._db
+        for index in _INDEXES:  # `executescript` would end the transaction, and each later change reach for the disk
+            db.execute(index)
+        db.execute("INSERT INTO stored SELECT * FROM known")
+        db.execute(_INDEX_OF_STORED)  # once it is filled; without it each record that is written reads the whole table
+        db.execute("INSERT OR IGNORE INTO claimed SELECT id FROM known")
+        db.execute(
+            "INSERT OR IGNORE INTO current SELECT k.key, k.id, k.size, k.mtime_ns FROM known k JOIN found f"
+            " ON f.key = k.key AND f.size = k.size AND f.mtime_ns = k.mtime_ns"
+        )
+        inside = " OR ".join(["(key >= ? AND key < ?)"] * len(scopes)) or "0"
+        bounds = [bound for scope in scopes for bound in _below(scope)]
+        db.execute(f"INSERT OR IGNORE INTO current SELECT * FROM known WHERE NOT ({inside})", bounds)
+        db.execute(  # what was skipped stays skipped until it changes; what is gone or changed is forgotten
+            f"DELETE FROM skipped WHERE ({inside}) AND NOT EXISTS (SELECT 1 FROM found f WHERE f.key = skipped.key"
+            " AND f.size = skipped.size AND f.mtime_ns = skipped.mtime_ns)",
+            bounds,
+        )
+        db.execute(
+            "INSERT INTO todo"
+            " SELECT f.key, EXISTS (SELECT 1 FROM known k WHERE k.size = f.size), f.shuffle FROM found f"
+            " WHERE NOT EXISTS (SELECT 1 FROM current c WHERE c.key = f.key)"
+            " AND NOT EXISTS (SELECT 1 FROM skipped s WHERE s.key = f.key)"
+        )
+
+    def make_all_stale(self) -> None:
+        self._db.execute("INSERT OR IGNORE INTO stale SELECT DISTINCT id FROM known")
+
+    # ---- what is to be done ----
+
+    def to_hash(self) -> Iterator[str]:
+        """Keys to be read whose size equals a known file's: likely renamed, moved or copied, so hashed first."""
+        yield from self._keys("SELECT key FROM todo WHERE hash_first ORDER BY key")
+
+    def to_decode(self, sample: int) -> Iterator[str]:
+        """Keys to be decoded, a random sample of them first; the stale records' files among them."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO todo SELECT MIN(c.key), 0, 0 FROM current c JOIN stale USING (id) GROUP BY id"
+        )
+        self._db.execute(
+            "CREATE TEMP TABLE IF NOT EXISTS sample AS SELECT key FROM todo ORDER BY shuffle, key LIMIT ?", (sample,)
+        )
+        yield from self._keys("SELECT key FROM sample ORDER BY key")
+        yield from self._keys("SELECT key FROM todo WHERE key NOT IN (SELECT key FROM sample) ORDER BY key")
+
+    def num_to_hash(self) -> int:
+        return self._number("SELECT COUNT(*) FROM todo WHERE hash_first")
+
+    def num_to_decode(self) -> int:
+        return self._number("SELECT COUNT(*) FROM todo") + self.num_stale()
+
+    def num_stale(self) -> int:
+        return self._number("SELECT COUNT(*) FROM stale JOIN (SELECT DISTINCT id FROM current) USING (id)")
+
+    def num_known(self) -> int:
+        return self._number("SELECT COUNT(DISTINCT id) FROM known")
+
+    # ---- outcomes ----
+
+    def assign(self, key: str, record_id: str, size: int, mtime_ns: int) -> None:
+        """The file `key` has this content."""
+        self._db.execute("INSERT OR REPLACE INTO current VALUES (?, ?, ?, ?)", (_text(key), record_id, size, mtime_ns))
+
+    def done(self, key: str) -> None:
+        self._db.execute("DELETE FROM todo WHERE key = ?", (_text(key),))
+
+    def skip(self, file: SkippedFile) -> None:
+        self.add_skipped([file])
+
+    def keep(self, key: str) -> None:
+        """The file could not be read this time: what is known of it stays."""
+        self._db.execute("INSERT OR IGNORE INTO current SELECT * FROM known WHERE key = ?", (_text(key),))
+
+    def claim(self, record_id: str) -> bool:
+        """Whether this content has to be embedded: it has no vectors yet, or those of an older fit."""
+        if self._db.execute("DELETE FROM stale WHERE id = ?", (record_id,)).rowcount:
+            return True
+        return self._db.execute("INSERT OR IGNORE INTO claimed VALUES (?)", (record_id,)).rowcount == 1
+
+    def is_known(self, record_id: str) -> bool:
+        return bool(self._number("SELECT EXISTS (SELECT 1 FROM known WHERE id = ?)", record_id))
+
+    def files(self, record_id: str) -> tuple[StoredFile, ...]:
+        rows = self._db.execute("SELECT key, size, mtime_ns FROM current WHERE id = ? ORDER BY key", (record_id,))
+        return tuple(StoredFile(_key(key), size, mtime_ns) for key, size, mtime_ns in rows)
+
+    def wrote(self, record_id: str) -> None:
+        """The store has this record with its current files."""
+        self._db.execute("DELETE FROM stored WHERE id = ?", (record_id,))
+        self._db.execute("INSERT INTO stored SELECT * FROM current WHERE id = ?", (record_id,))
+
+    # ---- closing the books ----
+
+    def out_of_line(self) -> Iterator[tuple[str, tuple[StoredFile, ...]]]:
+        """Records whose stored list of files is not the current one, with that list; an empty one: to be deleted.
+
+        Records that were claimed but never written (the run was cut short) have no `stored` rows and are left out.
+        """
+        ids = self._keys(
+            "SELECT s.id FROM stored s LEFT JOIN current c ON c.key = s.key AND c.id = s.id"
+            " AND c.size = s.size AND c.mtime_ns = s.mtime_ns WHERE c.key IS NULL"
+            " UNION"
+            " SELECT c.id FROM current c WHERE NOT EXISTS (SELECT 1 FROM stored s WHERE s.key = c.key AND s.id = c.id"
+            " AND s.size = c.size AND s.mtime_ns = c.mtime_ns) AND EXISTS (SELECT 1 FROM stored s WHERE s.id = c.id)"
+        )
+        for record_id in ids:
+            yield record_id, self.files(record_id)
+
+    def skipped(self, *, only_broken: bool = False) -> Iterator[SkippedFile]:
+        where = " WHERE reason IS NOT NULL" if only_broken else ""
+        for key, size, mtime_ns, reason in self._db.execute(f"SELECT * FROM skipped{where} ORDER BY key"):
+            yield SkippedFile(_key(key), size, mtime_ns, reason)
+
+    def num_found_in(self, scope: str) -> int:
+        return self._number("SELECT COUNT(*) FROM found WHERE key >= ? AND key < ?", *_below(scope))
+
+    def num_known_in(self, scope: str) -> int:
+        return self._number("SELECT COUNT(*) FROM known WHERE key >= ? AND key < ?", *_below(scope))
+
+    def changes(self) -> Changes:
+        """Counts over files, by comparing `known` with `current`."""
+        for name, one, other in (("new", "current", "known"), ("gone", "known", "current")):
+            self._db.execute(f"DROP TABLE IF EXISTS temp.{name}")
+            self._db.execute(
+                f"CREATE TEMP TABLE {name} AS SELECT key, id FROM {one} o"
+                f" WHERE NOT EXISTS (SELECT 1 FROM {other} WHERE key = o.key)"
+            )
+        renamed = self._number(
+            "SELECT COALESCE(SUM(MIN(n.files, g.files)), 0) FROM"
+            " (SELECT id, COUNT(*) files FROM new GROUP BY id) n"
+            " JOIN (SELECT id, COUNT(*) files FROM gone GROUP BY id) g USING (id)"
+        )
+        num_new = self._number("SELECT COUNT(*) FROM new")
+        contents = self._number(
+            "SELECT COUNT(DISTINCT id) FROM new WHERE NOT EXISTS (SELECT 1 FROM known WHERE known.id = new.id)"
+        )
+        unchanged = self._number("SELECT COUNT(*) FROM current c JOIN known k ON k.key = c.key AND k.id = c.id")
+        return Changes(
+            added=num_new - renamed,
+            copies=num_new - renamed - contents,
+            updated=self._number("SELECT COUNT(*) FROM current") - num_new - unchanged,  # current: a content each
+            renamed=renamed,
+            removed=self._number("SELECT COUNT(DISTINCT key) FROM gone") - renamed,
+            unchanged=unchanged,
+        )
+
+    def _number(self, query: str, *values: object) -> int:
+        return int(self._db.execute(query, values).fetchone()[0])
+
+    def _keys(self, query: str) -> Iterator[str]:
+        """A query's only column, read from a copy, so that the tables may change in between."""
+        self._copies += 1
+        copy = f"copy_{self._copies}"
+        self._db.execute(f"CREATE TEMP TABLE {copy} AS {query}")
+        last = 0
+        while rows := self._db.execute(f"SELECT rowid, * FROM {copy} WHERE rowid > ? LIMIT 1000", (last,)).fetchall():
+            last = rows[-1][0]
+            for _, value in rows:
+                yield _key(value) if isinstance(value, bytes) else value
+        self._db.execute(f"DROP TABLE {copy}")
+
+
+def _text(key: str) -> bytes:
+    """Keys are held as bytes: file names need not be valid UTF-8."""
+    return key.encode("utf-8", "surrogateescape")
+
+
+def _key(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _below(folder_key: str) -> tuple[bytes, bytes]:
+    """The range of keys that lie under a folder key: `/` is followed by `0` in every order of bytes."""
+    return _text(folder_key + "/"), _text(folder_key + "0")

@@ -1,0 +1,476 @@
+"""Brings an index in line with folders: new, changed, renamed, copied and deleted files.
+
+The store is the only truth. A run lists what the store has and what the folders have (`ledger`), reads the difference
+in worker processes (`decode_pool`), embeds what has no vectors yet, and writes record by record; so a run that is
+killed at any moment is continued by the next one. The descriptor's statistics are fitted on a sample of the corpus
+that is embedded first; once the corpus has outgrown them they are fitted again.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from ..backbone.load_once import LoadOnce, load_once
+from ..errors import SeenitError, StoreError
+from ..images.find import FoundFile, Unreadable, find_files
+from ..images.jobs import Broken, Changed, Decoded, Hashed, Job, NotAPicture, Outcome, Vanished
+from ..images.pool import DecodePool
+from ..index.index import WAIT_S
+from ..index.manifest import BLOB as MANIFEST_BLOB
+from ..index.manifest import Manifest, Roots, read_manifest, relative_parts, write_manifest
+from ..index.skipped import SkippedFile, read_skipped, write_skipped
+from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
+from ..store.protocol import Store, StoredFile, is_url, open_store
+from .ledger import Changes, Ledger
+
+if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does without
+    from ..backbone.backbone import Backbone
+    from .writer import Writer
+
+OUTGROWN = 4  # the statistics are fitted anew when the corpus is this many times what they saw
+DEFAULT_RESOLUTION = 224  # pixels
+SAVE_SKIPPED_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did. `skipped` counts the files that look like pictures and cannot be read, by reason."""
+
+    index: str
+    changes: Changes
+    skipped: dict[str, int]
+    unreadable: tuple[str, ...]  # folders that could not be listed; what was known below them is kept
+    pictures: int  # records in the index now
+    embedded: int  # pictures that went through the backbone in this run
+    refitted: bool  # the descriptor's statistics were fitted (again)
+    seconds: float
+    images_per_s: float  # embedded pictures over the time of embedding; 0 if none
+    interrupted: bool
+    dry_run: bool
+    backbone: str
+    notes: tuple[str, ...] = ()  # what else the user should know, a line each
+
+    @property
+    def in_line(self) -> bool:
+        return not (self.interrupted or self.unreadable)
+
+
+@dataclass
+class _Run:
+    """What one run carries from step to step."""
+
+    store: Store | None
+    ledger: Ledger
+    roots: Roots
+    scopes: list[str]  # folder keys that this run brings in line
+    follow_links: bool = False  # also out of the folders
+    links_out: int = 0  # that were met and not followed
+    unreadable: list[str] = field(default_factory=list)
+    embedded: int = 0
+    embedding_s: float = 0.0
+    refitted: bool = False
+    skipped_saved: float = field(default_factory=time.monotonic)
+
+
+def default_index(folders: Sequence[str | Path]) -> Path:
+    """`FOLDER/.seenit` for one folder; several need a place named by the user."""
+    if len(folders) != 1:
+        raise SeenitError("several folders need a place for their index: add --index PATH")
+    return Path(folders[0]) / ".seenit"
+
+
+def sync_folder(
+    folders: str | Path | Sequence[str | Path] = (),
+    index: str | Path | None = None,
+    *,
+    backbone: "Backbone | LoadOnce | str | Path | None" = None,
+    resolution: int | None = None,
+    tokens: str | None = None,
+    workers: int | None = None,
+    dry_run: bool = False,
+    allow_empty: bool = False,
+    follow_links: bool = False,
+    wait_s: float = WAIT_S,
+    progress: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Summary:
+    """Bring the index in line with the folders; what it holds of other folders stays.
+
+    folders      one or several; none: every folder that the index already mirrors
+    index        a folder or a server's URL; default: `.seenit` in the one folder
+    backbone     a name, a path, a loaded Backbone or a LoadOnce; default: the index's own, for a new index `auto`
+    resolution   pixels; a picture is seen at about resolution x resolution pixels in its own aspect; default: the
+                 index's own, for a new index 224
+    tokens       how much of its patches a picture keeps: compact (1 kB), balanced (3 kB) or full (49 kB); default: the
+                 index's own, for a new index balanced
+    workers      decoding processes; default: as many as cores
+    dry_run      change nothing, say what would be done (files are compared; new ones are not opened as pictures)
+    allow_empty  accept that a folder with indexed pictures is now empty
+    follow_links also index what links to files and folders outside of the indexed folders lead to
+    wait_s       how long to wait for another process that writes this index
+    progress     a progress bar on stderr
+    stop         asked between pictures; once it says True the batch in hand is finished and the run ends
+    say          gets one line for the user now and then
+
+    Raises SeenitError (and its kin) in one line: a folder that is not there, an index in use, another backbone.
+    """
+    started = time.monotonic()
+    folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
+    location = index if index is not None else default_index(folders)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            what = "is a file, not a folder" if Path(folder).exists() else "is not there; nothing was changed"
+            raise SeenitError(f"cannot index {folder}: it {what}")
+    is_new = not is_url(location) and not is_index_folder(location)
+    if is_new and not is_url(location):
+        refuse_foreign(Path(location))
+    store = None if is_new else open_store(location, write=not dry_run, wait_s=wait_s)
+    asked = load_once(backbone, say)
+    ledger = Ledger()
+    try:
+        manifest = read_manifest(store) if store else None
+        if manifest is None and not folders:
+            raise SeenitError(f"nothing is indexed at {location} yet; name a folder: seenit index FOLDER --index ...")
+        roots, scopes, absorbed = _scopes(str(location), manifest, folders)
+        run = _Run(store, ledger, roots, scopes, follow_links)
+        _check_request(manifest, asked, resolution, tokens, location)
+        _take_stock(run, manifest, location, absorbed, allow_empty)
+        if manifest is None and not ledger.num_to_decode():
+            raise SeenitError(f"no files in {', '.join(map(str, folders))}; name a folder with pictures")
+        if dry_run:
+            _hash_likely_renames(run, stop, workers, progress)
+            return _dry_summary(run, manifest, str(location), started)
+        if store is None:
+            store = run.store = open_store(location, write=True, wait_s=wait_s)
+        assert store is not None
+        if manifest is not None:
+            manifest = replace(manifest, roots={key: roots.stored_form(path) for key, path in roots.folders.items()})
+            write_manifest(store, manifest)
+        interrupted = not _hash_likely_renames(run, stop, workers, progress)
+        if not interrupted and ledger.num_to_decode():
+            manifest, interrupted = _embed_all(run, manifest, asked, resolution, tokens, workers, progress, stop, say)
+        if manifest is None and not interrupted:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in _skip_reasons(ledger).items())
+            raise SeenitError(
+                f"no pictures in {', '.join(map(str, folders))}"
+                f"{f' ({reasons})' if reasons else ''}; name a folder with pictures"
+            )
+        if manifest is not None:
+            _bring_files_in_line(store, ledger, interrupted)
+            if absorbed and not interrupted:
+                manifest = manifest.without_roots(absorbed)
+                write_manifest(store, manifest)
+            _remember_skipped(run)
+        notes: list[str] = []
+        if run.links_out:
+            notes.append(f"{run.links_out:,} links lead out of the folders and were not followed; see --follow-links")
+        if run.embedded and not interrupted:
+            notes += _optimize(store, progress, stop)
+        return Summary(
+            index=str(location),
+            changes=ledger.changes(),
+            skipped=_skip_reasons(ledger),
+            unreadable=tuple(run.unreadable),
+            pictures=store.count() if manifest is not None else 0,
+            embedded=run.embedded,
+            refitted=run.refitted,
+            seconds=time.monotonic() - started,
+            images_per_s=run.embedded / run.embedding_s if run.embedded else 0.0,
+            interrupted=interrupted,
+            dry_run=False,
+            backbone=manifest.backbone if manifest is not None else "",
+            notes=tuple(notes),
+        )
+    finally:
+        ledger.close()
+        if store is not None:
+            blank = is_new and store.read_blob(MANIFEST_BLOB) is None
+            store.close()
+            if blank:
+                remove_blank(Path(location))  # made by this run, holds nothing
+
+
+def _optimize(store: Store, progress: bool, stop: Callable[[], bool]) -> list[str]:
+    """Build the graph of neighbours; what the user should know where that was not possible."""
+    with tqdm(unit=" images", desc="linking neighbours", disable=not progress, leave=False) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            store.optimize(progress=report, stop=stop)
+        except StoreError as error:  # all is written; without the graph a search compares with every image
+            return [f"searches are slower than need be: {error}"]
+    return []
+
+
+# ---- taking stock ----
+
+
+def _scopes(
+    location: str, manifest: Manifest | None, folders: Sequence[str | Path]
+) -> tuple[Roots, list[str], set[str]]:
+    """The roots with the new folders among them, the folder keys in scope, and the roots that a new one contains."""
+    known = dict(manifest.roots) if manifest else {}
+    roots = Roots(location, known)
+    scopes: list[str] = list(known) if not folders else []
+    absorbed: set[str] = set()
+    for folder in folders:
+        inside = [key for key in roots.keys(folder) if key.split("/")[0] not in absorbed]
+        if not inside:
+            within = {key for key, path in roots.folders.items() if relative_parts(path, str(Path(folder).absolute()))}
+            absorbed |= within
+            key = str(1 + max((int(key) for key in known if key.isdigit()), default=-1))
+            known[key] = roots.stored_form(folder)
+            roots = Roots(location, known)
+            inside = [key]
+        scopes += inside
+    return roots, sorted({*scopes, *absorbed}), absorbed
+
+
+def _check_request(
+    manifest: Manifest | None,
+    backbone: LoadOnce,
+    resolution: int | None,
+    tokens: str | None,
+    location: object,
+) -> None:
+    """Refuse what does not fit an existing index."""
+    if resolution is not None and not 56 <= resolution <= 1036:
+        raise SeenitError(f"a resolution of {resolution} pixels makes no sense; take one from 56 to 1036")
+    if manifest is None:
+        if tokens is not None:
+            from ..descriptor.embedder import recipe_named
+
+            recipe_named(tokens)
+        return
+    if resolution is not None and resolution != manifest.resolution:
+        raise SeenitError(
+            f"the index at {location} was made at --resolution {manifest.resolution}, not {resolution};"
+            " make another one with --index"
+        )
+    if tokens is not None:
+        from ..descriptor.embedder import recipe_named, recipe_of
+
+        if recipe_named(tokens) != recipe_of(manifest, location):
+            raise SeenitError(
+                f"the index at {location} was not made with --tokens {tokens}; make another one with --index"
+            )
+    if backbone.spec is None or (backbone.spec == manifest.backbone and not backbone.is_loaded):
+        return
+    from ..descriptor.embedder import check_backbone
+
+    check_backbone(manifest, backbone.load(manifest.backbone), location)
+
+
+def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed: set[str], allow_empty: bool) -> None:
+    """Fill the ledger from store and disk, and settle what is unchanged."""
+    ledger = run.ledger
+    if run.store is not None and manifest is not None:
+        ledger.add_known(run.store.list_files(), manifest.fit)
+        ledger.add_skipped(read_skipped(run.store))
+    for scope in run.scopes:
+        if scope.split("/")[0] not in absorbed:
+            ledger.add_found(_files_below(run, scope, location))
+    for scope in run.scopes:
+        if scope in absorbed or allow_empty:
+            continue
+        held = ledger.num_known_in(scope)
+        if held and not ledger.num_found_in(scope):
+            raise SeenitError(
+                f"{run.roots.path(scope)} is empty now, but the index holds {held} of its pictures (a drive that is not"
+                " mounted?); if they are meant to go: seenit index --allow-empty"
+            )
+    ledger.settle(run.scopes)
+
+
+def _files_below(run: _Run, scope: str, location: object) -> Iterator[StoredFile]:
+    folder = run.roots.path(scope)
+    start = os.path.join(os.path.abspath(folder), "")  # of every path that is found
+    exclude = [] if is_url(str(location)) else [str(Path(str(location)).absolute())]
+
+    def count_link(link: str) -> None:
+        run.links_out += 1
+
+    for found in find_files([folder], exclude_dirs=exclude, follow_links=run.follow_links, on_link_out=count_link):
+        rest = found.path[len(start) :]
+        key = f"{scope}/{rest if os.sep == '/' else rest.replace(os.sep, '/')}" if rest else scope
+        if isinstance(found, Unreadable):
+            run.unreadable.append(f"{found.path}: {found.reason}")
+            run.ledger.keep_under(key)
+        else:
+            assert isinstance(found, FoundFile)
+            yield StoredFile(key, found.size, found.mtime_ns)
+
+
+# ---- reading and embedding ----
+
+
+def _hash_likely_renames(run: _Run, stop: Callable[[], bool], workers: int | None, progress: bool) -> bool:
+    """Settle files whose size is a known one by their hash alone; False if stopped."""
+    ledger = run.ledger
+    total = ledger.num_to_hash()
+    if not total:
+        return True
+    keys = {}
+
+    def jobs() -> Iterator[Job]:
+        for key in ledger.to_hash():
+            path = run.roots.path(key)
+            keys[path] = key
+            yield Job(path, "hash")
+
+    with (
+        DecodePool(workers=workers) as pool,
+        tqdm(total=total, unit="file", desc="comparing", disable=not progress, leave=False) as bar,
+    ):
+        for outcome in pool.run(jobs()):
+            key = keys.pop(outcome.path)
+            bar.update()
+            if isinstance(outcome, Hashed) and ledger.is_known(outcome.id):
+                ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
+                ledger.done(key)
+            if stop():
+                return False
+    return True
+
+
+def _embed_all(
+    run: _Run,
+    manifest: Manifest | None,
+    asked: LoadOnce,
+    resolution: int | None,
+    tokens: str | None,
+    workers: int | None,
+    progress: bool,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> tuple[Manifest | None, bool]:
+    """Decode, embed and write everything that has no vectors of today's fit; the manifest then, and whether stopped."""
+    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, check_backbone, read_fit, recipe_named, recipe_of
+    from .writer import FIT_SAMPLE, Writer
+
+    assert run.store is not None
+    ledger = run.ledger
+    backbone = asked.load(manifest.backbone if manifest else "auto")
+    if manifest is not None:
+        check_backbone(manifest, backbone, run.store.location)
+    recipe = recipe_of(manifest, run.store.location) if manifest else recipe_named(tokens or DEFAULT_TOKENS)
+    embedder = Embedder(backbone, manifest.resolution if manifest else resolution or DEFAULT_RESOLUTION, recipe)
+    fit = None
+    if manifest is not None:
+        fit = read_fit(run.store, manifest, embedder.recipe)
+        grown_to = ledger.num_known() + ledger.num_to_decode() - ledger.num_stale()
+        if manifest.fitted_on < FIT_SAMPLE and grown_to >= OUTGROWN * max(manifest.fitted_on, 1):
+            say(
+                f"the index has outgrown the {manifest.fitted_on} pictures that its statistics were fitted on:"
+                " fitting them again"
+            )
+            ledger.make_all_stale()
+            fit = None
+    writer = Writer(run.store, ledger, run.roots, embedder, manifest, fit)
+    keys: dict[str, str] = {}
+
+    def jobs() -> Iterator[Job]:
+        for key in ledger.to_decode(0 if fit else FIT_SAMPLE):
+            path = run.roots.path(key)
+            keys[path] = key
+            yield Job(path, "decode")
+
+    began = time.monotonic()
+    interrupted = False
+    with (
+        DecodePool(workers=workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size) as pool,
+        tqdm(total=ledger.num_to_decode(), unit="img", desc="indexing", disable=not progress, smoothing=0.1) as bar,
+    ):
+        for outcome in pool.run(jobs()):
+            bar.update()
+            _take(run, writer, keys.pop(outcome.path), outcome)
+            if stop():
+                interrupted = True
+                break
+        writer.finish(interrupted)
+    run.embedding_s = time.monotonic() - began
+    run.embedded, run.refitted = writer.written, writer.refitted
+    return writer.manifest, interrupted
+
+
+def _take(run: _Run, writer: "Writer", key: str, outcome: Outcome) -> None:
+    """Enter one outcome of the pool into the books."""
+    ledger = run.ledger
+    if isinstance(outcome, Decoded):
+        ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
+        if ledger.claim(outcome.id):
+            writer.add(outcome)
+    elif isinstance(outcome, NotAPicture):
+        ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, None))
+    elif isinstance(outcome, Broken):
+        ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, outcome.reason))
+    elif isinstance(outcome, Unreadable):
+        ledger.keep(key)
+        ledger.skip(SkippedFile(key, -1, 0, outcome.reason))
+    elif isinstance(outcome, Changed):
+        ledger.keep(key)  # the next run takes it
+    else:
+        assert isinstance(outcome, Vanished), outcome
+    if time.monotonic() - run.skipped_saved > SAVE_SKIPPED_EVERY_S:
+        _remember_skipped(run)
+
+
+def _bring_files_in_line(store: Store, ledger: Ledger, interrupted: bool) -> None:
+    """Renames, copies and deletions: only lists of files change. A run cut short deletes nothing."""
+    moved: dict[str, tuple[StoredFile, ...]] = {}
+    gone: list[str] = []
+    for record_id, files in ledger.out_of_line():
+        if files:
+            moved[record_id] = files
+        elif not interrupted:
+            gone.append(record_id)
+        if len(moved) >= 1000:
+            store.set_files(moved)
+            moved = {}
+        if len(gone) >= 1000:
+            store.delete(gone)
+            gone = []
+    if moved:
+        store.set_files(moved)
+    if gone:
+        store.delete(gone)
+
+
+def _remember_skipped(run: _Run) -> None:
+    assert run.store is not None
+    write_skipped(run.store, run.ledger.skipped())
+    run.skipped_saved = time.monotonic()
+
+
+def _skip_reasons(ledger: Ledger) -> dict[str, int]:
+    return dict(Counter(file.reason or "" for file in ledger.skipped(only_broken=True)).most_common())
+
+
+def _dry_summary(run: _Run, manifest: Manifest | None, location: str, started: float) -> Summary:
+    """What a run would do: files still to be read count as added or updated."""
+    for key in [*run.ledger.to_decode(0)]:
+        run.ledger.assign(key, f"unread {key}", 0, 0)
+    return Summary(
+        index=location,
+        changes=run.ledger.changes(),
+        skipped=_skip_reasons(run.ledger),
+        unreadable=tuple(run.unreadable),
+        pictures=run.store.count() if run.store and manifest else 0,
+        embedded=0,
+        refitted=False,
+        seconds=time.monotonic() - started,
+        images_per_s=0.0,
+        interrupted=False,
+        dry_run=True,
+        backbone=manifest.backbone if manifest else "",
+    )

@@ -1,0 +1,126 @@
+"""Decoded pictures in, records in the store out: batches of one shape, statistics, vectors, writes."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..descriptor.embedder import FIT_BLOB, Embedder
+from ..descriptor.patch_codec import PatchTokens, pack_patches
+from ..descriptor.whitening import Fit, Pooled, apply, save_fit
+from ..images.jobs import Decoded
+from ..index.manifest import Manifest, Roots, write_manifest
+from ..store.protocol import Record, Schema, Store
+from .ledger import Ledger
+
+FIT_SAMPLE = 2000  # pictures whose features are held in memory while the statistics are fitted, about 60 KB each
+BATCH = 8  # pictures in one forward; more are no faster on a CPU
+WRITE_EVERY = 128  # records in one write
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+
+
+class Writer:
+    """Collects decoded pictures into batches of one shape, embeds them, and writes records.
+
+    Without a fit, batches are held back until the sample is complete; then the statistics are fitted and all is
+    written.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        roots: Roots,
+        embedder: Embedder,
+        manifest: Manifest | None,
+        fit: Fit | None,
+    ) -> None:
+        self.manifest = manifest
+        self.written = 0  # records
+        self.refitted = False
+        self._store = store
+        self._ledger = ledger
+        self._roots = roots
+        self._embedder = embedder
+        self._fit = fit
+        self._buckets: dict[tuple[int, int], list[Decoded]] = {}
+        self._held: list[tuple[list[Decoded], Pooled]] = []
+        self._num_held = 0
+        self._records: list[Record] = []
+        if fit is not None:
+            store.ensure(Schema(fit.global_dim))
+
+    def add(self, picture: Decoded) -> None:
+        bucket = self._buckets.setdefault(picture.grid, [])
+        bucket.append(picture)
+        if len(bucket) >= BATCH:
+            self._embed(self._buckets.pop(picture.grid))
+
+    def finish(self, interrupted: bool) -> None:
+        """Embed and write what is left. A refit that was cut short is dropped: the index keeps its old statistics."""
+        for grid in list(self._buckets):
+            self._embed(self._buckets.pop(grid))
+        if self._fit is None and not (interrupted and self.manifest):
+            self._fit_on_held()
+        self._write()
+
+    def _embed(self, pictures: list[Decoded]) -> None:
+        pooled = self._embedder.pooled([picture.pixels for picture in pictures])
+        light = [replace(picture, pixels=_NO_PIXELS) for picture in pictures]
+        if self._fit is None:
+            self._held.append((light, pooled))
+            self._num_held += len(light)
+            if self._num_held >= FIT_SAMPLE:
+                self._fit_on_held()
+        else:
+            self._to_records(light, pooled)
+
+    def _fit_on_held(self) -> None:
+        if not self._held:
+            return
+        self._fit = self._embedder.fit([pooled for _, pooled in self._held])
+        roots = {key: self._roots.stored_form(path) for key, path in self._roots.folders.items()}
+        self.manifest = Manifest(
+            backbone=self._embedder.backbone.spec,
+            backbone_hash=self._embedder.backbone.hash,
+            resolution=self._embedder.resolution,
+            descriptor=self._embedder.recipe.settings,
+            fit=self._fit.id,
+            fitted_on=self._num_held,
+            roots=roots,
+        )
+        self._store.ensure(Schema(self._fit.global_dim))
+        self._store.write_blob(FIT_BLOB, save_fit(self._fit))
+        write_manifest(self._store, self.manifest)
+        self.refitted = True
+        held, self._held = self._held, []
+        for pictures, pooled in held:
+            self._to_records(pictures, pooled)
+
+    def _to_records(self, pictures: list[Decoded], pooled: Pooled) -> None:
+        assert self._fit is not None
+        vectors, tokens = apply(pooled, self._fit)
+        bits = self._fit.recipe.token_bits
+        tags = self._store.tags_of([picture.id for picture in pictures])
+        for n, picture in enumerate(pictures):
+            self._records.append(
+                Record(
+                    id=picture.id,
+                    files=self._ledger.files(picture.id),
+                    metadata=picture.metadata,
+                    fit=self._fit.id,
+                    tags=tags.get(picture.id, ()),
+                    global_vector=vectors[n],
+                    patches=pack_patches(PatchTokens(tokens[n], pooled.positions[n].numpy(), picture.grid), bits),
+                )
+            )
+        if len(self._records) >= WRITE_EVERY:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._records:
+            return
+        self._store.upsert(self._records)
+        for record in self._records:
+            self._ledger.wrote(record.id)
+        self.written += len(self._records)
+        self._records = []

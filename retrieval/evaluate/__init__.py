@@ -1,0 +1,1 @@
+"""Known answers -> recall, mAP and calibration errors."""

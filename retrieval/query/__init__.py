@@ -1,0 +1,1 @@
+"""What is asked: images, regions and crops."""

@@ -1,0 +1,1 @@
+"""Candidates -> matches of patches under one geometry."""

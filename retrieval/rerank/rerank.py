@@ -1,0 +1,322 @@
+"""Candidates in a better order, with what speaks for each: the arithmetic between the store's bytes and the results."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indexer.backbone.checkpoint import best_dtype
+from indexer.descriptor.embedder import View
+from indexer.descriptor.patch_codec import unpack_patches
+
+from ..calibrate import BELIEVED
+from .evidence import Box, Evidence
+from .geometry import agreement_of, distinct_support, far_apart, mutual_of
+
+X = TypeVar("X")
+Y = TypeVar("Y")
+Z = TypeVar("Z")
+
+# B candidates, N patches of a view, M of a candidate (zero-padded), T numbers in a token
+
+SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
+DISTINCT_SCALE = 3.0  # likewise of what is distinct
+LARGEST_HEAT = 256  # rows and columns of a heat map
+CHUNK = 50  # candidates that are compared at once
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Patches of B pictures side by side.
+
+    tokens  (B, M, T)  float32, L2-normalised, zero-padded
+    mask    (B, M)     True where the patch is real
+    at      (B, M, 2)  float32, x and y of each patch's middle, in patches
+    grids   rows and columns of each picture
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    at: Tensor
+    grids: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """What one candidate has in common with a query.
+
+    support    sum of the agreeing pairs' cosines above the floor; the larger, the less by chance
+    pairs      (S, 5) float32: x, y in the query, x, y in the candidate, as fractions, and the cosine; best first
+    transform  (2, 3) float32, affine from fractions of the query to those of the candidate; None where nothing agrees
+    query_patch, patch  width and height of a patch, as fractions of the query and of the candidate
+    """
+
+    support: float
+    pairs: np.ndarray
+    transform: np.ndarray | None
+    query_patch: tuple[float, float] = (0.0, 0.0)
+    patch: tuple[float, float] = (0.0, 0.0)
+
+
+NO_MATCH = Match(0.0, np.empty((0, 5), np.float32), None)
+
+
+def fused(cosine: np.ndarray, support: np.ndarray, distinct: np.ndarray) -> np.ndarray:
+    """Scores in [-1, 1] of candidates, each (B,): half their global cosine, half how far their patches agree."""
+    return 0.5 * cosine + 0.25 * saturated(support, SUPPORT_SCALE) + 0.25 * saturated(distinct, DISTINCT_SCALE)
+
+
+def saturated(support: np.ndarray, scale: float) -> np.ndarray:
+    """Support as a number in [0, 1): what a picture has in common beyond some ten patches adds little."""
+    return 1 - np.exp(-support / scale)
+
+
+class Comparison:
+    """A query's views against the patches of B candidates; of the views the one that agrees most counts.
+
+    support   (B,) float32: sum of the agreeing pairs' cosines above the floor
+    distinct  (B,) float32: how far they stand out, see `match.distinct_support`. Two lawns have many like patches, of
+              which any may be paired with any: support is high, distinct is not
+    """
+
+    def __init__(self, views: Sequence[View], packed: Sequence[bytes]) -> None:
+        """packed  the candidates' patches, as the store has them"""
+        self._queries = [_Query.of(view) for view in views]
+        chunks = [packed[start : start + CHUNK] for start in range(0, len(packed), CHUNK)]
+        self._parts = in_threads(_compare, [self._queries] * len(chunks), chunks) if views else []
+        shape = (max(len(views), 1), len(packed))
+        weight, distinct = np.zeros(shape, np.float32), np.zeros(shape, np.float32)  # (V, B)
+        for n, part in enumerate(self._parts):
+            columns = slice(n * CHUNK, n * CHUNK + len(part.grids))
+            weight[:, columns], distinct[:, columns] = part.weight, part.distinct
+        self._best = weight.argmax(0)  # (B,)
+        candidates = np.arange(len(packed))
+        self.support: np.ndarray = weight[self._best, candidates]
+        self.distinct: np.ndarray = distinct[self._best, candidates]
+
+    def agreement(self, n: int) -> float:
+        """How far candidate n's patches agree with the query's and with nothing else, in [0, 1)."""
+        return float(saturated(self.distinct[n], DISTINCT_SCALE)) if n < len(self.distinct) else 0.0
+
+    def match(self, n: int) -> Match:
+        """What candidate n has in common with the query."""
+        if n >= len(self.support) or not self.support[n]:
+            return NO_MATCH
+        view = int(self._best[n])
+        return _match(n % CHUNK, view, self._queries[view], self._parts[n // CHUNK], float(self.support[n]))
+
+
+def in_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> list[Z]:
+    """call(x, y) of each pair, in order, as many at once as torch may use threads; within a call no further ones.
+
+    The tensors of one comparison are small: a thread for each of them gains more than several for each operation.
+    """
+    count = torch.get_num_threads()
+    if len(xs) == 1 or count == 1:
+        return list(map(call, xs, ys))
+    return list(_workers(count).map(call, xs, ys))
+
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process, for a forked one has no threads, and by threads
+_making_pools = threading.Lock()
+
+
+def _workers(count: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch uses one thread.
+
+    `torch.set_num_threads` is for the thread that calls it, and for all that the process begins later: so it is called
+    in new threads only, and taken back before anyone else's thread is likely to begin.
+    """
+    with _making_pools:
+        if (pool := _pools.get((os.getpid(), count))) is None:
+            pool = ThreadPoolExecutor(count, thread_name_prefix="seenit-comparison")
+            together = threading.Barrier(count)
+            try:
+                list(pool.map(_use_one_thread, [together] * count))
+            finally:
+                torch.set_num_threads(count)
+            _pools[os.getpid(), count] = pool
+        return pool
+
+
+def _use_one_thread(together: threading.Barrier) -> None:
+    torch.get_num_threads()  # a thread takes over the process's number when it first asks, and must not do so later
+    torch.set_num_threads(1)
+    together.wait()  # so that each of the pool's threads gets one of these calls
+
+
+def side_by_side(packed: Sequence[bytes]) -> Candidates:
+    """The patches of several pictures as one batch."""
+    patches = unpack_patches(packed)
+    counts = np.array(patches.counts, int)
+    mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, M)
+    middles = patches.positions[:, ::-1] + np.float32(0.5)
+    if mask.all():  # as good as always; then there is nothing to pad, and nothing large to copy
+        tokens, at = patches.tokens.reshape(*mask.shape, -1), middles.reshape(*mask.shape, 2)
+    else:
+        tokens = np.zeros((*mask.shape, patches.tokens.shape[1]), np.float32)
+        at = np.zeros((*mask.shape, 2), np.float32)
+        tokens[mask], at[mask] = patches.tokens, middles
+    return Candidates(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(at), patches.grids)
+
+
+def patches_at(grid: tuple[int, int]) -> Tensor:
+    """x and y of the middle of every patch of a grid in raster order, in patches.  (rows * columns, 2)"""
+    rows, cols = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    return torch.stack([cols.flatten(), rows.flatten()], dim=1) + 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class _Query:
+    """A view as it is compared.
+
+    tokens  (N, T)  float32 or bfloat16
+    at      (N, 2)  see `patches_at`
+    apart   (N, N)  see `match.far_apart`
+    """
+
+    view: View
+    tokens: Tensor
+    at: Tensor
+    apart: Tensor
+
+    @classmethod
+    def of(cls, view: View) -> "_Query":
+        return cls(view, torch.from_numpy(view.tokens).to(best_dtype("cpu")), *_geometry(view.grid))
+
+
+@lru_cache(maxsize=16)
+def _geometry(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    at = patches_at(grid)
+    return at, far_apart(at)
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """V views against B candidates; their tokens are not kept.
+
+    grids            rows and columns of each candidate
+    weight, distinct (V, B)        float32, see `Comparison`
+    agrees           (V, B, M)     bool
+    cosine, nearest  (V, B, M)     float32 and int64, see `match.Pairs`
+    transform        (V, B, 2, 3)  float32
+    at               (B, M, 2)     float32
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    weight: np.ndarray
+    distinct: np.ndarray
+    agrees: np.ndarray
+    cosine: np.ndarray
+    nearest: np.ndarray
+    transform: np.ndarray
+    at: np.ndarray
+
+
+def _compare(queries: Sequence[_Query], packed: Sequence[bytes]) -> _Compared:
+    """The views one by one for what is large, and together where the tensors are so small that their number counts."""
+    candidates = side_by_side(packed)
+    tokens = candidates.tokens.to(best_dtype("cpu"))
+    similar = [tokens @ query.tokens.T for query in queries]  # (B, M, N) each
+    pairs = [mutual_of(similarity, candidates.mask) for similarity in similar]
+    agreement = agreement_of(
+        torch.cat([of_view.cosine for of_view in pairs]),
+        torch.cat([query.at[of_view.nearest] for query, of_view in zip(queries, pairs, strict=True)]),
+        candidates.at.repeat(len(queries), 1, 1),
+    )
+    agrees = agreement.agrees.unflatten(0, (len(queries), -1))  # (V, B, M)
+    distinct = [
+        distinct_support(of_view, mutual, similarity, query.apart)
+        for of_view, mutual, similarity, query in zip(agrees, pairs, similar, queries, strict=True)
+    ]
+    return _Compared(
+        grids=candidates.grids,
+        weight=agreement.weight.reshape(agrees.shape[:2]).numpy(),
+        distinct=torch.stack(distinct).numpy(),
+        agrees=agrees.numpy(),
+        cosine=torch.stack([of_view.cosine for of_view in pairs]).numpy(),
+        nearest=torch.stack([of_view.nearest for of_view in pairs]).numpy(),
+        transform=agreement.transform.reshape(*agrees.shape[:2], 2, 3).numpy(),
+        at=candidates.at.numpy(),
+    )
+
+
+def _match(n: int, v: int, query: _Query, compared: _Compared, support: float) -> Match:
+    """What candidate n of a chunk has in common with view v."""
+    view = query.view
+    (agrees,) = compared.agrees[v, n].nonzero()  # (S,)
+    cosine = compared.cosine[v, n, agrees]
+    order = np.argsort(-cosine, kind="stable")
+    agrees, cosine = agrees[order], cosine[order]
+    size = np.array(view.grid[::-1], np.float32)  # columns, rows of the view
+    cells = np.array(compared.grids[n][::-1], np.float32)  # columns, rows of the candidate
+    turn, corner = view.frame[:, :2], view.frame[:, 2]
+    here = query.at.numpy()[compared.nearest[v, n, agrees]] / size @ turn.T + corner  # (S, 2)
+    there = compared.at[n, agrees] / cells  # (S, 2)
+    # candidate * cells = linear @ (size * turn^-1 (query - corner)) + shift
+    linear, shift = np.split(compared.transform[v, n], (2,), axis=1)
+    scaled = (linear * size) @ np.linalg.inv(turn) / cells[:, None]  # (2, 2)
+    moved = shift / cells[:, None] - scaled @ corner[:, None]  # (2, 1)
+    wide, high = np.abs(turn) @ (1 / size)  # of the box around a patch, which may be turned
+    return Match(
+        support=support,
+        pairs=np.concatenate([here, there, cosine[:, None]], axis=1),
+        transform=np.concatenate([scaled, moved], axis=1),
+        query_patch=(float(wide), float(high)),
+        patch=(1 / float(cells[0]), 1 / float(cells[1])),
+    )
+
+
+def to_evidence(match: Match, probability: float | None) -> Evidence:
+    """A match as results tell it."""
+    return Evidence(
+        probability=probability,
+        believed=probability is not None and probability >= BELIEVED,
+        support=len(match.pairs),
+        pairs=match.pairs,
+        transform=match.transform,
+        box=box_of(match.pairs[:, 2:4], match.patch),
+        query_box=box_of(match.pairs[:, :2], match.query_patch),
+    )
+
+
+def heat_of(one: View, other: View) -> np.ndarray:
+    """The best cosine of each patch of one picture in another, (rows, columns) float32."""
+    return (one.tokens @ other.tokens.T).max(1).reshape(one.grid)
+
+
+def query_heat_of(views: Sequence[View], other: View) -> np.ndarray:
+    """`heat_of` a query's views together, at each spot of the whole picture the most that any says; 0 where none looks.
+
+    views    the first of them level, its patches are as large as those of the answer
+    returns  (rows, columns) float32
+    """
+    size = np.array(views[0].grid[::-1]) / views[0].frame[:, :2].diagonal()  # columns, rows of the whole picture
+    cols, rows = np.clip(size.round().astype(int), 1, LARGEST_HEAT)
+    heat = np.zeros(rows * cols, np.float32)
+    at = patches_at((rows, cols)).numpy() / (cols, rows)  # (N, 2), fractions of the picture
+    for view in views:
+        inside = (at - view.frame[:, 2]) @ np.linalg.inv(view.frame[:, :2]).T  # (N, 2), fractions of the view
+        seen = ((inside >= 0) & (inside < 1)).all(1)
+        x, y = (inside[seen] * view.grid[::-1]).astype(int).T
+        heat[seen] = np.maximum(heat[seen], heat_of(view, other)[y, x])
+    return heat.reshape(rows, cols)
+
+
+def box_of(points: np.ndarray, patch: tuple[float, float]) -> Box | None:
+    """The box around patches whose middles are `points` (S, 2), as fractions; None where there are none.
+
+    patch  width and height of a patch, as fractions of the picture
+    """
+    if not len(points):
+        return None
+    half = np.array(patch) / 2
+    low, high = (points.min(0) - half).clip(0, 1), (points.max(0) + half).clip(0, 1)
+    return float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])

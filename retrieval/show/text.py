@@ -1,0 +1,153 @@
+"""Results in the forms that people and programs read: a table, a line of JSON, an entry of the results page."""
+
+import json
+from collections.abc import Sequence
+
+from indexer.errors import PictureError
+from indexer.images.decode import decode_file
+from indexer.store.protocol import Metadata
+
+from ..query.query import Region, box_in_pixels
+from ..rerank.evidence import Evidence, percent
+from ..search import Result
+from .results_page import PageQuery, PageResult
+
+NOTHING = "nothing in the index meets these conditions"
+NOT_BELIEVED = "nothing in the index is believed to show this"
+
+
+def table(query: str, results: Sequence[Result], *, heading: bool) -> str:
+    """A result a line: rank, score and path, between them the verdict with its probability and the patches that agree.
+
+    With a heading the query's path stands above, an empty line below. Where no result is believed, a line says so.
+    """
+    lines = [query] if heading else []
+    if note := _note(results):
+        lines.append(note)
+    proven = any(result.evidence for result in results)
+    if results:
+        lines.append(f"rank  score  {f'{PROOF_TITLES}  ' if proven else ''}path")
+    lines += [
+        f"{result.rank:>4}  {result.score:5.3f}  {f'{_proof(result)}  ' if proven else ''}{result.path}"
+        for result in results
+    ]
+    return "\n".join(lines) + ("\n" if heading else "")
+
+
+def json_line(query: str, answer: Sequence[Result] | PictureError) -> str:
+    """One query's answer as one line: its results, or why it could not be read."""
+    if isinstance(answer, PictureError):
+        return json.dumps({"query": query, "error": str(answer)})
+    return json.dumps({"query": query, "results": [_values(result) for result in answer]})
+
+
+def explained_json(query: str, picture: str, evidence: Evidence) -> str:
+    """What `seenit explain` found, for programs: places as fractions of the pictures."""
+    return json.dumps(
+        {
+            "query": query,
+            "picture": picture,
+            "match": evidence.believed if evidence.probability is not None else None,
+            "probability": evidence.probability,
+            "support": evidence.support,
+            "box": evidence.box,
+            "query_box": evidence.query_box,
+            "transform": None if evidence.transform is None else evidence.transform.tolist(),
+            "pairs": evidence.pairs.tolist(),
+        }
+    )
+
+
+def page_query(query: str, results: Sequence[Result], region: Region | None) -> PageQuery:
+    """The same for the page and the sheet."""
+    return PageQuery(
+        path=query,
+        region=_fractions(region, query) if region else None,
+        results=[_page_result(result) for result in results],
+        note=_note(results),
+    )
+
+
+def _note(results: Sequence[Result]) -> str:
+    """What must be said of the results as a whole."""
+    if not results:
+        return NOTHING
+    verdicts = {result.evidence.verdict if result.evidence else None for result in results}
+    return "" if verdicts & {"same", None} else NOT_BELIEVED
+
+
+PROOF_TITLES = "verdict   likely  agree"
+
+
+def _proof(result: Result) -> str:
+    """The columns under PROOF_TITLES; dashes where nothing was compared or nothing is calibrated."""
+    evidence = result.evidence
+    verdict = (evidence.verdict if evidence else None) or "-"
+    likely = percent(evidence.probability) if evidence and evidence.probability is not None else "-"
+    return f"{verdict:<8}  {likely:>6}  {evidence.support if evidence else '-':>5}"
+
+
+def _page_result(result: Result) -> PageResult:
+    """The box is drawn unless the thing is believed not to be there."""
+    evidence = result.evidence
+    if evidence is None:
+        return PageResult(result.path, result.rank, result.score, _caption(result))
+    return PageResult(
+        result.path,
+        result.rank,
+        result.score,
+        _caption(result),
+        box=None if evidence.verdict == "no match" else evidence.box,
+        verdict=evidence.verdict,
+        reason=evidence.reason,
+    )
+
+
+def _values(result: Result) -> dict[str, object]:
+    taken_at = result.metadata.taken_at
+    values: dict[str, object] = {
+        "rank": result.rank,
+        "path": result.path,
+        "score": result.score,
+        "id": result.id,
+        "width": result.metadata.width,
+        "height": result.metadata.height,
+        "taken_at": taken_at.isoformat() if taken_at else None,
+    }
+    if result.evidence is not None:
+        values |= _evidence_values(result.evidence, result.metadata)
+    return values | ({"copies": list(result.copies)} if result.copies else {})
+
+
+def _evidence_values(evidence: Evidence, metadata: Metadata) -> dict[str, object]:
+    """`match` is the belief, null where nothing is calibrated; the box is in pixels of the upright result."""
+    box = None
+    if evidence.box is not None:
+        sides = (metadata.width, metadata.height) * 2
+        box = [round(value * side) for value, side in zip(evidence.box, sides, strict=True)]
+    return {
+        "match": evidence.believed if evidence.probability is not None else None,
+        "probability": evidence.probability,
+        "support": evidence.support,
+        "box": box,
+    }
+
+
+def _caption(result: Result) -> tuple[str, ...]:
+    metadata = result.metadata
+    copies = len(result.copies)
+    lines = (
+        f"{metadata.width} x {metadata.height}",
+        f"{metadata.taken_at:%Y-%m-%d}" if metadata.taken_at else "",
+        metadata.camera or "",
+        " ".join(f"#{tag}" for tag in result.tags),
+        f"{copies} more {'copy' if copies == 1 else 'copies'}" if copies else "",
+    )
+    return tuple(line for line in lines if line)
+
+
+def _fractions(region: Region, path: str) -> tuple[float, float, float, float]:
+    """The region as fractions of the picture."""
+    picture = decode_file(path, target_px=64)
+    x, y, w, h = box_in_pixels(region, picture.width, picture.height)
+    return x / picture.width, y / picture.height, w / picture.width, h / picture.height

@@ -1,0 +1,1 @@
+"""Images -> batches of crops and masks."""

@@ -1,0 +1,203 @@
+"""Where training pictures are: folders, lists of paths, tar shards; and how a decoder process reads one and cuts it.
+
+A picture in a tar file is read where it lies: the shard is indexed once (name, place, size of each member, see
+`shards.py`). Reading, decoding and cropping run in the decoder processes of `indexer`, so that a hostile file costs
+itself and nothing else. This module does not import torch: those processes import it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from indexer.errors import PictureError, SeenitError
+from indexer.images.decode import Limits, Picture, decode, is_picture
+from indexer.images.find import Unreadable, find_files, open_regular, os_reason
+from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
+from indexer.images.preprocess import detail_px, preprocess
+from indexer.store.protocol import Metadata
+
+from .augment import Augmentation, cut_with_pillow, draw_views
+from .shards import expand_braces, index_shard, is_shard
+
+WHOLE_FILE = -1
+FINGERPRINTED = 1000  # files whose sizes tell one set of pictures from another
+
+
+class Place(NamedTuple):
+    """Where one picture's bytes are."""
+
+    path: str  # a picture, or the tar file that it lies in
+    start: int = 0  # bytes
+    size: int = WHOLE_FILE
+    member: str = ""  # its name in the tar file
+
+    @property
+    def name(self) -> str:
+        """How to call it in a message."""
+        return f"{self.path}: {self.member}" if self.member else self.path
+
+
+@dataclass(frozen=True)
+class PictureSource:
+    """The pictures to train on, in an order that does not change from run to run."""
+
+    places: tuple[Place, ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def open_source(
+    pictures: str | Path | Sequence[str | Path], *, exclude_dirs: Iterable[str | Path] = ()
+) -> PictureSource:
+    """Find the training pictures.
+
+    pictures      a folder (its pictures and tar shards, at any depth), a tar shard (`.tar`, `.tar.gz`, `.tar.bz2`),
+                  many of them as `shard-{000..009}.tar`, a text file with one path a line (relative ones start at the
+                  file's own folder), a picture, or several of these
+    exclude_dirs  folders to leave out, such as the one that the run writes to
+
+    What a folder holds is told by content; listed files are taken on trust and read when their turn comes.
+    SeenitError where there is nothing to train on.
+    """
+    given = [pictures] if isinstance(pictures, (str, Path)) else list(pictures)
+    places: list[Place] = []
+    for path in _named(given):
+        if os.path.isdir(path):
+            for found in find_files([path], exclude_dirs=exclude_dirs, follow_links=True):
+                if not isinstance(found, Unreadable):
+                    places += _pictures_in(found.path)
+        elif not os.path.exists(path):
+            raise SeenitError(f"there is nothing at {path}; give a folder, a list of paths or tar shards")
+        elif path.lower().endswith((".txt", ".lst", ".list")):
+            places += [Place(line) for line in _read_list(path)]
+        else:
+            inside = _pictures_in(path)
+            if not inside:
+                raise SeenitError(f"{path} is neither a picture nor a tar file with pictures; give one of these")
+            places += inside
+    if not places:
+        raise SeenitError(f"no pictures in {', '.join(map(str, given))}; give a folder that holds some")
+    return PictureSource(tuple(places))
+
+
+def fingerprint(source: PictureSource) -> str:
+    """A digest of which pictures these are: names below their common folder, in order, and sizes of some files.
+
+    A folder that was moved as a whole keeps it. Sizes are asked of at most FINGERPRINTED files, evenly spread.
+    """
+    paths = [os.path.abspath(place.path) for place in source.places]
+    drives = {os.path.splitdrive(path)[0] for path in paths}
+    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(drives) == 1 else ""
+    step = max(1, len(paths) // FINGERPRINTED)
+    digest = hashlib.blake2b(digest_size=16)
+    for number, place in enumerate(source.places):
+        size = place.size
+        if size == WHOLE_FILE and number % step == 0 and os.path.exists(place.path):
+            size = os.path.getsize(place.path)
+        name = paths[number].removeprefix(common)
+        digest.update(f"{name}\0{place.member}\0{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def read_place(place: Place, limit: int) -> bytes:
+    """The bytes of a picture file; OSError where they cannot be had, PictureError where they are over the limit."""
+    with open_regular(place.path) as file:
+        size = os.fstat(file.fileno()).st_size if place.size == WHOLE_FILE else place.size
+        if size > limit:
+            raise PictureError(place.name, f"{size / 1e6:.0f} MB, more than the limit of {limit / 1e6:.0f} MB")
+        file.seek(place.start)
+        data = file.read(size)
+    if len(data) < size:
+        raise PictureError(place.name, "the file is cut short")
+    return data
+
+
+def crop_job(name: str, place: Place, seed: Sequence[int], augmentation: Augmentation, engine: str) -> Job:
+    """An order for `cut_crops`. A pool's job has room for a path and a kind: one takes the name, the other the rest."""
+    order = {
+        "place": list(place),
+        "seed": list(seed),
+        "augmentation": augmentation.as_json(),
+        "engine": engine,
+    }
+    return Job(name, json.dumps(order))  # type: ignore[arg-type]
+
+
+def cut_crops(job: Job, settings: Settings) -> Outcome:
+    """Read, decode and crop one picture: the work of a decoder process.
+
+    The answer's pixels are flat uint8. Engine `pillow`: the crops behind each other, (S, S, 3) each. Engine `torch`:
+    the table of views, then the decoded picture, whose height and width are the answer's grid.
+    """
+    order = json.loads(job.kind)
+    place, augmentation = Place(*order["place"]), Augmentation.from_json(order["augmentation"])
+    picture = decoded_place(job.path, place, augmentation.detail_px, settings.limits)
+    if isinstance(picture, Broken):
+        return picture
+    height, width = picture.pixels.shape[:2]
+    views = draw_views(np.random.default_rng(order["seed"]), height, width, augmentation)
+    if order["engine"] == "pillow":
+        parts = cut_with_pillow(picture.pixels, views, augmentation.crops)
+    else:
+        parts = [views.view(np.uint8), picture.pixels]
+    pixels = np.concatenate([part.ravel() for part in parts])
+    metadata = Metadata(picture.width, picture.height, picture.format)
+    return Decoded(job.path, "", 0, 0, pixels, (height, width), metadata)
+
+
+def square_job(name: str, place: Place) -> Job:
+    """An order for `cut_square`."""
+    return Job(name, json.dumps(list(place)))  # type: ignore[arg-type]
+
+
+def cut_square(job: Job, settings: Settings) -> Outcome:
+    """Read and decode one picture and bring it to the pool's size: the work of a decoder process."""
+    picture = decoded_place(job.path, Place(*json.loads(job.kind)), detail_px(settings.resolution), settings.limits)
+    if isinstance(picture, Broken):
+        return picture
+    patch = settings.patch_size
+    pixels = preprocess(picture.pixels, settings.mode, settings.resolution, patch)
+    grid = (pixels.shape[0] // patch, pixels.shape[1] // patch)
+    return Decoded(job.path, "", 0, 0, pixels, grid, Metadata(picture.width, picture.height, picture.format))
+
+
+def decoded_place(name: str, place: Place, target_px: int, limits: Limits) -> Picture | Broken:
+    """The picture at a place, its shorter side not below `target_px` by shrinking; or why there is none."""
+    try:
+        data = read_place(place, limits.max_file_bytes)
+        return decode(data, target_px=target_px, limits=limits, path=place.name)
+    except PictureError as error:
+        return Broken(name, error.reason, 0, 0)
+    except OSError as error:
+        return Broken(name, os_reason(error), 0, 0)
+
+
+def _named(given: Iterable[str | Path]) -> Iterator[str]:
+    """Absolute paths; braces are expanded unless there is something of that very name."""
+    for one in given:
+        path = os.path.abspath(os.path.expanduser(os.fspath(one)))
+        yield from [path] if os.path.exists(path) else expand_braces(path)
+
+
+def _pictures_in(path: str) -> list[Place]:
+    """The picture at a path, or those in the tar file there; none if it is neither."""
+    if is_shard(path):
+        return [Place(*member) for member in index_shard(path)]
+    return [Place(path)] if is_picture(path) else []
+
+
+def _read_list(path: str) -> list[str]:
+    folder = os.path.dirname(path)
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\r\n") for line in file]
+    except OSError as error:
+        raise SeenitError(f"cannot read the list {path}: {os_reason(error)}; give a text file of paths") from error
+    return [os.path.join(folder, os.path.expanduser(line)) for line in lines if line.strip()]

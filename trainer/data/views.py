@@ -1,0 +1,53 @@
+"""Views of photos, made in the decoder processes.
+
+Views have the size that the index gives the photo, so that a photo and its views go through the network as one batch.
+This module does not import torch: the decoder processes import it.
+"""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
+from indexer.images.preprocess import detail_px, preprocess
+from indexer.images.synthetic_views import make_view
+from indexer.store.protocol import Metadata
+
+from .sources import Place, decoded_place
+
+
+def view_job(
+    name: str, place: Place, background: Place, seed: Sequence[int], num_views: int, difficulty: float = 1.0
+) -> Job:
+    """An order for `cut_views`."""
+    order = {
+        "place": list(place),
+        "background": list(background),
+        "seed": list(seed),
+        "num_views": num_views,
+        "difficulty": difficulty,
+    }
+    return Job(name, json.dumps(order))  # type: ignore[arg-type]
+
+
+def cut_views(job: Job, settings: Settings) -> Outcome:
+    """Read one photo and make views of it: the work of a decoder process.
+
+    The answer's pixels are (1 + V, H, W, 3) uint8, the photo itself first, as the index would embed it.
+    """
+    order = json.loads(job.kind)
+    detail = detail_px(settings.resolution)
+    picture = decoded_place(job.path, Place(*order["place"]), detail, settings.limits)
+    if isinstance(picture, Broken):
+        return picture
+    behind = decoded_place(job.path, Place(*order["background"]), detail, settings.limits)
+    background = picture.pixels[::-1, ::-1] if isinstance(behind, Broken) else behind.pixels
+    upright = preprocess(picture.pixels, settings.mode, settings.resolution, settings.patch_size)
+    height, width = upright.shape[:2]
+    rng = np.random.default_rng(order["seed"])
+    sizes = (height, width, order["difficulty"])
+    views = [make_view(rng, picture.pixels, background, *sizes) for _ in range(order["num_views"])]
+    metadata = Metadata(picture.width, picture.height, picture.format)
+    grid = (height // settings.patch_size, width // settings.patch_size)
+    return Decoded(job.path, "", 0, 0, np.stack([upright, *views]), grid, metadata)

@@ -1,0 +1,1 @@
+"""Student, teacher, losses and their optimiser."""

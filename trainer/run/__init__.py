@@ -1,0 +1,1 @@
+"""A run's state, snapshots, trials and reports."""
