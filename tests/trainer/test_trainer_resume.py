@@ -115,8 +115,8 @@ def test_killed_and_resumed_is_uninterrupted(pictures, tmp_path):
         "from test_trainer_resume import tiny, quiet\n"
         "train(sys.argv[1], sys.argv[2], tiny(steps=16), resume=True, progress=False, say=quiet)\n"
     )
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    here = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), str(here / "trainer")])}
     out = tmp_path / "killed"
     child = subprocess.Popen([sys.executable, "-c", script, str(pictures), str(out)], env=environment)
     deadline = time.monotonic() + 60
@@ -199,8 +199,8 @@ def test_too_little_memory_is_told_in_one_line(pictures, tmp_path):
         "try: run(Path(sys.argv[1]), Path(sys.argv[2]), tiny(prototypes=20_000_000))\n"
         "except SeenitError as error: print(error)\n"
     )
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    here = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), str(here / "trainer")])}
     command = [sys.executable, "-c", script, str(pictures), str(tmp_path / "out")]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert told.stdout.startswith("no memory for 20,000,000 prototypes and a batch of 4 pictures on cpu: lower"), (

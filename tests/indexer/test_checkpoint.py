@@ -27,7 +27,7 @@ from indexer.backbone.vit import ARCHITECTURES, Architecture, VisionTransformer
 from indexer.errors import CheckpointError
 
 TINY = Architecture(embed_dim=64, depth=2, num_heads=1, image_size=56)
-SHIPPED = Path(__file__).parents[1] / "indexer" / "assets" / "seenit_vits14.safetensors"
+SHIPPED = Path(__file__).parents[2] / "indexer" / "assets" / "seenit_vits14.safetensors"
 KINDS = {
     "mlp": TINY,
     "registers": replace(TINY, num_registers=4, interpolate_offset=0.0, interpolate_antialias=True),
@@ -175,7 +175,7 @@ def test_quantise_keeps_zeros_and_extremes() -> None:
 
 
 def test_infer_architecture_of_the_official_networks() -> None:
-    shapes = json.loads((Path(__file__).parent / "data" / "parity" / "official_shapes.json").read_text())
+    shapes = json.loads((Path(__file__).parents[1] / "data" / "parity" / "official_shapes.json").read_text())
     for name, tensors in shapes.items():
         state = {key: torch.empty(shape, device="meta") for key, shape in tensors.items()}
         assert infer_architecture(state) == ARCHITECTURES[name.replace("_reg4", "_reg")], name

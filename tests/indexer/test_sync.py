@@ -215,7 +215,7 @@ def test_killed_at_any_moment_the_next_run_completes_it(photos: Path, tiny_backb
     index = tmp_path / "index"
     for n in range(8, 60):
         draw_photo(photos / "c" / f"{n}.jpg", n)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     started = time.monotonic()
     call = [sys.executable, "-c", KILLED, str(photos), str(index), str(tiny_backbone)]
     subprocess.run([*call[:3], str(photos), str(tmp_path / "timed"), str(tiny_backbone), "60"], env=environment)

@@ -218,7 +218,7 @@ def test_unpacked_shards_go_when_the_process_ends(photos: Path, tmp_path: Path) 
         "import os, sys; from trainer.data.sources import open_source\n"
         "assert len(open_source(sys.argv[1])) == 8 and os.listdir(os.environ['TMPDIR'])\n"
     )
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(room)}
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(room)}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "b.tar.gz")], env=here, check=True)
     assert not list(room.iterdir())
 
@@ -286,7 +286,7 @@ def test_hostile_files_do_not_stop_a_stream(shared: Path) -> None:
 @pytest.mark.slow
 def test_decoder_processes_do_not_load_torch() -> None:
     code = "import sys, trainer.data.sources, trainer.data.views; sys.exit('torch' in sys.modules)"
-    folder = Path(__file__).parents[1]
+    folder = Path(__file__).parents[2]
     assert (
         subprocess.run(
             [sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}

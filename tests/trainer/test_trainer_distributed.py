@@ -106,7 +106,7 @@ def outcomes(tmp_path_factory) -> tuple[Path, Path, Path]:
     pictures, one, two = root / "pictures", root / "one", root / "two"
     for n in range(9):
         draw_photo(pictures / f"{n}.jpg", n)
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     code = (
         "import sys, torch; from pathlib import Path; torch.set_num_threads(1)\n"
         "from test_trainer_distributed import scaled_steps, run_all\n"
@@ -115,7 +115,7 @@ def outcomes(tmp_path_factory) -> tuple[Path, Path, Path]:
     )
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
+        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), str(here / "trainer")]),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",

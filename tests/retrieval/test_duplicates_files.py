@@ -265,7 +265,7 @@ def test_joining_twice_does_nothing_more(tmp_path: Path) -> None:
 
 # ---- manifests that mean harm, and links ----
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def manifest_of(folder: Path, folders: list[Path], *lines: dict[str, object]) -> Path:

@@ -39,7 +39,7 @@ from indexer.images.jobs import (
 from indexer.images.pool import DecodePool
 from indexer.store.protocol import content_id
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def save(path: Path, size: tuple[int, int] = (64, 48), colour: tuple[int, int, int] = (9, 99, 200)) -> str:

@@ -26,7 +26,7 @@ from trainer.model.losses import (
 from trainer.model.optim import cosine, factors_of, frozen_steps, make_optimiser, pace_at, set_pace
 from trainer.model.student_teacher import make_network
 
-PARITY = Path(__file__).parent / "data" / "parity"
+PARITY = Path(__file__).parents[1] / "data" / "parity"
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,7 @@ def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone
         [sys.executable, "-c", code, str(photos / ".seenit")],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "ready\n"

@@ -14,7 +14,7 @@ from indexer.backbone.attention import attention
 from indexer.backbone.cpu_fusion import fuse_for_cpu
 from indexer.backbone.vit import ARCHITECTURES, Architecture, Block, Mlp, VisionTransformer
 
-PARITY = Path(__file__).parent / "data" / "parity"
+PARITY = Path(__file__).parents[1] / "data" / "parity"
 SMALL = Architecture(embed_dim=48, depth=3, num_heads=3)
 REFERENCE = {
     "vit_plain": SMALL,

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from indexer.backbone.vit import Architecture
 from trainer.config import NETWORKS, Config, make_config
 
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from training_operations import (
     activations_of,
     forward_on_noise,
