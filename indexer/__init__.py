@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from .backbone.backbone import Backbone as Backbone
     from .errors import SeenitError as SeenitError
     from .index.index import Index as Index
+    from .store.open import open_store as open_store
     from .store.protocol import Where as Where
-    from .store.protocol import open_store as open_store
-    from .sync.sync import Summary as Summary
+    from .sync.summary import Summary as Summary
     from .sync.sync import sync_folder as sync_folder
 
 _HOMES = {
     "Backbone": "backbone.backbone",
     "Index": "index.index",
     "SeenitError": "errors",
-    "Summary": "sync.sync",
+    "Summary": "sync.summary",
     "Where": "store.protocol",
-    "open_store": "store.protocol",
+    "open_store": "store.open",
     "sync_folder": "sync.sync",
 }
 __all__ = sorted(_HOMES)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .build import Built as Built
     from .build import build_index as build_index
-    from .search import Result as Result
+    from .results import Result as Result
     from .search import Searcher as Searcher
 
-_HOMES = {"Built": "build", "Result": "search", "Searcher": "search", "build_index": "build"}
+_HOMES = {"Built": "build", "Result": "results", "Searcher": "search", "build_index": "build"}
 __all__ = sorted(_HOMES)
 
 

@@ -9,7 +9,8 @@ from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import StoreError
 from indexer.index.calibration import Calibration
 from indexer.index.index import WAIT_S
-from indexer.sync.sync import Summary, default_index, sync_folder
+from indexer.sync.summary import Summary
+from indexer.sync.sync import default_index, sync_folder
 
 from .calibrate import calibrate
 

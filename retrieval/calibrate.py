@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 VIEWS = 32  # that pictures are photographed in anew
 FEWEST = 8  # pictures with which there is something to learn
 DIFFICULTY = (0.8, 2.0)  # of the views
-BELIEVED = 0.5  # probability from which on a result is believed to be the same thing
 GROWN = 4  # times as many pictures: the wrong answers score higher by then
 SETTLED = 20_000  # pictures from which on growing changes little
 

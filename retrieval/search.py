@@ -7,7 +7,7 @@ that gives the order, the place of the thing in each result, and how likely it i
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,20 +18,24 @@ import numpy as np
 from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import PictureError, SeenitError
 from indexer.images.jobs import Decoded, Job, Outcome
+from indexer.images.metadata import content_id
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import MIDDLE
 from indexer.index.calibration import Calibration
 from indexer.index.index import WAIT_S, Index
-from indexer.index.manifest import Manifest, Roots
-from indexer.store.protocol import Hit, Metadata, Record, Store, Where, content_id
+from indexer.index.keys import Roots
+from indexer.index.manifest import Manifest
+from indexer.store.protocol import Hit, Record, Store, Where
 
 from .query.query import Picture, Prepared, Query, Region, as_together, combined, read_query, unit_vector
 from .rerank.evidence import Evidence
+from .results import Candidate, Explained, Result
 
 if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
     from indexer.descriptor.crops import Cut
-    from indexer.descriptor.embedder import Embedder, View
+    from indexer.descriptor.embedder import Embedder
+    from indexer.descriptor.features import View
     from indexer.descriptor.whitening import Fit
 
     from .rerank.rerank import Comparison
@@ -44,50 +48,6 @@ QUERIES_AT_ONCE = 128
 ALPHA = 3  # power of the cosines in query expansion
 PATCHES_AT_ONCE = 20_000  # images whose patches are held in memory while queries are compared, 3 kB each
 TRIES = 5  # to describe queries by statistics that hold until their answers are there
-
-
-@dataclass(frozen=True)
-class Result:
-    """One picture of the index that answers a query.
-
-    rank     from 1
-    path     absolute path of the picture; where copies exist, the first that meets the filters
-    score    in [-1, 1], higher is more similar: cosine of the global descriptors, fused with the patches' when reranked
-    id       content id of the picture
-    copies   the other files with the same bytes
-    evidence why it is believed to show the same thing, or not; None where patches were not compared
-    """
-
-    rank: int
-    path: str
-    score: float
-    id: str
-    metadata: Metadata
-    copies: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    evidence: Evidence | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A picture before anything is said of it: its score, and how far its patches agree, see `Comparison`."""
-
-    id: str
-    score: float
-    agreement: float
-
-
-@dataclass(frozen=True, eq=False)
-class Explained:
-    """Two pictures held against each other.
-
-    query_heat    (rows, columns) float32: the best cosine of each patch of the query in the other picture
-    picture_heat  likewise of the other picture's patches in the query
-    """
-
-    evidence: Evidence
-    query_heat: np.ndarray
-    picture_heat: np.ndarray
 
 
 class Searcher:
@@ -287,7 +247,9 @@ class Searcher:
         region  of the query, as in `search`
         Raises PictureError for a file that cannot be read.
         """
-        from .rerank.rerank import Comparison, fused, heat_of, query_heat_of
+        from .rerank.fuse import fused
+        from .rerank.heat import heat_of, query_heat_of
+        from .rerank.rerank import Comparison
 
         embedder, fit = self._ready()
         (asked,) = self.prepare([query], [region])
@@ -345,7 +307,7 @@ class Searcher:
         ]
 
     def _describe(self, pictures: "Sequence[tuple[Picture, Region | None]]") -> "list[list[View]]":
-        from indexer.descriptor.embedder import View
+        from indexer.descriptor.features import View
 
         views: list[list[View]] = [[] for _ in pictures]
         wholes: dict[int, np.ndarray] = {}
@@ -499,7 +461,8 @@ def _compared(packed: dict[str, bytes], asked: "Prepared", hits: list[Hit]) -> "
 
     packed  patches by id, of the hits that have any
     """
-    from .rerank.rerank import Comparison, fused
+    from .rerank.fuse import fused
+    from .rerank.rerank import Comparison
 
     views = [view for view in asked.views if len(view.tokens)]
     hits = sorted(hits, key=lambda hit: hit.id not in packed)  # those without patches last

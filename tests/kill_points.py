@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from indexer.store.protocol import Metadata, Record, StoredFile, content_id
+from indexer.images.metadata import Metadata, content_id
+from indexer.store.protocol import Record, StoredFile
 from retrieval.duplicates import names
 from retrieval.duplicates.hardlink import join_same_bytes
 from retrieval.duplicates.move import move_spare, read_moves, undo_moves

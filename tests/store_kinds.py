@@ -10,7 +10,8 @@ from qdrant_client import QdrantClient
 from qdrant_peer import QdrantPeer
 from stored_records import RECORDS
 
-from indexer.store.protocol import Record, Store, Where, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import Record, Store, Where
 from indexer.store.qdrant_connection import Connection
 from indexer.store.qdrant_store import QdrantStore
 

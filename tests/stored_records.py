@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from indexer.store.protocol import Metadata, Record, Schema, StoredFile, content_id
+from indexer.images.metadata import Metadata, content_id
+from indexer.store.protocol import Record, Schema, StoredFile
 
 SCHEMA = Schema(global_dim=16)
 DAY_0 = datetime(2020, 1, 1, tzinfo=UTC)

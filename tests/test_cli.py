@@ -16,7 +16,7 @@ from conftest import draw_photo
 from PIL import Image
 
 import cli
-from indexer.store.protocol import open_store
+from indexer.store.open import open_store
 
 ROOT = Path(__file__).parents[1]
 

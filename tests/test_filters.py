@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from stored_records import SCHEMA, unit
 
-from indexer.store.protocol import Metadata, Record, Store, StoredFile, Where, content_id
+from indexer.images.metadata import Metadata, content_id
+from indexer.store.protocol import Record, Store, StoredFile, Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode", "ignore:Payload indexes have no effect")
 

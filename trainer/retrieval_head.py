@@ -19,7 +19,8 @@ from torch import Tensor
 
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.cache import backbone_path
-from indexer.backbone.checkpoint import EXTRA_PREFIX, load_checkpoint, save_checkpoint
+from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
+from indexer.backbone.layouts import EXTRA_PREFIX
 from indexer.backbone.tensor_file import read_tensors
 from indexer.descriptor import whitening as descriptor
 from indexer.errors import SeenitError

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ..errors import SeenitError, first_line
 from .cache import offline_by_environment
-from .checkpoint import EXTRA_PREFIX, Preprocessing, best_dtype, build_model, load_checkpoint
+from .checkpoint import build_model, load_checkpoint
+from .dtype import best_dtype
+from .layouts import EXTRA_PREFIX, Preprocessing
 from .resolve import choose
 from .vit import Architecture, TokenFeatures, VisionTransformer
 

@@ -7,14 +7,13 @@ values, and there is no other.
 """
 
 import json
-import math
 import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,40 +22,24 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .cpu_fusion import fuse_for_cpu
+from .layouts import (
+    _SCALE_SUFFIX,
+    EXTRA_PREFIX,
+    FORMAT_VERSION,
+    Checkpoint,
+    Preprocessing,
+    _check_finite,
+    _check_state,
+    _hugging_face_layout,
+    _Mismatch,
+    _name_of,
+    _own_layout,
+    infer_architecture,
+)
 from .tensor_file import SHARD, one_line, read_tensors
 from .vit import Architecture, VisionTransformer
 
-FORMAT_VERSION = 1
-EXTRA_PREFIX = "descriptor."  # tensors that travel with a backbone and are no part of the network
-_SCALE_SUFFIX = ".int8_scale"
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _MATMUL = re.compile(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))\.weight")
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Subtracted from and divided out of RGB values in [0, 1]; ImageNet's unless a checkpoint says otherwise."""
-
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        values = (*self.mean, *self.std)
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, values)) or min(self.std) <= 0:
-            raise ValueError(f"impossible preprocessing: mean {self.mean}, std {self.std}")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A backbone as read from a file: complete, checked against its architecture, every value finite."""
-
-    name: str
-    hash: str  # 32 hex digits, the first 128 bits of BLAKE2b of the file's bytes
-    architecture: Architecture
-    preprocessing: Preprocessing
-    state: dict[str, Tensor]  # official names; floating point, as precise as the file
-    extra: dict[str, Tensor] = field(default_factory=dict)  # names begin with EXTRA_PREFIX
-    provenance: dict[str, str] = field(default_factory=dict)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -160,56 +143,6 @@ def build_model(
     return model
 
 
-def best_dtype(device: str | torch.device) -> torch.dtype:
-    """The fastest number format that inference on this device has in hardware and loses next to nothing by."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if kind == "cpu":
-        # without the instructions torch still computes in bfloat16, more slowly than in float32
-        probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-        if any(probe is not None and probe() for probe in probes):
-            return torch.bfloat16
-    return torch.float32
-
-
-def infer_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
-    """The architecture that official names and shapes imply.
-
-    Two things cannot be seen in shapes and follow the official models: 64 channels in each head, and the way that
-    position embeddings are stretched, which changed when registers came.
-    """
-    blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d{1,4})\.", name))]
-    patch, position, cls = (_shape(tensors, n) for n in ("patch_embed.proj.weight", "pos_embed", "cls_token"))
-    if not blocks or len(patch) != 4 or len(position) != 3 or len(cls) != 3:
-        raise _Mismatch("it has no blocks.0..., patch_embed, pos_embed and cls_token of a vision transformer")
-    dim, patch_size = cls[-1], patch[-1]
-    side = math.isqrt(position[1] - 1) if position[1] > 1 else 0
-    if side == 0 or side * side != position[1] - 1:
-        raise _Mismatch(f"pos_embed has {position[1]} positions, which is not one more than a square")
-    if dim % 64:
-        raise _Mismatch(f"{dim} channels do not divide into heads of 64, as in every official network")
-    swiglu = "blocks.0.mlp.w12.weight" in tensors
-    hidden = (_shape(tensors, "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight") or (0,))[-1]
-    registers = _shape(tensors, "register_tokens")
-    try:
-        return Architecture(
-            patch_size=patch_size,
-            embed_dim=dim,
-            depth=max(blocks) + 1,
-            num_heads=dim // 64,
-            mlp_ratio=_mlp_ratio(dim, hidden, swiglu),
-            ffn="swiglu" if swiglu else "mlp",
-            num_registers=registers[1] if len(registers) == 3 else 0,
-            image_size=side * patch_size,
-            interpolate_offset=0.0 if registers else 0.1,
-            interpolate_antialias=bool(registers),
-            layerscale=1.0 if "blocks.0.ls1.gamma" in tensors else None,
-        )
-    except ValueError as error:
-        raise _Mismatch(str(error)) from error
-
-
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round each row to 8 bits: weight ~ values * scale.
 
@@ -221,55 +154,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
-class _Mismatch(Exception):
-    """Why tensors are not the network that was expected; becomes a CheckpointError with the path before it."""
-
-
 # Layouts: from named tensors to a checkpoint
-
-
-def _own_layout(digest: str, tensors: dict[str, Tensor], description: str) -> Checkpoint:
-    try:
-        header = json.loads(description, parse_constant=_no_constant)
-        version = header["version"]
-        if version != FORMAT_VERSION:
-            raise _Mismatch(f"it is of format {version}, this seenit reads format {FORMAT_VERSION}; upgrade seenit")
-        architecture = _architecture_from(header["architecture"])
-        preprocessing = _preprocessing_from(header["preprocessing"]["mean"], header["preprocessing"]["std"])
-        name = header["name"]
-        if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100):
-            raise ValueError("its name is not one line of text")
-        provenance = {str(key): str(value) for key, value in header["provenance"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise _Mismatch(f"its description cannot be read ({one_line(error)})") from error
-    extra = {key: value for key, value in tensors.items() if key.startswith(EXTRA_PREFIX)}
-    state = {key: value for key, value in tensors.items() if key not in extra}
-    for key in [key for key in state if key + _SCALE_SUFFIX in state]:
-        scale = state.pop(key + _SCALE_SUFFIX)  # (out, 1)
-        if state[key].dtype != torch.int8 or state[key].ndim != 2 or scale.shape != (len(state[key]), 1):
-            raise _Mismatch(f"{key} and its scale do not fit each other")
-        state[key] = state[key].float() * scale
-    _check_state(state, architecture)
-    _check_finite(extra)
-    return Checkpoint(name, digest, architecture, preprocessing, state, extra, provenance)
-
-
-def _architecture_from(values: Any) -> Architecture:
-    """An Architecture from JSON, each value of its field's own type."""
-    defaults = asdict(Architecture())
-    if set(values) != {item.name for item in fields(Architecture)}:
-        raise ValueError(f"architecture with the fields {sorted(values)}")
-    for name, value in values.items():
-        wanted = (int, float) if isinstance(defaults[name], float) else (type(defaults[name]),)
-        if type(value) not in wanted and not (name == "layerscale" and value is None):
-            raise TypeError(f"{name} is {value!r}")
-    return Architecture(**values)
-
-
-def _preprocessing_from(mean: Any, std: Any) -> Preprocessing:
-    red, green, blue = map(float, mean)
-    red_std, green_std, blue_std = map(float, std)
-    return Preprocessing((red, green, blue), (red_std, green_std, blue_std))
 
 
 def _out_of_training(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -297,123 +182,3 @@ def _out_of_training(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
         if fronts[name] == front and not re.match(r"(dino|ibot)_(head|loss)\.", named[name].removeprefix(front))
     }
     return state, {"layout": "checkpoint of a training run", "part": front.rstrip(".") or "backbone"}
-
-
-_HUGGING_FACE_NAMES = (
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
-    (r"^layernorm\.", "norm."),
-    (r"^encoder\.layer\.", "blocks."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.attention\.attention\.", ".attn."),
-    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
-    (r"\.mlp\.weights_in\.", ".mlp.w12."),
-    (r"\.mlp\.weights_out\.", ".mlp.w3."),
-)
-
-
-def _hugging_face_layout(path: Path, digest: str, tensors: dict[str, Tensor]) -> Checkpoint:
-    """The layout of transformers' Dinov2Model and Dinov2WithRegistersModel; a classifier on top is left out."""
-    state: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        name = re.sub(r"^dinov2(_with_registers)?\.", "", name)
-        if name.startswith("classifier."):
-            continue
-        for pattern, replacement in _HUGGING_FACE_NAMES:
-            name = re.sub(pattern, replacement, name)
-        state[name] = value
-    for name in [name for name in state if ".attn.query." in name]:
-        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if not state[name].ndim or any(part not in state or state[part].shape != state[name].shape for part in parts):
-            raise _Mismatch(f"{name} has no key and value of the same shape beside it")
-        state[name.replace(".query.", ".qkv.")] = torch.cat([state.pop(part) for part in parts])
-    architecture = infer_architecture(state)
-    _check_state(state, architecture)
-    preprocessing = _check_config(path.parent, architecture)
-    provenance = {"layout": "Hugging Face transformers"}
-    return Checkpoint(_name_of(path), digest, architecture, preprocessing, state, {}, provenance)
-
-
-def _check_config(folder: Path, architecture: Architecture) -> Preprocessing:
-    """Hold config.json, where it lies beside the weights, against what they implied; read the mean and deviation."""
-    config = _read_json(folder / "config.json")
-    expected = {
-        "num_attention_heads": architecture.num_heads,
-        "patch_size": architecture.patch_size,
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu",
-    }
-    for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise _Mismatch(f"config.json beside it says {key} {config[key]!r}, where {value!r} is supported")
-    processor = _read_json(folder / "preprocessor_config.json")
-    default = Preprocessing()
-    try:
-        return _preprocessing_from(processor.get("image_mean", default.mean), processor.get("image_std", default.std))
-    except (TypeError, ValueError) as error:
-        raise _Mismatch(f"preprocessor_config.json beside it: {one_line(error)}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file, empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        with open(path, "rb") as file:
-            value = json.loads(file.read(1_000_000))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _Mismatch(f"{path.name} beside it cannot be read") from error
-    if not isinstance(value, dict):
-        raise _Mismatch(f"{path.name} beside it is not a JSON object")
-    return value
-
-
-def _check_state(state: Mapping[str, Tensor], architecture: Architecture) -> None:
-    """Names, shapes and values must be those of the architecture, nothing missing, nothing over."""
-    if architecture.depth > len(state):  # before a network of a million claimed blocks is built
-        raise _Mismatch(f"it claims {architecture.depth} blocks and has {len(state)} tensors")
-    try:
-        with torch.device("meta"):
-            expected = {name: value.shape for name, value in VisionTransformer(architecture).state_dict().items()}
-    except (RuntimeError, OverflowError) as error:  # sizes beyond 64 bits
-        raise _Mismatch(f"it claims an impossible architecture ({one_line(error)})") from error
-    missing = sorted(expected.keys() - state.keys())
-    unknown = sorted(state.keys() - expected.keys())
-    if missing:
-        raise _Mismatch(f"{len(missing)} tensors are missing, {missing[0]} first")
-    if unknown:
-        raise _Mismatch(f"{len(unknown)} tensors are unknown, {unknown[0][:80]!r} first")
-    for name, shape in expected.items():
-        if state[name].shape != shape:
-            raise _Mismatch(f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(shape)}")
-        if state[name].dtype not in _DTYPES:
-            raise _Mismatch(f"{name} holds {state[name].dtype} instead of floating-point numbers")
-    _check_finite(state)
-
-
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, value in tensors.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise _Mismatch(f"{name} holds values that are infinite or not a number")
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    return tuple(tensors[name].shape) if name in tensors else ()
-
-
-def _mlp_ratio(dim: int, hidden: int, swiglu: bool) -> float:
-    ratio = hidden / dim
-    if not swiglu:
-        return ratio
-    # SwiGLU's width was rounded up from 2/3 of the ratio's, so the ratio is known only to a few digits
-    return next((n / 8 for n in range(1, 129) if (int(dim * n / 8 * 2 / 3) + 7) // 8 * 8 == hidden), ratio * 1.5)
-
-
-def _name_of(path: Path) -> str:
-    stem = path.parent.name if path.stem in ("model", "pytorch_model") else path.stem
-    return stem.removesuffix("_pretrain") or path.stem
-
-
-def _no_constant(value: str) -> float:
-    raise ValueError(f"{value} is no number")

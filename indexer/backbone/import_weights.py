@@ -18,7 +18,8 @@ from filelock import FileLock
 
 from ..errors import CheckpointError, SeenitError
 from .cache import SHIPPED, cache_folder, check_architecture, file_in, local_path, official_path, own_header
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint
+from .layouts import Checkpoint
 from .vit import ARCHITECTURES
 
 

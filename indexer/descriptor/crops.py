@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ..images.preprocess import MIDDLE
+from .features import WHOLE
 
-WHOLE = np.array([[1, 0, 0], [0, 1, 0]], np.float32)  # the frame of the whole picture
 LEAST_TURN = 8.0  # degrees below which features do not mind
 LEAST_PEAK = 1.4  # how far the edges' main direction must stand out, in multiples of an even spread
 EDGE_PX = 192  # longer side of the picture in which edges are looked for

@@ -1,40 +1,21 @@
 """Pixels to vectors: preprocessing, backbone and descriptor in their order, the same for photos and for queries."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..backbone.backbone import Backbone
 from ..errors import SeenitError
 from ..images.preprocess import preprocess
-from ..index.manifest import Manifest
-from ..store.protocol import Store
 from . import whitening as descriptor
-from .crops import WHOLE, query_cuts
+from .crops import query_cuts
+from .features import View
 from .patch_codec import PatchTokens, pack_patches
 from .whitening import RECIPES, Fit, Pooled, Recipe
 
-FIT_BLOB = "descriptor.safetensors"
-MEND = "mend it with: seenit check --repair --index {}"
 QUERY_BATCH = 8
 DEFAULT_TOKENS = "balanced"
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """One look at a query picture.
-
-    vector  (G,)    float32, L2-normalised
-    tokens  (N, T)  float32, L2-normalised rows: every patch, in raster order
-    grid    rows and columns of patches, N in all
-    frame   (2, 3)  float32, affine: fractions of the picture = frame @ (x, y, 1), fractions of what was looked at
-    """
-
-    vector: np.ndarray
-    tokens: np.ndarray
-    grid: tuple[int, int]
-    frame: np.ndarray = field(default_factory=lambda: WHOLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,42 +78,8 @@ class Embedder:
         return [[replace(next(views), frame=cut.frame) for cut in of_picture] for of_picture in cuts]
 
 
-def check_backbone(manifest: Manifest, backbone: Backbone, location: object) -> None:
-    """SeenitError unless this backbone made the index."""
-    if backbone.hash != manifest.backbone_hash:
-        raise SeenitError(
-            f"the index at {location} was made by backbone {manifest.backbone} ({manifest.backbone_hash[:8]}), this is"
-            f" {backbone.name} ({backbone.hash[:8]}); use the former, or make another index with --index"
-        )
-
-
 def recipe_named(tokens: str) -> Recipe:
     """The recipe that a user asks for; SeenitError for an unknown name."""
     if tokens not in RECIPES:
         raise SeenitError(f"unknown --tokens {tokens!r}; choose {', '.join(RECIPES)}")
     return RECIPES[tokens]
-
-
-def recipe_of(manifest: Manifest, location: object) -> Recipe:
-    """The recipe that made an index; SeenitError where it has settings that this seenit does not know."""
-    try:
-        return Recipe.from_settings(manifest.descriptor)
-    except ValueError as error:
-        raise SeenitError(
-            f"the index at {location} cannot be used: its descriptor has an {error}, made by seenit {manifest.seenit};"
-            " update seenit, or make another index"
-        ) from None
-
-
-def read_fit(store: Store, manifest: Manifest, recipe: Recipe) -> Fit:
-    """The statistics that made the index's vectors; SeenitError where they are missing, damaged or another's."""
-    data = store.read_blob(FIT_BLOB)
-    why = ""
-    if data is None:
-        why = "its descriptor's statistics are missing"
-    else:
-        fit = descriptor.load_fit(data)
-        if fit.id == manifest.fit and fit.recipe == recipe:
-            return fit
-        why = "its descriptor's statistics are not the ones it names"
-    raise SeenitError(f"the index at {store.location} cannot be used: {why}; {MEND.format(store.location)}")

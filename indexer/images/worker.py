@@ -23,9 +23,9 @@ from typing import IO, Any, get_args
 
 import numpy as np
 
-from ..store.protocol import Metadata
 from .decode import NEEDS_MEMORY, Limits
 from .jobs import Decoded, Job, Outcome, Settings, Work, lost
+from .metadata import Metadata
 
 START_TIMEOUT_S = 180.0  # on a machine that is busy with other things
 BUSY = 0.2  # share of its time that a decoder must have computed, for its file to be what took too long

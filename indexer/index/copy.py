@@ -9,10 +9,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import SeenitError
-from ..store.protocol import Store, open_store
+from ..store.open import open_store
+from ..store.protocol import Store
 from .index import WAIT_S
+from .keys import Roots
 from .manifest import BLOB as MANIFEST
-from .manifest import Roots, read_manifest, write_manifest
+from .manifest import read_manifest, write_manifest
 
 BATCH = 500  # records in memory at a time
 

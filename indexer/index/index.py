@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Self
 
 from ..errors import SeenitError
 from ..store.index_folder import is_index_folder
-from ..store.protocol import Schema, Store, Where, is_url, open_store
+from ..store.open import open_store
+from ..store.protocol import Schema, Store, Where, is_url
 from .calibration import BLOB as CALIBRATION_BLOB
 from .calibration import Calibration, parse_calibration
+from .keys import Roots
 from .manifest import BLOB as MANIFEST_BLOB
-from .manifest import Manifest, Roots, parse_manifest
+from .manifest import Manifest, parse_manifest
 from .skipped import SkippedFile, read_skipped
 
 if TYPE_CHECKING:
@@ -99,13 +101,14 @@ class Index:
     @cached_property
     def fit(self) -> "Fit":
         """The statistics that made today's vectors; SeenitError where they are missing or another's."""
-        from ..descriptor.embedder import read_fit, recipe_of
+        from .statistics import read_fit, recipe_of
 
         return read_fit(self.store, self.manifest, recipe_of(self.manifest, self.location))
 
     def embedder(self, backbone: "Backbone") -> "Embedder":
         """What describes images as the index's were; SeenitError where another backbone made the index."""
-        from ..descriptor.embedder import Embedder, check_backbone, recipe_of
+        from ..descriptor.embedder import Embedder
+        from .statistics import check_backbone, recipe_of
 
         check_backbone(self.manifest, backbone, self.location)
         return Embedder(backbone, self.manifest.resolution, recipe_of(self.manifest, self.location))

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
-from .protocol import Listed, Metadata, Record, Schema, StoredFile, folder_keys
+from ..images.metadata import Metadata
+from .protocol import Listed, Record, Schema, StoredFile, folder_keys
 
 # Payload fields that filters look at, and the kind of index that answers them.
 INDEXED_FIELDS = {

@@ -8,8 +8,6 @@ Paths in a store are keys, `ROOT/sub/folder/name.jpg`: ROOT is the key of an ent
 folders, the rest is relative and uses `/`. An index inside its photo folder therefore moves with it.
 """
 
-import hashlib
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import SeenitError
+from ..images.metadata import Metadata
 
 
 @dataclass(frozen=True)
@@ -36,22 +34,6 @@ class StoredFile:
     key: str  # ROOT/sub/folder/name.jpg
     size: int  # bytes
     mtime_ns: int
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What a picture says of itself. `taken_at` is always UTC; `date_source` says where it comes from."""
-
-    width: int  # pixels, after EXIF orientation
-    height: int
-    format: str  # Pillow's name: JPEG, PNG, ...
-    taken_at: datetime | None = None
-    camera: str | None = None
-    gps: tuple[float, float] | None = None  # latitude, longitude in degrees
-    date_source: str | None = None  # "exif", "xmp", "name" (of the file) or "file" (its time); None: not known
-    frames: int = 1  # pages or frames in the file; the first one is what is indexed
-    raw: bool = False  # a camera's sensor data
-    note: str | None = None  # what is wrong with the file although it can be shown: "the end is missing"
 
 
 @dataclass(frozen=True)
@@ -225,11 +207,6 @@ class Store(Protocol):
         """Close the index and give up the writer's lock; safe to call twice."""
 
 
-def content_id(data: bytes | memoryview) -> str:
-    """A record's id: the first 128 bits of SHA-256 (which processors have instructions for) of its bytes, as a UUID."""
-    return str(uuid.UUID(bytes=hashlib.sha256(data).digest()[:16]))
-
-
 def folder_keys(file_key: str) -> list[str]:
     """Every folder key that a file key lies under: `0/a/b.jpg` -> [`0`, `0/a`]."""
     parts = file_key.split("/")
@@ -239,21 +216,3 @@ def folder_keys(file_key: str) -> list[str]:
 def is_url(location: str | Path) -> bool:
     """Whether a location names a server's collection rather than a folder."""
     return str(location).startswith(("http://", "https://"))
-
-
-def open_store(location: str | Path, *, write: bool = False, wait_s: float = 10.0) -> Store:
-    """Open the store at a folder or at `http(s)://host:port/collection`; the one place that chooses.
-
-    write   take the writer's lock; a second writer gets LockedError, which names the process that holds it
-    wait_s  how long a writer waits for another one to end
-    A location without an index raises SeenitError unless `write`; a folder is then created, a collection by `ensure`.
-    """
-    if is_url(location):
-        from .qdrant_store import QdrantStore
-
-        return QdrantStore.open(str(location), write=write, wait_s=wait_s)
-    if "://" in str(location):
-        raise SeenitError(f"cannot open {location}: an index is a folder or http(s)://host:port/collection")
-    from .sqlite_store import SqliteStore
-
-    return SqliteStore.open(Path(location), write=write, wait_s=wait_s)

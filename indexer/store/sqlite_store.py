@@ -23,11 +23,12 @@ import filelock
 import numpy as np
 
 from ..errors import StoreError
+from ..images.metadata import Metadata
 from .index_folder import claim_folder, refuse_missing, shares_memory
 from .neighbour_cache import Epoch, graph_bytes
 from .neighbours import Found, Neighbours
 from .payload import checked_vector
-from .protocol import Hit, Listed, Metadata, Progress, Record, Schema, StoredFile, StoreSize, Where, never, no_progress
+from .protocol import Hit, Listed, Progress, Record, Schema, StoredFile, StoreSize, Where, never, no_progress
 from .sqlite_errors import is_passing, sqlite_errors
 from .sqlite_filter import (
     add_functions,

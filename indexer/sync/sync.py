@@ -6,11 +6,9 @@ killed at any moment is continued by the next one. The descriptor's statistics a
 that is embedded first; once the corpus has outgrown them they are fitted again.
 """
 
-import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +16,19 @@ from tqdm import tqdm
 
 from ..backbone.load_once import LoadOnce, load_once
 from ..errors import SeenitError, StoreError
-from ..images.find import FoundFile, Unreadable, find_files
+from ..images.find import Unreadable
 from ..images.jobs import Broken, Changed, Decoded, Hashed, Job, NotAPicture, Outcome, Vanished
 from ..images.pool import DecodePool
 from ..index.index import WAIT_S
 from ..index.manifest import BLOB as MANIFEST_BLOB
-from ..index.manifest import Manifest, Roots, read_manifest, relative_parts, write_manifest
-from ..index.skipped import SkippedFile, read_skipped, write_skipped
+from ..index.manifest import Manifest, read_manifest, write_manifest
+from ..index.skipped import SkippedFile, write_skipped
 from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
-from ..store.protocol import Store, StoredFile, is_url, open_store
-from .ledger import Changes, Ledger
+from ..store.open import open_store
+from ..store.protocol import Store, StoredFile, is_url
+from .ledger import Ledger
+from .scan import _Run, _scopes, _take_stock
+from .summary import Summary, _skip_reasons
 
 if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does without
     from ..backbone.backbone import Backbone
@@ -36,46 +37,6 @@ if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does wit
 OUTGROWN = 4  # the statistics are fitted anew when the corpus is this many times what they saw
 DEFAULT_RESOLUTION = 224  # pixels
 SAVE_SKIPPED_EVERY_S = 60.0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run did. `skipped` counts the files that look like pictures and cannot be read, by reason."""
-
-    index: str
-    changes: Changes
-    skipped: dict[str, int]
-    unreadable: tuple[str, ...]  # folders that could not be listed; what was known below them is kept
-    pictures: int  # records in the index now
-    embedded: int  # pictures that went through the backbone in this run
-    refitted: bool  # the descriptor's statistics were fitted (again)
-    seconds: float
-    images_per_s: float  # embedded pictures over the time of embedding; 0 if none
-    interrupted: bool
-    dry_run: bool
-    backbone: str
-    notes: tuple[str, ...] = ()  # what else the user should know, a line each
-
-    @property
-    def in_line(self) -> bool:
-        return not (self.interrupted or self.unreadable)
-
-
-@dataclass
-class _Run:
-    """What one run carries from step to step."""
-
-    store: Store | None
-    ledger: Ledger
-    roots: Roots
-    scopes: list[str]  # folder keys that this run brings in line
-    follow_links: bool = False  # also out of the folders
-    links_out: int = 0  # that were met and not followed
-    unreadable: list[str] = field(default_factory=list)
-    embedded: int = 0
-    embedding_s: float = 0.0
-    refitted: bool = False
-    skipped_saved: float = field(default_factory=time.monotonic)
 
 
 def default_index(folders: Sequence[str | Path]) -> Path:
@@ -215,27 +176,6 @@ def _optimize(store: Store, progress: bool, stop: Callable[[], bool]) -> list[st
 # ---- taking stock ----
 
 
-def _scopes(
-    location: str, manifest: Manifest | None, folders: Sequence[str | Path]
-) -> tuple[Roots, list[str], set[str]]:
-    """The roots with the new folders among them, the folder keys in scope, and the roots that a new one contains."""
-    known = dict(manifest.roots) if manifest else {}
-    roots = Roots(location, known)
-    scopes: list[str] = list(known) if not folders else []
-    absorbed: set[str] = set()
-    for folder in folders:
-        inside = [key for key in roots.keys(folder) if key.split("/")[0] not in absorbed]
-        if not inside:
-            within = {key for key, path in roots.folders.items() if relative_parts(path, str(Path(folder).absolute()))}
-            absorbed |= within
-            key = str(1 + max((int(key) for key in known if key.isdigit()), default=-1))
-            known[key] = roots.stored_form(folder)
-            roots = Roots(location, known)
-            inside = [key]
-        scopes += inside
-    return roots, sorted({*scopes, *absorbed}), absorbed
-
-
 def _check_request(
     manifest: Manifest | None,
     backbone: LoadOnce,
@@ -258,7 +198,8 @@ def _check_request(
             " make another one with --index"
         )
     if tokens is not None:
-        from ..descriptor.embedder import recipe_named, recipe_of
+        from ..descriptor.embedder import recipe_named
+        from ..index.statistics import recipe_of
 
         if recipe_named(tokens) != recipe_of(manifest, location):
             raise SeenitError(
@@ -266,49 +207,9 @@ def _check_request(
             )
     if backbone.spec is None or (backbone.spec == manifest.backbone and not backbone.is_loaded):
         return
-    from ..descriptor.embedder import check_backbone
+    from ..index.statistics import check_backbone
 
     check_backbone(manifest, backbone.load(manifest.backbone), location)
-
-
-def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed: set[str], allow_empty: bool) -> None:
-    """Fill the ledger from store and disk, and settle what is unchanged."""
-    ledger = run.ledger
-    if run.store is not None and manifest is not None:
-        ledger.add_known(run.store.list_files(), manifest.fit)
-        ledger.add_skipped(read_skipped(run.store))
-    for scope in run.scopes:
-        if scope.split("/")[0] not in absorbed:
-            ledger.add_found(_files_below(run, scope, location))
-    for scope in run.scopes:
-        if scope in absorbed or allow_empty:
-            continue
-        held = ledger.num_known_in(scope)
-        if held and not ledger.num_found_in(scope):
-            raise SeenitError(
-                f"{run.roots.path(scope)} is empty now, but the index holds {held} of its pictures (a drive that is not"
-                " mounted?); if they are meant to go: seenit index --allow-empty"
-            )
-    ledger.settle(run.scopes)
-
-
-def _files_below(run: _Run, scope: str, location: object) -> Iterator[StoredFile]:
-    folder = run.roots.path(scope)
-    start = os.path.join(os.path.abspath(folder), "")  # of every path that is found
-    exclude = [] if is_url(str(location)) else [str(Path(str(location)).absolute())]
-
-    def count_link(link: str) -> None:
-        run.links_out += 1
-
-    for found in find_files([folder], exclude_dirs=exclude, follow_links=run.follow_links, on_link_out=count_link):
-        rest = found.path[len(start) :]
-        key = f"{scope}/{rest if os.sep == '/' else rest.replace(os.sep, '/')}" if rest else scope
-        if isinstance(found, Unreadable):
-            run.unreadable.append(f"{found.path}: {found.reason}")
-            run.ledger.keep_under(key)
-        else:
-            assert isinstance(found, FoundFile)
-            yield StoredFile(key, found.size, found.mtime_ns)
 
 
 # ---- reading and embedding ----
@@ -355,7 +256,8 @@ def _embed_all(
     say: Callable[[str], None],
 ) -> tuple[Manifest | None, bool]:
     """Decode, embed and write everything that has no vectors of today's fit; the manifest then, and whether stopped."""
-    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, check_backbone, read_fit, recipe_named, recipe_of
+    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, recipe_named
+    from ..index.statistics import check_backbone, read_fit, recipe_of
     from .writer import FIT_SAMPLE, Writer
 
     assert run.store is not None
@@ -450,10 +352,6 @@ def _remember_skipped(run: _Run) -> None:
     assert run.store is not None
     write_skipped(run.store, run.ledger.skipped())
     run.skipped_saved = time.monotonic()
-
-
-def _skip_reasons(ledger: Ledger) -> dict[str, int]:
-    return dict(Counter(file.reason or "" for file in ledger.skipped(only_broken=True)).most_common())
 
 
 def _dry_summary(run: _Run, manifest: Manifest | None, location: str, started: float) -> Summary:

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..descriptor.embedder import FIT_BLOB, Embedder
+from ..descriptor.embedder import Embedder
 from ..descriptor.patch_codec import PatchTokens, pack_patches
 from ..descriptor.whitening import Fit, Pooled, apply, save_fit
 from ..images.jobs import Decoded
-from ..index.manifest import Manifest, Roots, write_manifest
+from ..index.keys import Roots
+from ..index.manifest import Manifest, write_manifest
+from ..index.statistics import FIT_BLOB
 from ..store.protocol import Record, Schema, Store
 from .ledger import Ledger
 

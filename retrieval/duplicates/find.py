@@ -10,7 +10,7 @@ import numpy as np
 
 from indexer.errors import SeenitError
 from indexer.index.index import WAIT_S, Index
-from indexer.index.manifest import Roots
+from indexer.index.keys import Roots
 from indexer.store.protocol import Listed, Record, Store, StoredFile
 
 from .candidates import NEIGHBOURS, Candidates, are_among, near_pairs, read_vectors, with_pairs

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from contextlib import closing
 
-from indexer.store.protocol import StoredFile, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import StoredFile
 
 RECORDS_AT_ONCE = 1000
 

@@ -17,6 +17,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ..geometry import square
+
 Level = Literal["exact", "near", "scene"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -154,11 +156,6 @@ def _side_by_side(pairs: Sequence[Pair]) -> set[int]:
     area = (high - low).prod(1)
     apart = (shared < APART * np.minimum(area[:, None], area)).any(1)
     return {pair.second for pair, alone in zip(parts, apart, strict=True) if alone}
-
-
-def square(transform: np.ndarray) -> np.ndarray:
-    """(2, 3) -> (3, 3)"""
-    return np.vstack([transform, (0, 0, 1)])
 
 
 def inverse(transform: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from indexer.store.protocol import Metadata, Record, StoredFile
+from indexer.images.metadata import Metadata
+from indexer.store.protocol import Record, StoredFile
 
 Keep = Literal["resolution", "bytes", "format", "oldest", "newest"]
 KEEPS: tuple[Keep, ...] = get_args(Keep)

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
 
-from .proof import better, inverse, refined
+from ..geometry import inverse
+from .proof import better, refined
 
 # H, W of the frame: the image that shows the shared part with fewer pixels
 

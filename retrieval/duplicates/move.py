@@ -21,7 +21,7 @@ from typing import TextIO
 
 from indexer.errors import SeenitError
 from indexer.images.find import open_regular, os_reason
-from indexer.index.manifest import Roots, relative_parts
+from indexer.index.keys import Roots, relative_parts
 
 from .files import PART, move_name, why_not_itself
 from .names import reach, why_not

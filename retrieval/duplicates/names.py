@@ -15,8 +15,8 @@ from typing import IO
 from indexer.errors import SeenitError
 from indexer.images.decode import SNIFF_BYTES, sniff
 from indexer.images.find import open_regular, os_reason
-from indexer.index.manifest import relative_parts
-from indexer.store.protocol import content_id
+from indexer.images.metadata import content_id
+from indexer.index.keys import relative_parts
 
 HANDLES = {os.open, os.stat, os.link, os.unlink, os.rename, os.mkdir} <= os.supports_dir_fd  # not so on Windows
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..rerank.geometry import agree, mutual_pairs
-from ..rerank.rerank import side_by_side
+from ..rerank.patches import side_by_side
 
 CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
 

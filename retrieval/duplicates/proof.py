@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
+from ..geometry import _area, _square, inverse
+
 # B pairs of pictures, H hypotheses for each, S pixels on a side
 
 SIDE = 192  # pixels of a thumbnail's sides
@@ -97,11 +99,6 @@ def better(frame: Tensor, moving: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where((scores[1] > scores[0])[:, None, None], other, one)
 
 
-def inverse(transforms: Tensor) -> Tensor:
-    """The transforms (B, 2, 3) back."""
-    return torch.linalg.pinv(_square(transforms))[..., :2, :]
-
-
 def whole_turns() -> Tensor:
     """The eight ways to lay a whole picture on a whole picture: turned by quarters, mirrored or not.  (8, 2, 3)"""
     turns = []
@@ -111,16 +108,6 @@ def whole_turns() -> Tensor:
             middle = torch.full((2,), 0.5)
             turns.append(torch.cat([linear, (middle - linear @ middle)[:, None]], 1))
     return torch.stack(turns)
-
-
-def _square(transforms: Tensor) -> Tensor:
-    """(..., 2, 3) -> (..., 3, 3)"""
-    last = torch.tensor([0.0, 0.0, 1.0]).expand(*transforms.shape[:-2], 1, 3)
-    return torch.cat([transforms, last], -2)
-
-
-def _area(transforms: Tensor) -> Tensor:
-    return torch.linalg.det(transforms[..., :2])
 
 
 def _overlaid(frame: Tensor, moving: Tensor, transform: Tensor) -> tuple[Tensor, Tensor, Tensor]:

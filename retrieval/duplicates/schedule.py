@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .groups import Pair, inverse, square
+from ..geometry import square
+from .groups import Pair, inverse
 
 REACH = 64  # pictures to which chains are followed from one
 LEAST_SHARED = 0.1  # of one of two pictures, for a chain to go on

@@ -18,7 +18,7 @@ from indexer.errors import PictureError, SeenitError
 from indexer.images.decode import decode_file
 
 from ..query.query import Region
-from ..search import Result
+from ..results import Result
 from .gallery_index import Gallery, is_made, open_gallery
 from .ground_truth import Query, Task, make_task, read_distractors, read_manifest, read_tasks
 from .metrics import RECALL_AT, Answer, MatchQuality, Quality, evaluate_ranking, match_quality

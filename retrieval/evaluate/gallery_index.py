@@ -14,9 +14,11 @@ from pathlib import Path
 from indexer.backbone.backbone import Backbone
 from indexer.errors import PictureError, SeenitError
 from indexer.images.decode import decode_file
+from indexer.images.metadata import content_id
 from indexer.index.index import is_index
 from indexer.index.manifest import read_manifest
-from indexer.store.protocol import content_id, is_url, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import is_url
 
 from ..build import build_index
 from ..search import Searcher

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image
 
-from indexer.descriptor.crops import WHOLE, Cut
+from indexer.descriptor.crops import Cut
+from indexer.descriptor.features import WHOLE
 from indexer.errors import SeenitError
 from indexer.images.decode import decode_file
 from indexer.images.preprocess import MIDDLE, detail_px, preprocess
 
 if TYPE_CHECKING:
-    from indexer.descriptor.embedder import View
+    from indexer.descriptor.features import View
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray
 Region: TypeAlias = tuple[float, float, float, float]

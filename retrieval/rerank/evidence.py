@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+BELIEVED = 0.5  # probability from which on a result is believed to be the same thing
+
 Box = tuple[float, float, float, float]  # x, y, width, height as fractions of the picture, in [0, 1]
 Verdict = Literal["same", "perhaps", "no match"]
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexer.backbone.checkpoint import best_dtype
-from indexer.descriptor.embedder import View
-from indexer.descriptor.patch_codec import unpack_patches
+from indexer.backbone.dtype import best_dtype
+from indexer.descriptor.features import View
 
-from ..calibrate import BELIEVED
-from .evidence import Box, Evidence
+from .evidence import BELIEVED, Box, Evidence
+from .fuse import DISTINCT_SCALE, saturated
 from .geometry import agreement_of, distinct_support, far_apart, mutual_of
+from .patches import patches_at, side_by_side
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -26,26 +26,7 @@ Z = TypeVar("Z")
 
 # B candidates, N patches of a view, M of a candidate (zero-padded), T numbers in a token
 
-SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
-DISTINCT_SCALE = 3.0  # likewise of what is distinct
-LARGEST_HEAT = 256  # rows and columns of a heat map
 CHUNK = 50  # candidates that are compared at once
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """Patches of B pictures side by side.
-
-    tokens  (B, M, T)  float32, L2-normalised, zero-padded
-    mask    (B, M)     True where the patch is real
-    at      (B, M, 2)  float32, x and y of each patch's middle, in patches
-    grids   rows and columns of each picture
-    """
-
-    tokens: Tensor
-    mask: Tensor
-    at: Tensor
-    grids: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,16 +47,6 @@ class Match:
 
 
 NO_MATCH = Match(0.0, np.empty((0, 5), np.float32), None)
-
-
-def fused(cosine: np.ndarray, support: np.ndarray, distinct: np.ndarray) -> np.ndarray:
-    """Scores in [-1, 1] of candidates, each (B,): half their global cosine, half how far their patches agree."""
-    return 0.5 * cosine + 0.25 * saturated(support, SUPPORT_SCALE) + 0.25 * saturated(distinct, DISTINCT_SCALE)
-
-
-def saturated(support: np.ndarray, scale: float) -> np.ndarray:
-    """Support as a number in [0, 1): what a picture has in common beyond some ten patches adds little."""
-    return 1 - np.exp(-support / scale)
 
 
 class Comparison:
@@ -150,27 +121,6 @@ def _use_one_thread(together: threading.Barrier) -> None:
     torch.get_num_threads()  # a thread takes over the process's number when it first asks, and must not do so later
     torch.set_num_threads(1)
     together.wait()  # so that each of the pool's threads gets one of these calls
-
-
-def side_by_side(packed: Sequence[bytes]) -> Candidates:
-    """The patches of several pictures as one batch."""
-    patches = unpack_patches(packed)
-    counts = np.array(patches.counts, int)
-    mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, M)
-    middles = patches.positions[:, ::-1] + np.float32(0.5)
-    if mask.all():  # as good as always; then there is nothing to pad, and nothing large to copy
-        tokens, at = patches.tokens.reshape(*mask.shape, -1), middles.reshape(*mask.shape, 2)
-    else:
-        tokens = np.zeros((*mask.shape, patches.tokens.shape[1]), np.float32)
-        at = np.zeros((*mask.shape, 2), np.float32)
-        tokens[mask], at[mask] = patches.tokens, middles
-    return Candidates(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(at), patches.grids)
-
-
-def patches_at(grid: tuple[int, int]) -> Tensor:
-    """x and y of the middle of every patch of a grid in raster order, in patches.  (rows * columns, 2)"""
-    rows, cols = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    return torch.stack([cols.flatten(), rows.flatten()], dim=1) + 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,29 +235,6 @@ def to_evidence(match: Match, probability: float | None) -> Evidence:
         box=box_of(match.pairs[:, 2:4], match.patch),
         query_box=box_of(match.pairs[:, :2], match.query_patch),
     )
-
-
-def heat_of(one: View, other: View) -> np.ndarray:
-    """The best cosine of each patch of one picture in another, (rows, columns) float32."""
-    return (one.tokens @ other.tokens.T).max(1).reshape(one.grid)
-
-
-def query_heat_of(views: Sequence[View], other: View) -> np.ndarray:
-    """`heat_of` a query's views together, at each spot of the whole picture the most that any says; 0 where none looks.
-
-    views    the first of them level, its patches are as large as those of the answer
-    returns  (rows, columns) float32
-    """
-    size = np.array(views[0].grid[::-1]) / views[0].frame[:, :2].diagonal()  # columns, rows of the whole picture
-    cols, rows = np.clip(size.round().astype(int), 1, LARGEST_HEAT)
-    heat = np.zeros(rows * cols, np.float32)
-    at = patches_at((rows, cols)).numpy() / (cols, rows)  # (N, 2), fractions of the picture
-    for view in views:
-        inside = (at - view.frame[:, 2]) @ np.linalg.inv(view.frame[:, :2]).T  # (N, 2), fractions of the view
-        seen = ((inside >= 0) & (inside < 1)).all(1)
-        x, y = (inside[seen] * view.grid[::-1]).astype(int).T
-        heat[seen] = np.maximum(heat[seen], heat_of(view, other)[y, x])
-    return heat.reshape(rows, cols)
 
 
 def box_of(points: np.ndarray, patch: tuple[float, float]) -> Box | None:

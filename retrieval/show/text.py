@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from indexer.errors import PictureError
 from indexer.images.decode import decode_file
-from indexer.store.protocol import Metadata
+from indexer.images.metadata import Metadata
 
 from ..query.query import Region, box_in_pixels
 from ..rerank.evidence import Evidence, percent
-from ..search import Result
+from ..results import Result
 from .results_page import PageQuery, PageResult
 
 NOTHING = "nothing in the index meets these conditions"

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from indexer.images.decode import decode
 from indexer.images.find import open_regular
 from indexer.images.jobs import Decoded, Job, Settings, read_picture
+from indexer.images.metadata import content_id
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import detail_px, preprocess
 from indexer.images.worker import pack, send
-from indexer.store.protocol import content_id
 
 
 def make_photo(path: Path, width: int, height: int, seed: int, quality: int) -> None:

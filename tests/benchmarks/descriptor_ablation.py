@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.crops import query_cuts
-from indexer.descriptor.embedder import View
+from indexer.descriptor.features import View
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
 from indexer.descriptor.whitening import RECIPES as OFFERED
 from indexer.descriptor.whitening import Fit, Pooled, Recipe
@@ -32,7 +32,9 @@ from retrieval.evaluate.ground_truth import Task, make_task, read_manifest
 from retrieval.evaluate.metrics import Quality, evaluate_ranking
 from retrieval.query.query import read_query
 from retrieval.rerank import geometry as match
-from retrieval.rerank.rerank import DISTINCT_SCALE, SUPPORT_SCALE, Comparison, fused, side_by_side
+from retrieval.rerank.fuse import DISTINCT_SCALE, SUPPORT_SCALE, fused
+from retrieval.rerank.patches import side_by_side
+from retrieval.rerank.rerank import Comparison
 
 SETS = ("smvs_dvd_covers", "mcv_paintings", "smvs_landmarks", "paris", "grocery")
 FULL = Recipe()

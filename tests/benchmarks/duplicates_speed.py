@@ -28,8 +28,10 @@ from store_speed import PeakMemory
 
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
 from indexer.descriptor.whitening import RECIPES
+from indexer.images.metadata import Metadata, content_id
 from indexer.index.manifest import Manifest, write_manifest
-from indexer.store.protocol import Metadata, Record, Schema, StoredFile, content_id, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import Record, Schema, StoredFile
 from retrieval.duplicates import find_duplicates
 
 DIM = 384

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from indexer.backbone.checkpoint import best_dtype, build_model, load_checkpoint
+from indexer.backbone.checkpoint import build_model, load_checkpoint
+from indexer.backbone.dtype import best_dtype
 from indexer.backbone.vit import Architecture, VisionTransformer
 
 SHIPPED = Path(__file__).parents[2] / "indexer" / "assets" / "seenit_vits14.safetensors"

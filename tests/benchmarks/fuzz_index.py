@@ -39,7 +39,8 @@ from conftest import draw_photo, save_tiny
 from indexer.errors import SeenitError
 from indexer.index.index import Index
 from indexer.store import neighbours
-from indexer.store.protocol import Store, Where, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import Store, Where
 from indexer.store.sqlite_check import Checked, check_index
 from indexer.sync.sync import sync_folder
 

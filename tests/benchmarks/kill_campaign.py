@@ -39,7 +39,8 @@ from conftest import draw_photo, save_tiny
 from stored_records import RECORDS, SCHEMA, make_record
 
 from indexer.errors import SeenitError
-from indexer.store.protocol import Record, StoredFile, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import Record, StoredFile
 from indexer.store.sqlite_check import check_index
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,7 +24,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
-from indexer.store.protocol import Store, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import Store
 from indexer.sync.sync import sync_folder
 
 CROP = 224  # pixels

@@ -16,11 +16,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
-from indexer.descriptor.embedder import View
+from indexer.descriptor.features import View
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
 from indexer.descriptor.whitening import RECIPES, Recipe
 from retrieval.rerank.evidence import Evidence
-from retrieval.rerank.rerank import Comparison, side_by_side, to_evidence
+from retrieval.rerank.patches import side_by_side
+from retrieval.rerank.rerank import Comparison, to_evidence
 
 GRID = (16, 16)
 PATCHES = GRID[0] * GRID[1]

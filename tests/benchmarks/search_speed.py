@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from rerank_speed import GRID, PATCHES, candidate, unit
 from store_speed import PeakMemory, clustered, record_chunks
 
-from indexer.descriptor.embedder import View
+from indexer.descriptor.features import View
 from indexer.descriptor.whitening import RECIPES
 from indexer.index.manifest import Manifest, write_manifest
-from indexer.store.protocol import Record, Schema, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import Record, Schema
 from retrieval.query.query import Prepared
 from retrieval.rerank.rerank import Comparison
 from retrieval.search import Searcher

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from indexer.backbone.backbone import Backbone
-from indexer.backbone.checkpoint import EXTRA_PREFIX, Checkpoint, build_model, load_checkpoint, save_checkpoint
+from indexer.backbone.checkpoint import build_model, load_checkpoint, save_checkpoint
+from indexer.backbone.layouts import EXTRA_PREFIX, Checkpoint
 from indexer.backbone.vit import TokenFeatures
 from trainer.data.sources import open_source
 from trainer.evaluate.views import embed_views

@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from indexer.store.protocol import Metadata, Record, Schema, StoredFile, Where, content_id, open_store
+from indexer.images.metadata import Metadata, content_id
+from indexer.store.open import open_store
+from indexer.store.protocol import Record, Schema, StoredFile, Where
 
 CENTRES = 2000
 NOISE = 1.0  # length of the noise relative to the centre's

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.images.metadata import content_id
 from indexer.index.manifest import read_manifest
-from indexer.store.protocol import Record, StoredFile, content_id, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import Record, StoredFile
 from indexer.sync.sync import sync_folder
 
 

@@ -19,9 +19,10 @@ from indexer.backbone import resolve as backbone_choice
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.cache import SHIPPED, backbone_path, cache_folder, local_path, official_url
 from indexer.backbone.catalogue import list_backbones
-from indexer.backbone.checkpoint import Preprocessing, load_checkpoint, save_checkpoint
+from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.backbone.http import Patience
 from indexer.backbone.import_weights import import_backbone
+from indexer.backbone.layouts import Preprocessing
 from indexer.backbone.resolve import PREFERRED
 from indexer.backbone.vit import ARCHITECTURES, Architecture, VisionTransformer
 from indexer.errors import CheckpointError, DownloadError, SeenitError

@@ -14,15 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from indexer.backbone.checkpoint import (
-    Preprocessing,
-    best_dtype,
-    build_model,
-    infer_architecture,
-    load_checkpoint,
-    quantise,
-    save_checkpoint,
-)
+from indexer.backbone.checkpoint import build_model, load_checkpoint, quantise, save_checkpoint
+from indexer.backbone.dtype import best_dtype
+from indexer.backbone.layouts import Preprocessing, infer_architecture
 from indexer.backbone.vit import ARCHITECTURES, Architecture, VisionTransformer
 from indexer.errors import CheckpointError
 

@@ -36,8 +36,8 @@ from indexer.images.jobs import (
     Vanished,
     read_picture,
 )
+from indexer.images.metadata import content_id
 from indexer.images.pool import DecodePool
-from indexer.store.protocol import content_id
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,8 @@ from indexer.descriptor.whitening import RECIPES, Recipe
 from indexer.errors import LockedError, SeenitError
 from indexer.index.find_index import find_index
 from indexer.index.index import Index, index_in, is_index
-from indexer.index.manifest import Manifest, Roots, parse_manifest, write_manifest
+from indexer.index.keys import Roots
+from indexer.index.manifest import Manifest, parse_manifest, write_manifest
 from retrieval import Searcher, build_index
 
 

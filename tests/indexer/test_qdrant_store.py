@@ -22,7 +22,8 @@ from stored_records import RECORDS, SCHEMA, make_record, unit
 
 from indexer.errors import LockedError, SeenitError, StoreError
 from indexer.store import qdrant_connection, qdrant_failures
-from indexer.store.protocol import Schema, Store, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import Schema, Store
 from indexer.store.qdrant_address import Address
 
 

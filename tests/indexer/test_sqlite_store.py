@@ -27,11 +27,13 @@ from store_kinds import run_code
 from stored_records import RECORDS, SCHEMA, make_record, unit
 
 from indexer.errors import LockedError, SeenitError, StoreError
+from indexer.images.metadata import content_id
 from indexer.index import find_index as last_index
-from indexer.index.manifest import Roots
+from indexer.index.keys import Roots
 from indexer.store import index_folder, neighbour_cache, neighbours, sqlite_store
 from indexer.store.neighbour_cache import cache_folder
-from indexer.store.protocol import Record, Store, StoredFile, Where, content_id, open_store
+from indexer.store.open import open_store
+from indexer.store.protocol import Record, Store, StoredFile, Where
 from indexer.store.sqlite_check import check_index, repair_index
 from indexer.store.sqlite_schema import connect
 from indexer.store.sqlite_store import SqliteStore
@@ -91,7 +93,7 @@ def query(seed: int, count: int = 3) -> np.ndarray:
 WRITER = """
 import sys, os
 from pathlib import Path
-from indexer.store.protocol import open_store
+from indexer.store.open import open_store
 from stored_records import SCHEMA, make_record
 from dataclasses import replace
 store = open_store(sys.argv[1], write=True)
@@ -571,7 +573,7 @@ def test_threads_read_one_state_each_while_another_writes(folder: Path) -> None:
 def test_a_reader_in_another_process_sees_new_records_without_reopening(folder: Path) -> None:
     code = """
 import sys, numpy as np
-from indexer.store.protocol import open_store
+from indexer.store.open import open_store
 store = open_store(sys.argv[1])
 print(store.count(), flush=True)
 while store.count() != 32: pass

@@ -14,10 +14,12 @@ from store_kinds import GALLERY, assert_near, ids, meeting, run_code
 from stored_records import DAY_0, RECORDS, SCHEMA, make_record, unit
 
 from indexer.errors import LockedError, SeenitError, StoreError
+from indexer.images.metadata import Metadata, content_id
 from indexer.index.copy import copy_index
 from indexer.index.manifest import Manifest, read_manifest, write_manifest
+from indexer.store.open import open_store
 from indexer.store.payload import from_engine, to_engine
-from indexer.store.protocol import Metadata, Schema, Store, StoredFile, Where, content_id, open_store
+from indexer.store.protocol import Schema, Store, StoredFile, Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode", "ignore:Payload indexes have no effect")
 
@@ -209,7 +211,7 @@ def test_impossible_coordinates_do_not_stop_a_batch(store: Store) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from indexer.store.protocol import Schema, open_store
+from indexer.store.protocol import Schema; from indexer.store.open import open_store
 store = open_store(Path(sys.argv[1]), write=True)
 store.ensure(Schema(16))
 print("ready", flush=True)
@@ -233,7 +235,7 @@ def test_a_second_writer_waits_and_is_told_who_holds_the_index(tmp_path: Path) -
 WRITE = """
 import sys
 from pathlib import Path
-from indexer.store.protocol import open_store
+from indexer.store.open import open_store
 from stored_records import SCHEMA, make_record
 store = open_store(Path(sys.argv[1]), write=True)
 store.ensure(SCHEMA)
@@ -295,7 +297,7 @@ def test_a_blob_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
 import resource, signal, sys
 from pathlib import Path
 from indexer.errors import StoreError
-from indexer.store.protocol import open_store
+from indexer.store.open import open_store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = open_store(Path(sys.argv[1]), write=True)
 store.write_blob("manifest.json", b"old")

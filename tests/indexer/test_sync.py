@@ -14,8 +14,10 @@ from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
 from indexer.index.manifest import read_manifest
 from indexer.index.skipped import read_skipped
-from indexer.store.protocol import Record, Where, open_store
-from indexer.sync.sync import Summary, sync_folder
+from indexer.store.open import open_store
+from indexer.store.protocol import Record, Where
+from indexer.sync.summary import Summary
+from indexer.sync.sync import sync_folder
 
 
 def run(folder: Path, backbone: Path, index: Path | None = None, **options: object) -> Summary:

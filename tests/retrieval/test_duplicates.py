@@ -12,7 +12,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from indexer.errors import SeenitError
-from indexer.store.protocol import Metadata, Record, StoredFile, open_store
+from indexer.images.metadata import Metadata
+from indexer.store.open import open_store
+from indexer.store.protocol import Record, StoredFile
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import Duplicates, find_duplicates
 from retrieval.duplicates.candidates import Candidates, are_among, near_pairs, with_pairs
@@ -28,8 +30,9 @@ from retrieval.duplicates.patterns import (
     whole_in_part,
 )
 from retrieval.duplicates.present import as_json, table, write_duplicates_page
-from retrieval.duplicates.proof import SIDE, Fits, best_of, fit, inverse, whole_turns
+from retrieval.duplicates.proof import SIDE, Fits, best_of, fit, whole_turns
 from retrieval.duplicates.schedule import settled, untried_pairs, with_keepers
+from retrieval.geometry import inverse
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,9 @@ import kill_points
 import pytest
 
 from indexer.errors import SeenitError
-from indexer.index.manifest import Roots
-from indexer.store.protocol import Metadata, Record, StoredFile, content_id
+from indexer.images.metadata import Metadata, content_id
+from indexer.index.keys import Roots
+from indexer.store.protocol import Record, StoredFile
 from retrieval.duplicates.files import join_files, move_name
 from retrieval.duplicates.find import Duplicates, File, Group, Member
 from retrieval.duplicates.hardlink import join_same_bytes, same_bytes

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from indexer.descriptor.embedder import View
+from indexer.descriptor.features import View
 from indexer.descriptor.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
 from indexer.errors import SeenitError
 from retrieval.calibrate import learn
 from retrieval.rerank.geometry import ELSEWHERE, FLOOR, Pairs, agree, distinct_support, far_apart, mutual_pairs
-from retrieval.rerank.rerank import CHUNK, Comparison, in_threads, patches_at, to_evidence
+from retrieval.rerank.patches import patches_at
+from retrieval.rerank.rerank import CHUNK, Comparison, in_threads, to_evidence
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from indexer.errors import SeenitError
-from indexer.store.protocol import Metadata
+from indexer.images.metadata import Metadata
 from retrieval.rerank.evidence import Evidence
-from retrieval.search import Result
+from retrieval.results import Result
 from retrieval.show.contact_sheet import contact_sheet
 from retrieval.show.results_page import PageQuery, PageResult, write_page
 from retrieval.show.text import NOT_BELIEVED, NOTHING, json_line, page_query, table

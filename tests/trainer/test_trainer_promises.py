@@ -15,9 +15,10 @@ from conftest import draw_photo, save_tiny
 from safetensors.torch import load_file
 from test_trainer_resume import run, same_bits, stop_after, tiny
 
-from cli import _stop_on_interrupt, main
+from cli import main
 from indexer.backbone.checkpoint import load_checkpoint
 from indexer.errors import CheckpointError, SeenitError
+from indexer.terminal import stop_on_interrupt
 from trainer.config import ORIGIN, PRESETS, ConfigError, make_config
 from trainer.model.losses import WIDEST_RANGE, sinkhorn
 from trainer.model.optim import pace_at
@@ -225,7 +226,7 @@ def test_under_torchrun_the_first_process_prints_what_came_of_it(pictures, tmp_p
 
 def test_a_termination_asks_to_stop_as_an_interrupt_does():
     before = signal.getsignal(signal.SIGTERM)
-    with _stop_on_interrupt(signal.SIGTERM) as stop:
+    with stop_on_interrupt(signal.SIGTERM) as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_set()
     assert signal.getsignal(signal.SIGTERM) == before

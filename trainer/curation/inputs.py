@@ -14,10 +14,11 @@ import numpy as np
 
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.embedder import Embedder, check_backbone
+from indexer.descriptor.embedder import Embedder
 from indexer.errors import SeenitError
 from indexer.index.index import Index, is_index
 from indexer.index.manifest import Manifest
+from indexer.index.statistics import check_backbone
 
 from ..data.sources import PictureSource, Place, open_source
 from .embed import Describer, Pictures, Say, decoders_for, embed_pictures, fit_describer

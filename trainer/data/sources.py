@@ -19,8 +19,8 @@ from indexer.errors import PictureError, SeenitError
 from indexer.images.decode import Limits, Picture, decode, is_picture
 from indexer.images.find import Unreadable, find_files, open_regular, os_reason
 from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
+from indexer.images.metadata import Metadata
 from indexer.images.preprocess import detail_px, preprocess
-from indexer.store.protocol import Metadata
 
 from .augment import Augmentation, cut_with_pillow, draw_views
 from .shards import expand_braces, index_shard, is_shard

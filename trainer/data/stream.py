@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexer.backbone.checkpoint import Preprocessing
+from indexer.backbone.layouts import Preprocessing
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
 from indexer.images.pool import DecodePool

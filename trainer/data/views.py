@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
+from indexer.images.metadata import Metadata
 from indexer.images.preprocess import detail_px, preprocess
 from indexer.images.synthetic_views import make_view
-from indexer.store.protocol import Metadata
 
 from .sources import Place, decoded_place
 

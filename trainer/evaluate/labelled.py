@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from indexer.backbone.backbone import Backbone
-from indexer.backbone.checkpoint import Preprocessing
+from indexer.backbone.layouts import Preprocessing
 from indexer.backbone.vit import TokenFeatures, VisionTransformer
 from indexer.errors import SeenitError
 from indexer.images.decode import is_picture

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from indexer.backbone.backbone import Backbone
-from indexer.backbone.checkpoint import Checkpoint, build_model, save_checkpoint
+from indexer.backbone.checkpoint import build_model, save_checkpoint
+from indexer.backbone.layouts import Checkpoint
 from indexer.backbone.vit import VisionTransformer
 from indexer.errors import SeenitError
 

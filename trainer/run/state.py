@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from indexer.backbone.cache import backbone_path
-from indexer.backbone.checkpoint import Checkpoint, Preprocessing, build_model, load_checkpoint
+from indexer.backbone.checkpoint import build_model, load_checkpoint
+from indexer.backbone.layouts import Checkpoint, Preprocessing
 from indexer.backbone.tensor_file import read_tensors
 from indexer.backbone.vit import Architecture, VisionTransformer
 from indexer.errors import SeenitError

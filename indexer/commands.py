@@ -1,0 +1,188 @@
+"""Commands that look after an index, its tags and the backbones."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .terminal import IndexOption, JsonOption, WaitOption, megabytes, plural, say
+
+
+def info(
+    index: IndexOption = None,
+    skipped: Annotated[bool, typer.Option("--skipped", help="List the files that were skipped, and why.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What the index holds and what made it."""
+    from .index.find_index import find_index
+    from .index.index import Index
+
+    with Index.open(find_index(index, say=say)) as opened:
+        broken = [(opened.roots.path(file.key), file.reason) for file in opened.skipped() if file.reason is not None]
+        facts = opened.facts()
+    if skipped and as_json:
+        print(json.dumps([{"path": path, "reason": reason} for path, reason in broken]))
+    elif skipped:
+        for path, reason in broken:
+            print(f"{path}: {reason}")
+    elif as_json:
+        print(json.dumps(asdict(facts)))
+    else:
+        size = ", ".join(f"{part} {megabytes(count)}" for part, count in facts.bytes.items()) or "on the server"
+        shown: dict[str, object] = {
+            "index": facts.index,
+            "pictures": facts.pictures,
+            "folders": ", ".join(facts.folders),
+            "backbone": f"{facts.backbone} ({facts.backbone_hash[:8]})",
+            "resolution": facts.resolution,
+            "fitted on": facts.fitted_on,
+            "dimensions": f"global {facts.dimensions.global_dim}" if facts.dimensions else "-",
+            "probabilities": "learnt" if facts.calibrated else "not learnt yet",
+            "awaiting refit": facts.awaiting_refit,
+            "skipped": facts.skipped,
+            "not pictures": facts.not_pictures,
+            "size on disk": size,
+            "made by": f"seenit {facts.made_by}, format {facts.format}",
+        }
+        for name, value in shown.items():
+            print(f"{name:<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
+
+
+def check(
+    index: IndexOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make a new database of what is sound; the damaged one is kept beside it.")
+    ] = False,
+    wait: WaitOption = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether the index is whole: its database page by page, every record against its checksum, every count.
+
+    After a repair, images whose records were lost are embedded again by the next: seenit index. Tags are kept.
+    """
+    from .index.find_index import find_index
+    from .store.sqlite_check import check_index, repair_index
+
+    location = find_index(index, say=say)
+    progress = not as_json and sys.stderr.isatty()
+    if repair:
+        repaired = repair_index(location, wait_s=wait, progress=progress)
+        print(json.dumps(asdict(repaired)) if as_json else repaired.in_words)
+        return
+    found = check_index(location, progress=progress)
+    print(json.dumps(asdict(found)) if as_json else found.in_words)
+    if found.problems:
+        sys.exit(1)
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="An index: folder or URL.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Where to: folder or URL.")],
+    wait: WaitOption = 10.0,
+) -> None:
+    """Copy an index, between folder and server in either direction; may be repeated after a break."""
+    from .index.copy import copy_index
+
+    count = copy_index(source, target, progress=sys.stderr.isatty(), wait_s=wait)
+    print(f"copied {plural(count, 'picture')} from {source} to {target}")
+
+
+def backbone_list(as_json: JsonOption = False) -> None:
+    """The backbones by name, and which of them are here."""
+    from .backbone.catalogue import list_backbones
+
+    found = list_backbones()
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in found], default=str))
+        return
+    print(f"{'name':<22} {'where':<13} {'size':>9}  {'parameters':>10}  dim  patch  registers")
+    for entry in found:
+        size = megabytes(entry.size) if entry.size else "-"
+        print(
+            f"{entry.name:<22} {entry.where:<13} {size:>9}  {entry.parameters / 1e6:>8.1f} M  {entry.embed_dim:>4}"
+            f"  {entry.patch_size:>4}  {entry.registers:>6}"
+        )
+
+
+def backbone_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Official .pth, Hugging Face or our own safetensors.")],
+    name: Annotated[str | None, typer.Option(help="What to call it. [the file's name]")] = None,
+) -> None:
+    """Check a weights file, convert it, and make it available by name."""
+    from .backbone.import_weights import import_backbone
+
+    print(import_backbone(file, name))
+
+
+def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
+    """Where a backbone's file lies; an official one is downloaded first if need be."""
+    from .backbone.cache import backbone_path
+
+    print(backbone_path(name))
+
+
+def tag_add(
+    tag: Annotated[str, typer.Argument(help="A word.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
+    index: IndexOption = None,
+    wait: WaitOption = 10.0,
+) -> None:
+    """Put a tag on pictures."""
+    _change_tags(index, paths, lambda tags: tags | {tag}, "tagged", wait)
+
+
+def tag_remove(
+    tag: Annotated[str, typer.Argument(help="A word.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
+    index: IndexOption = None,
+    wait: WaitOption = 10.0,
+) -> None:
+    """Take a tag off pictures."""
+    _change_tags(index, paths, lambda tags: tags - {tag}, "untagged", wait)
+
+
+def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
+    """Every tag, and how many pictures have it."""
+    from .index.find_index import find_index
+    from .index.tags import count_tags
+
+    counts = count_tags(find_index(index, say=say))
+    if as_json:
+        print(json.dumps(counts))
+    for tag, count in [] if as_json else counts.items():
+        print(f"{count:>7,}  {tag}")
+
+
+def tag_export(index: IndexOption = None) -> None:
+    """All tags as JSON by content id, for `seenit tag import`."""
+    from .index.find_index import find_index
+    from .index.tags import export_tags
+
+    print(export_tags(find_index(index, say=say)).decode())
+
+
+def tag_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `seenit tag export` wrote.")],
+    index: IndexOption = None,
+    wait: WaitOption = 10.0,
+) -> None:
+    """Add exported tags; those that are there stay. An image that is not there gets its tags when it comes."""
+    from .index.find_index import find_index
+    from .index.tags import import_tags
+
+    changed, unknown = import_tags(find_index(index, say=say), file.read_bytes(), wait_s=wait)
+    print(f"tagged {plural(changed, 'picture')}" + (f"; {unknown:,} are not in the index" if unknown else ""))
+
+
+def _change_tags(
+    index: str | None, paths: Sequence[Path], change: Callable[[set[str]], set[str]], verb: str, wait_s: float
+) -> None:
+    from .index.find_index import find_index
+    from .index.tags import change_tags
+
+    changed = change_tags(find_index(index, paths, say=say), paths, change, wait_s=wait_s)
+    print(f"{verb} {plural(changed, 'picture')}")

@@ -1,0 +1,23 @@
+"""The part of an image that a descriptor is taken of."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+WHOLE = np.array([[1, 0, 0], [0, 1, 0]], np.float32)  # the frame of the whole picture
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One look at a query picture.
+
+    vector  (G,)    float32, L2-normalised
+    tokens  (N, T)  float32, L2-normalised rows: every patch, in raster order
+    grid    rows and columns of patches, N in all
+    frame   (2, 3)  float32, affine: fractions of the picture = frame @ (x, y, 1), fractions of what was looked at
+    """
+
+    vector: np.ndarray
+    tokens: np.ndarray
+    grid: tuple[int, int]
+    frame: np.ndarray = field(default_factory=lambda: WHOLE)

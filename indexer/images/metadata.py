@@ -1,0 +1,27 @@
+"""What a file says of its image, and the name its bytes give it."""
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a picture says of itself. `taken_at` is always UTC; `date_source` says where it comes from."""
+
+    width: int  # pixels, after EXIF orientation
+    height: int
+    format: str  # Pillow's name: JPEG, PNG, ...
+    taken_at: datetime | None = None
+    camera: str | None = None
+    gps: tuple[float, float] | None = None  # latitude, longitude in degrees
+    date_source: str | None = None  # "exif", "xmp", "name" (of the file) or "file" (its time); None: not known
+    frames: int = 1  # pages or frames in the file; the first one is what is indexed
+    raw: bool = False  # a camera's sensor data
+    note: str | None = None  # what is wrong with the file although it can be shown: "the end is missing"
+
+
+def content_id(data: bytes | memoryview) -> str:
+    """A record's id: the first 128 bits of SHA-256 (which processors have instructions for) of its bytes, as a UUID."""
+    return str(uuid.UUID(bytes=hashlib.sha256(data).digest()[:16]))

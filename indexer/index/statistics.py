@@ -1,0 +1,47 @@
+"""What an index was made with: its backbone, its descriptor and the statistics, each checked."""
+
+from ..backbone.backbone import Backbone
+from ..descriptor import whitening as descriptor
+from ..descriptor.whitening import Fit, Recipe
+from ..errors import SeenitError
+from ..store.protocol import Store
+from .manifest import Manifest
+
+FIT_BLOB = "descriptor.safetensors"
+
+
+MEND = "mend it with: seenit check --repair --index {}"
+
+
+def check_backbone(manifest: Manifest, backbone: Backbone, location: object) -> None:
+    """SeenitError unless this backbone made the index."""
+    if backbone.hash != manifest.backbone_hash:
+        raise SeenitError(
+            f"the index at {location} was made by backbone {manifest.backbone} ({manifest.backbone_hash[:8]}), this is"
+            f" {backbone.name} ({backbone.hash[:8]}); use the former, or make another index with --index"
+        )
+
+
+def recipe_of(manifest: Manifest, location: object) -> Recipe:
+    """The recipe that made an index; SeenitError where it has settings that this seenit does not know."""
+    try:
+        return Recipe.from_settings(manifest.descriptor)
+    except ValueError as error:
+        raise SeenitError(
+            f"the index at {location} cannot be used: its descriptor has an {error}, made by seenit {manifest.seenit};"
+            " update seenit, or make another index"
+        ) from None
+
+
+def read_fit(store: Store, manifest: Manifest, recipe: Recipe) -> Fit:
+    """The statistics that made the index's vectors; SeenitError where they are missing, damaged or another's."""
+    data = store.read_blob(FIT_BLOB)
+    why = ""
+    if data is None:
+        why = "its descriptor's statistics are missing"
+    else:
+        fit = descriptor.load_fit(data)
+        if fit.id == manifest.fit and fit.recipe == recipe:
+            return fit
+        why = "its descriptor's statistics are not the ones it names"
+    raise SeenitError(f"the index at {store.location} cannot be used: {why}; {MEND.format(store.location)}")

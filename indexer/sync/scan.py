@@ -1,0 +1,93 @@
+"""Which files there are, against what is indexed."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import SeenitError
+from ..images.find import FoundFile, Unreadable, find_files
+from ..index.keys import Roots, relative_parts
+from ..index.manifest import Manifest
+from ..index.skipped import read_skipped
+from ..store.protocol import Store, StoredFile, is_url
+from .ledger import Ledger
+
+
+@dataclass
+class _Run:
+    """What one run carries from step to step."""
+
+    store: Store | None
+    ledger: Ledger
+    roots: Roots
+    scopes: list[str]  # folder keys that this run brings in line
+    follow_links: bool = False  # also out of the folders
+    links_out: int = 0  # that were met and not followed
+    unreadable: list[str] = field(default_factory=list)
+    embedded: int = 0
+    embedding_s: float = 0.0
+    refitted: bool = False
+    skipped_saved: float = field(default_factory=time.monotonic)
+
+
+def _scopes(
+    location: str, manifest: Manifest | None, folders: Sequence[str | Path]
+) -> tuple[Roots, list[str], set[str]]:
+    """The roots with the new folders among them, the folder keys in scope, and the roots that a new one contains."""
+    known = dict(manifest.roots) if manifest else {}
+    roots = Roots(location, known)
+    scopes: list[str] = list(known) if not folders else []
+    absorbed: set[str] = set()
+    for folder in folders:
+        inside = [key for key in roots.keys(folder) if key.split("/")[0] not in absorbed]
+        if not inside:
+            within = {key for key, path in roots.folders.items() if relative_parts(path, str(Path(folder).absolute()))}
+            absorbed |= within
+            key = str(1 + max((int(key) for key in known if key.isdigit()), default=-1))
+            known[key] = roots.stored_form(folder)
+            roots = Roots(location, known)
+            inside = [key]
+        scopes += inside
+    return roots, sorted({*scopes, *absorbed}), absorbed
+
+
+def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed: set[str], allow_empty: bool) -> None:
+    """Fill the ledger from store and disk, and settle what is unchanged."""
+    ledger = run.ledger
+    if run.store is not None and manifest is not None:
+        ledger.add_known(run.store.list_files(), manifest.fit)
+        ledger.add_skipped(read_skipped(run.store))
+    for scope in run.scopes:
+        if scope.split("/")[0] not in absorbed:
+            ledger.add_found(_files_below(run, scope, location))
+    for scope in run.scopes:
+        if scope in absorbed or allow_empty:
+            continue
+        held = ledger.num_known_in(scope)
+        if held and not ledger.num_found_in(scope):
+            raise SeenitError(
+                f"{run.roots.path(scope)} is empty now, but the index holds {held} of its pictures (a drive that is not"
+                " mounted?); if they are meant to go: seenit index --allow-empty"
+            )
+    ledger.settle(run.scopes)
+
+
+def _files_below(run: _Run, scope: str, location: object) -> Iterator[StoredFile]:
+    folder = run.roots.path(scope)
+    start = os.path.join(os.path.abspath(folder), "")  # of every path that is found
+    exclude = [] if is_url(str(location)) else [str(Path(str(location)).absolute())]
+
+    def count_link(link: str) -> None:
+        run.links_out += 1
+
+    for found in find_files([folder], exclude_dirs=exclude, follow_links=run.follow_links, on_link_out=count_link):
+        rest = found.path[len(start) :]
+        key = f"{scope}/{rest if os.sep == '/' else rest.replace(os.sep, '/')}" if rest else scope
+        if isinstance(found, Unreadable):
+            run.unreadable.append(f"{found.path}: {found.reason}")
+            run.ledger.keep_under(key)
+        else:
+            assert isinstance(found, FoundFile)
+            yield StoredFile(key, found.size, found.mtime_ns)

@@ -1,0 +1,83 @@
+"""What all commands share: messages, options, words into values."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+IndexOption = Annotated[
+    str | None,
+    typer.Option("--index", metavar="PATH|URL", help="The index: a folder, or http(s)://host:port/collection."),
+]
+
+
+WaitOption = Annotated[
+    float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for another process that writes.")
+]
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
+
+
+BackboneOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="See: seenit backbone list.")]
+
+
+def say(line: str) -> None:
+    print(f"seenit: {line}", file=sys.stderr)
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+@contextmanager
+def stop_on_interrupt(*also: signal.Signals) -> Iterator[threading.Event]:
+    """The first Ctrl-C, or signal of those named, asks to stop after the batch in hand, the second stops at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
+            say("stopping after the batch in hand; Ctrl-C again stops at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *also)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or any(value != value for value in values):
+        raise typer.BadParameter(f"{text!r} is not {form}", param_hint=option)
+    return values
+
+
+def parse_moment(text: str | None, option: str) -> datetime | None:
+    """The start of a year, month or day, or a full ISO moment; UTC unless it says otherwise."""
+    if text is None:
+        return None
+    for form in ("%Y", "%Y-%m", "%Y-%m-%d"):
+        with suppress(ValueError):
+            return datetime.strptime(text, form).replace(tzinfo=UTC)
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    raise typer.BadParameter(f"{text!r} is not a date; write 2023, 2023-05 or 2023-05-01", param_hint=option)

@@ -1,0 +1,436 @@
+"""Commands that index, search and explain."""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from indexer.terminal import (
+    BackboneOption,
+    IndexOption,
+    JsonOption,
+    WaitOption,
+    parse_moment,
+    parse_numbers,
+    plural,
+    say,
+    stop_on_interrupt,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from indexer.errors import PictureError
+    from indexer.sync.summary import Summary
+
+    from .query.query import Region
+    from .results import Result
+    from .search import Searcher
+
+
+WATCH_AGAIN_S = 5.0  # until --watch asks again for an index that another process writes
+
+
+def index(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="FOLDER...", help="Folders of photos; none: those indexed before.")
+    ] = None,
+    index: IndexOption = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="The network for a new index; see: seenit backbone list. [auto]"),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(metavar="PX", help="Pictures are seen at about PX x PX pixels. [224]")
+    ] = None,
+    tokens: Annotated[
+        Literal["compact", "balanced", "full"] | None,
+        typer.Option(help="Patches kept of each picture, for reranking: 1, 3 or 49 kB. [balanced]"),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Accept that a folder with indexed pictures is now empty.")
+    ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Also what links out of the folders lead to.")
+    ] = False,
+    wait: WaitOption = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the index in line with the folders: new, changed, deleted, renamed, moved and copied files.
+
+    The default index of one folder is FOLDER/.seenit.
+    """
+    from indexer.backbone.load_once import LoadOnce
+    from indexer.errors import LockedError
+    from indexer.index.find_index import find_index, remember_index
+    from indexer.sync.sync import default_index
+
+    from .build import build_index
+
+    folders = folders or []
+    location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=say)
+    once = LoadOnce(backbone, say)
+    with stop_on_interrupt() as stop:
+        while True:
+            try:
+                built = build_index(
+                    folders,
+                    location,
+                    backbone=once,
+                    resolution=resolution,
+                    tokens=tokens,
+                    workers=workers,
+                    dry_run=dry_run,
+                    allow_empty=allow_empty,
+                    follow_links=follow_links,
+                    wait_s=wait,
+                    progress=not as_json and sys.stderr.isatty(),
+                    stop=stop.is_set,
+                    say=say,
+                )
+            except LockedError as error:
+                if not watch:
+                    raise
+                say(f"{error}; trying again")
+                if stop.wait(WATCH_AGAIN_S):
+                    sys.exit(130)
+                continue
+            summary = built.summary
+            if not dry_run and summary.pictures:
+                remember_index(location)
+            print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
+            for note in built.notes:
+                say(note)
+            if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
+                break
+    if summary.interrupted:
+        sys.exit(130)
+
+
+def _summary_text(summary: "Summary") -> str:
+    changes = summary.changes
+    parts = [
+        f"added {changes.added:,}" + (f" ({plural(changes.copies, 'copy', 'copies')})" if changes.copies else ""),
+        f"updated {changes.updated:,}",
+        f"renamed {changes.renamed:,}",
+        f"removed {changes.removed:,}",
+        f"unchanged {changes.unchanged:,}",
+    ]
+    lines = [("would be: " if summary.dry_run else "") + ", ".join(parts)]
+    if summary.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in list(summary.skipped.items())[:4])
+        lines.append(
+            f"skipped {sum(summary.skipped.values()):,}: {reasons}"
+            + (", ..." if len(summary.skipped) > 4 else "")
+            + "  (all of them: seenit info --skipped)"
+        )
+    lines += [f"not readable, kept as it was: {folder}" for folder in summary.unreadable]
+    lines += summary.notes
+    if summary.interrupted:
+        lines.append("stopped early: what was done is saved; run the same command again to go on")
+    rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
+    lines.append(f"{summary.index}: {plural(summary.pictures, 'picture')}; {summary.seconds:.1f} s{rate}")
+    return "\n".join(lines)
+
+
+def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Event) -> bool:
+    """Sleep until files below the folders change; False on Ctrl-C. The index is free for searches meanwhile."""
+    from watchfiles import watch
+
+    from indexer.index.index import Index
+
+    watched = [str(folder) for folder in folders]
+    if not watched:
+        with Index.open(location) as index:
+            watched = list(index.roots.folders.values())
+    own = os.path.join(os.path.abspath(location), "")
+    say("watching for changes; Ctrl-C ends it")
+    for _ in watch(
+        *watched,
+        watch_filter=lambda _, path: not path.startswith(own) and os.sep + ".seenit" + os.sep not in path,
+        stop_event=stop,
+        debounce=2000,
+        raise_interrupt=False,
+    ):
+        return not stop.is_set()
+    return False
+
+
+def search(
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="The query; several are views of one thing; a folder with --batch."),
+    ],
+    index: IndexOption = None,
+    top: Annotated[int, typer.Option(min=1, help="How many results.")] = 10,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Only this part of the query: pixels, or fractions of 1.")
+    ] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Every picture, or every one of a folder, is a query.")
+    ] = False,
+    rerank: Annotated[
+        bool | None, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches. [on]")
+    ] = None,
+    like: Annotated[list[Path] | None, typer.Option(metavar="IMAGE", help="A result that was right.")] = None,
+    unlike: Annotated[
+        list[Path] | None, typer.Option("--not", metavar="IMAGE", help="A result that was wrong.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with every picture, and rerank all of them up to 10,000.")
+    ] = False,
+    expand: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Ask again with the N first results mixed into the query.")
+    ] = 0,
+    augment: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Compare each candidate together with its N neighbours.")
+    ] = 0,
+    include_self: Annotated[bool, typer.Option("--include-self", help="Keep the query's own file in.")] = False,
+    under: Annotated[list[str] | None, typer.Option(metavar="SUBFOLDER", help="Only below this folder.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="DATE", help="Taken then or later: 2023, 2023-05-01.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="DATE", help="Taken earlier than that.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Words of the camera's name: 'iphone 12'.")] = None,
+    near: Annotated[str | None, typer.Option(metavar="LAT,LON,KM", help="Taken within KM of a place.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only pictures with this tag; repeat for several.")] = None,
+    as_json: JsonOption = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the results.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Show that page in the browser.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one picture of the first query and its results.")
+    ] = None,
+) -> None:
+    """Find the pictures of the same thing."""
+    numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
+    box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
+    moments = (parse_moment(after, "--after"), parse_moment(before, "--before"))
+    place = parse_numbers(near, 3, "--near", "LAT,LON,KM") if near else None
+    together = len(images) > 1 or bool(like or unlike)
+    if batch and (like or unlike):
+        raise typer.BadParameter("--like and --not belong to one query, not to --batch", param_hint="--batch")
+    from indexer.index.find_index import find_index
+    from indexer.store.protocol import Where
+
+    from .query.query import Together
+    from .search import RERANK_BY_DEFAULT, Searcher
+
+    location = find_index(index, images, say=say)
+    with Searcher.open(location, say=say) as searcher:
+        where = Where(
+            under=tuple(under or ()),
+            after=moments[0],
+            before=moments[1],
+            camera=camera,
+            near=(place[0], place[1], place[2]) if place else None,
+            tags=tuple(tag or ()),
+        )
+        if waiting := searcher.awaiting_refit():
+            say(
+                f"{plural(waiting, 'picture')} of the index await refitting; to finish: seenit index --index {location}"
+            )
+        options: dict[str, Any] = {
+            "where": where,
+            "rerank": RERANK_BY_DEFAULT if rerank is None else rerank,
+            "exact": exact,
+            "include_self": include_self,
+            "expand": expand,
+            "augment": augment,
+        }
+        answers: Iterator[tuple[str, list[Result] | PictureError]]
+        if batch or not together:
+            queries = list(_query_files(images)) if batch else list(images)
+            answers = searcher.search_files(queries, top, region=box, **options)
+        else:
+            query = Together(tuple(images), tuple(like or ()), tuple(unlike or ()))
+            answers = iter([(str(images[0]), searcher.search(query, top, region=box, **options))])
+        failed = _show(answers, searcher, batch, as_json, html, open_page, sheet, box)
+    if failed:
+        sys.exit(1)
+
+
+def _show(
+    answers: Iterator[tuple[str, "list[Result] | PictureError"]],
+    searcher: "Searcher",
+    batch: bool,
+    as_json: bool,
+    html: Path | None,
+    open_page: bool,
+    sheet: Path | None,
+    region: "Region | None",
+) -> int:
+    """Print every answer as it comes, and write the page; returns how many queries could not be read."""
+    from indexer.errors import PictureError
+
+    from .show.contact_sheet import contact_sheet
+    from .show.results_page import PageQuery, write_page
+    from .show.text import json_line, page_query, table
+
+    failed = 0
+
+    def readable() -> "Iterator[tuple[str, list[Result]]]":
+        nonlocal failed
+        for path, answer in answers:
+            if as_json:
+                print(json_line(path, answer), flush=True)
+            if isinstance(answer, PictureError):
+                failed += 1
+                say(str(answer))
+                continue
+            if not as_json:
+                print(table(path, answer, heading=batch), flush=True)
+            yield path, answer
+
+    def shown() -> Iterator[PageQuery]:
+        for number, (path, answer) in enumerate(readable()):
+            query = page_query(path, answer, region)
+            if sheet is not None and number == 0:
+                contact_sheet(query, sheet)
+                say(f"wrote {sheet}")
+            yield query
+
+    if html is None and open_page:
+        html = Path(tempfile.mkdtemp(prefix="seenit-")) / "results.html"
+    if html is not None:
+        made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
+        write_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
+        say(f"wrote {html}")
+        if open_page:
+            webbrowser.open(html.resolve().as_uri())
+    else:
+        for _ in readable() if sheet is None else shown():
+            pass
+    return failed
+
+
+def _query_files(images: Sequence[Path]) -> Iterator[Path]:
+    """Every picture named, and every file of the folders named."""
+    from indexer.errors import SeenitError
+    from indexer.images.decode import is_picture
+    from indexer.images.find import FoundFile, find_files
+
+    for image in images:
+        if not image.is_dir():
+            yield image
+            continue
+        files = [Path(found.path) for found in find_files([image]) if isinstance(found, FoundFile)]
+        pictures = [file for file in files if is_picture(file)]
+        if not pictures:
+            raise SeenitError(f"no pictures in {image}; name a folder of query pictures")
+        yield from pictures
+
+
+def explain(
+    query: Annotated[Path, typer.Argument(metavar="QUERY", help="The picture that was searched with.")],
+    result: Annotated[
+        Path | None, typer.Argument(metavar="RESULT", help="A picture to hold against it; none: look at QUERY alone.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw it: .png, .jpg.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to point at.")] = None,
+    index: IndexOption = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Only this part of the query: pixels, or fractions of 1.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Why two pictures are believed to show the same thing, or not; of one picture, what the descriptor looks at."""
+    numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
+    if result is None and (region or as_json):
+        raise typer.BadParameter("--region and --json need a RESULT", param_hint="RESULT")
+    if result is None and output is None and html is None:
+        raise typer.BadParameter("one picture is drawn: add -o FILE or --html FILE", param_hint="QUERY")
+    from indexer.index.find_index import find_index
+
+    from .search import Searcher
+
+    with Searcher.open(find_index(index, [query], say=say), say=say) as searcher:
+        made_by = [f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"]
+        if result is None:
+            from .show.look import draw_picture
+            from .show.match_page import write_look_page
+            from .whole_file import save_picture
+
+            drawn = draw_picture(_photo(query), searcher.look(query))
+            if output is not None:
+                save_picture(drawn, output)
+            if html is not None:
+                write_look_page(html, drawn, title=str(query.resolve()), made_by=made_by)
+        else:
+            from .show.draw_match import draw_match
+            from .show.match_page import write_explain_page
+            from .show.text import explained_json
+            from .whole_file import save_picture
+
+            box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
+            found = searcher.explain(query, result, region=box)
+            parts = (_photo(query), _photo(result), found.evidence, found.query_heat, found.picture_heat)
+            if output is not None:
+                save_picture(draw_match(*parts, titles=(str(query), str(result))), output)
+            if html is not None:
+                titles = (str(query.resolve()), str(result.resolve()))
+                write_explain_page(html, *parts, titles=titles, made_by=made_by)
+            print(explained_json(str(query), str(result), found.evidence) if as_json else found.evidence.in_words)
+    for path in (output, html):
+        if path is not None:
+            say(f"wrote {path}")
+
+
+def _photo(path: Path) -> "Image.Image":
+    """A picture as fine as it is drawn."""
+    from PIL import Image
+
+    from indexer.images.decode import decode_file
+
+    return Image.fromarray(decode_file(path, target_px=800).pixels)
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to draw the pictures.")] = Path("demo"),
+) -> None:
+    """Draw a small set of pictures to try seenit on: the same things in different rooms, angles and light."""
+    from .scenes import draw_scenes
+
+    made = draw_scenes(folder)
+    print(f"pictures in {made / 'photos'}, queries in {made / 'queries'}, answers in {made / 'manifest.csv'}")
+
+
+def evaluate_retrieval(
+    sets: Annotated[
+        list[Path],
+        typer.Argument(metavar="MANIFEST...", help="manifest.csv (path, role, instance), gnd_*.pkl, ILIAS's folder."),
+    ],
+    distractors: Annotated[
+        Path | None, typer.Option(metavar="MANIFEST|FOLDER", help="Pictures to add to every gallery.")
+    ] = None,
+    index: IndexOption = None,
+    backbone: BackboneOption = "auto",
+    resolution: Annotated[int | None, typer.Option(metavar="PX", help="For a new index. [224]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recall, mAP and trust in matches on photos with known answers, for every way to search side by side.
+
+    Each gallery is indexed into a temporary folder, or kept at --index, which must then hold nothing else.
+    """
+    from .evaluate.evaluate import evaluate_retrieval as evaluate
+    from .evaluate.evaluate import scores_table
+
+    scores = evaluate(
+        sets,
+        distractors=distractors,
+        index=index,
+        backbone=backbone,
+        resolution=resolution,
+        progress=not as_json and sys.stderr.isatty(),
+        say=say,
+    )
+    print(json.dumps([one.as_json() for one in scores]) if as_json else scores_table(scores))

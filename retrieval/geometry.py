@@ -1,0 +1,25 @@
+"""Affine transforms of 2 x 3, and quadrilaterals."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def inverse(transforms: Tensor) -> Tensor:
+    """The transforms (B, 2, 3) back."""
+    return torch.linalg.pinv(_square(transforms))[..., :2, :]
+
+
+def _square(transforms: Tensor) -> Tensor:
+    """(..., 2, 3) -> (..., 3, 3)"""
+    last = torch.tensor([0.0, 0.0, 1.0]).expand(*transforms.shape[:-2], 1, 3)
+    return torch.cat([transforms, last], -2)
+
+
+def _area(transforms: Tensor) -> Tensor:
+    return torch.linalg.det(transforms[..., :2])
+
+
+def square(transform: np.ndarray) -> np.ndarray:
+    """(2, 3) -> (3, 3)"""
+    return np.vstack([transform, (0, 0, 1)])

@@ -1,0 +1,53 @@
+"""What a search returns."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from indexer.images.metadata import Metadata
+
+from .rerank.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture of the index that answers a query.
+
+    rank     from 1
+    path     absolute path of the picture; where copies exist, the first that meets the filters
+    score    in [-1, 1], higher is more similar: cosine of the global descriptors, fused with the patches' when reranked
+    id       content id of the picture
+    copies   the other files with the same bytes
+    evidence why it is believed to show the same thing, or not; None where patches were not compared
+    """
+
+    rank: int
+    path: str
+    score: float
+    id: str
+    metadata: Metadata
+    copies: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    evidence: Evidence | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A picture before anything is said of it: its score, and how far its patches agree, see `Comparison`."""
+
+    id: str
+    score: float
+    agreement: float
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """Two pictures held against each other.
+
+    query_heat    (rows, columns) float32: the best cosine of each patch of the query in the other picture
+    picture_heat  likewise of the other picture's patches in the query
+    """
+
+    evidence: Evidence
+    query_heat: np.ndarray
+    picture_heat: np.ndarray

@@ -1,0 +1,165 @@
+"""Commands that train backbones and score their features."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from indexer.terminal import BackboneOption, JsonOption, say, stop_on_interrupt
+
+if TYPE_CHECKING:
+    from .evaluate.dense import DenseFeatures, DepthScores, SegmentationScores
+    from .evaluate.labelled import LabelledFeatures
+    from .evaluate.probes import FewShotScores, KnnScores, LinearScores
+
+    Scores = KnnScores | LinearScores | FewShotScores | SegmentationScores | DepthScores
+
+
+TrainPhotos = Annotated[
+    Path, typer.Argument(metavar="TRAIN", help="A folder with a folder of photos per class, or a CSV of path, label.")
+]
+
+
+ValPhotos = Annotated[Path, typer.Argument(metavar="VAL", help="The same for the photos to score.")]
+
+
+def train(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="Folders, lists of paths, tar shards.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where all results go.")],
+    preset: Annotated[
+        str, typer.Option("--preset", "--arch", help="vits14, vitb14, vitl14, vitg14, ..., adapt, head, tiny.")
+    ] = "vits14",
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="NAME|PATH", help="The backbone to start from.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="TOML", help="Keys of the configuration, in a file.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One key; repeat for several.")
+    ] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Photos in a folder per class, for k-NN on the way.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last snapshot in DIR.")] = False,
+) -> None:
+    """Train a backbone with DINOv2 on photos, adapt one to them, or fit a head for retrieval on them."""
+    progress = sys.stderr.isatty()
+    if preset == "head":
+        from .retrieval_head import train_head
+
+        head = train_head(_as_pictures(photos), out, from_backbone=start or "auto", progress=progress, say=say)
+        print(head.table())
+        print(f"wrote {head.backbone}" if head.backbone else "unseen photos do not gain; nothing was written")
+        return
+    from .config import make_config
+    from .train import train as train_backbone
+
+    made = make_config(preset, file=config, changes=changes or ())
+    with stop_on_interrupt(signal.SIGTERM) as stop:  # Slurm and docker stop send that
+        summary = train_backbone(
+            _as_pictures(photos),
+            out,
+            made,
+            from_backbone=start,
+            labelled=labelled,
+            resume=resume,
+            progress=progress,
+            stop=stop.is_set,
+            say=say,
+        )
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks
+        sys.exit(130 if summary.stopped else 0)
+    if summary.before and summary.after:
+        print(f"before {summary.before.line()}\nafter  {summary.after.line()}")
+    print(f"{summary.steps:,} steps, loss {summary.loss:.3f}, {summary.images_per_s:.1f} images/s")
+    print("stopped early; go on with --resume" if summary.stopped else f"wrote {summary.backbone}")
+    if summary.kept_original:
+        print("training made it worse: that file is the backbone it started from")
+    if summary.stopped:
+        sys.exit(130)
+
+
+def _as_pictures(photos: Sequence[Path]) -> str | list[str | Path]:
+    return str(photos[0]) if len(photos) == 1 else list(photos)
+
+
+def evaluate_knn(
+    train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
+) -> None:
+    """Weighted k-NN on the last CLS."""
+    from .evaluate.probes import knn
+
+    _print_scores(knn(*_labelled_features(backbone, train_photos, val_photos)), as_json)
+
+
+def evaluate_linear(
+    train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
+) -> None:
+    """Linear classifiers: the reference's grid of rates, blocks and pooling in one pass."""
+    from .evaluate.probes import linear
+
+    _print_scores(linear(*_labelled_features(backbone, train_photos, val_photos)), as_json)
+
+
+def evaluate_fewshot(
+    train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
+) -> None:
+    """The nearest class mean of a few photos each, drawn many times."""
+    from .evaluate.probes import few_shot
+
+    _print_scores(few_shot(*_labelled_features(backbone, train_photos, val_photos)), as_json)
+
+
+def evaluate_segmentation(
+    folder: Annotated[Path, typer.Argument(help="With images/ and masks/ (PNG of class numbers).")],
+    backbone: BackboneOption = "auto",
+    resolution: Annotated[int, typer.Option(metavar="PX")] = 448,
+    as_json: JsonOption = False,
+) -> None:
+    """Linear segmentation on patch features, in folds."""
+    from .evaluate.dense import segmentation
+
+    _print_scores(segmentation(_dense_features(backbone, folder, "masks", resolution)), as_json)
+
+
+def evaluate_depth(
+    folder: Annotated[Path, typer.Argument(help="With images/ and depth/ (16-bit PNG of millimetres, or NPY).")],
+    backbone: BackboneOption = "auto",
+    resolution: Annotated[int, typer.Option(metavar="PX")] = 448,
+    as_json: JsonOption = False,
+) -> None:
+    """Linear depth on patch features, in folds."""
+    from .evaluate.dense import depth
+
+    _print_scores(depth(_dense_features(backbone, folder, "depth", resolution)), as_json)
+
+
+def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "tuple[LabelledFeatures, ...]":
+    from indexer.backbone.backbone import Backbone
+
+    from .evaluate.labelled import embed_labelled, read_labelled
+
+    known = read_labelled(train_photos)
+    asked = read_labelled(val_photos, known.classes)
+    loaded, progress = Backbone.load(backbone, say=say), sys.stderr.isatty()
+    return tuple(embed_labelled(loaded, pictures, progress=progress, say=say) for pictures in (known, asked))
+
+
+def _dense_features(backbone: str, folder: Path, kind: Literal["masks", "depth"], resolution: int) -> "DenseFeatures":
+    from indexer.backbone.backbone import Backbone
+
+    from .evaluate.dense import embed_pairs
+    from .evaluate.labelled import read_pairs
+
+    pairs = read_pairs(folder, kind)
+    loaded, progress = Backbone.load(backbone, say=say), sys.stderr.isatty()
+    return embed_pairs(loaded, pairs, resolution=resolution, progress=progress, say=say)
+
+
+def _print_scores(scores: "Scores", as_json: bool) -> None:
+    print(json.dumps(asdict(scores)) if as_json else scores.table())
