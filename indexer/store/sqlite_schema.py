@@ -133,7 +133,8 @@ def check_schema(db: apsw.Connection, folder: Path) -> bool:
         ours = db.pragma("application_id") == APPLICATION_ID
         made_in = int(db.pragma("user_version"))
     finally:
-        db.execute("COMMIT")
+        if db.in_transaction:  # an error has ended it
+            db.execute("COMMIT")
     if not there and not ours and made_in == 0:
         return False  # made, and then its maker was stopped
     if not ours:
