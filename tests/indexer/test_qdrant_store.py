@@ -101,7 +101,12 @@ def test_where_nothing_ever_answered_a_refusal_is_told_soon(
     monkeypatch.setattr(qdrant_failures, "UNANSWERED_S", 0.5)
     pauses: list[float] = []
     sleep = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda pause_s: (pauses.append(pause_s), sleep(pause_s)))
+
+    def counted(pause_s: float) -> None:
+        pauses.append(pause_s)
+        sleep(pause_s)
+
+    monkeypatch.setattr(time, "sleep", counted)
     start = time.monotonic()
     with pytest.raises(StoreError, match=r"not reachable \(.*refused\); check the address and that the server runs"):
         open_store(f"http://127.0.0.1:1/photos{query}")
