@@ -1,36 +1,27 @@
 """Files that people look at, written whole or not at all."""
 
 import io
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from PIL import Image
 
+from indexer.atomic_file import atomic_file
 from indexer.errors import SeenitError
 from indexer.images.find import os_reason
 
 
 @contextmanager
-def whole_file(path: str | Path, what: str) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when the block ends without an exception.
+def whole_file(path: str | Path, what: str) -> Iterator[BinaryIO]:
+    """`indexer.atomic_file` for a file that people look at.
 
     what  names the file in the message of the SeenitError that is raised where it cannot be written: `the page `
     """
-    path = Path(path)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name[:40] + ".")
-        os.close(handle)
-        try:
-            yield Path(name)
-            os.chmod(name, 0o644)  # a temporary file starts out private
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with atomic_file(path) as file:
+            yield file
     except OSError as error:
         raise SeenitError(f"cannot write {what}{path}: {os_reason(error)}; name another file") from None
 
@@ -38,8 +29,10 @@ def whole_file(path: str | Path, what: str) -> Iterator[Path]:
 @contextmanager
 def whole_page(path: str | Path) -> Iterator[TextIO]:
     """`whole_file` for a page of text, open for writing."""
-    with whole_file(path, "the page ") as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-        yield file
+    with whole_file(path, "the page ") as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        yield text
+        text.detach()  # flushed; the file is closed by whoever opened it
 
 
 def save_picture(image: Image.Image, path: str | Path, *, max_bytes: int | None = None) -> None:
@@ -57,5 +50,5 @@ def save_picture(image: Image.Image, path: str | Path, *, max_bytes: int | None 
             image.save(packed, "JPEG", quality=quality, optimize=True)
             if max_bytes is None or packed.tell() <= max_bytes:
                 break
-    with whole_file(path, "") as unfinished:
-        unfinished.write_bytes(packed.getvalue())
+    with whole_file(path, "") as file:
+        file.write(packed.getvalue())

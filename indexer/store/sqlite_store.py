@@ -166,9 +166,10 @@ class SqliteStore:
         schema = self.schema()
         assert schema is not None, "ensure comes before the first write"
         vectors = [checked_vector(record, schema) for record in records]
-        for start in range(0, len(records), UPSERT_RECORDS):
-            some = {record.id: (record, vector) for record, vector in zip(records, vectors, strict=True)}
-            some = dict(list(some.items())[start : start + UPSERT_RECORDS])
+        by_id = {record.id: (record, vector) for record, vector in zip(records, vectors, strict=True)}
+        pairs = list(by_id.items())
+        for start in range(0, len(pairs), UPSERT_RECORDS):
+            some = dict(pairs[start : start + UPSERT_RECORDS])
             with self._transaction("write records to") as db:
                 replaced = self._remove(db, list(some))
                 last = int(_meta(db, "last_number") or 0)
