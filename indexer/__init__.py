@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .errors import SeenitError as SeenitError
     from .index.index import Index as Index
     from .store.open import open_store as open_store
-    from .store.protocol import Where as Where
+    from .store.protocol import Filter as Filter
     from .sync.summary import Summary as Summary
     from .sync.sync import sync_folder as sync_folder
 
@@ -21,7 +21,7 @@ _HOMES = {
     "Index": "index.index",
     "SeenitError": "errors",
     "Summary": "sync.summary",
-    "Where": "store.protocol",
+    "Filter": "store.protocol",
     "open_store": "store.open",
     "sync_folder": "sync.sync",
 }

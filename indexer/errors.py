@@ -9,7 +9,7 @@ class SeenitError(Exception):
     """Anything that a user can understand and act upon."""
 
 
-class PictureError(SeenitError):
+class ImageError(SeenitError):
     """One picture cannot be read; `reason` is short and without the path, the message has both."""
 
     def __init__(self, path: str, reason: str) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from indexer.images.jobs import Decoded, Job
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import MIDDLE
-from indexer.images.synthetic_views import make_view
+from indexer.images.synthetic_views import render_view
 from indexer.index.calibration import BLOB, Calibration, calibration_json
 from indexer.index.index import WAIT_S, Index
 
@@ -153,7 +153,7 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
             break
         picture, behind = pixels[n % len(pixels)], pixels[(n - 1) % len(pixels)][::-1, ::-1]
         height, width = picture.shape[:2]
-        view = make_view(rng, picture, behind, height, width, rng.uniform(*DIFFICULTY))
+        view = render_view(rng, picture, behind, height, width, rng.uniform(*DIFFICULTY))
         (found_here,) = searcher.candidates([view])
         right = [(one.score, one.agreement) for one in found_here if one.id == ids[n % len(ids)]]
         wrong = [(one.score, one.agreement) for one in found_here if one.id != ids[n % len(ids)]]

@@ -29,7 +29,7 @@ from indexer.terminal import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from indexer.errors import PictureError
+    from indexer.errors import ImageError
     from indexer.sync.summary import Summary
 
     from .query.query import Region
@@ -220,14 +220,14 @@ def search(
     if batch and (like or unlike):
         raise typer.BadParameter("--like and --not belong to one query, not to --batch", param_hint="--batch")
     from indexer.index.find_index import find_index
-    from indexer.store.protocol import Where
+    from indexer.store.protocol import Filter
 
-    from .query.query import Together
+    from .query.query import MultiQuery
     from .search import RERANK_BY_DEFAULT, Searcher
 
     location = find_index(index, images, say=say)
     with Searcher.open(location, say=say) as searcher:
-        where = Where(
+        where = Filter(
             under=tuple(under or ()),
             after=moments[0],
             before=moments[1],
@@ -247,12 +247,12 @@ def search(
             "expand": expand,
             "augment": augment,
         }
-        answers: Iterator[tuple[str, list[Result] | PictureError]]
+        answers: Iterator[tuple[str, list[Result] | ImageError]]
         if batch or not together:
             queries = list(_query_files(images)) if batch else list(images)
             answers = searcher.search_files(queries, top, region=box, **options)
         else:
-            query = Together(tuple(images), tuple(like or ()), tuple(unlike or ()))
+            query = MultiQuery(tuple(images), tuple(like or ()), tuple(unlike or ()))
             answers = iter([(str(images[0]), searcher.search(query, top, region=box, **options))])
         failed = _show(answers, searcher, batch, as_json, html, open_page, sheet, box)
     if failed:
@@ -260,7 +260,7 @@ def search(
 
 
 def _show(
-    answers: Iterator[tuple[str, "list[Result] | PictureError"]],
+    answers: Iterator[tuple[str, "list[Result] | ImageError"]],
     searcher: "Searcher",
     batch: bool,
     as_json: bool,
@@ -270,11 +270,11 @@ def _show(
     region: "Region | None",
 ) -> int:
     """Print every answer as it comes, and write the page; returns how many queries could not be read."""
-    from indexer.errors import PictureError
+    from indexer.errors import ImageError
 
     from .show.contact_sheet import contact_sheet
     from .show.results_page import PageQuery, write_page
-    from .show.text import json_line, page_query, table
+    from .show.text import json_line, page_query, results_table
 
     failed = 0
 
@@ -283,12 +283,12 @@ def _show(
         for path, answer in answers:
             if as_json:
                 print(json_line(path, answer), flush=True)
-            if isinstance(answer, PictureError):
+            if isinstance(answer, ImageError):
                 failed += 1
                 say(str(answer))
                 continue
             if not as_json:
-                print(table(path, answer, heading=batch), flush=True)
+                print(results_table(path, answer, heading=batch), flush=True)
             yield path, answer
 
     def shown() -> Iterator[PageQuery]:
@@ -316,7 +316,7 @@ def _show(
 def _query_files(images: Sequence[Path]) -> Iterator[Path]:
     """Every picture named, and every file of the folders named."""
     from indexer.errors import SeenitError
-    from indexer.images.decode import is_picture
+    from indexer.images.decode import is_image
     from indexer.images.find import FoundFile, find_files
 
     for image in images:
@@ -324,7 +324,7 @@ def _query_files(images: Sequence[Path]) -> Iterator[Path]:
             yield image
             continue
         files = [Path(found.path) for found in find_files([image]) if isinstance(found, FoundFile)]
-        pictures = [file for file in files if is_picture(file)]
+        pictures = [file for file in files if is_image(file)]
         if not pictures:
             raise SeenitError(f"no pictures in {image}; name a folder of query pictures")
         yield from pictures
@@ -395,7 +395,7 @@ def _photo(path: Path) -> "Image.Image":
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to draw the pictures.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(help="Filter to draw the pictures.")] = Path("demo"),
 ) -> None:
     """Draw a small set of pictures to try seenit on: the same things in different rooms, angles and light."""
     from .scenes import draw_scenes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.backbone.load_once import LoadOnce, load_once
-from indexer.errors import PictureError, SeenitError
+from indexer.errors import ImageError, SeenitError
 from indexer.images.jobs import Decoded, Job, Outcome
 from indexer.images.metadata import content_id
 from indexer.images.pool import DecodePool
@@ -25,18 +25,18 @@ from indexer.index.calibration import Calibration
 from indexer.index.index import WAIT_S, Index
 from indexer.index.keys import Roots
 from indexer.index.manifest import Manifest
-from indexer.store.protocol import Hit, Record, Store, Where
+from indexer.store.protocol import Filter, Hit, Record, Store
 
-from .query.query import Picture, Prepared, Query, Region, as_together, combined, read_query, unit_vector
+from .query.query import EncodedQuery, Query, QueryImage, Region, as_together, combined, read_query, unit_vector
 from .rerank.evidence import Evidence
 from .results import Candidate, Explained, Result
 
 if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
-    from indexer.descriptor.crops import Cut
+    from indexer.descriptor.crops import QueryCrop
     from indexer.descriptor.embedder import Embedder
-    from indexer.descriptor.features import View
-    from indexer.descriptor.whitening import Fit
+    from indexer.descriptor.features import CropFeatures
+    from indexer.descriptor.whitening import Whitening
 
     from .rerank.rerank import Comparison
     from .show.look import Look
@@ -103,7 +103,7 @@ class Searcher:
         top: int = 10,
         *,
         region: Region | None = None,
-        where: Where = Where(),
+        where: Filter = Filter(),
         rerank: bool = RERANK_BY_DEFAULT,
         exact: bool = False,
         include_self: bool = False,
@@ -132,7 +132,7 @@ class Searcher:
         top: int = 10,
         *,
         regions: Sequence[Region | None] | None = None,
-        where: Where = Where(),
+        where: Filter = Filter(),
         rerank: bool = RERANK_BY_DEFAULT,
         exact: bool = False,
         include_self: bool = False,
@@ -162,13 +162,13 @@ class Searcher:
         top: int = 10,
         *,
         region: Region | None = None,
-        where: Where = Where(),
+        where: Filter = Filter(),
         rerank: bool = RERANK_BY_DEFAULT,
         exact: bool = False,
         include_self: bool = False,
         expand: int = 0,
         augment: int = 0,
-    ) -> Iterator[tuple[str, list[Result] | PictureError]]:
+    ) -> Iterator[tuple[str, list[Result] | ImageError]]:
         """Search with any number of picture files; each with its results, or with why it cannot be read, as they come.
 
         Like `search_batch`, but decoded in worker processes, a bounded number at a time, and a broken file costs only
@@ -180,7 +180,7 @@ class Searcher:
                 prepared = partial(self.prepare, [path], [region], include_self=include_self)
                 try:
                     yield str(path), self._steady(prepared, how)[0]
-                except PictureError as error:
+                except ImageError as error:
                     yield str(path), error
             return
         embedder, _ = self._ready()
@@ -201,13 +201,13 @@ class Searcher:
         regions: Sequence[Region | None] | None = None,
         *,
         include_self: bool = False,
-    ) -> list[Prepared]:
+    ) -> list[EncodedQuery]:
         """All that takes the backbone of a search with each query, in batches; see `search_batch` for the arguments.
 
         The views of a picture are those of `query_cuts`; of a region or a vector there is just one.
         """
         regions = regions or [None] * len(queries)
-        pictures: list[tuple[Picture, Region | None]] = []  # of all queries, described in one go
+        pictures: list[tuple[QueryImage, Region | None]] = []  # of all queries, described in one go
         several = [as_together(query) for query in queries]
         for together, region in zip(several, regions, strict=True):
             if together:
@@ -216,7 +216,7 @@ class Searcher:
         views = iter(self._describe(pictures))
         prepared = []
         for query, together in zip(queries, several, strict=True):
-            if isinstance(query, Prepared):
+            if isinstance(query, EncodedQuery):
                 prepared.append(query)
             elif together:
                 own = [str(one) for one in (*together.pictures, *together.likes) if isinstance(one, (str, Path))]
@@ -236,19 +236,19 @@ class Searcher:
         """All that is compared patch by patch with each query, best first."""
         asked = self.prepare(queries, include_self=True)
         with self.store.snapshot():
-            ranked = self._ranked(asked, _How(RERANKED))
+            ranked = self._ranked(asked, SearchOptions(RERANKED))
         return [
             [Candidate(hit.id, hit.score, found.agreement(n)) for n, hit in enumerate(found.hits)] for found in ranked
         ]
 
-    def explain(self, query: Picture, picture: str | Path, *, region: Region | None = None) -> Explained:
+    def explain(self, query: QueryImage, picture: str | Path, *, region: Region | None = None) -> Explained:
         """Why a picture is believed to show what the query shows, or not; it need not be in the index.
 
         region  of the query, as in `search`
         Raises PictureError for a file that cannot be read.
         """
-        from .rerank.fuse import fused
-        from .rerank.heat import heat_of, query_heat_of
+        from .rerank.fuse import fuse_scores
+        from .rerank.heat import query_similarity_map, similarity_map
         from .rerank.rerank import Comparison
 
         embedder, fit = self._ready()
@@ -258,14 +258,14 @@ class Searcher:
         stored = self.store.patches([content_id(Path(picture).read_bytes())])
         comparison = Comparison(asked.views, [next(iter(stored.values()), seen.packed)])
         cosine = max(float(view.vector @ seen.view.vector) for view in asked.views)
-        score = float(fused(np.array([cosine]), comparison.support, comparison.distinct)[0])
+        score = float(fuse_scores(np.array([cosine]), comparison.support, comparison.distinct)[0])
         return Explained(
             self._evidence(comparison, 0, score),
-            query_heat_of(asked.views, seen.view),
-            np.max([heat_of(seen.view, view) for view in asked.views], axis=0),
+            query_similarity_map(asked.views, seen.view),
+            np.max([similarity_map(seen.view, view) for view in asked.views], axis=0),
         )
 
-    def look(self, picture: Picture) -> "Look":
+    def look(self, picture: QueryImage) -> "Look":
         """What the index's descriptor sees in a picture, patch by patch."""
         from .show.look import look_at
 
@@ -282,12 +282,12 @@ class Searcher:
 
     # ---- the steps ----
 
-    def _how(self, top: int, where: Where, rerank: bool, exact: bool, expand: int, augment: int) -> "_How":
+    def _how(self, top: int, where: Filter, rerank: bool, exact: bool, expand: int, augment: int) -> "SearchOptions":
         if top < 1:
             raise SeenitError(f"--top {top} asks for nothing; take 1 or more")
-        return _How(top, self.index.with_keys(where), rerank, exact, expand, augment)
+        return SearchOptions(top, self.index.with_keys(where), rerank, exact, expand, augment)
 
-    def _steady(self, prepared: "Callable[[], list[Prepared]]", how: "_How") -> list[list[Result]]:
+    def _steady(self, prepared: "Callable[[], list[EncodedQuery]]", how: "SearchOptions") -> list[list[Result]]:
         """Results from one state of the index, with queries that were described by that state's statistics."""
         for _ in range(TRIES):
             self.index.refresh()
@@ -297,24 +297,24 @@ class Searcher:
                     return self._answers(asked, how)
         raise SeenitError(f"the index at {self.index.location} is being refitted again and again; search again later")
 
-    def _prepare_decoded(self, pixels: dict[str, np.ndarray], include_self: bool) -> list[Prepared]:
+    def _prepare_decoded(self, pixels: dict[str, np.ndarray], include_self: bool) -> list[EncodedQuery]:
         """Queries whose files were decoded in other processes, by path."""
         embedder, fit = self._ready()
         views = embedder.describe_queries(list(pixels.values()), fit)
         return [
-            Prepared(tuple(of_path), own=() if include_self else (path,))
+            EncodedQuery(tuple(of_path), own=() if include_self else (path,))
             for path, of_path in zip(pixels, views, strict=True)
         ]
 
-    def _describe(self, pictures: "Sequence[tuple[Picture, Region | None]]") -> "list[list[View]]":
-        from indexer.descriptor.features import View
+    def _describe(self, pictures: "Sequence[tuple[QueryImage, Region | None]]") -> "list[list[CropFeatures]]":
+        from indexer.descriptor.features import CropFeatures
 
-        views: list[list[View]] = [[] for _ in pictures]
+        views: list[list[CropFeatures]] = [[] for _ in pictures]
         wholes: dict[int, np.ndarray] = {}
-        parts: dict[int, Cut] = {}
+        parts: dict[int, QueryCrop] = {}
         for n, (picture, region) in enumerate(pictures):
             if isinstance(picture, np.ndarray) and picture.ndim == 1:
-                views[n] = [View(unit_vector(picture), np.empty((0, 0), np.float32), (0, 0))]
+                views[n] = [CropFeatures(unit_vector(picture), np.empty((0, 0), np.float32), (0, 0))]
             elif region is None:
                 wholes[n] = self._pixels(picture)
             else:
@@ -332,10 +332,10 @@ class Searcher:
             )
         return views
 
-    def _pixels(self, picture: Picture) -> np.ndarray:
+    def _pixels(self, picture: QueryImage) -> np.ndarray:
         return read_query(picture, None, self.manifest.resolution).pixels
 
-    def _ready(self) -> "tuple[Embedder, Fit]":
+    def _ready(self) -> "tuple[Embedder, Whitening]":
         """The backbone that made the index, loaded on first use, and the statistics of today."""
         if self._embedder is None:
             self._embedder = self.index.embedder(self._backbone.load(self.manifest.backbone))
@@ -346,7 +346,7 @@ class Searcher:
         self._backbone = load_once(backbone, self._say)
         self._embedder = self.index.embedder(self._backbone.load(self.manifest.backbone))
 
-    def _answers(self, asked: "Sequence[Prepared]", how: "_How") -> list[list[Result]]:
+    def _answers(self, asked: "Sequence[EncodedQuery]", how: "SearchOptions") -> list[list[Result]]:
         """Results for each query. A record's cosine is that of the view that it resembles most."""
         if not asked:
             return []
@@ -360,7 +360,7 @@ class Searcher:
         records = {record.id: record for record in self.store.retrieve(list(ids))}
         return [self._to_results(found, records, how, one.own) for one, found in zip(asked, ranked, strict=True)]
 
-    def _ranked(self, asked: "Sequence[Prepared]", how: "_How") -> "list[_Ranked]":
+    def _ranked(self, asked: "Sequence[EncodedQuery]", how: "SearchOptions") -> "list[_Ranked]":
         """The candidates of each query in their order."""
         wanted = how.top + max(len(one.own) for one in asked)  # the query's own files may be among them
         if how.rerank:
@@ -372,17 +372,17 @@ class Searcher:
             hits = [self._augmented(one, found, how) for one, found in zip(asked, hits, strict=True)]
         if not how.rerank:
             return [_Ranked(found) for found in hits]
-        from .rerank.rerank import in_threads
+        from .rerank.rerank import map_threads
 
         ranked: list[_Ranked] = []
         at_once = max(1, PATCHES_AT_ONCE // max(1, *map(len, hits)))
         for start in range(0, len(asked), at_once):
             some = hits[start : start + at_once]
             packed = self.store.patches(list(dict.fromkeys(hit.id for found in some for hit in found)))
-            ranked += in_threads(partial(_compared, packed), asked[start : start + at_once], some)
+            ranked += map_threads(partial(_compared, packed), asked[start : start + at_once], some)
         return ranked
 
-    def _expanded(self, asked: "Prepared", best: Sequence[Hit]) -> "Prepared":
+    def _expanded(self, asked: "EncodedQuery", best: Sequence[Hit]) -> "EncodedQuery":
         """The query with its first neighbours mixed in, weighted by cosine ** ALPHA (Radenovic et al., 2018)."""
         found = self._vectors([hit.id for hit in best])
         if not found:
@@ -394,7 +394,7 @@ class Searcher:
             views.append(replace(view, vector=unit_vector(view.vector + weights @ vectors)))
         return replace(asked, views=tuple(views))
 
-    def _augmented(self, asked: "Prepared", hits: list[Hit], how: "_How") -> list[Hit]:
+    def _augmented(self, asked: "EncodedQuery", hits: list[Hit], how: "SearchOptions") -> list[Hit]:
         """The hits by the cosine of their vectors mixed with those of their own neighbours (Arandjelovic and Zisserman,
         2012), done for the candidates at hand, so that the index need not be made anew as it grows."""
         own = self._vectors([hit.id for hit in hits])
@@ -417,7 +417,7 @@ class Searcher:
         return {record.id: record.global_vector for record in records if record.global_vector is not None}
 
     def _to_results(
-        self, ranked: "_Ranked", records: dict[str, Record], how: "_How", own: Sequence[str]
+        self, ranked: "_Ranked", records: dict[str, Record], how: "SearchOptions", own: Sequence[str]
     ) -> list[Result]:
         """Results of one query; the query's own files are left out, their copies elsewhere are not."""
         results: list[Result] = []
@@ -456,12 +456,12 @@ class Searcher:
         return to_evidence(comparison.match(row), probability)
 
 
-def _compared(packed: dict[str, bytes], asked: "Prepared", hits: list[Hit]) -> "_Ranked":
+def _compared(packed: dict[str, bytes], asked: "EncodedQuery", hits: list[Hit]) -> "_Ranked":
     """The hits by cosine and patches together; what one has in common with a disliked picture does not count.
 
     packed  patches by id, of the hits that have any
     """
-    from .rerank.fuse import fused
+    from .rerank.fuse import fuse_scores
     from .rerank.rerank import Comparison
 
     views = [view for view in asked.views if len(view.tokens)]
@@ -475,17 +475,17 @@ def _compared(packed: dict[str, bytes], asked: "Prepared", hits: list[Hit]) -> "
         against = Comparison(unlike, of_hits)
         agreement = np.maximum(agreement - np.stack([against.support, against.distinct]), 0)
     agreement = np.pad(agreement, ((0, 0), (0, len(hits) - len(of_hits))))
-    scores = fused(np.array([hit.score for hit in hits]), *agreement)
+    scores = fuse_scores(np.array([hit.score for hit in hits]), *agreement)
     order = np.argsort(-scores, kind="stable").tolist()
     return _Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
 
 
 @dataclass(frozen=True)
-class _How:
+class SearchOptions:
     """What every query of a call is asked alike."""
 
     top: int
-    where: Where = Where()
+    where: Filter = Filter()
     rerank: bool = True
     exact: bool = False
     expand: int = 0
@@ -514,14 +514,14 @@ def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:
     return sorted(best.values(), key=lambda hit: -hit.score)
 
 
-def _why_not(outcome: Outcome) -> PictureError:
+def _why_not(outcome: Outcome) -> ImageError:
     """Why a query file gave no picture."""
     reason = getattr(outcome, "reason", None)
     if reason is None:
         reason = {"NotAPicture": "not a picture of a format that is read here", "Vanished": "it is not there"}.get(
             type(outcome).__name__, "it changed while it was read"
         )
-    return PictureError(outcome.path, reason)
+    return ImageError(outcome.path, reason)
 
 
 def _same_path(one: str, other: str) -> bool:

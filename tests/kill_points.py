@@ -19,7 +19,7 @@ from indexer.store.protocol import Record, StoredFile
 from retrieval.duplicates import names
 from retrieval.duplicates.hardlink import join_same_bytes
 from retrieval.duplicates.move import move_spare, read_moves, undo_moves
-from retrieval.duplicates.outcome import Duplicates, File, Group, Member
+from retrieval.duplicates.outcome import Duplicates, File, Group, GroupMember
 
 CALLS = ("open", "link", "unlink", "rename", "replace", "mkdir", "rmdir", "fsync", "stat", "fstat", "lstat", "utime")
 IMAGE = b"\xff\xd8\xff"  # what a JPEG begins with
@@ -31,14 +31,14 @@ def found_in(folder: Path) -> Duplicates:
     small = [file_at(folder, f"b/small{n}.jpg", b"small") for n in range(2)]
     other, deep = file_at(folder, "a/other.jpg", b"other"), file_at(folder, "c/d/deep.jpg", b"other")
     groups = (
-        Group(record(kept), kept, (Member(record(same), (same,), "exact", 1.0, ""), near(small))),
-        Group(record(other), other, (Member(record(deep), (deep,), "exact", 1.0, ""),)),
+        Group(record(kept), kept, (GroupMember(record(same), (same,), "exact", 1.0, ""), near(small))),
+        Group(record(other), other, (GroupMember(record(deep), (deep,), "exact", 1.0, ""),)),
     )
     return Duplicates(str(folder / ".seenit"), "near", "resolution", groups, 3, 0.1)
 
 
-def near(files: list[File]) -> Member:
-    return Member(record(files[0]), tuple(files), "near", 0.9, "")
+def near(files: list[File]) -> GroupMember:
+    return GroupMember(record(files[0]), tuple(files), "near", 0.9, "")
 
 
 def record(file: File) -> Record:

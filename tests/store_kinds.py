@@ -11,7 +11,7 @@ from qdrant_peer import QdrantPeer
 from stored_records import RECORDS
 
 from indexer.store.open import open_store
-from indexer.store.protocol import Record, Store, Where
+from indexer.store.protocol import Filter, Record, Store
 from indexer.store.qdrant_connection import Connection
 from indexer.store.qdrant_store import QdrantStore
 
@@ -26,7 +26,7 @@ def ids(records: list[Record]) -> set[str]:
     return {record.id for record in records}
 
 
-def meeting(store: Store, where: Where) -> set[int]:
+def meeting(store: Store, where: Filter) -> set[int]:
     """The numbers of the records that meet the conditions, by scroll; count and search must agree."""
     numbers = {record.id: number for number, record in enumerate(RECORDS)}
     found = {numbers[record.id] for record in store.scroll(where, batch=7)}

@@ -17,7 +17,7 @@ import pytest
 from stored_records import SCHEMA, unit
 
 from indexer.images.metadata import Metadata, content_id
-from indexer.store.protocol import Record, Store, StoredFile, Where
+from indexer.store.protocol import Filter, Record, Store, StoredFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode", "ignore:Payload indexes have no effect")
 
@@ -112,11 +112,11 @@ def draw_place(rng: random.Random) -> tuple[float, float]:
     return latitude, longitude
 
 
-def draw_condition(rng: random.Random, records: list[Record]) -> Where:
+def draw_condition(rng: random.Random, records: list[Record]) -> Filter:
     """One condition or several; their values are mostly those of records."""
     names = ["under", "after", "before", "camera", "near", "tags", "not_fit", "not_ids"]
     drawn = rng.sample(names, rng.choice([1, 1, 1, 2, 2, 3, 8]))
-    return replace(Where(), **{name: draw_value(rng, name, rng.choice(records)) for name in drawn})
+    return replace(Filter(), **{name: draw_value(rng, name, rng.choice(records)) for name in drawn})
 
 
 def draw_value(rng: random.Random, name: str, record: Record) -> Any:
@@ -166,7 +166,7 @@ def draw_circle(rng: random.Random, record: Record) -> tuple[float, float, float
 # The plain filter
 
 
-def meets(record: Record, where: Where) -> bool:
+def meets(record: Record, where: Filter) -> bool:
     return (
         (not where.under or any(file.key.startswith(key + "/") for file in record.files for key in where.under))
         and (where.after is None or is_from(record.metadata.taken_at, where.after))
@@ -210,7 +210,7 @@ def direction(latitude: float, longitude: float) -> np.ndarray:
     return np.array([math.cos(north) * math.cos(east), math.cos(north) * math.sin(east), math.sin(north)])
 
 
-def on_the_border(where: Where, records: list[Record]) -> bool:
+def on_the_border(where: Filter, records: list[Record]) -> bool:
     """Whether rounding may decide about one of the records; a record at the centre itself is no such case."""
     if where.near is None:
         return False
@@ -223,7 +223,7 @@ def on_the_border(where: Where, records: list[Record]) -> bool:
 # The tests
 
 
-def drawn(seed: int) -> tuple[list[Record], list[Where]]:
+def drawn(seed: int) -> tuple[list[Record], list[Filter]]:
     rng = random.Random(seed)
     records = draw_records(rng)
     conditions = (draw_condition(rng, records) for _ in range(2 * NUM_CONDITIONS))
@@ -236,7 +236,7 @@ def test_what_is_drawn_tells_filters_apart() -> None:
     assert len(conditions) == NUM_CONDITIONS
     split = [where for where in conditions if 0 < sum(meets(record, where) for record in records) < len(records)]
     assert len(split) > len(conditions) / 2
-    for name in Where.__dataclass_fields__:
+    for name in Filter.__dataclass_fields__:
         assert sum(bool(getattr(where, name)) for where in split) >= 8, name
 
 

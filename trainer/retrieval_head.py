@@ -26,7 +26,7 @@ from indexer.descriptor import whitening as descriptor
 from indexer.errors import SeenitError
 from indexer.images.find import os_reason
 
-from .data.sources import PictureSource, open_source
+from .data.sources import ImageSource, open_source
 from .evaluate.labelled import Say, _say_to_stderr
 from .evaluate.probes import format_table
 from .evaluate.views import (
@@ -92,12 +92,12 @@ def train_head(
     embed = partial(
         embed_views, backbone, num_photos=num_photos, workers=workers, seed=seed, progress=progress, say=say
     )
-    seen = embed(PictureSource(tuple(places[aside:])), num_views=num_views)
-    unseen = embed(PictureSource(tuple(places[:aside])), difficulty=JUDGED_DIFFICULTY)
+    seen = embed(ImageSource(tuple(places[aside:])), num_views=num_views)
+    unseen = embed(ImageSource(tuple(places[:aside])), difficulty=JUDGED_DIFFICULTY)
 
     head = head_from(seen)
     searched = [unseen.photos, seen.photos]  # an index has statistics of all photos that it searches
-    fits = [descriptor.fit(searched, unseen.recipe, prior) for prior in (backbone.prior, head)]
+    fits = [descriptor.fit_whitening(searched, unseen.recipe, prior) for prior in (backbone.prior, head)]
     before, after = (view_retrieval(unseen, fit, seen.photos.parts) for fit in fits)
     scores = f"mean 1/rank {before.mean_reciprocal_rank:.3f} before, {after.mean_reciprocal_rank:.3f} after"
     if not gains(*(view_ranks(unseen, fit, seen.photos.parts) for fit in fits)):

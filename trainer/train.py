@@ -25,15 +25,23 @@ from indexer.errors import SeenitError
 
 from .config import Config
 from .data.masking import draw_masks
-from .data.sources import PictureSource, fingerprint, open_source
+from .data.sources import ImageSource, fingerprint, open_source
 from .data.stream import CropBatch, CropStream, check_batch
-from .model.distributed import agree, join_world, reshard, sum_over_processes, wait_for_all, whole, without_sync
-from .model.optim import Pace, clip_gradients, follow, pace_at, set_pace
+from .model.distributed import (
+    any_process,
+    full_tensor,
+    join_world,
+    reshard,
+    sum_over_processes,
+    wait_for_all,
+    without_sync,
+)
+from .model.optim import ScheduleValues, clip_gradients, pace_at, set_pace, update_ema
 from .model.student_teacher import Batch, FeatureTeacher, Losses, compute_losses
-from .run.collapse import LOOK_EVERY, CollapseError, Signs
+from .run.collapse import LOOK_EVERY, CollapseError, CollapseSigns
 from .run.report import write_report
 from .run.results import (
-    Shows,
+    FeaturePreviews,
     close_board,
     compare_before,
     keep_snapshot,
@@ -142,10 +150,10 @@ def train(
             run.board = open_board(out / "tensorboard")
             cleanup.callback(close_board, run.board)
             comparison = None if origin is None else compare_before(run, origin, source, held, say)
-            shows = Shows(run, source, labelled, out)
+            shows = FeaturePreviews(run, source, labelled, out)
         stopped, rate = _loop(run, source, out, progress, stop, say, shows)
         if not stopped:
-            state = {name: whole(value).cpu() for name, value in run.average.state_dict().items()}
+            state = {name: full_tensor(value).cpu() for name, value in run.average.state_dict().items()}
             if world.leads:
                 write_results(run, state, out, comparison, say)
         wait_for_all()
@@ -164,12 +172,12 @@ def train(
 
 def _loop(
     run: Run,
-    source: PictureSource,
+    source: ImageSource,
     out: Path,
     progress: bool,
     stop: Callable[[], bool],
     say: Say,
-    shows: Shows | None,
+    shows: FeaturePreviews | None,
 ) -> tuple[bool, float]:
     """Step until the end, or until `stop` says so.
 
@@ -182,7 +190,7 @@ def _loop(
     stage: Config | None = None
     with ExitStack() as streams, _bar(config.steps, run.step, progress and world.leads) as bar:
         while run.step < config.steps:
-            if agree(stop(), run.device):
+            if any_process(stop(), run.device):
                 keep_snapshot(run, out)
                 _report(run, out)
                 say(f"stopped after step {run.step}; go on by --resume")
@@ -209,7 +217,7 @@ def _loop(
             run.metrics[-1]["images_per_s"] = round(speed, 2)
             complaint = run.watch.judge(run.step, signs) if signs is not None and config.alarms else None
             complaint = complaint or run.watch.judge_numbers(run.step, run.metrics[-1].pop("finite"))
-            if agree(complaint is not None, run.device):
+            if any_process(complaint is not None, run.device):
                 complaint = complaint or "another process stopped the run"
                 keep_snapshot(run, out, alarm=complaint)
                 _report(run, out)
@@ -226,7 +234,7 @@ def _loop(
     return False, done / max(time.perf_counter() - started, 1e-9)
 
 
-def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> Signs | None:
+def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> CollapseSigns | None:
     """One update of the student and, after it, of the average; a look at its health every few steps."""
     config = run.config
     pace = pace_at(config, run.step)
@@ -256,11 +264,11 @@ def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> Signs | None
     run.scaler.update()
     for network in (run.student, run.teacher):
         reshard(network)
-    follow(run.average, run.student, pace.momentum)
+    update_ema(run.average, run.student, pace.momentum)
     return _record(run, torch.stack(numbers).mean(0), losses, norm, pace)
 
 
-def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: Pace) -> Signs | None:
+def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: ScheduleValues) -> CollapseSigns | None:
     """Put the step into the metrics and into the watch's memory, and look where it is time.
 
     numbers  (6,)  total and single losses in this process
@@ -297,7 +305,7 @@ def stage_at(config: Config, step: int) -> Config:
     return replace(config, global_size=config.high_res_global_size, local_size=config.high_res_local_size)
 
 
-def _open_stream(run: Run, source: PictureSource, stage: Config, say: Say) -> CropStream:
+def _open_stream(run: Run, source: ImageSource, stage: Config, say: Say) -> CropStream:
     return CropStream(
         source,
         stage,

@@ -24,7 +24,7 @@ SPREAD = 4  # degrees by which directions are smoothed
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
+class QueryCrop:
     """One part of a query picture.
 
     pixels  (H, W, 3) uint8
@@ -35,14 +35,14 @@ class Cut:
     frame: np.ndarray
 
 
-def query_cuts(picture: np.ndarray) -> list[Cut]:
+def query_cuts(picture: np.ndarray) -> list[QueryCrop]:
     """The parts of (H, W, 3) uint8 pixels that a query is searched by: the whole, its middle, that turned level."""
-    cuts = [Cut(picture, WHOLE), Cut(middle(picture), middle_frame(picture))]
+    cuts = [QueryCrop(picture, WHOLE), QueryCrop(middle(picture), middle_frame(picture))]
     degrees, peak = edge_turn(picture)
     if abs(degrees) > LEAST_TURN and peak > LEAST_PEAK:
         for turn in (degrees, degrees - math.copysign(90, degrees)):
             turned = np.asarray(Image.fromarray(picture).rotate(turn, Image.Resampling.BICUBIC))
-            cuts.append(Cut(np.ascontiguousarray(middle(turned)), middle_frame(picture, turn)))
+            cuts.append(QueryCrop(np.ascontiguousarray(middle(turned)), middle_frame(picture, turn)))
     return cuts
 
 

@@ -10,9 +10,9 @@ from ..errors import SeenitError
 from ..images.preprocess import preprocess
 from . import whitening as descriptor
 from .crops import query_cuts
-from .features import View
+from .features import CropFeatures
 from .patch_codec import PatchTokens, pack_patches
-from .whitening import RECIPES, Fit, Pooled, Recipe
+from .whitening import DESCRIPTOR_CONFIGS, DescriptorConfig, PooledFeatures, Whitening
 
 QUERY_BATCH = 8
 DEFAULT_TOKENS = "balanced"
@@ -22,7 +22,7 @@ DEFAULT_TOKENS = "balanced"
 class Indexed:
     """A picture with every patch, and those that an index keeps as it stores them."""
 
-    view: View
+    view: CropFeatures
     packed: bytes
 
 
@@ -32,37 +32,39 @@ class Embedder:
     resolution  pixels; a picture is seen at about resolution x resolution pixels in its own aspect
     """
 
-    def __init__(self, backbone: Backbone, resolution: int, recipe: Recipe = RECIPES[DEFAULT_TOKENS]) -> None:
+    def __init__(
+        self, backbone: Backbone, resolution: int, recipe: DescriptorConfig = DESCRIPTOR_CONFIGS[DEFAULT_TOKENS]
+    ) -> None:
         self.backbone = backbone
         self.resolution = resolution
         self.recipe = recipe
         self.layers = recipe.layers_of(backbone.depth)
-        self._whole = replace(recipe, num_tokens=RECIPES["full"].num_tokens)
+        self._whole = replace(recipe, num_tokens=DESCRIPTOR_CONFIGS["full"].num_tokens)
 
-    def pooled(self, pixels: Sequence[np.ndarray]) -> Pooled:
+    def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
         """What the descriptor needs of pictures of one shape, (rows * P, cols * P, 3) uint8 each."""
         features = self.backbone.intermediate(np.stack(pixels), self.layers)
         return descriptor.pool(features, self.recipe, self.backbone.depth)
 
-    def fit(self, sample: Sequence[Pooled]) -> Fit:
-        return descriptor.fit(sample, self.recipe, self.backbone.prior)
+    def fit(self, sample: Sequence[PooledFeatures]) -> Whitening:
+        return descriptor.fit_whitening(sample, self.recipe, self.backbone.prior)
 
-    def describe(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[View]:
+    def describe(self, pictures: Sequence[np.ndarray], fit: Whitening) -> list[CropFeatures]:
         """Each picture, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
         seen = [preprocess(picture, "aspect", self.resolution, self.backbone.patch_size) for picture in pictures]
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for n, pixels in enumerate(seen):
             by_shape.setdefault(pixels.shape, []).append(n)
-        views: dict[int, View] = {}
+        views: dict[int, CropFeatures] = {}
         for numbers in by_shape.values():
             for start in range(0, len(numbers), QUERY_BATCH):
                 batch = numbers[start : start + QUERY_BATCH]
                 features = self.backbone.intermediate(np.stack([seen[n] for n in batch]), self.layers)
                 vectors, tokens = descriptor.apply(descriptor.pool(features, self._whole, self.backbone.depth), fit)
-                views |= {n: View(vectors[at], tokens[at], features[0].grid) for at, n in enumerate(batch)}
+                views |= {n: CropFeatures(vectors[at], tokens[at], features[0].grid) for at, n in enumerate(batch)}
         return [views[n] for n in range(len(pictures))]
 
-    def indexed(self, picture: np.ndarray, fit: Fit) -> "Indexed":
+    def indexed(self, picture: np.ndarray, fit: Whitening) -> "Indexed":
         """A picture, (H, W, 3) uint8 of any size, as an index holds it."""
         (view,) = self.describe([picture], fit)
         pixels = preprocess(picture, "aspect", self.resolution, self.backbone.patch_size)
@@ -71,15 +73,15 @@ class Embedder:
         patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
         return Indexed(view, pack_patches(patches, self.recipe.token_bits))
 
-    def describe_queries(self, pictures: Sequence[np.ndarray], fit: Fit) -> list[list[View]]:
+    def describe_queries(self, pictures: Sequence[np.ndarray], fit: Whitening) -> list[list[CropFeatures]]:
         """`describe` for queries: each picture as a whole, then the other parts of it that `query_cuts` looks at."""
         cuts = [query_cuts(picture) for picture in pictures]
         views = iter(self.describe([cut.pixels for of_picture in cuts for cut in of_picture], fit))
         return [[replace(next(views), frame=cut.frame) for cut in of_picture] for of_picture in cuts]
 
 
-def recipe_named(tokens: str) -> Recipe:
+def recipe_named(tokens: str) -> DescriptorConfig:
     """The recipe that a user asks for; SeenitError for an unknown name."""
-    if tokens not in RECIPES:
-        raise SeenitError(f"unknown --tokens {tokens!r}; choose {', '.join(RECIPES)}")
-    return RECIPES[tokens]
+    if tokens not in DESCRIPTOR_CONFIGS:
+        raise SeenitError(f"unknown --tokens {tokens!r}; choose {', '.join(DESCRIPTOR_CONFIGS)}")
+    return DESCRIPTOR_CONFIGS[tokens]

@@ -8,7 +8,7 @@ WHOLE = np.array([[1, 0, 0], [0, 1, 0]], np.float32)  # the frame of the whole p
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class CropFeatures:
     """One look at a query picture.
 
     vector  (G,)    float32, L2-normalised

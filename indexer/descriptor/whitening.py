@@ -3,7 +3,7 @@
 Raw DINOv2 tokens make poor descriptors for finding the same thing again: a few directions carry most of the variance
 and say "a photo", not "this photo". So several layers are read, and means and whitening are fitted on the indexed
 pictures themselves. The whole chain (centre, whiten each layer, keep the main directions of all of them together) is
-one affine map, which is what a `Fit` holds. A small corpus has no statistics of its own to speak of: the fit then
+one affine map, which is what a `Whitening` holds. A small corpus has no statistics of its own to speak of: the fit then
 leans on a prior, the statistics of other photos that a backbone's file may carry, as if `PRIOR_PICTURES` of them had
 been indexed too.
 """
@@ -38,7 +38,7 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DescriptorConfig:
     """All that decides a vector besides the backbone and the fit. Depths are fractions: 1 is the last block."""
 
     cls_depths: tuple[float, ...] = (1.0, 11 / 12)  # where the CLS token is read
@@ -61,7 +61,7 @@ class Recipe:
         return json.dumps(self.settings, sort_keys=True)
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, object]) -> "Recipe":
+    def from_settings(cls, settings: Mapping[str, object]) -> "DescriptorConfig":
         """The recipe of an index's manifest; ValueError where a setting is unknown or no number.
 
         A setting that is missing has its default: one that is added later gets the default that means "as before".
@@ -88,15 +88,15 @@ def _as(value: object, default: object) -> Any:
 
 
 # How much of its patches a picture keeps, by the name that a user gives it: bytes a picture, at 192 numbers a token
-RECIPES = {
-    "compact": Recipe(num_tokens=40, token_bits=1),  # 1 kB
-    "balanced": Recipe(),  # 3 kB
-    "full": Recipe(num_tokens=65535, token_bits=8),  # 49 kB: every patch
+DESCRIPTOR_CONFIGS = {
+    "compact": DescriptorConfig(num_tokens=40, token_bits=1),  # 1 kB
+    "balanced": DescriptorConfig(),  # 3 kB
+    "full": DescriptorConfig(num_tokens=65535, token_bits=8),  # 49 kB: every patch
 }
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledFeatures:
     """What is kept of B pictures before any statistics: about 55 kB each with a ViT-S.
 
     parts      (B, L, D)  float32, L2-normalised
@@ -110,7 +110,7 @@ class Pooled:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Whitening:
     """The statistics of a corpus as two affine maps, x -> (x - mean) @ projection.
 
     mean              (L * D,)    float32
@@ -120,7 +120,7 @@ class Fit:
     num_pictures      how many pictures it was fitted on
     """
 
-    recipe: Recipe
+    recipe: DescriptorConfig
     mean: Tensor
     projection: Tensor
     token_mean: Tensor
@@ -145,7 +145,7 @@ class Fit:
         return digest.hexdigest()
 
 
-def pool(features: "Sequence[TokenFeatures]", recipe: Recipe, depth: int) -> Pooled:
+def pool(features: "Sequence[TokenFeatures]", recipe: DescriptorConfig, depth: int) -> PooledFeatures:
     """The raw material of B pictures of one shape; which patches are kept depends on the pictures alone.
 
     features  of the blocks `recipe.layers_of(depth)`, in that order, after the final norm
@@ -162,7 +162,7 @@ def pool(features: "Sequence[TokenFeatures]", recipe: Recipe, depth: int) -> Poo
     tokens = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))  # (B, K, D)
     cols = source.grid[1]
     positions = torch.stack([kept // cols, kept % cols], dim=-1)  # (B, K, 2)
-    return Pooled(
+    return PooledFeatures(
         normalize(torch.nan_to_num(parts), dim=-1).cpu(),
         torch.nan_to_num(tokens).clamp(-65504, 65504).half().cpu(),
         positions.to(torch.uint8).cpu(),
@@ -194,7 +194,9 @@ def select_patches(patches: Tensor, count: int) -> Tensor:
     return torch.stack(kept, dim=1).sort(dim=1).values
 
 
-def fit(sample: Sequence[Pooled], recipe: Recipe, prior: Mapping[str, Tensor] | None = None) -> Fit:
+def fit_whitening(
+    sample: Sequence[PooledFeatures], recipe: DescriptorConfig, prior: Mapping[str, Tensor] | None = None
+) -> Whitening:
     """The statistics of a sample of the corpus, drawn towards the prior as far as the sample is small.
 
     prior  the tensors of `prior_from`, which a backbone may carry
@@ -222,7 +224,7 @@ def fit(sample: Sequence[Pooled], recipe: Recipe, prior: Mapping[str, Tensor] | 
     token_whitening = _whitening(token_covariance, recipe.shrinkage)
     token_dim = min(recipe.token_dim, dim) // 8 * 8  # whole bytes of bits
     token_directions = _main_directions(token_covariance, token_dim)  # (D, T)
-    return Fit(
+    return Whitening(
         recipe=recipe,
         mean=mean.float(),
         projection=(whitening @ directions).float().contiguous(),
@@ -232,14 +234,14 @@ def fit(sample: Sequence[Pooled], recipe: Recipe, prior: Mapping[str, Tensor] | 
     )
 
 
-def apply(pooled: Pooled, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+def apply(pooled: PooledFeatures, fit: Whitening) -> tuple[np.ndarray, np.ndarray]:
     """The vectors to store: global (B, G) and patch tokens (B, K, T), float32, every row L2-normalised."""
     vectors = (pooled.parts.flatten(1) - fit.mean) @ fit.projection  # (B, G)
     tokens = (pooled.tokens.float() - fit.token_mean) @ fit.token_projection  # (B, K, T)
     return _unit_rows(vectors).numpy(), _unit_rows(tokens).numpy()
 
 
-def prior_from(sample: Sequence[Pooled], recipe: Recipe) -> dict[str, Tensor]:
+def prior_from(sample: Sequence[PooledFeatures], recipe: DescriptorConfig) -> dict[str, Tensor]:
     """The statistics of other pictures, for a backbone's file to carry: under 3 MB in half precision for a ViT-S.
 
     mean (L, D); factors (R, L * D), whose sum of outer products is the covariance; token_mean (D,);
@@ -257,13 +259,13 @@ def prior_from(sample: Sequence[Pooled], recipe: Recipe) -> dict[str, Tensor]:
     }
 
 
-def save_fit(fit: Fit) -> bytes:
+def save_fit(fit: Whitening) -> bytes:
     """A fit as the bytes of a safetensors file."""
     metadata = {"format": "seenit-fit-1", "recipe": fit.recipe.version, "num_pictures": str(fit.num_pictures)}
     return safetensors.torch.save(_tensors(fit), metadata)
 
 
-def load_fit(data: bytes) -> Fit:
+def load_fit(data: bytes) -> Whitening:
     """The fit that `save_fit` wrote; anything else raises SeenitError."""
     try:
         size = int.from_bytes(data[:8], "little")
@@ -275,7 +277,7 @@ def load_fit(data: bytes) -> Fit:
         tensors = safetensors.torch.load(data)
         if set(tensors) != {"mean", "projection", "token_mean", "token_projection"}:
             raise ValueError("it holds other tensors")
-        loaded = Fit(recipe=recipe, num_pictures=num_pictures, **tensors)
+        loaded = Whitening(recipe=recipe, num_pictures=num_pictures, **tensors)
         _check(loaded)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -287,7 +289,7 @@ def _block(fraction: float, depth: int) -> int:
     return max(1, round(fraction * depth)) - 1
 
 
-def _tensors(fit: Fit) -> dict[str, Tensor]:
+def _tensors(fit: Whitening) -> dict[str, Tensor]:
     return {name: getattr(fit, name) for name in ("mean", "projection", "token_mean", "token_projection")}
 
 
@@ -298,7 +300,7 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, centred.T @ centred / len(rows)
 
 
-def _token_moments(sample: Sequence[Pooled]) -> tuple[Tensor, Tensor]:
+def _token_moments(sample: Sequence[PooledFeatures]) -> tuple[Tensor, Tensor]:
     """`_moments` of all tokens, (D,) and (D, D), a batch at a time, for together they are many."""
     count, dim = 0, sample[0].tokens.shape[-1]
     total, products = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
@@ -359,19 +361,19 @@ def _unit_rows(rows: Tensor) -> Tensor:
     return torch.where(length > _TINY, rows / length.clamp(min=_TINY), axis)
 
 
-def _inputs(recipe: Recipe) -> str:
+def _inputs(recipe: DescriptorConfig) -> str:
     """The part of a recipe that a prior depends on."""
     return json.dumps([recipe.cls_depths, recipe.mean_depths, recipe.token_depth])
 
 
-def _recipe_from(text: str) -> Recipe:
+def _recipe_from(text: str) -> DescriptorConfig:
     settings = json.loads(text)
     if not isinstance(settings, dict):
         raise ValueError("its settings are no table of values")
-    return Recipe.from_settings(settings)
+    return DescriptorConfig.from_settings(settings)
 
 
-def _check_prior(prior: Mapping[str, Tensor], recipe: Recipe, num_parts: int, dim: int) -> None:
+def _check_prior(prior: Mapping[str, Tensor], recipe: DescriptorConfig, num_parts: int, dim: int) -> None:
     wide = num_parts * dim
     missing = {"mean", "factors", "token_mean", "token_factors", "recipe"} - set(prior)
     if missing:
@@ -382,7 +384,7 @@ def _check_prior(prior: Mapping[str, Tensor], recipe: Recipe, num_parts: int, di
         raise SeenitError("the backbone's descriptor prior was made for another recipe; make the prior anew")
 
 
-def _check(fit: Fit) -> None:
+def _check(fit: Whitening) -> None:
     wide, dim = fit.mean.numel(), fit.token_mean.numel()
     parts = len(fit.recipe.cls_depths) + len(fit.recipe.mean_depths)
     shapes = (fit.projection.shape[0] == wide, fit.token_projection.shape[0] == dim, wide == parts * dim)

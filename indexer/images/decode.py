@@ -30,7 +30,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ..errors import PictureError
+from ..errors import ImageError
 from .colour import displayable, to_srgb
 from .exif import Exif, read_exif
 from .find import open_regular, os_reason
@@ -88,7 +88,7 @@ DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class DecodedImage:
     """A decoded picture."""
 
     image: Image.Image  # mode RGB, in sRGB, upright; the whole picture or the region asked for, maybe at reduced scale
@@ -141,7 +141,7 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
-def is_picture(path: str | Path) -> bool:
+def is_image(path: str | Path) -> bool:
     """Whether a regular file begins like a picture; False as well if it cannot be read."""
     try:
         with open_regular(os.fspath(path)) as file:
@@ -166,7 +166,7 @@ def decode(
     limits: Limits = DEFAULT_LIMITS,
     region: Region | None = None,
     path: str = "",
-) -> Picture:
+) -> DecodedImage:
     """Decode a picture file from memory.
 
     target_px  the shorter side of the image may shrink down to this but not below it, and is never enlarged; a JPEG is
@@ -179,7 +179,7 @@ def decode(
     """
     name = sniff(data[:SNIFF_BYTES])
     if name is None:
-        raise PictureError(path, "not a picture of a format that is read here")
+        raise ImageError(path, "not a picture of a format that is read here")
     if name == "TIFF" and is_raw(data, path):
         name = "RAW"
     try:
@@ -194,31 +194,33 @@ def decode(
                 if name != "JPEG" or "truncated" not in str(error):
                     raise
                 return _decode_cut(data, target_px, limits, region, path)
-    except PictureError:
+    except ImageError:
         raise
     except MemoryError:
-        raise PictureError(path, NEEDS_MEMORY) from None
+        raise ImageError(path, NEEDS_MEMORY) from None
     except Image.DecompressionBombError:
-        raise PictureError(path, "claims more pixels than the limit") from None
+        raise ImageError(path, "claims more pixels than the limit") from None
     except Exception as error:  # Pillow's plugins let through whatever a damaged file makes of them
-        raise PictureError(path, _reason(name, error)) from error
+        raise ImageError(path, _reason(name, error)) from error
 
 
 def decode_file(
     path: str | Path, *, target_px: int | None = None, limits: Limits = DEFAULT_LIMITS, region: Region | None = None
-) -> Picture:
+) -> DecodedImage:
     """`decode` for a file, in this process; PictureError if it is not there, not a regular file, or no picture."""
     name = str(path)
     try:
         with open_regular(name) as file:
             if os.fstat(file.fileno()).st_size > limits.max_file_bytes:
-                raise PictureError(name, f"larger than {limits.max_file_bytes / 1e6:.0f} MB")
+                raise ImageError(name, f"larger than {limits.max_file_bytes / 1e6:.0f} MB")
             return decode(file.read(), target_px=target_px, limits=limits, region=region, path=name)
     except OSError as error:
-        raise PictureError(name, os_reason(error)) from None
+        raise ImageError(name, os_reason(error)) from None
 
 
-def _decode(data: bytes, name: str, target_px: int | None, limits: Limits, region: Region | None, path: str) -> Picture:
+def _decode(
+    data: bytes, name: str, target_px: int | None, limits: Limits, region: Region | None, path: str
+) -> DecodedImage:
     image = _open(data, name, path)
     exif = read_exif(image)
     deep = any(";16" in str(tile.args) for tile in image.tile)
@@ -248,7 +250,7 @@ def _decode(data: bytes, name: str, target_px: int | None, limits: Limits, regio
     return _picture(picture, width, height, name, exif, _count_frames(data, name, path))
 
 
-def _decode_cut(data: bytes, target_px: int | None, limits: Limits, region: Region | None, path: str) -> Picture:
+def _decode_cut(data: bytes, target_px: int | None, limits: Limits, region: Region | None, path: str) -> DecodedImage:
     """A JPEG that lacks its end, if most of it is there.
 
     What is missing is what changes with the bytes that stand in for it: rows that come out the same whether nothing or
@@ -259,10 +261,10 @@ def _decode_cut(data: bytes, target_px: int | None, limits: Limits, region: Regi
     shown, other = (_decode(data + end, "JPEG", target_px, limits, None, path) for end in ends)
     differs = (np.asarray(shown.image) != np.asarray(other.image)).any((1, 2))  # (H,)
     if _lacks_refinement(data):
-        raise PictureError(path, "the JPEG file is cut short: only a coarse image is there")
+        raise ImageError(path, "the JPEG file is cut short: only a coarse image is there")
     missing = 1 - float(differs.argmax()) / len(differs) if differs.any() else 0.0  # of the rows, to the bottom
     if missing > MOST_MISSING:
-        raise PictureError(path, f"the JPEG file is cut short: {missing:.0%} of it is missing")
+        raise ImageError(path, f"the JPEG file is cut short: {missing:.0%} of it is missing")
     note = f"its last bytes are missing, and with them up to {missing:.0%} of its rows"
     if region:
         shown = _decode(data + ends[0], "JPEG", target_px, limits, region, path)
@@ -276,9 +278,9 @@ def _lacks_refinement(data: bytes) -> bool:
     return at >= 0 and end <= len(data) and bool(data[end - 1] & 0x0F)
 
 
-def _decode_raw(data: bytes, target_px: int | None, limits: Limits, region: Region | None, path: str) -> Picture:
+def _decode_raw(data: bytes, target_px: int | None, limits: Limits, region: Region | None, path: str) -> DecodedImage:
     if not raw_installed():
-        raise PictureError(path, RAW_MISSING)
+        raise ImageError(path, RAW_MISSING)
     exif = Exif()
     if data[:4] in (b"II*\0", b"MM\0*"):
         exif = read_exif(TiffImagePlugin.TiffImageFile(io.BytesIO(data), ""))
@@ -291,8 +293,8 @@ def _decode_raw(data: bytes, target_px: int | None, limits: Limits, region: Regi
     return _picture(_reduced(picture, target_px), width, height, "RAW", exif, 1)
 
 
-def _picture(image: Image.Image, width: int, height: int, name: str, exif: Exif, frames: int) -> Picture:
-    return Picture(image, width, height, name, exif.taken_at, exif.camera, exif.gps, exif.date_source, frames)
+def _picture(image: Image.Image, width: int, height: int, name: str, exif: Exif, frames: int) -> DecodedImage:
+    return DecodedImage(image, width, height, name, exif.taken_at, exif.camera, exif.gps, exif.date_source, frames)
 
 
 def _reduced(picture: Image.Image, target_px: int | None) -> Image.Image:
@@ -317,7 +319,7 @@ def _open(data: bytes, name: str, path: str) -> ImageFile.ImageFile:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
-        raise PictureError(path, HEIF_MISSING) from None
+        raise ImageError(path, HEIF_MISSING) from None
     return HeifImageFile(io.BytesIO(data))
 
 
@@ -326,14 +328,14 @@ def _check_size(width: int, height: int, decoded: tuple[int, int], name: str, li
     if decoded == (width, height):
         most = min(most, limits.memory_bytes // BYTES_PER_PIXEL)
     if width * height > most:
-        raise PictureError(path, f"{width}x{height} pixels, more than the limit of {most / 1e6:.0f} million ({name})")
+        raise ImageError(path, f"{width}x{height} pixels, more than the limit of {most / 1e6:.0f} million ({name})")
 
 
 def _clip(region: Region, width: int, height: int, path: str) -> Region:
     x, y, w, h = region
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
     if right <= left or bottom <= top:
-        raise PictureError(path, f"the region {x},{y},{w},{h} lies outside the picture of {width}x{height} pixels")
+        raise ImageError(path, f"the region {x},{y},{w},{h} lies outside the picture of {width}x{height} pixels")
     return left, top, right - left, bottom - top
 
 

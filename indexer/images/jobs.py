@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import PictureError
-from .decode import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, Limits, Picture, decode, heif_installed, sniff
+from ..errors import ImageError
+from .decode import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, DecodedImage, Limits, decode, heif_installed, sniff
 from .exif import date_in_name, plausible
 from .find import Unreadable, open_regular, os_reason, stamp_ns
 from .metadata import Metadata, content_id
@@ -145,7 +145,7 @@ def read_picture(job: Job, settings: Settings) -> Outcome:
         return Hashed(path, file_id, size, mtime_ns)
     try:
         picture = decode(data, target_px=detail_px(settings.resolution), limits=limits, path=path)
-    except PictureError as error:
+    except ImageError as error:
         return Broken(path, error.reason, size, mtime_ns)
     pixels = preprocess(picture.image, settings.mode, settings.resolution, settings.patch_size)
     grid = (pixels.shape[0] // settings.patch_size, pixels.shape[1] // settings.patch_size)
@@ -163,7 +163,7 @@ def lost(path: str, reason: str, *, accident: bool = False) -> Outcome:
     return Accident(path, reason) if accident else Broken(path, reason, status.st_size, stamp_ns(status))
 
 
-def _metadata(picture: Picture, path: str, mtime_ns: int) -> Metadata:
+def _metadata(picture: DecodedImage, path: str, mtime_ns: int) -> Metadata:
     taken_at, source = picture.taken_at, picture.date_source
     if taken_at is None:
         taken_at, source = date_in_name(os.path.basename(path)), "name"

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..errors import PictureError
+from ..errors import ImageError
 
 RAW_MISSING = "raw: a camera's raw file; to read it: pip install 'seenit[photo]'"
 # fmt: off
@@ -57,14 +57,12 @@ def read_raw(data: bytes, max_pixels: int, path: str) -> np.ndarray:
         with rawpy.imread(io.BytesIO(data)) as raw:
             count = raw.sizes.width * raw.sizes.height
             if count > max_pixels:
-                raise PictureError(
-                    path, f"raw: {count:,} pixels, more than the limit of {max_pixels / 1e6:.0f} million"
-                )
+                raise ImageError(path, f"raw: {count:,} pixels, more than the limit of {max_pixels / 1e6:.0f} million")
             pixels = raw.postprocess(use_camera_wb=True, output_bps=8)
             return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))  # a grey sensor gives one
     except rawpy.LibRawError as error:
         text = " ".join(os.fsdecode(part) if isinstance(part, bytes) else str(part) for part in error.args)
-        raise PictureError(path, f"raw: the raw reader cannot read it ({text[:80]})") from None
+        raise ImageError(path, f"raw: the raw reader cannot read it ({text[:80]})") from None
 
 
 def _first_directory(data: bytes) -> dict[int, int]:

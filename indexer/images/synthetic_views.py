@@ -19,7 +19,7 @@ BLUR_SIGMA = (0.3, 1.5)  # pixels
 BLUR_SHARE = 0.4
 
 
-def make_view(
+def render_view(
     rng: np.random.Generator,
     pixels: np.ndarray,
     background: np.ndarray,

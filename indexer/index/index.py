@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from ..errors import SeenitError
 from ..store.index_folder import is_index_folder
 from ..store.open import open_store
-from ..store.protocol import Schema, Store, Where, is_url
+from ..store.protocol import Filter, Schema, Store, is_url
 from .calibration import BLOB as CALIBRATION_BLOB
 from .calibration import Calibration, parse_calibration
 from .keys import Roots
@@ -25,7 +25,7 @@ from .skipped import SkippedFile, read_skipped
 if TYPE_CHECKING:
     from ..backbone.backbone import Backbone
     from ..descriptor.embedder import Embedder
-    from ..descriptor.whitening import Fit
+    from ..descriptor.whitening import Whitening
 
 WAIT_S = 10.0  # how long a writer waits for another one
 
@@ -99,7 +99,7 @@ class Index:
         return schema.global_dim if schema else 0
 
     @cached_property
-    def fit(self) -> "Fit":
+    def fit(self) -> "Whitening":
         """The statistics that made today's vectors; SeenitError where they are missing or another's."""
         from .statistics import read_fit, recipe_of
 
@@ -124,7 +124,7 @@ class Index:
             self._read()
         return self.manifest.fit != fit
 
-    def with_keys(self, where: Where) -> Where:
+    def with_keys(self, where: Filter) -> Filter:
         """The conditions as the store takes them: folders as keys; SeenitError for one that is not in the index."""
         return replace(where, under=tuple(key for folder in where.under for key in self.folder_keys(folder)))
 
@@ -134,14 +134,14 @@ class Index:
             return keys
         inside = [os.path.join(root, folder) for root in self.roots.folders.values()]
         keys = [key for path in inside for key in self.roots.keys(path)]
-        if keys := [key for key in keys if self.store.count(Where(under=(key,)))]:
+        if keys := [key for key in keys if self.store.count(Filter(under=(key,)))]:
             return keys
         known = ", ".join(self.roots.folders.values())
         raise SeenitError(f"no folder {folder} in the index at {self.location}; it mirrors {known}")
 
     def awaiting_refit(self) -> int:
         """Images whose vectors older statistics made, after a run that was cut short: results are poor."""
-        return self.store.count(Where(not_fit=self.manifest.fit))
+        return self.store.count(Filter(not_fit=self.manifest.fit))
 
     def skipped(self) -> list[SkippedFile]:
         return read_skipped(self.store)

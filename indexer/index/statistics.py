@@ -2,7 +2,7 @@
 
 from ..backbone.backbone import Backbone
 from ..descriptor import whitening as descriptor
-from ..descriptor.whitening import Fit, Recipe
+from ..descriptor.whitening import DescriptorConfig, Whitening
 from ..errors import SeenitError
 from ..store.protocol import Store
 from .manifest import Manifest
@@ -22,10 +22,10 @@ def check_backbone(manifest: Manifest, backbone: Backbone, location: object) -> 
         )
 
 
-def recipe_of(manifest: Manifest, location: object) -> Recipe:
+def recipe_of(manifest: Manifest, location: object) -> DescriptorConfig:
     """The recipe that made an index; SeenitError where it has settings that this seenit does not know."""
     try:
-        return Recipe.from_settings(manifest.descriptor)
+        return DescriptorConfig.from_settings(manifest.descriptor)
     except ValueError as error:
         raise SeenitError(
             f"the index at {location} cannot be used: its descriptor has an {error}, made by seenit {manifest.seenit};"
@@ -33,7 +33,7 @@ def recipe_of(manifest: Manifest, location: object) -> Recipe:
         ) from None
 
 
-def read_fit(store: Store, manifest: Manifest, recipe: Recipe) -> Fit:
+def read_fit(store: Store, manifest: Manifest, recipe: DescriptorConfig) -> Whitening:
     """The statistics that made the index's vectors; SeenitError where they are missing, damaged or another's."""
     data = store.read_blob(FIT_BLOB)
     why = ""

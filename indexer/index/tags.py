@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import SeenitError
-from ..store.protocol import Record, Where
+from ..store.protocol import Filter, Record
 from ..store.tag_copy import parse_tags, tags_json
 from .index import WAIT_S, Index
 
@@ -66,7 +66,7 @@ def _records_at(index: Index, path: str | Path) -> Iterator[Record]:
     for key in index.roots.keys(path):
         is_folder = Path(path).is_dir()
         folder = key if is_folder else key.rpartition("/")[0]
-        for record in index.store.scroll(Where(under=(folder,))):
+        for record in index.store.scroll(Filter(under=(folder,))):
             if is_folder or any(file.key == key for file in record.files):
                 found = True
                 yield record

@@ -72,7 +72,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Where:
+class Filter:
     """Conditions that a record must meet, all of them; answered inside the store, before its vectors are looked at.
 
     A record with several files is under a folder when any of its files is. A search takes folders as paths, absolute or
@@ -95,7 +95,7 @@ class Where:
             object.__setattr__(self, name, (str(value),) if one else tuple(map(str, value)))
 
     def __bool__(self) -> bool:
-        return self != Where()
+        return self != Filter()
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Store(Protocol):
 
     def delete(self, ids: Sequence[str]) -> None: ...
 
-    def scroll(self, where: Where = Where(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
+    def scroll(self, where: Filter = Filter(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         """Every record that meets the conditions, in the order of ids, a page at a time.
 
         vectors  with `global_vector` and `patches`, here as in `retrieve`; without, neither is read
@@ -171,7 +171,9 @@ class Store(Protocol):
     def retrieve(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
         """The records with these ids in the order asked; unknown ids are left out."""
 
-    def search(self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False) -> list[list[Hit]]:
+    def search(
+        self, queries: np.ndarray, top: int, where: Filter = Filter(), *, exact: bool = False
+    ) -> list[list[Hit]]:
         """The `top` records nearest to each query by cosine of `global`, best first; one batch call to the engine.
 
         queries  (Q, G)  float32
@@ -184,7 +186,7 @@ class Store(Protocol):
         Records that are not there or have none are left out. Reads this alone: it is asked for at every query.
         """
 
-    def count(self, where: Where = Where()) -> int: ...
+    def count(self, where: Filter = Filter()) -> int: ...
 
     def optimize(
         self,

@@ -5,10 +5,10 @@ from typing import Any
 from qdrant_client import models
 
 from .payload import as_rfc3339, camera_words, geo_circle, reaches_a_pole, to_engine
-from .protocol import Where
+from .protocol import Filter
 
 
-def qdrant_filter(where: Where) -> models.Filter | None:
+def qdrant_filter(where: Filter) -> models.Filter | None:
     """The server's filter of the same meaning; None where every record is meant."""
     if not where:
         return None

@@ -31,7 +31,7 @@ from .payload import (
     record_payload,
     tags_payload,
 )
-from .protocol import Hit, Listed, Record, Schema, StoredFile, StoreSize, Where
+from .protocol import Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize
 from .qdrant_address import Address
 from .qdrant_blobs import QdrantBlobs
 from .qdrant_connection import Connection, WithPayload
@@ -165,7 +165,7 @@ class QdrantStore:
             for some in _chunks(ids, POINTS_WITHOUT):
                 self._connection.delete(self._collection, some)
 
-    def scroll(self, where: Where = Where(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
+    def scroll(self, where: Filter = Filter(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         limit = min(batch, POINTS_WITH_VECTORS if vectors else POINTS_PER_PAGE)
         condition = qdrant_filter(where)
         offset, more = None, self._exists()
@@ -199,7 +199,9 @@ class QdrantStore:
     def _record(self, point: Any) -> Record:
         return record_from(str(point.id), point.payload, point.vector, self.location)
 
-    def search(self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False) -> list[list[Hit]]:
+    def search(
+        self, queries: np.ndarray, top: int, where: Filter = Filter(), *, exact: bool = False
+    ) -> list[list[Hit]]:
         if top < 1 or not self._exists():
             return [[] for _ in queries]
         condition = qdrant_filter(where)
@@ -230,7 +232,7 @@ class QdrantStore:
                     found[id] = packed
         return found
 
-    def count(self, where: Where = Where()) -> int:
+    def count(self, where: Filter = Filter()) -> int:
         return self._connection.count(self._collection, qdrant_filter(where)) if self._exists() else 0
 
     def tags_of(self, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:

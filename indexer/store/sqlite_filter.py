@@ -7,7 +7,7 @@ from typing import Any
 import apsw
 
 from .payload import camera_words
-from .protocol import Where
+from .protocol import Filter
 from .sqlite_schema import select
 
 EARTH_RADIUS_KM = 6371.0088  # the mean radius; what Qdrant takes
@@ -53,7 +53,7 @@ def distance_km(latitude: float, longitude: float, other_latitude: float, other_
     return 2 * EARTH_RADIUS_KM * math.asin(min(1.0, math.sqrt(share)))
 
 
-def condition(db: apsw.Connection, where: Where) -> tuple[str, list[object]]:
+def condition(db: apsw.Connection, where: Filter) -> tuple[str, list[object]]:
     """The WHERE clause on `records` and its values; `1` where every record is meant.
 
     db  for the cameras' names, which are few and compared word by word

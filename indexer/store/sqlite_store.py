@@ -28,7 +28,7 @@ from .index_folder import claim_folder, refuse_missing, shares_memory
 from .neighbour_cache import Epoch, graph_bytes
 from .neighbours import Found, Neighbours
 from .payload import checked_vector
-from .protocol import Hit, Listed, Progress, Record, Schema, StoredFile, StoreSize, Where, never, no_progress
+from .protocol import Filter, Hit, Listed, Progress, Record, Schema, StoredFile, StoreSize, never, no_progress
 from .sqlite_errors import is_passing, sqlite_errors
 from .sqlite_filter import (
     add_functions,
@@ -218,7 +218,7 @@ class SqliteStore:
             removed = self._remove(db, ids)
             _set_meta(db, "records", int(_meta(db, "records") or 0) - removed)
 
-    def scroll(self, where: Where = Where(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
+    def scroll(self, where: Filter = Filter(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         """The read of a page is a state of its own; a record that is written meanwhile may be among them or not."""
         last = b""
         while True:
@@ -249,7 +249,9 @@ class SqliteStore:
             found = {record.id: record for record in _read(db, list(numbers.values()), vectors, self.location)}
         return [found[id] for id in ids if id in found]
 
-    def search(self, queries: np.ndarray, top: int, where: Where = Where(), *, exact: bool = False) -> list[list[Hit]]:
+    def search(
+        self, queries: np.ndarray, top: int, where: Filter = Filter(), *, exact: bool = False
+    ) -> list[list[Hit]]:
         schema = self.schema()
         if schema is None or top < 1 or not len(queries):
             return [[] for _ in queries]
@@ -274,7 +276,7 @@ class SqliteStore:
             ).fetchall()
         return {id_text(id): packed for id, packed in rows}
 
-    def count(self, where: Where = Where()) -> int:
+    def count(self, where: Filter = Filter()) -> int:
         with self._reading("count records of") as db:
             clause, values = condition(db, where)
             found = int(select(db, f"SELECT COUNT(*) FROM records WHERE {clause}", values).fetchone()[0])
@@ -611,7 +613,7 @@ def _numbers(db: apsw.Connection, ids: Iterable[str]) -> dict[str, int]:
     return {id_text(id): number for id, number in rows}
 
 
-def _allowed(db: apsw.Connection, where: Where) -> np.ndarray:
+def _allowed(db: apsw.Connection, where: Filter) -> np.ndarray:
     """The numbers that meet the conditions, ascending.  (A,) int64"""
     clause, values = condition(db, where)
     rows = select(db, f"SELECT number FROM records WHERE {clause} ORDER BY number", values).fetchall()

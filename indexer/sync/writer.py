@@ -6,7 +6,7 @@ import numpy as np
 
 from ..descriptor.embedder import Embedder
 from ..descriptor.patch_codec import PatchTokens, pack_patches
-from ..descriptor.whitening import Fit, Pooled, apply, save_fit
+from ..descriptor.whitening import PooledFeatures, Whitening, apply, save_fit
 from ..images.jobs import Decoded
 from ..index.keys import Roots
 from ..index.manifest import Manifest, write_manifest
@@ -34,7 +34,7 @@ class Writer:
         roots: Roots,
         embedder: Embedder,
         manifest: Manifest | None,
-        fit: Fit | None,
+        fit: Whitening | None,
     ) -> None:
         self.manifest = manifest
         self.written = 0  # records
@@ -45,7 +45,7 @@ class Writer:
         self._embedder = embedder
         self._fit = fit
         self._buckets: dict[tuple[int, int], list[Decoded]] = {}
-        self._held: list[tuple[list[Decoded], Pooled]] = []
+        self._held: list[tuple[list[Decoded], PooledFeatures]] = []
         self._num_held = 0
         self._records: list[Record] = []
         if fit is not None:
@@ -98,7 +98,7 @@ class Writer:
         for pictures, pooled in held:
             self._to_records(pictures, pooled)
 
-    def _to_records(self, pictures: list[Decoded], pooled: Pooled) -> None:
+    def _to_records(self, pictures: list[Decoded], pooled: PooledFeatures) -> None:
         assert self._fit is not None
         vectors, tokens = apply(pooled, self._fit)
         bits = self._fit.recipe.token_bits

@@ -41,7 +41,7 @@ class Vectors:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class DuplicateCandidates:
     """Pairs of pictures that are worth a look, each once, ordered by `first`.
 
     first, second  (P,)  int64, rows of Vectors, first < second
@@ -81,7 +81,7 @@ def near_pairs(
     versions: Sequence[Callable[[slice], np.ndarray]] = (),
     flat_up_to: int = FLAT_UP_TO,
     report: Callable[[int], None] = lambda done: None,
-) -> Candidates:
+) -> DuplicateCandidates:
     """Every picture with its `neighbours` nearest, as far as their cosine reaches `least_cosine`.
 
     rows      (N, G)  L2-normalised, float16 or float32
@@ -91,7 +91,7 @@ def near_pairs(
     """
     num = len(rows)
     if num < 2:
-        return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        return DuplicateCandidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     index = _index_of(rows, num > flat_up_to)
     codes, cosines = [], []
     for start in range(0, num, QUERIES_AT_ONCE):
@@ -108,10 +108,10 @@ def near_pairs(
     code, cosine = np.concatenate(codes), np.concatenate(cosines).astype(np.float32)
     best_first = np.argsort(-cosine, kind="stable")
     code, at = np.unique(code[best_first], return_index=True)
-    return Candidates(code // num, code % num, cosine[best_first][at])
+    return DuplicateCandidates(code // num, code % num, cosine[best_first][at])
 
 
-def with_pairs(found: Candidates, more: Candidates, rows: np.ndarray) -> Candidates:
+def with_pairs(found: DuplicateCandidates, more: DuplicateCandidates, rows: np.ndarray) -> DuplicateCandidates:
     """Two lists of pairs as one; those that only the second has get the cosine of their rows (N, G)."""
     num = len(rows)
     codes = np.setdiff1d(more.first * num + more.second, found.first * num + found.second)
@@ -123,10 +123,10 @@ def with_pairs(found: Candidates, more: Candidates, rows: np.ndarray) -> Candida
         cosine[part] = (one * other).sum(1)
     joined = [np.concatenate(pair) for pair in ((found.first, first), (found.second, second), (found.cosine, cosine))]
     order = np.lexsort((joined[1], joined[0]))
-    return Candidates(*(values[order] for values in joined))
+    return DuplicateCandidates(*(values[order] for values in joined))
 
 
-def are_among(found: Candidates, others: Candidates) -> np.ndarray:
+def are_among(found: DuplicateCandidates, others: DuplicateCandidates) -> np.ndarray:
     """Which pairs of the one list are in the other as well.  (P,) bool"""
     num = max(int(one.second.max(initial=0)) + 1 for one in (found, others))
     return np.isin(found.first * num + found.second, others.first * num + others.second)

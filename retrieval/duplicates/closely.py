@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from indexer.errors import PictureError
+from indexer.errors import ImageError
 from indexer.images.decode import decode_file
 
 from .groups import Pair, inverse
@@ -81,7 +81,7 @@ def _looked_at(pair: Pair, path_of: Callable[[int], str]) -> Closer:
     assert pair.transform is not None
     try:
         first, second = (decode_file(path_of(row)).image for row in (pair.first, pair.second))
-    except PictureError as error:
+    except ImageError as error:
         return Closer(pair.first, pair.second, why=f"may be a copy: it could not be compared ({error.reason})")
     found = compare_locally(first, second, pair.transform)
     return Closer(

@@ -51,14 +51,14 @@ def duplicates(
         return
     from .find import find_duplicates
     from .present import as_json as values_of
-    from .present import table, write_duplicates_page
+    from .present import duplicates_table, write_duplicates_page
 
     location = _index_at(where)
     with _progress(not as_json and sys.stderr.isatty()) as progress:
         found = find_duplicates(location, level, keep, progress=progress)
     values = values_of(found)
     if not as_json:
-        print(table(found), flush=True)
+        print(duplicates_table(found), flush=True)
     for note in found.notes:
         _say(note)
     if html is not None:

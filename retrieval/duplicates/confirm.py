@@ -12,11 +12,11 @@ import torch
 
 from indexer.store.protocol import Store
 
-from ..rerank.rerank import in_threads
-from .candidates import Candidates
+from ..rerank.rerank import map_threads
+from .candidates import DuplicateCandidates
 from .groups import Pair
 from .patches import moves_between
-from .proof import best_of, fit, whole_turns
+from .proof import best_of, fit_affine, whole_turns
 from .thumbnails import Thumbnails
 
 # P pairs
@@ -61,7 +61,7 @@ class PixelFits:
 
 
 def compare_patches(
-    store: Store, ids: Sequence[str], found: Candidates, report: Callable[[int], None] = lambda done: None
+    store: Store, ids: Sequence[str], found: DuplicateCandidates, report: Callable[[int], None] = lambda done: None
 ) -> PatchMoves:
     """Hold the stored patches of every candidate pair against each other.
 
@@ -85,7 +85,7 @@ def compare_patches(
         beside = [at for at in beside if at]
         packed = [[patches[ids[found.second[n]]] for n in at] for at in beside]
         of_firsts = [patches[ids[found.first[at[0]]]] for at in beside]
-        for at, moves in zip(beside, in_threads(moves_between, of_firsts, packed), strict=True):
+        for at, moves in zip(beside, map_threads(moves_between, of_firsts, packed), strict=True):
             surplus[at], transform[at] = moves.surplus.numpy(), moves.transform.numpy()
         report(int(high))
     return PatchMoves(surplus, transform)
@@ -110,14 +110,14 @@ def compare_pixels(
         one, other = thumbnails.of(first[part].tolist()), thumbnails.of(second[part].tolist())
         given = torch.from_numpy(hypotheses[part])
         tried = torch.cat([given, turns.expand(len(one), -1, -1, -1)], 1)
-        found = fit(one, other, best_of(one, other, tried))
+        found = fit_affine(one, other, best_of(one, other, tried))
         fits.transform[part], fits.correlation[part] = found.transform, found.correlation
         fits.drift[part], fits.overlap[part] = found.drift, found.overlap
         report(min(start + PAIRS_AT_ONCE, count))
     return fits
 
 
-def worth_a_look(found: Candidates, moves: PatchMoves, alike: np.ndarray) -> np.ndarray:
+def worth_a_look(found: DuplicateCandidates, moves: PatchMoves, alike: np.ndarray) -> np.ndarray:
     """Which pairs may be copies; `alike` (P,) is the likeness of their patterns.  (P,) bool"""
     return (moves.surplus >= LOOK_SURPLUS) | (found.cosine >= LOOK_COSINE) | (alike >= LOOK_ALIKE)
 
@@ -141,7 +141,7 @@ def copies_among(first: np.ndarray, second: np.ndarray, fits: PixelFits) -> list
     ]
 
 
-def scenes_among(found: Candidates, moves: PatchMoves) -> list[Pair]:
+def scenes_among(found: DuplicateCandidates, moves: PatchMoves) -> list[Pair]:
     """The pairs whose patches agree, copies among them."""
     agreeing = (moves.surplus >= SCENE_SURPLUS).nonzero()[0].tolist()
     return [

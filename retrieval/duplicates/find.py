@@ -13,7 +13,7 @@ from indexer.index.index import WAIT_S, Index
 from indexer.index.keys import Roots
 from indexer.store.protocol import Listed, Record, Store, StoredFile
 
-from .candidates import NEIGHBOURS, Candidates, are_among, near_pairs, read_vectors, with_pairs
+from .candidates import NEIGHBOURS, DuplicateCandidates, are_among, near_pairs, read_vectors, with_pairs
 from .closely import Closer, in_pixels, look_closely
 from .confirm import (
     LEAST_COSINE,
@@ -27,7 +27,7 @@ from .confirm import (
 )
 from .groups import LEVELS, SAME_PICTURE, Level, Pair, Star, in_words, stars
 from .keeper import KEEPS, Keep, files_in_order, keeping_order, why_never
-from .outcome import Difference, Duplicates, File, Group, Member
+from .outcome import Difference, Duplicates, File, Group, GroupMember
 from .patterns import SIDE as PATTERN_SIDE
 from .patterns import (
     Patterns,
@@ -175,8 +175,8 @@ class _Search:
 
     def _confirmed(
         self,
-        found: Candidates,
-        within: Candidates,
+        found: DuplicateCandidates,
+        within: DuplicateCandidates,
         patterns: Patterns,
         ids: Sequence[str],
         records: dict[int, Record],
@@ -269,14 +269,14 @@ class _Search:
         pages = (wanted[start : start + RECORDS_AT_ONCE] for start in range(0, len(wanted), RECORDS_AT_ONCE))
         return {record.id: record for page in pages for record in self._store.retrieve(page) if record.files}
 
-    def _members(self, star: Star, records: dict[int, Record], sizes: dict[int, tuple[int, int]]) -> list[Member]:
+    def _members(self, star: Star, records: dict[int, Record], sizes: dict[int, tuple[int, int]]) -> list[GroupMember]:
         return [self._member(pair, records, sizes) for pair in (*star.members, *star.related)]
 
-    def _member(self, pair: Pair, records: dict[int, Record], sizes: dict[int, tuple[int, int]]) -> Member:
+    def _member(self, pair: Pair, records: dict[int, Record], sizes: dict[int, tuple[int, int]]) -> GroupMember:
         keeper, record, closer = records[pair.first], records[pair.second], self._closer_of(pair)
         reason = closer.stays(pair.second, *sizes[pair.first]) if closer else ""
         places = closer.places if closer else ()
-        return Member(
+        return GroupMember(
             record=record,
             files=tuple(self._files(record)),
             level=pair.level,
@@ -292,9 +292,9 @@ class _Search:
             ),
         )
 
-    def _group(self, keeper: Record, members: Iterable[Member]) -> Group:
+    def _group(self, keeper: Record, members: Iterable[GroupMember]) -> Group:
         kept, *same = _one_name_each(self._files(keeper))
-        exact = [Member(keeper, tuple(same), "exact", 1.0, "the same bytes")] if same else []
+        exact = [GroupMember(keeper, tuple(same), "exact", 1.0, "the same bytes")] if same else []
         return Group(keeper, kept, (*exact, *members))
 
     def _files(self, record: Record) -> list[File]:

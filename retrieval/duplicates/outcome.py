@@ -37,7 +37,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Member:
+class GroupMember:
     """A picture that resembles a group's keeper.
 
     files       all files that have its bytes
@@ -63,7 +63,7 @@ class Group:
 
     keeper: Record
     file: File
-    members: tuple[Member, ...]
+    members: tuple[GroupMember, ...]
 
     @property
     def spare(self) -> list[File]:

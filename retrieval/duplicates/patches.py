@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rerank.geometry import agree, mutual_pairs
-from ..rerank.patches import side_by_side
+from ..rerank.geometry import find_inliers, mutual_pairs
+from ..rerank.patches import batch_patches
 
 CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
 
@@ -35,14 +35,14 @@ class Moves:
 
 def moves_between(first: bytes, others: Sequence[bytes]) -> Moves:
     """Compare a picture's packed patches with those of others."""
-    one, many = side_by_side([first]), side_by_side(others)
+    one, many = batch_patches([first]), batch_patches(others)
     pairs = mutual_pairs(one.tokens[0], many.tokens, many.mask)
     rows, cols = one.grids[0]
     cells = torch.tensor([grid[::-1] for grid in many.grids], dtype=torch.float32)  # (B, 2) columns, rows
     support, total, transforms = [], [], []
     for sign in (1, -1):
         at = one.at[0] if sign == 1 else torch.stack([cols - one.at[0, :, 0], one.at[0, :, 1]], 1)
-        found = agree(pairs, at, many.at)
+        found = find_inliers(pairs, at, many.at)
         # other * cells = linear @ (x of cols or 1 - x of cols, y of rows) + shift
         linear, shift = found.transform.split((2, 1), dim=2)
         scaled = linear * torch.tensor([sign * cols, rows], dtype=torch.float32)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from .candidates import Candidates, near_pairs
+from .candidates import DuplicateCandidates, near_pairs
 from .mapped import mapped
 from .proof import normalised
 
@@ -81,13 +81,15 @@ def _laid(rows: np.ndarray, quarters: int, mirrored: bool) -> np.ndarray:
 
 def alike_in_any_position(
     rows: np.ndarray, least: float, report: Callable[[int], None] = lambda done: None
-) -> Candidates:
+) -> DuplicateCandidates:
     """Pairs whose patterns (N, SIDE * SIDE) correlate with `least` or more in one of the positions."""
     versions = [partial(lambda lay, block: lay(rows[block]), lay) for lay in positions()]
     return near_pairs(rows, least, NEIGHBOURS, versions=versions, report=report)
 
 
-def alike_in_part(patterns: Patterns, least: float, report: Callable[[int], None] = lambda done: None) -> Candidates:
+def alike_in_part(
+    patterns: Patterns, least: float, report: Callable[[int], None] = lambda done: None
+) -> DuplicateCandidates:
     """Pairs of which one has a part that correlates with all of the other with `least` or more."""
     versions = [partial(lambda part, block: patterns.parts[block, part], part) for part in range(len(PARTS))]
     return near_pairs(patterns.whole, least, NEIGHBOURS, versions=versions, report=report)

@@ -10,13 +10,13 @@ from indexer.store.protocol import Record
 
 from ..show.results_page import PageQuery, PageResult, write_page
 from .groups import LEVELS
-from .outcome import Duplicates, File, Group, Member
+from .outcome import Duplicates, File, Group, GroupMember
 
 PAGE_GROUPS = 500  # on one page; more would be no page to look at
 LEVEL_WORDS = {"exact": "the same bytes", "near": "copies of one photograph", "scene": "photographs of one motif"}
 
 
-def table(found: Duplicates) -> str:
+def duplicates_table(found: Duplicates) -> str:
     """A line for each picture to keep, below it one for each file that resembles it, and a summary."""
     lines = []
     for group in found.groups:
@@ -118,7 +118,7 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
-def _files_of(group: Group) -> Iterator[tuple[Member, File]]:
+def _files_of(group: Group) -> Iterator[tuple[GroupMember, File]]:
     for member in group.members:
         for file in member.files:
             yield member, file

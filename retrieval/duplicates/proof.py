@@ -65,7 +65,7 @@ def best_of(first: Tensor, second: Tensor, hypotheses: Tensor) -> Tensor:
     return hypotheses[torch.arange(count), best]
 
 
-def fit(first: Tensor, second: Tensor, start: Tensor) -> Fits:
+def fit_affine(first: Tensor, second: Tensor, start: Tensor) -> Fits:
     """Refine the transforms (B, 2, 3) on the pixels of both pictures (B, S, S), and judge what they bring together."""
     zoom = _area(start).abs().clamp(1 / 64, 64)  # of the second picture, in its own pixels
     swap = zoom < 1  # the picture that shows the shared part smaller is the frame, the other one is shrunk to it

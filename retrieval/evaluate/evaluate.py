@@ -14,13 +14,13 @@ from typing import Any
 from tqdm import tqdm
 
 from indexer.backbone.backbone import Backbone
-from indexer.errors import PictureError, SeenitError
+from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import decode_file
 
 from ..query.query import Region
 from ..results import Result
 from .gallery_index import Gallery, is_made, open_gallery
-from .ground_truth import Query, Task, make_task, read_distractors, read_manifest, read_tasks
+from .ground_truth import Query, Task, make_task, read_distractors, read_ground_truth_csv, read_tasks
 from .metrics import RECALL_AT, Answer, MatchQuality, Quality, evaluate_ranking, match_quality
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "evaluate_ranking",
     "evaluate_retrieval",
     "make_task",
-    "read_manifest",
+    "read_ground_truth_csv",
     "scores_table",
 ]
 
@@ -187,7 +187,7 @@ def _readable(regions: dict[Path, Region | None], say: Callable[[str], None]) ->
         try:
             decode_file(path, target_px=64)
             readable[path] = region
-        except PictureError as error:
+        except ImageError as error:
             say(f"left out a query: {error}")
     if not readable:
         raise SeenitError(f"none of the {len(regions)} queries can be read; give pictures that can")

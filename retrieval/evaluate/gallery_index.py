@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.backbone.backbone import Backbone
-from indexer.errors import PictureError, SeenitError
+from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import decode_file
 from indexer.images.metadata import content_id
 from indexer.index.index import is_index
@@ -112,6 +112,6 @@ def _check_same(searcher: Searcher, paths: dict[str, list[Path]], resolution: in
 def _can_be_read(path: Path) -> bool:
     try:
         decode_file(path, target_px=64)
-    except PictureError:
+    except ImageError:
         return False
     return True

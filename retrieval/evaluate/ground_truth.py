@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from indexer.errors import SeenitError, first_line
-from indexer.images.decode import is_picture
+from indexer.images.decode import is_image
 from indexer.images.find import FoundFile, find_files
 
 from .plain_pickle import read_plain_pickle
@@ -40,7 +40,7 @@ PROTOCOLS = {  # of the revisited sets: right answers, junk
 
 
 @dataclass(frozen=True)
-class Picture:
+class LabelledImage:
     """One row of a manifest. `instances` is what the picture shows, () for `none`."""
 
     path: Path
@@ -105,15 +105,15 @@ def read_distractors(source: str | Path) -> tuple[Path, ...]:
     source = Path(source)
     if source.is_dir() and not (source / "manifest.csv").is_file():
         found = [Path(one.path) for one in find_files([source], follow_links=True) if isinstance(one, FoundFile)]
-        return tuple(path for path in found if is_picture(path))
-    pictures = read_manifest(source / "manifest.csv" if source.is_dir() else source)
+        return tuple(path for path in found if is_image(path))
+    pictures = read_ground_truth_csv(source / "manifest.csv" if source.is_dir() else source)
     return tuple(picture.path for picture in pictures if picture.role in GALLERY_ROLES)
 
 
 # ---- manifests ----
 
 
-def read_manifest(path: str | Path) -> list[Picture]:
+def read_ground_truth_csv(path: str | Path) -> list[LabelledImage]:
     """The rows of a set's `manifest.csv`; pictures' paths are joined to the manifest's folder.
 
     Columns `path, role, instance, note`; several instances are separated by spaces.
@@ -133,13 +133,13 @@ def read_manifest(path: str | Path) -> list[Picture]:
         if not all(row[name] for name in COLUMNS):
             raise SeenitError(f"{path} line {line} lacks one of {', '.join(COLUMNS)}; fill it in or remove the line")
         instances = () if row["instance"] == NONE else tuple(row["instance"].split())
-        pictures.append(Picture(path.parent / row["path"], row["role"], instances, row.get("note") or ""))
+        pictures.append(LabelledImage(path.parent / row["path"], row["role"], instances, row.get("note") or ""))
     return pictures
 
 
 def make_task(
-    pictures: Sequence[Picture],
-    distractors: Sequence[Picture] = (),
+    pictures: Sequence[LabelledImage],
+    distractors: Sequence[LabelledImage] = (),
     *,
     ask: Sequence[str] = QUERY_ROLES,
     name: str = "",
@@ -179,7 +179,7 @@ def is_neighbour(a: str, b: str) -> bool:
 
 
 def _of_manifest(path: Path) -> tuple[Task, ...]:
-    pictures, name = read_manifest(path), path.resolve().parent.name
+    pictures, name = read_ground_truth_csv(path), path.resolve().parent.name
     tasks = [make_task(pictures, name=name)]
     if any(picture.role == ICONIC for picture in pictures):
         tasks.append(make_task(pictures, ask=(ICONIC,), name=f"{name} {ICONIC}"))

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image
 
-from indexer.descriptor.crops import Cut
+from indexer.descriptor.crops import QueryCrop
 from indexer.descriptor.features import WHOLE
 from indexer.errors import SeenitError
 from indexer.images.decode import decode_file
 from indexer.images.preprocess import MIDDLE, detail_px, preprocess
 
 if TYPE_CHECKING:
-    from indexer.descriptor.features import View
+    from indexer.descriptor.features import CropFeatures
 
-Picture: TypeAlias = str | Path | Image.Image | np.ndarray
+QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray
 Region: TypeAlias = tuple[float, float, float, float]
 
 LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma
 
 
 @dataclass(frozen=True)
-class Together:
+class MultiQuery:
     """Several pictures as one query.
 
     pictures  of the thing, each a view of it
@@ -32,13 +32,13 @@ class Together:
     dislikes  results that were wrong: it moves away from them, and what they show counts against a candidate
     """
 
-    pictures: tuple[Picture, ...]
-    likes: tuple[Picture, ...] = ()
-    dislikes: tuple[Picture, ...] = ()
+    pictures: tuple[QueryImage, ...]
+    likes: tuple[QueryImage, ...] = ()
+    dislikes: tuple[QueryImage, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class EncodedQuery:
     """A query whose pictures have been looked at, as `Searcher.prepare` does it; may be searched with again and again.
 
     views   of the pictures
@@ -46,15 +46,15 @@ class Prepared:
     own     paths of the query's own files, which are no answers
     """
 
-    views: "tuple[View, ...]"
-    unlike: "tuple[View, ...]" = ()
+    views: "tuple[CropFeatures, ...]"
+    unlike: "tuple[CropFeatures, ...]" = ()
     own: tuple[str, ...] = ()
 
 
-Query: TypeAlias = Picture | Together | Prepared
+Query: TypeAlias = QueryImage | MultiQuery | EncodedQuery
 
 
-def read_query(query: Picture, region: Region | None, resolution: int) -> Cut:
+def read_query(query: QueryImage, region: Region | None, resolution: int) -> QueryCrop:
     """A picture, or the region of it, with enough pixels for every look at `resolution`.
 
     Raises PictureError for a file that cannot be read, SeenitError for a region that lies outside.
@@ -65,7 +65,7 @@ def read_query(query: Picture, region: Region | None, resolution: int) -> Cut:
             size = decode_file(query, target_px=64)
             box = box_in_pixels(region, size.width, size.height)
             pixels = decode_file(query, target_px=detail_px(resolution), region=box).pixels
-            return Cut(pixels, _frame_of(box, size.width, size.height))
+            return QueryCrop(pixels, _frame_of(box, size.width, size.height))
         pixels = decode_file(query, target_px=detail_px(whole)).pixels
     elif isinstance(query, Image.Image):
         pixels = np.asarray(query.convert("RGB"))
@@ -74,24 +74,24 @@ def read_query(query: Picture, region: Region | None, resolution: int) -> Cut:
     else:
         raise SeenitError("a query is a path, a PIL image, a uint8 array (H, W, 3) or a vector (G,)")
     if region is None:
-        return Cut(preprocess(pixels, "aspect", whole, patch_size=1), WHOLE)
+        return QueryCrop(preprocess(pixels, "aspect", whole, patch_size=1), WHOLE)
     height, width = pixels.shape[:2]
-    return Cut(cut(pixels, region), _frame_of(box_in_pixels(region, width, height), width, height))
+    return QueryCrop(cut(pixels, region), _frame_of(box_in_pixels(region, width, height), width, height))
 
 
-def as_together(query: Query) -> Together | None:
+def as_together(query: Query) -> MultiQuery | None:
     """A query as several pictures; None for one that is prepared."""
-    if isinstance(query, Prepared):
+    if isinstance(query, EncodedQuery):
         return None
-    return query if isinstance(query, Together) else Together((query,))
+    return query if isinstance(query, MultiQuery) else MultiQuery((query,))
 
 
 def combined(
-    wanted: "Sequence[Sequence[View]]",
-    likes: "Sequence[Sequence[View]]",
-    unlike: "Sequence[Sequence[View]]",
+    wanted: "Sequence[Sequence[CropFeatures]]",
+    likes: "Sequence[Sequence[CropFeatures]]",
+    unlike: "Sequence[Sequence[CropFeatures]]",
     own: tuple[str, ...],
-) -> Prepared:
+) -> EncodedQuery:
     """All views as one query, moved towards what is liked and away from what is not (Rocchio, 1971)."""
     shift = np.float32(0)
     if likes:
@@ -100,7 +100,7 @@ def combined(
         shift = shift - DISLIKE * np.mean([views[0].vector for views in unlike], axis=0)
     towards = (view for of_picture in (*wanted, *likes) for view in of_picture)
     views = tuple(replace(view, vector=unit_vector(view.vector + shift)) for view in towards)
-    return Prepared(views, tuple(view for of_picture in unlike for view in of_picture), own)
+    return EncodedQuery(views, tuple(view for of_picture in unlike for view in of_picture), own)
 
 
 def cut(pixels: np.ndarray, region: Region) -> np.ndarray:
@@ -125,7 +125,7 @@ def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, in
 
 
 def _frame_of(box: tuple[int, int, int, int], width: int, height: int) -> np.ndarray:
-    """The frame (2, 3), as in `Cut`, of a box in pixels."""
+    """The frame (2, 3), as in `QueryCrop`, of a box in pixels."""
     x, y, w, h = box
     return np.array([[w / width, 0, x / width], [0, h / height, y / height]], np.float32)
 

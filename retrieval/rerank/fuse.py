@@ -2,17 +2,17 @@
 
 import numpy as np
 
-SUPPORT_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
+INLIER_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
 
 
-DISTINCT_SCALE = 3.0  # likewise of what is distinct
+DISTINCTIVENESS_SCALE = 3.0  # likewise of what is distinct
 
 
-def fused(cosine: np.ndarray, support: np.ndarray, distinct: np.ndarray) -> np.ndarray:
+def fuse_scores(cosine: np.ndarray, support: np.ndarray, distinct: np.ndarray) -> np.ndarray:
     """Scores in [-1, 1] of candidates, each (B,): half their global cosine, half how far their patches agree."""
-    return 0.5 * cosine + 0.25 * saturated(support, SUPPORT_SCALE) + 0.25 * saturated(distinct, DISTINCT_SCALE)
+    return 0.5 * cosine + 0.25 * saturate(support, INLIER_SCALE) + 0.25 * saturate(distinct, DISTINCTIVENESS_SCALE)
 
 
-def saturated(support: np.ndarray, scale: float) -> np.ndarray:
+def saturate(support: np.ndarray, scale: float) -> np.ndarray:
     """Support as a number in [0, 1): what a picture has in common beyond some ten patches adds little."""
     return 1 - np.exp(-support / scale)

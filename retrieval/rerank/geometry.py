@@ -38,7 +38,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class Inliers:
     """The transform that most pairs of each candidate agree on.
 
     weight     (B,)       sum of the agreeing pairs' cosines above FLOOR
@@ -80,7 +80,7 @@ def mutual_of(similarity: Tensor, mask: Tensor) -> Pairs:
     return Pairs(torch.where(mutual & mask, cosine.float(), 0.0), nearest)
 
 
-def agree(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Agreement:
+def find_inliers(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Inliers:
     """The similarity transform that carries most pairs of each candidate to their places, made affine.
 
     query_at    (N, 2)     x, y of the query's patches, in patches
@@ -92,8 +92,8 @@ def agree(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Agreement:
     return agreement_of(pairs.cosine, query_at[pairs.nearest], gallery_at)
 
 
-def agreement_of(cosine: Tensor, start_all: Tensor, end_all: Tensor) -> Agreement:
-    """`agree` for pairs that each have a start in a query of their own.
+def agreement_of(cosine: Tensor, start_all: Tensor, end_all: Tensor) -> Inliers:
+    """`find_inliers` for pairs that each have a start in a query of their own.
 
     cosine     (B, M)     of the pairs; 0 where there is none
     start_all  (B, M, 2)  x, y of each pair's query patch, in patches
@@ -115,7 +115,7 @@ def agreement_of(cosine: Tensor, start_all: Tensor, end_all: Tensor) -> Agreemen
     agrees_refined = _lands(refined, start_all, end_all) & real
     plain, affine = (agrees * all_weights).sum(1), (agrees_refined * all_weights).sum(1)  # (B,)
     better = affine > plain
-    return Agreement(
+    return Inliers(
         torch.where(better, affine, plain),
         all_weights.sum(1),
         torch.where(better[:, None], agrees_refined, agrees),

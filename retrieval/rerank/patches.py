@@ -11,7 +11,7 @@ from indexer.descriptor.patch_codec import unpack_patches
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class PatchBatch:
     """Patches of B pictures side by side.
 
     tokens  (B, M, T)  float32, L2-normalised, zero-padded
@@ -26,7 +26,7 @@ class Candidates:
     grids: tuple[tuple[int, int], ...]
 
 
-def side_by_side(packed: Sequence[bytes]) -> Candidates:
+def batch_patches(packed: Sequence[bytes]) -> PatchBatch:
     """The patches of several pictures as one batch."""
     patches = unpack_patches(packed)
     counts = np.array(patches.counts, int)
@@ -38,7 +38,7 @@ def side_by_side(packed: Sequence[bytes]) -> Candidates:
         tokens = np.zeros((*mask.shape, patches.tokens.shape[1]), np.float32)
         at = np.zeros((*mask.shape, 2), np.float32)
         tokens[mask], at[mask] = patches.tokens, middles
-    return Candidates(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(at), patches.grids)
+    return PatchBatch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(at), patches.grids)
 
 
 def patches_at(grid: tuple[int, int]) -> Tensor:

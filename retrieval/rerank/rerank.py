@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from indexer.backbone.dtype import best_dtype
-from indexer.descriptor.features import View
+from indexer.descriptor.features import CropFeatures
 
 from .evidence import BELIEVED, Box, Evidence
-from .fuse import DISTINCT_SCALE, saturated
+from .fuse import DISTINCTIVENESS_SCALE, saturate
 from .geometry import agreement_of, distinct_support, far_apart, mutual_of
-from .patches import patches_at, side_by_side
+from .patches import batch_patches, patches_at
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -57,11 +57,11 @@ class Comparison:
               which any may be paired with any: support is high, distinct is not
     """
 
-    def __init__(self, views: Sequence[View], packed: Sequence[bytes]) -> None:
+    def __init__(self, views: Sequence[CropFeatures], packed: Sequence[bytes]) -> None:
         """packed  the candidates' patches, as the store has them"""
         self._queries = [_Query.of(view) for view in views]
         chunks = [packed[start : start + CHUNK] for start in range(0, len(packed), CHUNK)]
-        self._parts = in_threads(_compare, [self._queries] * len(chunks), chunks) if views else []
+        self._parts = map_threads(_compare, [self._queries] * len(chunks), chunks) if views else []
         shape = (max(len(views), 1), len(packed))
         weight, distinct = np.zeros(shape, np.float32), np.zeros(shape, np.float32)  # (V, B)
         for n, part in enumerate(self._parts):
@@ -74,7 +74,7 @@ class Comparison:
 
     def agreement(self, n: int) -> float:
         """How far candidate n's patches agree with the query's and with nothing else, in [0, 1)."""
-        return float(saturated(self.distinct[n], DISTINCT_SCALE)) if n < len(self.distinct) else 0.0
+        return float(saturate(self.distinct[n], DISTINCTIVENESS_SCALE)) if n < len(self.distinct) else 0.0
 
     def match(self, n: int) -> Match:
         """What candidate n has in common with the query."""
@@ -84,7 +84,7 @@ class Comparison:
         return _match(n % CHUNK, view, self._queries[view], self._parts[n // CHUNK], float(self.support[n]))
 
 
-def in_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> list[Z]:
+def map_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> list[Z]:
     """call(x, y) of each pair, in order, as many at once as torch may use threads; within a call no further ones.
 
     The tensors of one comparison are small: a thread for each of them gains more than several for each operation.
@@ -132,13 +132,13 @@ class _Query:
     apart   (N, N)  see `match.far_apart`
     """
 
-    view: View
+    view: CropFeatures
     tokens: Tensor
     at: Tensor
     apart: Tensor
 
     @classmethod
-    def of(cls, view: View) -> "_Query":
+    def of(cls, view: CropFeatures) -> "_Query":
         return cls(view, torch.from_numpy(view.tokens).to(best_dtype("cpu")), *_geometry(view.grid))
 
 
@@ -172,7 +172,7 @@ class _Compared:
 
 def _compare(queries: Sequence[_Query], packed: Sequence[bytes]) -> _Compared:
     """The views one by one for what is large, and together where the tensors are so small that their number counts."""
-    candidates = side_by_side(packed)
+    candidates = batch_patches(packed)
     tokens = candidates.tokens.to(best_dtype("cpu"))
     similar = [tokens @ query.tokens.T for query in queries]  # (B, M, N) each
     pairs = [mutual_of(similarity, candidates.mask) for similarity in similar]

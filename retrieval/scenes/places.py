@@ -19,7 +19,7 @@ PUBLIC = ("plant", "person")
 
 
 @dataclass(frozen=True)
-class Place:
+class Scene:
     """A room or street and its possible lights."""
 
     wall: Texture
@@ -33,8 +33,8 @@ class Place:
     hung_above_m: float = 1.5
 
 
-def _street(wall: Texture, *lamps: str) -> Place:
-    return Place(
+def _street(wall: Texture, *lamps: str) -> Scene:
+    return Scene(
         wall,
         lamps,
         above=(178, 208, 232),
@@ -58,15 +58,15 @@ UNDERGROUND = partial(room, METRO, "d2d0c4 e8e6da e2e0d4", (0.3, 0.15))
 GALLERY = partial(room, "rect c4beb6 0 2.9 6 3", "e2ded8")
 
 PLACES = {
-    "kitchen": Place(TILED, ("day", "sun", "tube"), (206, 176, 138)),
-    "living_room": Place(CURTAINED, ("day", "bulb", "sun")),
-    "cafe": Place(BRICK, ("bulb", "dusk", "day"), (112, 74, 50), (70, 62, 58), PUBLIC),
-    "office": Place(MEETING, ("tube", "day", "shade"), (224, 222, 216)),
-    "hallway": Place(STRIPED, ("bulb", "day"), (88, 62, 48)),
-    "library": Place(library, ("bulb", "sun"), (128, 82, 52), (84, 64, 48)),
-    "studio": Place(CONCRETE, ("shade", "day", "tube"), (190, 190, 186), (196, 196, 192)),
-    "station": Place(UNDERGROUND, ("tube", "shade"), above=(96, 98, 100), props=PUBLIC),
-    "museum": Place(GALLERY, ("day", "bulb"), props=PUBLIC),
+    "kitchen": Scene(TILED, ("day", "sun", "tube"), (206, 176, 138)),
+    "living_room": Scene(CURTAINED, ("day", "bulb", "sun")),
+    "cafe": Scene(BRICK, ("bulb", "dusk", "day"), (112, 74, 50), (70, 62, 58), PUBLIC),
+    "office": Scene(MEETING, ("tube", "day", "shade"), (224, 222, 216)),
+    "hallway": Scene(STRIPED, ("bulb", "day"), (88, 62, 48)),
+    "library": Scene(library, ("bulb", "sun"), (128, 82, 52), (84, 64, 48)),
+    "studio": Scene(CONCRETE, ("shade", "day", "tube"), (190, 190, 186), (196, 196, 192)),
+    "station": Scene(UNDERGROUND, ("tube", "shade"), above=(96, 98, 100), props=PUBLIC),
+    "museum": Scene(GALLERY, ("day", "bulb"), props=PUBLIC),
     "market": _street(partial(house, "3e6054", "e2c696"), "sun", "day"),
     "old_town": _street(partial(house, "2e3a4e", "66382f a86450 beb0a0", BRICKS), "shade", "day"),
     "arcade": _street(partial(house, "5c4032", "bab4a8 d4cec2 cecac0", SLABS), "sun", "bulb"),
@@ -76,7 +76,7 @@ PLACES = {
 }
 
 
-def paint_place(picture: Image.Image, camera: Camera, place: Place, rng: Random) -> None:
+def paint_place(picture: Image.Image, camera: Camera, place: Scene, rng: Random) -> None:
     """Floor, wall, and what hangs and stands at both sides, in place."""
     paint(picture, camera, _made(floor), (-11, 0, 0), (22, 0, 0), (0, 0, 9))
     wall, shift = _made(place.wall), rng.uniform(-0.25, 0.25)
@@ -94,7 +94,7 @@ def paint_place(picture: Image.Image, camera: Camera, place: Place, rng: Random)
             paint_prop(picture, camera, prop, x, 0.0, rng.uniform(0.25, 0.6))
 
 
-def paint_table(picture: Image.Image, camera: Camera, place: Place) -> None:
+def paint_table(picture: Image.Image, camera: Camera, place: Scene) -> None:
     """The table that things stand on, in place."""
     edge = Image.new("RGB", (8, 8), mix(place.table, BLACK, 0.45))
     paint(picture, camera, edge, (-1.6, TABLE_M, 1.75), (3.2, 0, 0), (0, -0.05, 0))
@@ -110,7 +110,7 @@ def lay_table(picture: Image.Image, camera: Camera, rng: Random, *, behind: bool
         paint_prop(picture, camera, prop, x, TABLE_M, z)
 
 
-def hide_a_part(picture: Image.Image, camera: Camera, place: Place, width_m: float, rng: Random) -> None:
+def hide_a_part(picture: Image.Image, camera: Camera, place: Scene, width_m: float, rng: Random) -> None:
     """Something between the camera and one side of a hanging thing of this width, in place."""
     prop, side = prop_named(pick(rng, *place.before)), pick(rng, -1, 1)
     edge = side * width_m * (0.5 - rng.uniform(0.0, 0.22))  # the prop's middle reaches over so much

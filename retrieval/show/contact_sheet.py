@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from indexer.errors import PictureError
+from indexer.errors import ImageError
 
 from ..rerank.evidence import Box
 from ..whole_file import save_picture
@@ -90,7 +90,7 @@ def _place(
         return
     try:
         small = thumbnail(picture, 2 * max(size))  # type: ignore[arg-type]
-    except PictureError as error:
+    except ImageError as error:
         write_line(sheet, (corner[0] + 12, corner[1] + 12), error.reason, SOFT, 16, size[0] - 24)
         return
     scale = min(size[0] / small.width, size[1] / small.height)

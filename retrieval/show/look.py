@@ -10,7 +10,7 @@ from indexer.backbone.vit import TokenFeatures
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.patch_maps import cls_attention, patch_colours
-from indexer.descriptor.whitening import Fit
+from indexer.descriptor.whitening import Whitening
 from indexer.images.preprocess import preprocess
 
 from .contact_sheet import BOX, INK, PAPER, write_line
@@ -35,7 +35,7 @@ class Look:
     kept: np.ndarray
 
 
-def look_at(picture: np.ndarray, embedder: Embedder, fit: Fit) -> Look:
+def look_at(picture: np.ndarray, embedder: Embedder, fit: Whitening) -> Look:
     """Look at (H, W, 3) uint8 pixels as indexing does."""
     backbone = embedder.backbone
     pixels = preprocess(picture, "aspect", embedder.resolution, backbone.patch_size)[None]  # (1, H', W', 3)
@@ -51,7 +51,7 @@ def look_at(picture: np.ndarray, embedder: Embedder, fit: Fit) -> Look:
     )
 
 
-def patch_share(features: list[TokenFeatures], embedder: Embedder, fit: Fit) -> np.ndarray:
+def patch_share(features: list[TokenFeatures], embedder: Embedder, fit: Whitening) -> np.ndarray:
     """How far each patch of one picture moves the global vector its way, above what a patch of the corpus does.
 
     features  of the embedder's layers, of one picture

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from indexer.errors import PictureError
+from indexer.errors import ImageError
 from indexer.images.colour import to_rgb
 from indexer.images.decode import decode_file
 
@@ -129,7 +129,7 @@ class _Pictures:
         else:
             try:
                 small = thumbnail(picture, size_px)
-            except PictureError as error:
+            except ImageError as error:
                 missing = f'<p class="missing">Cannot be shown: <bdi>{shown(error.reason)}</bdi></p>'
                 if key:
                     self._known[key] = missing

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from indexer.errors import PictureError
+from indexer.errors import ImageError
 from indexer.images.decode import decode_file
 from indexer.images.metadata import Metadata
 
@@ -16,7 +16,7 @@ NOTHING = "nothing in the index meets these conditions"
 NOT_BELIEVED = "nothing in the index is believed to show this"
 
 
-def table(query: str, results: Sequence[Result], *, heading: bool) -> str:
+def results_table(query: str, results: Sequence[Result], *, heading: bool) -> str:
     """A result a line: rank, score and path, between them the verdict with its probability and the patches that agree.
 
     With a heading the query's path stands above, an empty line below. Where no result is believed, a line says so.
@@ -34,9 +34,9 @@ def table(query: str, results: Sequence[Result], *, heading: bool) -> str:
     return "\n".join(lines) + ("\n" if heading else "")
 
 
-def json_line(query: str, answer: Sequence[Result] | PictureError) -> str:
+def json_line(query: str, answer: Sequence[Result] | ImageError) -> str:
     """One query's answer as one line: its results, or why it could not be read."""
-    if isinstance(answer, PictureError):
+    if isinstance(answer, ImageError):
         return json.dumps({"query": query, "error": str(answer)})
     return json.dumps({"query": query, "results": [_values(result) for result in answer]})
 

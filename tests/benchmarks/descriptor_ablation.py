@@ -21,26 +21,26 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.crops import query_cuts
-from indexer.descriptor.features import View
+from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
-from indexer.descriptor.whitening import RECIPES as OFFERED
-from indexer.descriptor.whitening import Fit, Pooled, Recipe
-from indexer.images.decode import decode_file, is_picture
+from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS as OFFERED
+from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
+from indexer.images.decode import decode_file, is_image
 from indexer.images.find import FoundFile, find_files
 from indexer.images.preprocess import detail_px, preprocess
-from retrieval.evaluate.ground_truth import Task, make_task, read_manifest
+from retrieval.evaluate.ground_truth import Task, make_task, read_ground_truth_csv
 from retrieval.evaluate.metrics import Quality, evaluate_ranking
 from retrieval.query.query import read_query
 from retrieval.rerank import geometry as match
-from retrieval.rerank.fuse import DISTINCT_SCALE, SUPPORT_SCALE, fused
-from retrieval.rerank.patches import side_by_side
+from retrieval.rerank.fuse import DISTINCTIVENESS_SCALE, INLIER_SCALE, fuse_scores
+from retrieval.rerank.patches import batch_patches
 from retrieval.rerank.rerank import Comparison
 
 SETS = ("smvs_dvd_covers", "mcv_paintings", "smvs_landmarks", "paris", "grocery")
-FULL = Recipe()
+FULL = DescriptorConfig()
 RECIPES = {
-    "last CLS": Recipe(cls_depths=(1.0,), mean_depths=()),
-    "two CLS": Recipe(mean_depths=()),
+    "last CLS": DescriptorConfig(cls_depths=(1.0,), mean_depths=()),
+    "two CLS": DescriptorConfig(mean_depths=()),
     "full": FULL,
     "compact": OFFERED["compact"],
     "every patch": OFFERED["full"],
@@ -54,9 +54,9 @@ class Features:
     """One set as the steps see it: for each recipe the pooled pictures, one batch each."""
 
     task: Task
-    gallery: dict[str, list[Pooled]]
-    queries: dict[str, list[Pooled]]
-    looks: list[list[Pooled]]  # of each query, with every patch: the whole, its middle, that turned level
+    gallery: dict[str, list[PooledFeatures]]
+    queries: dict[str, list[PooledFeatures]]
+    looks: list[list[PooledFeatures]]  # of each query, with every patch: the whole, its middle, that turned level
 
 
 def main() -> None:
@@ -71,13 +71,13 @@ def main() -> None:
     prior = backbone.prior
     if arguments.prior_from:
         found = [one for one in find_files([arguments.prior_from]) if isinstance(one, FoundFile)]
-        photos = [Path(one.path) for one in found if is_picture(one.path)]
+        photos = [Path(one.path) for one in found if is_image(one.path)]
         prior = descriptor.prior_from(pool_all(backbone, photos, arguments.resolution)["full"], FULL)
-    distractors = read_manifest(arguments.data / "distractors" / "manifest.csv")
+    distractors = read_ground_truth_csv(arguments.data / "distractors" / "manifest.csv")
     shared = pool_all(backbone, make_task([], distractors).gallery, arguments.resolution)
     table: dict[str, list[Quality]] = {}
     for name in arguments.sets:
-        pictures = read_manifest(arguments.data / name / "manifest.csv")
+        pictures = read_ground_truth_csv(arguments.data / name / "manifest.csv")
         own = pool_all(backbone, make_task(pictures).gallery, arguments.resolution)
         task = make_task(pictures, distractors)
         asked = [query.path for query in task.queries]
@@ -92,10 +92,10 @@ def main() -> None:
     print_table(table, arguments.sets)
 
 
-def pool_all(backbone: Backbone, paths: Sequence[Path], resolution: int) -> dict[str, list[Pooled]]:
+def pool_all(backbone: Backbone, paths: Sequence[Path], resolution: int) -> dict[str, list[PooledFeatures]]:
     """Each picture's pooled features by every recipe."""
     layers = sorted({layer for recipe in RECIPES.values() for layer in recipe.layers_of(backbone.depth)})
-    pooled: dict[str, list[Pooled]] = {step: [] for step in RECIPES}
+    pooled: dict[str, list[PooledFeatures]] = {step: [] for step in RECIPES}
     for path in paths:
         pixels = decode_file(path, target_px=detail_px(resolution)).pixels
         seen = preprocess(pixels, resolution=resolution, patch_size=backbone.patch_size)
@@ -106,7 +106,7 @@ def pool_all(backbone: Backbone, paths: Sequence[Path], resolution: int) -> dict
     return pooled
 
 
-def pool_looks(backbone: Backbone, path: Path, resolution: int) -> list[Pooled]:
+def pool_looks(backbone: Backbone, path: Path, resolution: int) -> list[PooledFeatures]:
     """Every look at one query, with every patch."""
     recipe = RECIPES["every patch"]
     pooled = []
@@ -133,7 +133,7 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
     else:
         for count in (1, 10, 100):
             made[f"full, prior and {count} of it"] = compare(features, "full", FULL, count, prior)
-    fit = descriptor.fit(features.gallery["full"], FULL, prior)
+    fit = descriptor.fit_whitening(features.gallery["full"], FULL, prior)
     gallery = describe(features.gallery["full"], fit)[0]
     views = [views_of(looks, fit) for looks in features.looks]
     wholes, with_middles, all_looks = (cosines([of_query[:n] for of_query in views], gallery) for n in (1, 2, None))
@@ -147,7 +147,7 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
     made["  patches of the whole query only"] = rerank(all_looks, [looks[:1] for looks in views], packed, geometry)
     made["  nothing turned level"] = rerank(with_middles, [looks[:2] for looks in views], packed, geometry)
     for step in ("compact", "every patch"):
-        of_step = descriptor.fit(features.gallery[step], RECIPES[step], prior)
+        of_step = descriptor.fit_whitening(features.gallery[step], RECIPES[step], prior)
         seen = [views_of(looks, of_step) for looks in features.looks]
         stored = pack(features.gallery[step], of_step, RECIPES[step])
         made[f"  tokens: {step}"] = rerank(all_looks, seen, stored, geometry)
@@ -155,17 +155,17 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
     return made
 
 
-def views_of(pooled: list[Pooled], fit: Fit) -> list[View]:
+def views_of(pooled: list[PooledFeatures], fit: Whitening) -> list[CropFeatures]:
     """The looks at one query."""
     seen = []
     for one in pooled:
         vectors, tokens = descriptor.apply(one, fit)
         grid = (int(one.positions[0, :, 0].max()) + 1, int(one.positions[0, :, 1].max()) + 1)
-        seen.append(View(vectors[0], tokens[0], grid))
+        seen.append(CropFeatures(vectors[0], tokens[0], grid))
     return seen
 
 
-def pack(pooled: list[Pooled], fit: Fit, recipe: Recipe) -> list[bytes]:
+def pack(pooled: list[PooledFeatures], fit: Whitening, recipe: DescriptorConfig) -> list[bytes]:
     """Each picture's patches as an index stores them; positions outside of the true grid's last patch do not matter."""
     packed = []
     for one in pooled:
@@ -177,18 +177,18 @@ def pack(pooled: list[Pooled], fit: Fit, recipe: Recipe) -> list[bytes]:
 
 
 def compare(
-    features: Features, step: str, recipe: Recipe, count: int, prior: dict[str, torch.Tensor] | None = None
+    features: Features, step: str, recipe: DescriptorConfig, count: int, prior: dict[str, torch.Tensor] | None = None
 ) -> np.ndarray:
     """Similarities with the statistics fitted on `count` pictures of the gallery, drawn at random."""
-    fit = descriptor.fit(shuffled(features.gallery[step])[:count], recipe, prior)
+    fit = descriptor.fit_whitening(shuffled(features.gallery[step])[:count], recipe, prior)
     return describe(features.queries[step], fit)[0] @ describe(features.gallery[step], fit)[0].T
 
 
-def shuffled(pooled: list[Pooled]) -> list[Pooled]:
+def shuffled(pooled: list[PooledFeatures]) -> list[PooledFeatures]:
     return [pooled[n] for n in np.random.default_rng(0).permutation(len(pooled))]
 
 
-def describe(pooled: list[Pooled], fit: descriptor.Fit) -> tuple[np.ndarray, list[np.ndarray]]:
+def describe(pooled: list[PooledFeatures], fit: descriptor.Whitening) -> tuple[np.ndarray, list[np.ndarray]]:
     described = [descriptor.apply(one, fit) for one in pooled]
     return np.concatenate([vectors for vectors, _ in described]), [tokens[0] for _, tokens in described]
 
@@ -196,45 +196,45 @@ def describe(pooled: list[Pooled], fit: descriptor.Fit) -> tuple[np.ndarray, lis
 Agreement = tuple[np.ndarray, np.ndarray]  # support and distinct support of each candidate
 
 
-def geometry(views: list[View], packed: list[bytes]) -> Agreement:
+def geometry(views: list[CropFeatures], packed: list[bytes]) -> Agreement:
     comparison = Comparison(views, packed)
     return comparison.support, comparison.distinct
 
 
-def support_alone(views: list[View], packed: list[bytes]) -> Agreement:
+def support_alone(views: list[CropFeatures], packed: list[bytes]) -> Agreement:
     """Without what is distinct: support on the scale of either, so that the patches' weight stays."""
     support = Comparison(views, packed).support
-    return support, support * (DISTINCT_SCALE / SUPPORT_SCALE)
+    return support, support * (DISTINCTIVENESS_SCALE / INLIER_SCALE)
 
 
-def pairs_alone(views: list[View], packed: list[bytes]) -> Agreement:
+def pairs_alone(views: list[CropFeatures], packed: list[bytes]) -> Agreement:
     """What all mutual pairs are worth, wherever they point; a third of them, for the scale of agreeing ones."""
-    candidates = side_by_side(packed)
+    candidates = batch_patches(packed)
     of_views = [match.mutual_pairs(torch.from_numpy(view.tokens), candidates.tokens, candidates.mask) for view in views]
     support = torch.stack([(one.cosine - match.FLOOR).clamp(min=0).sum(1) for one in of_views]).amax(0).numpy() / 3
-    return support, support * (DISTINCT_SCALE / SUPPORT_SCALE)
+    return support, support * (DISTINCTIVENESS_SCALE / INLIER_SCALE)
 
 
 def rerank(
     similarity: np.ndarray,
-    queries: list[list[View]],
+    queries: list[list[CropFeatures]],
     packed: list[bytes],
-    agreement: Callable[[list[View], list[bytes]], Agreement],
+    agreement: Callable[[list[CropFeatures], list[bytes]], Agreement],
 ) -> np.ndarray:
     """The first candidates by the fused score; they stay before the rest."""
     reranked = similarity.copy()
     for row, views in enumerate(queries):
         first = np.argsort(-similarity[row])[:RERANKED]
-        reranked[row, first] = fused(similarity[row, first], *agreement(views, [packed[n] for n in first])) + 3
+        reranked[row, first] = fuse_scores(similarity[row, first], *agreement(views, [packed[n] for n in first])) + 3
     return reranked
 
 
-def cosines(views: list[list[View]], gallery: np.ndarray) -> np.ndarray:
+def cosines(views: list[list[CropFeatures]], gallery: np.ndarray) -> np.ndarray:
     """Of each query the best view's with each picture of the gallery, (Q, G)."""
     return np.stack([(np.stack([view.vector for view in looks]) @ gallery.T).max(0) for looks in views])
 
 
-def expanded(similarity: np.ndarray, views: list[list[View]], gallery: np.ndarray) -> np.ndarray:
+def expanded(similarity: np.ndarray, views: list[list[CropFeatures]], gallery: np.ndarray) -> np.ndarray:
     """Cosines of the queries with their first neighbours mixed in, of the best view."""
     mixed = []
     for row, looks in zip(similarity, views, strict=True):

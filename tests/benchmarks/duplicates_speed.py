@@ -27,7 +27,7 @@ from rerank_speed import GRID, PATCHES, unit
 from store_speed import PeakMemory
 
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
-from indexer.descriptor.whitening import RECIPES
+from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
 from indexer.images.metadata import Metadata, content_id
 from indexer.index.manifest import Manifest, write_manifest
 from indexer.store.open import open_store
@@ -109,7 +109,7 @@ def make(folder: Path, count: int) -> None:
     """Pictures in folder/photos, their index in folder/index."""
     store = open_store(folder / "index", write=True)
     roots = {"0": str(folder / "photos")}
-    recipe = RECIPES["balanced"]
+    recipe = DESCRIPTOR_CONFIGS["balanced"]
     write_manifest(store, Manifest("none", "0" * 32, 224, recipe.settings, "synthetic", count, roots))
     store.ensure(Schema(DIM))
     (folder / "photos").mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def make(folder: Path, count: int) -> None:
 def make_records(job: tuple[Path, int, int]) -> list[Record]:
     photos, start, count = job
     rng = np.random.default_rng(start)
-    recipe = RECIPES["balanced"]
+    recipe = DESCRIPTOR_CONFIGS["balanced"]
     records: list[Record] = []
     picture, vector = Image.new("RGB", (1, 1)), np.zeros(DIM, np.float32)
     tokens, positions = np.zeros((0, 0), np.float32), np.zeros((0, 2), np.uint8)

@@ -40,7 +40,7 @@ from indexer.errors import SeenitError
 from indexer.index.index import Index
 from indexer.store import neighbours
 from indexer.store.open import open_store
-from indexer.store.protocol import Store, Where
+from indexer.store.protocol import Filter, Store
 from indexer.store.sqlite_check import Checked, check_index
 from indexer.sync.sync import sync_folder
 
@@ -253,11 +253,11 @@ def read_all(index: Index) -> Answer:
         ],
         "vectors": float(np.abs(vectors).sum().round(3)),
         "patches": [len(one.patches or b"") for one in records],
-        "tagged": store.count(Where(tags=("holiday",))),
-        "under": sum(1 for _ in store.scroll(Where(under=("0/1",)))),
+        "tagged": store.count(Filter(tags=("holiday",))),
+        "under": sum(1 for _ in store.scroll(Filter(under=("0/1",)))),
         "found": [[hit.id for hit in hits] for hits in store.search(vectors[:3], FOUND)],
         "exact": [[hit.id for hit in hits] for hits in store.search(vectors[:3], FOUND, exact=True)],
-        "filtered": [[hit.id for hit in hits] for hits in store.search(vectors[:3], FOUND, Where(under=("0/2",)))],
+        "filtered": [[hit.id for hit in hits] for hits in store.search(vectors[:3], FOUND, Filter(under=("0/2",)))],
     }
     whole: Answer = json.loads(json.dumps(answer))
     return whole

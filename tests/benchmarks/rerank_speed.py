@@ -16,11 +16,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
-from indexer.descriptor.features import View
+from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
-from indexer.descriptor.whitening import RECIPES, Recipe
+from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS, DescriptorConfig
 from retrieval.rerank.evidence import Evidence
-from retrieval.rerank.patches import side_by_side
+from retrieval.rerank.patches import batch_patches
 from retrieval.rerank.rerank import Comparison, to_evidence
 
 GRID = (16, 16)
@@ -34,14 +34,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    views = [View(np.zeros(1, np.float32), unit(rng, PATCHES, 192), GRID) for _ in range(2)]
+    views = [CropFeatures(np.zeros(1, np.float32), unit(rng, PATCHES, 192), GRID) for _ in range(2)]
     print(f"{arguments.candidates} candidates, two views of {PATCHES} patches; medians of {arguments.repeats}, ms")
     print("| tokens | bytes a picture | unpack | compare, all | evidence of 10 |\n|---|---|---|---|---|")
-    for name, recipe in RECIPES.items():
+    for name, recipe in DESCRIPTOR_CONFIGS.items():
         packed = [candidate(rng, views[0], recipe) for _ in range(arguments.candidates)]
         comparison = Comparison(views, packed)
         timed = [
-            median(partial(side_by_side, packed), arguments.repeats),
+            median(partial(batch_patches, packed), arguments.repeats),
             median(partial(Comparison, views, packed), arguments.repeats),
             median(partial(tell, comparison), arguments.repeats),
         ]
@@ -57,7 +57,7 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def candidate(rng: np.random.Generator, view: View, recipe: Recipe) -> bytes:
+def candidate(rng: np.random.Generator, view: CropFeatures, recipe: DescriptorConfig) -> bytes:
     """A picture of which every second patch is the query's, where the query has it."""
     cells = np.sort(rng.choice(PATCHES, min(recipe.num_tokens, PATCHES), replace=False))
     tokens = unit(rng, len(cells), recipe.token_dim)

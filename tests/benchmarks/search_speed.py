@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from rerank_speed import GRID, PATCHES, candidate, unit
 from store_speed import PeakMemory, clustered, record_chunks
 
-from indexer.descriptor.features import View
-from indexer.descriptor.whitening import RECIPES
+from indexer.descriptor.features import CropFeatures
+from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
 from indexer.index.manifest import Manifest, write_manifest
 from indexer.store.open import open_store
 from indexer.store.protocol import Record, Schema
-from retrieval.query.query import Prepared
+from retrieval.query.query import EncodedQuery
 from retrieval.rerank.rerank import Comparison
 from retrieval.search import Searcher
 
@@ -43,7 +43,7 @@ KINDS = 256  # of pictures whose patches are repeated all over the index
 def make(args: argparse.Namespace) -> None:
     """An index of made-up records."""
     rng = np.random.default_rng(0)
-    recipe = RECIPES[args.tokens]
+    recipe = DESCRIPTOR_CONFIGS[args.tokens]
     packed = [candidate(rng, view(rng, args.dim), recipe) for _ in range(KINDS)]
     store = open_store(args.index, write=True)
     write_manifest(store, Manifest("none", "0" * 32, 224, recipe.settings, "synthetic", args.records, {"0": "/photos"}))
@@ -58,15 +58,15 @@ def with_patches(record: Record, packed: bytes) -> Record:
     return replace(record, patches=packed)
 
 
-def view(rng: np.random.Generator, dim: int) -> View:
-    return View(unit(rng, dim), unit(rng, PATCHES, 192), GRID)
+def view(rng: np.random.Generator, dim: int) -> CropFeatures:
+    return CropFeatures(unit(rng, dim), unit(rng, PATCHES, 192), GRID)
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
     rng = np.random.default_rng(1)
     vectors = clustered(999_999_999, 2 * QUERIES, args.dim)
     views = [replace(view(rng, args.dim), vector=vector) for vector in vectors]
-    asked = [Prepared((whole, centre)) for whole, centre in zip(views[::2], views[1::2], strict=True)]
+    asked = [EncodedQuery((whole, centre)) for whole, centre in zip(views[::2], views[1::2], strict=True)]
     with PeakMemory() as memory, Searcher.open(args.index) as searcher:
         store = searcher.store
         searcher.search_batch(asked)  # warm: pages of the payload are read from the disk once
@@ -111,7 +111,7 @@ def _batches(each: list) -> Iterator[list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=100_000)
-    parser.add_argument("--tokens", choices=list(RECIPES), default="balanced")
+    parser.add_argument("--tokens", choices=list(DESCRIPTOR_CONFIGS), default="balanced")
     parser.add_argument("--dim", type=int, default=512, help="of the global vector")
     parser.add_argument("--index", type=Path, help="where to write, and what is used again if it is there")
     parser.add_argument("--step", choices=["make", "measure"], help=argparse.SUPPRESS)

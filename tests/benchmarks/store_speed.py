@@ -25,7 +25,7 @@ import numpy as np
 
 from indexer.images.metadata import Metadata, content_id
 from indexer.store.open import open_store
-from indexer.store.protocol import Record, Schema, StoredFile, Where
+from indexer.store.protocol import Filter, Record, Schema, StoredFile
 
 CENTRES = 2000
 NOISE = 1.0  # length of the noise relative to the centre's
@@ -194,7 +194,7 @@ def read(args: argparse.Namespace) -> dict[str, float]:
         ]
         report["patches of 100 anywhere, first read, ms median"] = median_ms(store.patches, anywhere)
         wide = tuple(f"0/{n:04d}" for n in range(args.records // 2000))
-        for name, where in (("one folder of 1,000", Where(under=("0/0001",))), ("half of all", Where(under=wide))):
+        for name, where in (("one folder of 1,000", Filter(under=("0/0001",))), ("half of all", Filter(under=wide))):
             under = [(query[None], 10, where) for query in queries[:30]]
             report[f"query under {name}, ms median"] = median_ms(lambda given: store.search(*given), under)
         report["exact query in a batch of 50, ms"] = (

@@ -32,7 +32,7 @@ from trainer.data.augment import cut_with_pillow, draw_views
 from trainer.data.augment_torch import cut_with_torch
 from trainer.data.masking import draw_masks
 from trainer.data.stream import augmentation_of
-from trainer.model.optim import clip_gradients, follow, make_optimiser, pace_at, set_pace
+from trainer.model.optim import clip_gradients, make_optimiser, pace_at, set_pace, update_ema
 from trainer.model.student_teacher import Batch, Centers, compute_losses, make_network, prepare_blocks
 from trainer.run.state import DTYPES
 
@@ -68,7 +68,7 @@ def make_step(config: Config, device: torch.device) -> Callable[[], None]:
         losses.total.backward()
         clip_gradients(student.parts(), config.clip)
         optimiser.step()
-        follow(teacher, student, pace.momentum)
+        update_ema(teacher, student, pace.momentum)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

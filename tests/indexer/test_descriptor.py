@@ -9,11 +9,11 @@ from torch import Tensor
 
 from indexer.backbone.vit import TokenFeatures
 from indexer.descriptor.whitening import (
-    Fit,
-    Pooled,
-    Recipe,
+    DescriptorConfig,
+    PooledFeatures,
+    Whitening,
     apply,
-    fit,
+    fit_whitening,
     load_fit,
     pool,
     prior_from,
@@ -23,7 +23,7 @@ from indexer.descriptor.whitening import (
 from indexer.errors import SeenitError
 
 DEPTH, DIM = 12, 24
-RECIPE = Recipe(num_tokens=8, token_dim=16, global_dim=40)
+RECIPE = DescriptorConfig(num_tokens=8, token_dim=16, global_dim=40)
 
 
 def features(count: int, seed: int = 0, grid: tuple[int, int] = (4, 5), dim: int = DIM) -> list[TokenFeatures]:
@@ -39,7 +39,7 @@ def features(count: int, seed: int = 0, grid: tuple[int, int] = (4, 5), dim: int
     return [TokenFeatures(tokens(count), tokens(count, 0), tokens(count, n), grid) for _ in layers]
 
 
-def pooled(count: int, seed: int = 0, **shape: object) -> Pooled:
+def pooled(count: int, seed: int = 0, **shape: object) -> PooledFeatures:
     return pool(features(count, seed, **shape), RECIPE, DEPTH)  # type: ignore[arg-type]
 
 
@@ -49,15 +49,15 @@ def assert_unit_rows(rows: np.ndarray) -> None:
 
 
 def test_layers_scale_with_depth() -> None:
-    assert Recipe().layers_of(12) == [7, 8, 9, 10, 11]
-    assert Recipe().layers_of(24) == [15, 17, 19, 21, 23]
-    assert Recipe().layers_of(40) == [26, 29, 32, 36, 39]
-    assert Recipe().layers_of(1) == [0]
+    assert DescriptorConfig().layers_of(12) == [7, 8, 9, 10, 11]
+    assert DescriptorConfig().layers_of(24) == [15, 17, 19, 21, 23]
+    assert DescriptorConfig().layers_of(40) == [26, 29, 32, 36, 39]
+    assert DescriptorConfig().layers_of(1) == [0]
 
 
 def test_the_version_tells_recipes_apart() -> None:
-    assert Recipe().version == Recipe().version
-    assert Recipe().version != Recipe(shrinkage=0.2).version
+    assert DescriptorConfig().version == DescriptorConfig().version
+    assert DescriptorConfig().version != DescriptorConfig(shrinkage=0.2).version
 
 
 def test_pool_holds_what_it_names() -> None:
@@ -109,7 +109,7 @@ def test_selection_of_equal_patches_never_takes_one_twice() -> None:
 def test_every_size_of_corpus_has_a_descriptor(count: int, with_prior: bool) -> None:
     prior = prior_from([pooled(80, seed=9)], RECIPE) if with_prior else None
     corpus = pooled(count)
-    made = fit([corpus], RECIPE, prior)
+    made = fit_whitening([corpus], RECIPE, prior)
     vectors, tokens = apply(corpus, made)
     assert vectors.shape == (count, made.global_dim) == (count, 40)
     assert tokens.shape == (count, 8, made.token_dim) == (count, 8, 16)
@@ -119,33 +119,35 @@ def test_every_size_of_corpus_has_a_descriptor(count: int, with_prior: bool) -> 
 
 def test_a_single_picture_is_told_from_others() -> None:
     corpus, others = pooled(1), pooled(20, seed=3)
-    made = fit([corpus], RECIPE)
+    made = fit_whitening([corpus], RECIPE)
     mine, rest = apply(corpus, made)[0], apply(others, made)[0]
     assert float((rest @ mine.T).max()) < 0.9999
 
 
 def test_equal_pictures_and_broken_features_give_finite_vectors() -> None:
     same = pooled(1)
-    equal = Pooled(same.parts.expand(6, -1, -1), same.tokens.expand(6, -1, -1), same.positions.expand(6, -1, -1))
+    equal = PooledFeatures(
+        same.parts.expand(6, -1, -1), same.tokens.expand(6, -1, -1), same.positions.expand(6, -1, -1)
+    )
     given = features(2)
     given[0].cls[0] = torch.nan
     given[1].patches[1] = 0
     for corpus in (equal, pool(given, RECIPE, DEPTH)):
-        for rows in apply(corpus, fit([corpus], RECIPE)):
+        for rows in apply(corpus, fit_whitening([corpus], RECIPE)):
             assert_unit_rows(rows)
 
 
 def test_pictures_of_different_grids_are_fitted_together_and_tiny_ones_keep_fewer_tokens() -> None:
     corpus = [pooled(5), pooled(3, grid=(1, 3))]
-    made = fit(corpus, RECIPE)
+    made = fit_whitening(corpus, RECIPE)
     assert made.num_pictures == 8
     assert apply(corpus[1], made)[1].shape == (3, 3, 16)
 
 
 def test_a_large_corpus_is_centred_and_every_part_is_white() -> None:
-    recipe = Recipe(num_tokens=8, shrinkage=0.0, global_dim=4 * DIM)
+    recipe = DescriptorConfig(num_tokens=8, shrinkage=0.0, global_dim=4 * DIM)
     corpus = pooled(1000)
-    made = fit([corpus], recipe)
+    made = fit_whitening([corpus], recipe)
     rows = (corpus.parts.flatten(1) - made.mean) @ made.projection  # (n, 4 D), before the rows are normalised
     assert float(rows.mean(0).abs().max()) < 0.2
     np.testing.assert_allclose(float(rows.square().sum(1).mean()), 4 * DIM, rtol=0.05)
@@ -156,8 +158,8 @@ def test_whitening_finds_a_picture_that_raw_cosine_loses() -> None:
     corpus = pooled(400)
     noise = torch.zeros_like(corpus.parts)
     noise[..., 0] = 0.3 * torch.randn(400, 4, generator=torch.Generator().manual_seed(2))  # in the loudest channel
-    queries = Pooled(corpus.parts + noise, corpus.tokens, corpus.positions)
-    made = fit([corpus], Recipe(num_tokens=8))
+    queries = PooledFeatures(corpus.parts + noise, corpus.tokens, corpus.positions)
+    made = fit_whitening([corpus], DescriptorConfig(num_tokens=8))
     right = torch.arange(400).numpy()
     whitened = (apply(queries, made)[0] @ apply(corpus, made)[0].T).argmax(1)
     raw = (queries.parts.flatten(1) @ corpus.parts.flatten(1).T).argmax(1).numpy()
@@ -170,8 +172,8 @@ def test_the_prior_rules_a_small_corpus_and_not_a_large_one() -> None:
 
     def distance_to_prior(count: int) -> float:
         shifted = pooled(count)
-        shifted = Pooled(shifted.parts + elsewhere, shifted.tokens, shifted.positions)
-        return float((fit([shifted], RECIPE, prior).mean - prior["mean"].float().flatten()).norm())
+        shifted = PooledFeatures(shifted.parts + elsewhere, shifted.tokens, shifted.positions)
+        return float((fit_whitening([shifted], RECIPE, prior).mean - prior["mean"].float().flatten()).norm())
 
     near, far = distance_to_prior(1), distance_to_prior(2000)
     assert near < 0.02 * far
@@ -179,35 +181,35 @@ def test_the_prior_rules_a_small_corpus_and_not_a_large_one() -> None:
 
 def test_fits_are_repeatable_and_told_apart() -> None:
     corpus = pooled(30)
-    assert fit([corpus], RECIPE).id == fit([corpus], RECIPE).id
-    assert fit([corpus], RECIPE).id != fit([pooled(30, seed=1)], RECIPE).id
-    assert len(fit([corpus], RECIPE).id) == 32
+    assert fit_whitening([corpus], RECIPE).id == fit_whitening([corpus], RECIPE).id
+    assert fit_whitening([corpus], RECIPE).id != fit_whitening([pooled(30, seed=1)], RECIPE).id
+    assert len(fit_whitening([corpus], RECIPE).id) == 32
 
 
 def test_a_prior_of_another_recipe_or_backbone_is_refused() -> None:
     prior = prior_from([pooled(30)], RECIPE)
     with pytest.raises(SeenitError, match="another recipe"):
-        fit([pooled(5)], Recipe(num_tokens=8, cls_depths=(1.0, 0.5)), prior)
+        fit_whitening([pooled(5)], DescriptorConfig(num_tokens=8, cls_depths=(1.0, 0.5)), prior)
     with pytest.raises(SeenitError, match="another recipe"):
-        fit([pooled(5, dim=12)], RECIPE, prior)
+        fit_whitening([pooled(5, dim=12)], RECIPE, prior)
     with pytest.raises(SeenitError, match="lacks factors"):
-        fit([pooled(5)], RECIPE, {name: value for name, value in prior.items() if name != "factors"})
+        fit_whitening([pooled(5)], RECIPE, {name: value for name, value in prior.items() if name != "factors"})
 
 
 @pytest.mark.slow
 def test_the_prior_of_a_small_vit_is_under_three_megabytes() -> None:
     wide = [TokenFeatures(f.cls, f.registers, f.patches, f.grid) for f in features(8, dim=384)]
-    prior = prior_from([pool(wide, Recipe(), DEPTH)], Recipe())
+    prior = prior_from([pool(wide, DescriptorConfig(), DEPTH)], DescriptorConfig())
     assert sum(tensor.numel() * tensor.element_size() for tensor in prior.values()) <= 3_000_000
 
 
 @pytest.fixture(scope="module")
-def saved() -> tuple[Fit, bytes]:
-    made = fit([pooled(30)], RECIPE)
+def saved() -> tuple[Whitening, bytes]:
+    made = fit_whitening([pooled(30)], RECIPE)
     return made, save_fit(made)
 
 
-def test_a_fit_survives_saving(saved: tuple[Fit, bytes]) -> None:
+def test_a_fit_survives_saving(saved: tuple[Whitening, bytes]) -> None:
     made, data = saved
     loaded = load_fit(data)
     assert (loaded.id, loaded.recipe, loaded.num_pictures) == (made.id, RECIPE, 30)
@@ -244,7 +246,7 @@ def damaged(data: bytes) -> dict[str, bytes]:
     }
 
 
-def test_anything_but_a_fit_is_refused_in_one_line(saved: tuple[Fit, bytes]) -> None:
+def test_anything_but_a_fit_is_refused_in_one_line(saved: tuple[Whitening, bytes]) -> None:
     for name, data in damaged(saved[1]).items():
         with pytest.raises(SeenitError, match="descriptor statistics are damaged") as error:
             load_fit(data)

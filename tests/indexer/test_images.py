@@ -14,9 +14,9 @@ import pytest
 from made_pictures import BLUE, GREEN, HOSTILE, RED, WHITE, encoded, quarters
 from PIL import Image, ImageCms, ImageOps, features
 
-from indexer.errors import PictureError, SeenitError
+from indexer.errors import ImageError, SeenitError
 from indexer.images.colour import to_rgb
-from indexer.images.decode import Limits, decode, decode_file, is_picture, sniff
+from indexer.images.decode import Limits, decode, decode_file, is_image, sniff
 from indexer.images.exif import date_in_name
 from indexer.images.find import FoundFile, Unreadable, find_files
 from indexer.images.jobs import Decoded, Job, Settings, read_picture
@@ -214,7 +214,7 @@ def test_names_that_are_not_utf8_come_back_openable(tmp_path: Path) -> None:
 def test_what_is_not_a_regular_file_is_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     assert found(tmp_path) == []
-    assert not is_picture(tmp_path / "pipe.jpg")  # would wait for a writer
+    assert not is_image(tmp_path / "pipe.jpg")  # would wait for a writer
 
 
 # Telling formats
@@ -260,7 +260,7 @@ def test_heic_is_read_where_the_extra_is_installed() -> None:
 )
 def test_other_files_are_not_pictures(data: bytes) -> None:
     assert sniff(data) is None
-    with pytest.raises(PictureError, match="not a picture"):
+    with pytest.raises(ImageError, match="not a picture"):
         decode(data)
 
 
@@ -386,7 +386,7 @@ def test_a_region_is_decoded_to_the_detail_that_it_needs() -> None:
     assert (picture.width, picture.height, picture.pixels.shape) == (1600, 1200, (150, 200, 3))
     assert corners(picture.pixels) == [GREEN] * 4
     assert decode(data, region=(1500, 1100, 999, 999)).pixels.shape == (100, 100, 3)
-    with pytest.raises(PictureError, match="outside the picture of 1600x1200"):
+    with pytest.raises(ImageError, match="outside the picture of 1600x1200"):
         decode(data, region=(1600, 0, 10, 10))
 
 
@@ -490,7 +490,7 @@ def test_a_jpeg_without_its_end_is_shown_with_a_note(progressive: bool) -> None:
     assert whole.note is None and cut.note is not None and "last bytes" in cut.note
     assert np.abs(whole.pixels.astype(int) - cut.pixels).mean() < 2
     assert decode(data[:-10], target_px=60).note and decode(data[:-10], region=(0, 0, 50, 50)).note
-    with pytest.raises(PictureError, match="cut short"):
+    with pytest.raises(ImageError, match="cut short"):
         decode(data[: len(data) // 3])
 
 
@@ -584,7 +584,7 @@ def test_raw_files_are_told_from_tiffs_and_never_read_from_their_preview(
         outcome = read_picture(Job(str(tmp_path / "x.dng")), Settings())
         assert isinstance(outcome, Decoded) and outcome.metadata.raw and outcome.metadata.format == "RAW"
         assert (outcome.metadata.width, outcome.metadata.height) == (64, 48)
-        with pytest.raises(PictureError, match="raw"):
+        with pytest.raises(ImageError, match="raw"):
             decode(encoded(quarters(), "TIFF"), path="x.nef")
     monkeypatch.setattr("indexer.images.jobs.raw_installed", lambda: False)
     outcome = read_picture(Job(str(tmp_path / "x.dng")), Settings())
@@ -598,7 +598,7 @@ def test_raw_files_are_told_from_tiffs_and_never_read_from_their_preview(
 @pytest.mark.slow
 def test_hostile_pictures_are_refused_quickly_with_a_reason(name: str) -> None:
     began = time.monotonic()
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         data = HOSTILE[name]()
         assert sniff(data[:64]), "not even taken for a picture"
         decode(data, path=f"folder/{name}")
@@ -608,7 +608,7 @@ def test_hostile_pictures_are_refused_quickly_with_a_reason(name: str) -> None:
 
 
 def test_a_name_that_no_file_can_have_is_refused_like_a_missing_file() -> None:
-    with pytest.raises(PictureError, match="no file can have this name"):
+    with pytest.raises(ImageError, match="no file can have this name"):
         decode_file("a\0.jpg")
 
 
@@ -616,10 +616,10 @@ def test_pixels_are_limited_by_count_and_by_memory() -> None:
     small = Limits(max_pixels=10_000, memory_bytes=1 << 30)
     lean = Limits(memory_bytes=10_000 * 10)
     for limits in (small, lean):
-        with pytest.raises(PictureError, match="200x200 pixels, more than the limit"):
+        with pytest.raises(ImageError, match="200x200 pixels, more than the limit"):
             decode(encoded(quarters(200, 200)), limits=limits)
     photo = encoded(quarters(800, 800), "JPEG")
-    with pytest.raises(PictureError, match="limit"):
+    with pytest.raises(ImageError, match="limit"):
         decode(photo, limits=lean)
     assert decode(photo, target_px=100, limits=lean).pixels.shape == (100, 100, 3)  # at 1/8 it needs little
 

@@ -14,7 +14,7 @@ from conftest import draw_photo
 from indexer import sync_folder
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.load_once import LoadOnce
-from indexer.descriptor.whitening import RECIPES, Recipe
+from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS, DescriptorConfig
 from indexer.errors import LockedError, SeenitError
 from indexer.index.find_index import find_index
 from indexer.index.index import Index, index_in, is_index
@@ -63,7 +63,7 @@ def test_facts_and_places(photos: Path, tiny_backbone: Path, tmp_path: Path) -> 
     with Index.open(photos / ".seenit") as index:
         facts = index.facts()
         assert (facts.pictures, facts.folders, facts.resolution) == (8, (str(photos),), 56)
-        assert facts.descriptor == json.loads(json.dumps(RECIPES["balanced"].settings))
+        assert facts.descriptor == json.loads(json.dumps(DESCRIPTOR_CONFIGS["balanced"].settings))
         assert facts.calibrated and facts.awaiting_refit == 0 and facts.format == 2 and facts.made_by
         assert Index.open(index) is index
     assert is_index(photos / ".seenit") and is_index("http://host/photos") and not is_index(photos)
@@ -110,7 +110,7 @@ def test_a_setting_that_is_added_later_leaves_old_indexes_usable(photos: Path, t
 )
 def test_settings_of_other_types_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="is no number"):
-        Recipe.from_settings(settings)
+        DescriptorConfig.from_settings(settings)
 
 
 def test_manifests_of_other_formats_are_told() -> None:

@@ -33,7 +33,7 @@ from indexer.index.keys import Roots
 from indexer.store import index_folder, neighbour_cache, neighbours, sqlite_store
 from indexer.store.neighbour_cache import cache_folder
 from indexer.store.open import open_store
-from indexer.store.protocol import Record, Store, StoredFile, Where
+from indexer.store.protocol import Filter, Record, Store, StoredFile
 from indexer.store.sqlite_check import check_index, repair_index
 from indexer.store.sqlite_schema import connect
 from indexer.store.sqlite_store import SqliteStore
@@ -159,7 +159,7 @@ def test_a_flipped_bit_in_any_table_is_found_and_never_read_as_something_else(fo
         assert check_index(copy).problems, name
         with suppress(StoreError):
             assert held(copy) == before, name
-        for where in (Where(), Where(tags=("even",)), Where(under=("0/album1",)), Where(camera="canon")):
+        for where in (Filter(), Filter(tags=("even",)), Filter(under=("0/album1",)), Filter(camera="canon")):
             with suppress(StoreError), closing(open_store(copy)) as store, closing(open_store(folder)) as sound:
                 assert store.count(where) == sound.count(where), (name, where)
                 got, want = (each.search(query(0), 5, where) for each in (store, sound))
@@ -273,8 +273,8 @@ def test_values_of_another_kind_are_one_line_and_no_traceback(folder: Path, stat
         lambda store: store.count(),
         lambda store: list(store.list_files()),
         lambda store: store.search(query(0), 3),
-        lambda store: store.search(query(0), 3, Where(near=(48.5, 11.5, 30.0))),
-        lambda store: store.count(Where(camera="canon")),
+        lambda store: store.search(query(0), 3, Filter(near=(48.5, 11.5, 30.0))),
+        lambda store: store.count(Filter(camera="canon")),
         lambda store: store.patches([record.id for record in RECORDS]),
         lambda store: store.tags_of([record.id for record in RECORDS]),
         lambda store: store.read_blob("manifest.json"),
@@ -645,7 +645,7 @@ def graph_of(folder: Path) -> Path:
     return cache_folder(id.hex())
 
 
-def recall(store: Store, where: Where = Where(), top: int = 10) -> float:
+def recall(store: Store, where: Filter = Filter(), top: int = 10) -> float:
     """Of the exact answer; the scores and the order of what is found must be right."""
     wanted = store.search(query(1, 40), top, where, exact=True)
     found = store.search(query(1, 40), top, where)
@@ -713,11 +713,11 @@ def test_few_that_are_left_of_many_are_all_found(memory_path: Path) -> None:
 @pytest.mark.parametrize("tags", [("t3",), (), ("nobody",)])
 def test_filters_narrow_and_wide(large: Path, tags: tuple[str, ...]) -> None:
     with closing(open_store(large)) as store:
-        where = Where(tags=tags, not_ids=(plain_record(3).id,))
+        where = Filter(tags=tags, not_ids=(plain_record(3).id,))
         meeting = {record.id for record in store.scroll(where)}
         assert recall(store, where) > 0.98
         assert all(hit.id in meeting for hits in store.search(query(2, 10), 30, where) for hit in hits)
-        wide = Where(under=("0/album1", "0/album2"))
+        wide = Filter(under=("0/album1", "0/album2"))
         assert recall(store, wide) > 0.95
 
 
@@ -896,12 +896,12 @@ def test_a_repair_keeps_what_is_sound_and_a_sync_embeds_only_the_rest(
     assert Path(repaired.kept_as).read_bytes() == damaged
     assert not check_index(index).problems
     with closing(open_store(index)) as store:
-        assert store.count() == repaired.pictures == repaired.tags == store.count(Where(tags=("mine",)))
+        assert store.count() == repaired.pictures == repaired.tags == store.count(Filter(tags=("mine",)))
         assert {name: store.read_blob(name) for name in store.blob_names()} == blobs
     summary = sync_folder(photos, index, workers=1)
     assert summary.embedded == repaired.lost and summary.pictures == 28
     with closing(open_store(index)) as store:
-        assert store.count(Where(tags=("mine",))) == 28
+        assert store.count(Filter(tags=("mine",))) == 28
     assert not check_index(index).problems
 
 

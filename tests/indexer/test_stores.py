@@ -19,7 +19,7 @@ from indexer.index.copy import copy_index
 from indexer.index.manifest import Manifest, read_manifest, write_manifest
 from indexer.store.open import open_store
 from indexer.store.payload import from_engine, to_engine
-from indexer.store.protocol import Schema, Store, StoredFile, Where
+from indexer.store.protocol import Filter, Schema, Store, StoredFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode", "ignore:Payload indexes have no effect")
 
@@ -88,27 +88,27 @@ def test_patches_of_named_records(store: Store) -> None:
     assert store.patches([]) == {}
 
 
-FILTERS: list[tuple[Where, Callable[[int], bool]]] = [
-    (Where(), lambda n: True),
-    (Where(under=("0",)), lambda n: True),
-    (Where(under=("0/album1",)), lambda n: n % 3 == 1),
-    (Where(under=("0/album1", "0/album2")), lambda n: n % 3 != 0),
-    (Where(under=("0/album",)), lambda n: False),
-    (Where(after=DAY_0 + timedelta(days=10)), lambda n: n >= 10),
-    (Where(after=(DAY_0 + timedelta(days=10)).replace(tzinfo=None)), lambda n: n >= 10),
-    (Where(before=DAY_0 + timedelta(days=10, microseconds=10)), lambda n: n < 10),
-    (Where(before=DAY_0 + timedelta(days=10, microseconds=11)), lambda n: n <= 10),
-    (Where(after=(DAY_0 + timedelta(days=3)).astimezone(timezone(timedelta(hours=9)))), lambda n: n >= 3),
-    (Where(camera="canon"), lambda n: n % 3 == 0),
-    (Where(camera="5d CANON"), lambda n: n % 3 == 0),
-    (Where(camera="nikon 5d"), lambda n: False),
-    (Where(near=(48.1, 11.5, 25.0)), lambda n: n in (1, 3)),
-    (Where(tags=("odd",)), lambda n: n % 2 == 1),
-    (Where(tags=("odd", "straße")), lambda n: n % 2 == 1),
-    (Where(tags=("odd", "even")), lambda n: False),
-    (Where(not_fit="fit-a"), lambda n: n >= 20),
-    (Where(not_ids=(RECORDS[3].id, RECORDS[4].id)), lambda n: n not in (3, 4)),
-    (Where(under=("0/album1",), tags=("even",), not_fit="fit-b"), lambda n: n % 3 == 1 and n % 2 == 0 and n < 20),
+FILTERS: list[tuple[Filter, Callable[[int], bool]]] = [
+    (Filter(), lambda n: True),
+    (Filter(under=("0",)), lambda n: True),
+    (Filter(under=("0/album1",)), lambda n: n % 3 == 1),
+    (Filter(under=("0/album1", "0/album2")), lambda n: n % 3 != 0),
+    (Filter(under=("0/album",)), lambda n: False),
+    (Filter(after=DAY_0 + timedelta(days=10)), lambda n: n >= 10),
+    (Filter(after=(DAY_0 + timedelta(days=10)).replace(tzinfo=None)), lambda n: n >= 10),
+    (Filter(before=DAY_0 + timedelta(days=10, microseconds=10)), lambda n: n < 10),
+    (Filter(before=DAY_0 + timedelta(days=10, microseconds=11)), lambda n: n <= 10),
+    (Filter(after=(DAY_0 + timedelta(days=3)).astimezone(timezone(timedelta(hours=9)))), lambda n: n >= 3),
+    (Filter(camera="canon"), lambda n: n % 3 == 0),
+    (Filter(camera="5d CANON"), lambda n: n % 3 == 0),
+    (Filter(camera="nikon 5d"), lambda n: False),
+    (Filter(near=(48.1, 11.5, 25.0)), lambda n: n in (1, 3)),
+    (Filter(tags=("odd",)), lambda n: n % 2 == 1),
+    (Filter(tags=("odd", "straße")), lambda n: n % 2 == 1),
+    (Filter(tags=("odd", "even")), lambda n: False),
+    (Filter(not_fit="fit-a"), lambda n: n >= 20),
+    (Filter(not_ids=(RECORDS[3].id, RECORDS[4].id)), lambda n: n not in (3, 4)),
+    (Filter(under=("0/album1",), tags=("even",), not_fit="fit-b"), lambda n: n % 3 == 1 and n % 2 == 0 and n < 20),
 ]
 
 
@@ -145,14 +145,14 @@ def test_a_rename_changes_files_and_folders_only(store: Store) -> None:
     (got,) = store.retrieve([record.id], vectors=True)
     assert (got.files, got.tags, got.metadata, got.patches) == (files, record.tags, record.metadata, record.patches)
     assert_near(got.global_vector, record.global_vector, atol=1e-3)
-    assert 4 in meeting(store, Where(under=("1/new",))) and 4 in meeting(store, Where(under=("0/album1",)))
+    assert 4 in meeting(store, Filter(under=("1/new",))) and 4 in meeting(store, Filter(under=("0/album1",)))
     assert store.count() == len(RECORDS)
 
 
 def test_tags_are_replaced(store: Store) -> None:
     store.set_tags({RECORDS[1].id: ("holiday", "日本"), RECORDS[2].id: (), content_id(b"unknown"): ("x",)})
-    assert meeting(store, Where(tags=("日本",))) == {1}
-    assert 2 not in meeting(store, Where(tags=("even",)))
+    assert meeting(store, Filter(tags=("日本",))) == {1}
+    assert 2 not in meeting(store, Filter(tags=("even",)))
     assert store.retrieve([RECORDS[1].id])[0].files == RECORDS[1].files
 
 
@@ -163,8 +163,8 @@ def test_names_of_any_bytes_come_back(store: Store) -> None:
     store.upsert([replace(RECORDS[0], files=files, tags=("\udc80",))])
     assert store.retrieve([RECORDS[0].id])[0].files == files
     assert store.retrieve([RECORDS[0].id])[0].tags == ("\udc80",)
-    assert meeting(store, Where(under=(f"0/{folder}",))) == {0}
-    assert meeting(store, Where(tags=("\udc80",))) == {0}
+    assert meeting(store, Filter(under=(f"0/{folder}",))) == {0}
+    assert meeting(store, Filter(tags=("\udc80",))) == {0}
 
 
 def test_engine_text_is_valid_and_reversible() -> None:

@@ -15,7 +15,7 @@ from indexer.errors import SeenitError
 from indexer.index.manifest import read_manifest
 from indexer.index.skipped import read_skipped
 from indexer.store.open import open_store
-from indexer.store.protocol import Record, Where
+from indexer.store.protocol import Filter, Record
 from indexer.sync.summary import Summary
 from indexer.sync.sync import sync_folder
 
@@ -271,7 +271,7 @@ def test_pictures_awaiting_a_refit_are_found_in_the_engine(photos: Path, tiny_ba
     store = open_store(photos / ".seenit")
     manifest = read_manifest(store)
     assert manifest is not None
-    assert store.count(Where(not_fit=manifest.fit)) == 0 and store.count(Where(not_fit="another")) == 8
+    assert store.count(Filter(not_fit=manifest.fit)) == 0 and store.count(Filter(not_fit="another")) == 8
     store.close()
 
 

@@ -17,7 +17,7 @@ from indexer.store.open import open_store
 from indexer.store.protocol import Record, StoredFile
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import Duplicates, find_duplicates
-from retrieval.duplicates.candidates import Candidates, are_among, near_pairs, with_pairs
+from retrieval.duplicates.candidates import DuplicateCandidates, are_among, near_pairs, with_pairs
 from retrieval.duplicates.groups import Pair, in_words, stars
 from retrieval.duplicates.keeper import keeping_order
 from retrieval.duplicates.patterns import (
@@ -29,8 +29,8 @@ from retrieval.duplicates.patterns import (
     patterns_of_parts,
     whole_in_part,
 )
-from retrieval.duplicates.present import as_json, table, write_duplicates_page
-from retrieval.duplicates.proof import SIDE, Fits, best_of, fit, whole_turns
+from retrieval.duplicates.present import as_json, duplicates_table, write_duplicates_page
+from retrieval.duplicates.proof import SIDE, Fits, best_of, fit_affine, whole_turns
 from retrieval.duplicates.schedule import settled, untried_pairs, with_keepers
 from retrieval.geometry import inverse
 
@@ -62,7 +62,7 @@ def grey(image: Image.Image) -> torch.Tensor:
 def lay(first: Image.Image, second: Image.Image, start: np.ndarray | None = None) -> Fits:
     one, other = grey(first)[None], grey(second)[None]
     given = whole_turns() if start is None else torch.tensor(start, dtype=torch.float32)[None]
-    return fit(one, other, best_of(one, other, given[None]))
+    return fit_affine(one, other, best_of(one, other, given[None]))
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_patterns_know_the_parts_of_a_collage() -> None:
 
 def test_joined_pairs_are_in_order_and_have_the_cosine_of_their_rows() -> None:
     rows = rows_with_twins(6)
-    found = Candidates(np.array([0, 2]), np.array([1, 3]), np.array([0.9, 0.8], np.float32))
-    more = Candidates(np.array([0, 1]), np.array([1, 4]), np.array([0.1, 0.1], np.float32))
+    found = DuplicateCandidates(np.array([0, 2]), np.array([1, 3]), np.array([0.9, 0.8], np.float32))
+    more = DuplicateCandidates(np.array([0, 1]), np.array([1, 4]), np.array([0.1, 0.1], np.float32))
     joined = with_pairs(found, more, rows)
     assert joined.first.tolist() == [0, 1, 2] and joined.second.tolist() == [1, 4, 3]
     expected = float(rows[1].astype(np.float32) @ rows[4].astype(np.float32))
@@ -356,8 +356,8 @@ def test_exact_reads_no_vectors(album: Path) -> None:
 def test_table_json_and_page_tell_the_same(album: Path, tmp_path: Path) -> None:
     found = find_duplicates(album / ".seenit", workers=1)
     files = {file.path for group in found.groups for file in [group.file, *group.spare]}
-    assert all(file in table(found) for file in files)
-    assert "3 groups; 5 files (1 exact, 4 near)" in table(found)
+    assert all(file in duplicates_table(found) for file in files)
+    assert "3 groups; 5 files (1 exact, 4 near)" in duplicates_table(found)
     values = json.loads(json.dumps(as_json(found)))
     keepers = {"0.png", "1.png", "made/2_and_others.jpg"}
     assert {one["keeper"]["path"] for one in values["groups"]} == {str(album / name) for name in keepers}

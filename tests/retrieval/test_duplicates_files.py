@@ -18,7 +18,7 @@ from indexer.images.metadata import Metadata, content_id
 from indexer.index.keys import Roots
 from indexer.store.protocol import Record, StoredFile
 from retrieval.duplicates.files import join_files, move_name
-from retrieval.duplicates.find import Duplicates, File, Group, Member
+from retrieval.duplicates.find import Duplicates, File, Group, GroupMember
 from retrieval.duplicates.hardlink import join_same_bytes, same_bytes
 from retrieval.duplicates.keeper import why_never
 from retrieval.duplicates.move import Moved, check_target, move_spare, read_moves, undo_moves, what_to_undo
@@ -41,10 +41,10 @@ def put_back(manifest: str | Path | None) -> Moved:
     return undo_moves(read_moves(manifest))
 
 
-def member(level: str, files: list[File], stays: str = "") -> Member:
+def member(level: str, files: list[File], stays: str = "") -> GroupMember:
     stored = tuple(StoredFile(file.key, file.size, file.mtime_ns) for file in files)
     record = Record(files[0].id, stored, Metadata(8, 6, "JPEG"), "fit")
-    return Member(record, tuple(files), level, 0.9, "", stays)  # type: ignore[arg-type]
+    return GroupMember(record, tuple(files), level, 0.9, "", stays)  # type: ignore[arg-type]
 
 
 def found_in(folder: Path) -> Duplicates:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import find_duplicates
 from retrieval.duplicates.local import Local, compare_locally
-from retrieval.duplicates.present import as_json, table, write_duplicates_page
+from retrieval.duplicates.present import as_json, duplicates_table, write_duplicates_page
 
 SAME = np.array([[1.0, 0, 0], [0, 1, 0]])
 MIRROR = np.array([[-1.0, 0, 1], [0, 1, 0]])
@@ -115,7 +115,7 @@ def test_screens_that_differ_are_not_offered_and_a_smaller_copy_is(tmp_path: Pat
     found = find_duplicates(tmp_path / ".seenit", workers=1)
     assert [Path(file.path).name for group in found.groups for file in group.spare] == ["half.jpg"]
     members = [member for group in found.groups for member in group.members if member.differs_at]
-    assert members and "differs from the keeper" in table(found)
+    assert members and "differs from the keeper" in duplicates_table(found)
     left, top, width, height = members[0].differs_at[0].in_keeper
     assert top < 66 + 4 * 32 and top + height > 38 + 4 * 32 and left < 400
     values = json.loads(json.dumps(as_json(found)))

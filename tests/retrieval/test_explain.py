@@ -260,7 +260,7 @@ def embedder(tiny_backbone: Path) -> Embedder:
 
 
 @pytest.fixture
-def fit(embedder: Embedder) -> descriptor.Fit:
+def fit(embedder: Embedder) -> descriptor.Whitening:
     rng = np.random.default_rng(0)
     return embedder.fit([embedder.pooled([rng.integers(0, 256, (140, 140, 3), dtype=np.uint8)]) for _ in range(6)])
 
@@ -271,7 +271,7 @@ def drawn_photo(size: tuple[int, int] = (160, 120)) -> Image.Image:
     return photo
 
 
-def test_a_look_has_every_map_on_the_grid(embedder: Embedder, fit: descriptor.Fit) -> None:
+def test_a_look_has_every_map_on_the_grid(embedder: Embedder, fit: descriptor.Whitening) -> None:
     look = look_at(np.asarray(drawn_photo()), embedder, fit)
     grid = look.kept.shape
     assert grid[0] < grid[1] and look.colours.shape == (*grid, 3)
@@ -280,7 +280,7 @@ def test_a_look_has_every_map_on_the_grid(embedder: Embedder, fit: descriptor.Fi
     assert 0 < look.attention.sum() < 1 and np.isfinite(look.share).all()
 
 
-def test_the_share_is_what_the_formula_says(embedder: Embedder, fit: descriptor.Fit) -> None:
+def test_the_share_is_what_the_formula_says(embedder: Embedder, fit: descriptor.Whitening) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (1, 70, 98, 3), dtype=np.uint8)
     features = embedder.backbone.intermediate(pixels, embedder.layers)
     share = patch_share(features, embedder, fit)
@@ -318,7 +318,7 @@ def test_attention_is_a_share_of_one(embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("size", [(160, 120), (120, 160)])
 def test_one_picture_is_drawn_in_four_panels(
-    embedder: Embedder, fit: descriptor.Fit, size: tuple[int, int], tmp_path: Path
+    embedder: Embedder, fit: descriptor.Whitening, size: tuple[int, int], tmp_path: Path
 ) -> None:
     photo = drawn_photo(size)
     sheet = draw_picture(photo, look_at(np.asarray(photo), embedder, fit), width_px=800)

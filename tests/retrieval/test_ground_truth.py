@@ -14,7 +14,14 @@ from PIL import Image
 
 from indexer import SeenitError
 from retrieval.evaluate.evaluate import Variant, evaluate_retrieval
-from retrieval.evaluate.ground_truth import Query, is_neighbour, make_task, read_distractors, read_manifest, read_tasks
+from retrieval.evaluate.ground_truth import (
+    Query,
+    is_neighbour,
+    make_task,
+    read_distractors,
+    read_ground_truth_csv,
+    read_tasks,
+)
 from retrieval.evaluate.plain_pickle import MAX_BYTES, MAX_DEPTH, read_plain_pickle
 
 # ---- manifests ----
@@ -30,7 +37,7 @@ def test_task_of_a_manifest(tmp_path: Path) -> None:
     rows = "g/1.jpg,gallery,1,\ng/2.jpg,gallery,2,\nq.jpg,query,1 2,two in one\n"
     rows += "t.jpg,clean_twin,1,\nn.jpg,query,none,\n"
     other = write_manifest(tmp_path / "others", "d.jpg,distractor,none,\n")
-    task = make_task(read_manifest(write_manifest(tmp_path / "set", rows)), read_manifest(other))
+    task = make_task(read_ground_truth_csv(write_manifest(tmp_path / "set", rows)), read_ground_truth_csv(other))
     one, two = tmp_path / "set/g/1.jpg", tmp_path / "set/g/2.jpg"
     assert task.gallery == (one, two, tmp_path / "others/d.jpg")
     both, none = task.queries
@@ -40,7 +47,7 @@ def test_task_of_a_manifest(tmp_path: Path) -> None:
 
 def test_leave_one_out_and_the_instance_junk(tmp_path: Path) -> None:
     rows = "a.jpg,both,louvre,\nb.jpg,both,louvre,\nj.jpg,both,junk,\nw.jpg,query,louvre,web\n"
-    task = make_task(read_manifest(write_manifest(tmp_path / "set", rows)))
+    task = make_task(read_ground_truth_csv(write_manifest(tmp_path / "set", rows)))
     a, b, j, w = (tmp_path / "set" / f"{name}.jpg" for name in "abjw")
     assert task.queries == (
         Query(a, frozenset({b}), frozenset({a, j})),
@@ -51,7 +58,7 @@ def test_leave_one_out_and_the_instance_junk(tmp_path: Path) -> None:
 
 def test_neighbouring_landmarks_are_junk_and_other_numbers_are_not(tmp_path: Path) -> None:
     rows = "".join(f"{n}.jpg,gallery,landmarks/{n:03},\n" for n in range(1, 7)) + "q.jpg,query,landmarks/004,\n"
-    (asked,) = make_task(read_manifest(write_manifest(tmp_path / "set", rows))).queries
+    (asked,) = make_task(read_ground_truth_csv(write_manifest(tmp_path / "set", rows))).queries
     assert {path.stem for path in asked.correct} == {"4"}
     assert {path.stem for path in asked.junk} == {"2", "3", "5", "6"}
     assert is_neighbour("landmarks/0000", "landmarks/002")
@@ -67,7 +74,7 @@ def test_a_broken_manifest_is_one_line(tmp_path: Path, content: str | None, says
     if content is not None:
         file.write_text(content, encoding="utf-8")
     with pytest.raises(SeenitError, match=says) as error:
-        read_manifest(file)
+        read_ground_truth_csv(file)
     assert "\n" not in str(error.value)
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from indexer.descriptor.features import View
+from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
 from indexer.errors import SeenitError
 from retrieval.calibrate import learn
-from retrieval.rerank.geometry import ELSEWHERE, FLOOR, Pairs, agree, distinct_support, far_apart, mutual_pairs
+from retrieval.rerank.geometry import ELSEWHERE, FLOOR, Pairs, distinct_support, far_apart, find_inliers, mutual_pairs
 from retrieval.rerank.patches import patches_at
-from retrieval.rerank.rerank import CHUNK, Comparison, in_threads, to_evidence
+from retrieval.rerank.rerank import CHUNK, Comparison, map_threads, to_evidence
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -87,7 +87,7 @@ def moved_pairs(
 def test_a_transform_is_found_among_chance_pairs() -> None:
     for seed in range(10):
         pairs, start, end, linear = moved_pairs(np.random.default_rng(seed), right=12, wrong=10)
-        agreement = agree(pairs, start, end)
+        agreement = find_inliers(pairs, start, end)
         assert agreement.agrees[0, :12].sum() >= 11 and agreement.agrees[0, 12:].sum() <= 2
         np.testing.assert_allclose(agreement.transform[0, :, :2].numpy(), linear, atol=0.15)
         expected = (pairs.cosine[0] - FLOOR)[agreement.agrees[0]].sum()
@@ -96,11 +96,11 @@ def test_a_transform_is_found_among_chance_pairs() -> None:
 
 def test_chance_pairs_agree_on_little_and_padding_on_nothing() -> None:
     pairs, start, end, _ = moved_pairs(np.random.default_rng(3), right=0, wrong=22)
-    assert agree(pairs, start, end).agrees.sum() <= 8
+    assert find_inliers(pairs, start, end).agrees.sum() <= 8
     nothing = Pairs(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.long))
-    empty = agree(nothing, torch.rand(9, 2), torch.rand(2, 5, 2))
+    empty = find_inliers(nothing, torch.rand(9, 2), torch.rand(2, 5, 2))
     assert not empty.agrees.any() and not empty.weight.any() and torch.isfinite(empty.transform).all()
-    few = agree(
+    few = find_inliers(
         Pairs(torch.full((1, 1), 0.9), torch.zeros(1, 1, dtype=torch.long)), torch.rand(1, 2), torch.rand(1, 1, 2)
     )
     assert few.weight.tolist() == [0]  # one pair fixes no transform
@@ -115,7 +115,7 @@ def test_distinct_support_is_what_stands_out_from_elsewhere() -> None:
     at = patches_at((5, 6))
     gallery_at = torch.cat([at[[0, 7, 14, 15, 22, 29]], torch.rand(3, 2)]).expand(3, -1, -1)
     pairs = mutual_pairs(query, gallery, torch.ones(3, 9, dtype=torch.bool))
-    agreement = agree(pairs, at, gallery_at)
+    agreement = find_inliers(pairs, at, gallery_at)
     found = distinct_support(agreement.agrees, pairs, gallery @ query.T, far_apart(at))
     for b in range(3):
         expected = 0.0
@@ -125,7 +125,7 @@ def test_distinct_support_is_what_stands_out_from_elsewhere() -> None:
             expected += max(float(pairs.cosine[b, m]) - max(0.0, *others), 0.0)
         assert found[b] == pytest.approx(expected, abs=1e-5) and found[b] > 2
     of_lawn = mutual_pairs(lawn, lawn[None], torch.ones(1, 30, dtype=torch.bool))
-    alike = agree(of_lawn, at, at[None])
+    alike = find_inliers(of_lawn, at, at[None])
     assert alike.weight[0] > 10
     assert distinct_support(alike.agrees, of_lawn, (lawn @ lawn.T)[None], far_apart(at))[0] < 2
 
@@ -133,7 +133,7 @@ def test_distinct_support_is_what_stands_out_from_elsewhere() -> None:
 def test_many_candidates_are_compared_as_each_by_itself() -> None:
     """Two views of different grids, more candidates than are compared at once, some with fewer patches."""
     rng = np.random.default_rng(7)
-    views = [View(np.zeros(4, np.float32), unit(rng, rows * 8, 64), (rows, 8)) for rows in (8, 5)]
+    views = [CropFeatures(np.zeros(4, np.float32), unit(rng, rows * 8, 64), (rows, 8)) for rows in (8, 5)]
     packed = []
     for n in range(CHUNK + 3):
         count = int(rng.integers(9, 30))
@@ -165,10 +165,10 @@ def test_threads_of_a_comparison_leave_the_process_as_it_was() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert in_threads(lambda x, y: (x + y, torch.get_num_threads()), range(6), range(6)) == [
+        assert map_threads(lambda x, y: (x + y, torch.get_num_threads()), range(6), range(6)) == [
             (2 * n, 1) for n in range(6)
         ]
-        nested = in_threads(lambda x, y: in_threads(lambda a, b: a * b, [x, y], [y, y]), [1, 2], [3, 4])
+        nested = map_threads(lambda x, y: map_threads(lambda a, b: a * b, [x, y], [y, y]), [1, 2], [3, 4])
         assert nested == [[3, 9], [8, 16]]
         assert (torch.get_num_threads(), in_new_thread()) == (3, 3)
     finally:
@@ -186,14 +186,14 @@ def test_a_thing_in_another_place_is_boxed_there() -> None:
         pack_patches(PatchTokens(scene.reshape(256, 64), cells, (16, 16)), 8),
         pack_patches(PatchTokens(unit(rng, 256, 64), cells, (16, 16)), 8),
     ]
-    comparison = Comparison([View(np.zeros(4, np.float32), thing.reshape(64, 64), (8, 8))], packed)
+    comparison = Comparison([CropFeatures(np.zeros(4, np.float32), thing.reshape(64, 64), (8, 8))], packed)
     assert comparison.support[0] > 10 * comparison.support[1]
     evidence = to_evidence(comparison.match(0), 0.9)
     assert evidence.believed and evidence.support == 64 and evidence.verdict == "same"
     assert_near(evidence.box, (0.5, 0.5, 0.5, 0.5), atol=1e-6)
     assert_near(evidence.query_box, (0, 0, 1, 1), atol=1e-6)
     assert_near(evidence.transform, [[0.5, 0, 0.5], [0, 0.5, 0.5]], atol=1e-3)
-    middle = View(
+    middle = CropFeatures(
         np.zeros(4, np.float32),
         thing[2:6, 2:6].reshape(16, 64),
         (4, 4),
@@ -221,11 +221,11 @@ def test_a_calibration_puts_even_odds_between_right_and_wrong() -> None:
 
 
 def test_bits_are_those_of_the_recipes() -> None:
-    from indexer.descriptor.whitening import RECIPES
+    from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
 
-    assert {recipe.token_bits for recipe in RECIPES.values()} == set(BITS)
+    assert {recipe.token_bits for recipe in DESCRIPTOR_CONFIGS.values()} == set(BITS)
     for name, most in (("compact", 1024), ("balanced", 4096)):
-        recipe = RECIPES[name]
+        recipe = DESCRIPTOR_CONFIGS[name]
         grid = (16, 16)
         cells = np.stack(np.divmod(np.arange(256), 16), 1)[: recipe.num_tokens].astype(np.uint8)
         tokens = normalize(torch.randn(recipe.num_tokens, recipe.token_dim), dim=1).numpy()

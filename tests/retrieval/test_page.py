@@ -20,7 +20,7 @@ from retrieval.rerank.evidence import Evidence
 from retrieval.results import Result
 from retrieval.show.contact_sheet import contact_sheet
 from retrieval.show.results_page import PageQuery, PageResult, write_page
-from retrieval.show.text import NOT_BELIEVED, NOTHING, json_line, page_query, table
+from retrieval.show.text import NOT_BELIEVED, NOTHING, json_line, page_query, results_table
 
 
 class Read(HTMLParser):
@@ -283,9 +283,9 @@ def result(rank: int, probability: float | None, path: str = "/photos/a.jpg", co
 
 
 def test_table_tells_what_is_believed() -> None:
-    lines = table("q.jpg", [result(1, 0.97), result(2, 0.3), result(3, 0.01), result(4, None)], heading=False).split(
-        "\n"
-    )
+    lines = results_table(
+        "q.jpg", [result(1, 0.97), result(2, 0.3), result(3, 0.01), result(4, None)], heading=False
+    ).split("\n")
     assert [line.split() for line in lines] == [
         ["rank", "score", "verdict", "likely", "agree", "path"],
         ["1", "0.900", "same", "97", "%", "12", "/photos/a.jpg"],
@@ -297,7 +297,7 @@ def test_table_tells_what_is_believed() -> None:
 
 
 def test_table_without_evidence_has_no_columns_for_it() -> None:
-    assert table("q.jpg", [result(1, 0.9, compared=False)], heading=False).split("\n")[0].split() == [
+    assert results_table("q.jpg", [result(1, 0.9, compared=False)], heading=False).split("\n")[0].split() == [
         "rank",
         "score",
         "path",
@@ -316,7 +316,7 @@ def test_table_without_evidence_has_no_columns_for_it() -> None:
 )
 def test_no_match_is_said_in_every_form(results: list[Result], note: str, tmp_path: Path) -> None:
     for text in (NOTHING, NOT_BELIEVED):
-        assert (text in table("q.jpg", results, heading=True)) == (text == note)
+        assert (text in results_table("q.jpg", results, heading=True)) == (text == note)
     query = page_query(photo(tmp_path, "q.jpg"), results, None)
     assert query.note == note
     assert (note or "q.jpg") in written(tmp_path, query).text

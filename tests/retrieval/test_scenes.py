@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from indexer.errors import SeenitError
-from indexer.images.decode import Picture, decode
+from indexer.images.decode import DecodedImage, decode
 from retrieval.scenes import draw, draw_scenes
 from retrieval.scenes.camera import Camera, paint
 from retrieval.scenes.photo import save_photo
@@ -33,7 +33,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def opened(path: Path) -> Picture:
+def opened(path: Path) -> DecodedImage:
     return decode(path.read_bytes(), path=str(path))
 
 

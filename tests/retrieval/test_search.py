@@ -10,12 +10,12 @@ from conftest import draw_photo, save_tiny
 from PIL import Image
 from qdrant_peer import QdrantPeer
 
-from indexer import Backbone, SeenitError, Where, sync_folder
-from indexer.errors import PictureError
+from indexer import Backbone, Filter, SeenitError, sync_folder
+from indexer.errors import ImageError
 from indexer.index.copy import copy_index
 from indexer.index.tags import change_tags
 from retrieval import Result, Searcher
-from retrieval.query.query import Together, cut
+from retrieval.query.query import MultiQuery, cut
 
 
 @pytest.fixture
@@ -84,21 +84,21 @@ def test_filters(index: Path, photos: Path) -> None:
     next_year = datetime(2022, 1, 1, tzinfo=UTC)
     with Searcher.open(index) as searcher:
 
-        def found(where: Where) -> set[str]:
+        def found(where: Filter) -> set[str]:
             return set(names(searcher.search(photos / "a" / "0.jpg", where=where, include_self=True)))
 
         blue = {f"{n}.jpg" for n in (4, 5, 6, 7)}
         for folder in ("b", str(photos / "b"), photos / "b", ("b",), (photos / "b", "b")):  # paths, as a user has them
-            assert found(Where(under=folder)) == blue  # type: ignore[arg-type]
-        assert found(Where(tags="blue")) == found(Where(tags=("blue",))) == blue  # type: ignore[arg-type]
+            assert found(Filter(under=folder)) == blue  # type: ignore[arg-type]
+        assert found(Filter(tags="blue")) == found(Filter(tags=("blue",))) == blue  # type: ignore[arg-type]
         for folder in ("nowhere", "0/b", photos.parent):
             with pytest.raises(SeenitError, match=r"no folder .* in the index at .*; it mirrors"):
-                found(Where(under=(str(folder),)))
-        assert found(Where(after=year, before=next_year)) == {"tower.jpg"}
-        assert "tower.jpg" not in found(Where(after=next_year))
-        assert found(Where(camera="eos canon")) == {"tower.jpg"} and found(Where(camera="nikon")) == set()
-        assert found(Where(near=(48.86, 2.29, 1.0))) == {"tower.jpg"} and found(Where(near=(0, 0, 1.0))) == set()
-        assert found(Where(tags=("blue", "red"))) == set()
+                found(Filter(under=(str(folder),)))
+        assert found(Filter(after=year, before=next_year)) == {"tower.jpg"}
+        assert "tower.jpg" not in found(Filter(after=next_year))
+        assert found(Filter(camera="eos canon")) == {"tower.jpg"} and found(Filter(camera="nikon")) == set()
+        assert found(Filter(near=(48.86, 2.29, 1.0))) == {"tower.jpg"} and found(Filter(near=(0, 0, 1.0))) == set()
+        assert found(Filter(tags=("blue", "red"))) == set()
 
 
 def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_cut_is_clipped_to_the_picture() -> None:
 def test_bad_queries(index: Path, tmp_path: Path) -> None:
     (tmp_path / "note.jpg").write_text("hello")
     with Searcher.open(index) as searcher:
-        with pytest.raises(PictureError, match=r"note.jpg: not a picture"):
+        with pytest.raises(ImageError, match=r"note.jpg: not a picture"):
             searcher.search(tmp_path / "note.jpg")
-        with pytest.raises(PictureError, match="no such file"):
+        with pytest.raises(ImageError, match="no such file"):
             searcher.search(tmp_path / "missing.jpg")
         with pytest.raises(SeenitError, match="a query is"):
             searcher.search(np.zeros((4, 4, 3)))
@@ -140,7 +140,7 @@ def test_bad_queries(index: Path, tmp_path: Path) -> None:
         with pytest.raises(SeenitError, match=f"{searcher.dim}"):
             searcher.search(np.ones(3, np.float32))
         answers = dict(searcher.search_files([tmp_path / "note.jpg", tmp_path / "missing.jpg"]))
-        assert all(isinstance(answer, PictureError) for answer in answers.values())
+        assert all(isinstance(answer, ImageError) for answer in answers.values())
         assert searcher.search_batch([]) == []
 
 
@@ -180,14 +180,14 @@ def test_a_result_says_where_the_thing_is_and_which_patches_agree(index: Path, p
 def test_several_pictures_are_one_query(index: Path, photos: Path) -> None:
     first, second, third = (photos / "a" / f"{n}.jpg" for n in range(3))
     with Searcher.open(index) as searcher:
-        both = searcher.search(Together((first, second)), include_self=True)
+        both = searcher.search(MultiQuery((first, second)), include_self=True)
         assert set(names(both)[:2]) == {"0.jpg", "1.jpg"}
         alone = {r.path: r.score for r in searcher.search(first, include_self=True)}
-        liked = {r.path: r.score for r in searcher.search(Together((first,), likes=(third,)), include_self=True)}
-        disliked = {r.path: r.score for r in searcher.search(Together((first,), dislikes=(third,)))}
+        liked = {r.path: r.score for r in searcher.search(MultiQuery((first,), likes=(third,)), include_self=True)}
+        disliked = {r.path: r.score for r in searcher.search(MultiQuery((first,), dislikes=(third,)))}
         assert liked[str(third)] > alone[str(third)] > disliked[str(third)]
         assert str(first) not in disliked and str(third) in disliked  # what was disliked is not hidden
-        assert not {str(first), str(third)} & {r.path for r in searcher.search(Together((first,), likes=(third,)))}
+        assert not {str(first), str(third)} & {r.path for r in searcher.search(MultiQuery((first,), likes=(third,)))}
 
 
 def test_expansion_and_augmentation_mix_neighbours_in(index: Path, photos: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_server_gives_the_same_answers_as_the_embedded_store(index: Path, phot
             expected, found = here.search(query, rerank=True), there.search(query, rerank=True)
             assert [result.path for result in found] == [result.path for result in expected]
             np.testing.assert_allclose([r.score for r in found], [r.score for r in expected], atol=0.01)
-            assert len(there.search(query, where=Where(tags=("blue",)))) == 4
+            assert len(there.search(query, where=Filter(tags=("blue",)))) == 4
         (photos / "a" / "1.jpg").rename(photos / "b" / "renamed.jpg")
         (photos / "a" / "2.jpg").unlink()
         last = sync_folder(photos, url, workers=1)

@@ -20,7 +20,7 @@ from indexer.errors import SeenitError
 from trainer.curation import command, embed
 from trainer.curation.choices import Choices
 from trainer.curation.inputs import read_inputs
-from trainer.curation.page import write_page
+from trainer.curation.page import write_curation_page
 from trainer.curation.pipeline import CurationSummary, curate
 from trainer.data.sources import open_source
 
@@ -243,7 +243,7 @@ def test_the_page_stands_foreign_names_and_lost_files(tmp_path: Path, tiny_backb
     curated, _, _ = choose(inputs, tmp_path / "w2", Choices())
     summary = run(folder)
     (folder / "c.png").unlink()
-    write_page(tmp_path / "page.html", curated, summary)
+    write_curation_page(tmp_path / "page.html", curated, summary)
     text = (tmp_path / "page.html").read_text()
     assert "<script" not in text and "\u202e" not in text and "no such file" in text
 

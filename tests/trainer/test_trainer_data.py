@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 from indexer.errors import SeenitError
-from indexer.images.decode import is_picture
+from indexer.images.decode import is_image
 from trainer.config import Config, make_config
 from trainer.data import shards
 from trainer.data.shards import expand_braces
-from trainer.data.sources import Place, open_source, read_place
+from trainer.data.sources import ImageRef, open_source, read_place
 from trainer.data.stream import CropBatch, CropStream
 
 CONFIG = replace(make_config("tiny"), batch_size=4, num_local=2, seed=3)
@@ -265,9 +265,9 @@ def test_a_batch_larger_than_the_data_is_refused(photos: Path) -> None:
 
 def test_a_member_is_read_where_it_lies(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"0123456789")
-    assert read_place(Place(str(tmp_path / "file"), 3, 4), 100) == b"3456"
+    assert read_place(ImageRef(str(tmp_path / "file"), 3, 4), 100) == b"3456"
     with pytest.raises(SeenitError, match="cut short"):
-        read_place(Place(str(tmp_path / "file"), 8, 4), 100)
+        read_place(ImageRef(str(tmp_path / "file"), 8, 4), 100)
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_hostile_files_do_not_stop_a_stream(shared: Path) -> None:
     """Files made to crash, hang or fill memory, among photos."""
     hostile = sorted(path for path in (shared / "data" / "hostile").rglob("*") if path.is_file())[::8]
     good = sorted((shared / "data" / "imagenette_probe" / "val").rglob("*.jpg"))[:12]
-    source = open_source([*good, *[path for path in hostile if is_picture(path)]])
+    source = open_source([*good, *[path for path in hostile if is_image(path)]])
     config = replace(CONFIG, workers=2, batch_size=8)
     with CropStream(source, config, say=lambda line: None) as stream:
         batches = list(itertools.islice(stream, 6))

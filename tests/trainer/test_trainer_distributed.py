@@ -14,7 +14,7 @@ from conftest import draw_photo
 from safetensors.torch import load_file
 
 from trainer.config import Config, make_config
-from trainer.model.distributed import own_part, spread
+from trainer.model.distributed import local_tensor, parallelize
 from trainer.train import train
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def run_all(pictures: Path, out: Path) -> None:
 def scaled_steps(out: Path) -> None:
     """Two steps with loss scaling; in the first a gradient is infinite in the second process's shard only."""
     network = torch.nn.Linear(4, 4)
-    spread(network, "fsdp", torch.device("cpu"), [], torch.float16)
+    parallelize(network, "fsdp", torch.device("cpu"), [], torch.float16)
     optimiser, scaler = torch.optim.AdamW(network.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
     moved = []
     for overflows in (True, False):
@@ -77,12 +77,12 @@ def scaled_steps(out: Path) -> None:
         gradient = network.weight.grad
         assert gradient is not None
         if overflows and dist.get_rank() == 1:
-            own_part(gradient)[0, 0] = torch.inf
-        before = own_part(network.weight).detach().clone()
+            local_tensor(gradient)[0, 0] = torch.inf
+        before = local_tensor(network.weight).detach().clone()
         scaler.unscale_(optimiser)
         scaler.step(optimiser)
         scaler.update()
-        moved.append(not torch.equal(own_part(network.weight), before))
+        moved.append(not torch.equal(local_tensor(network.weight), before))
     (out / f"scaled{dist.get_rank()}.json").write_text(json.dumps([*moved, scaler.get_scale()]))
 
 

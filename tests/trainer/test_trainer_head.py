@@ -13,11 +13,11 @@ from PIL import Image
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.whitening import Pooled, Recipe
+from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Decoded, Job, Settings
-from indexer.images.synthetic_views import _draw_quad, _homography, make_view
-from trainer.data.sources import Place, open_source
+from indexer.images.synthetic_views import _draw_quad, _homography, render_view
+from trainer.data.sources import ImageRef, open_source
 from trainer.data.views import cut_views, view_job
 from trainer.evaluate.views import PhotoViews, embed_views, view_retrieval
 from trainer.retrieval_head import gains, head_from, save_head, train_head, within_photo
@@ -43,7 +43,9 @@ def made_views(num: int = 60, noise: float = 0.3, seed: int = 0) -> PhotoViews:
     views = photos + strength * torch.randn(num, 4, 4, 16, generator=generator)
     parts = torch.nn.functional.normalize(torch.cat([photos, views], 1), dim=-1)
     tokens = torch.randn(num, 8, 16, generator=generator).half()
-    return PhotoViews(Pooled(parts[:, 0], tokens, torch.zeros(num, 8, 2, dtype=torch.uint8)), parts, Recipe())
+    return PhotoViews(
+        PooledFeatures(parts[:, 0], tokens, torch.zeros(num, 8, 2, dtype=torch.uint8)), parts, DescriptorConfig()
+    )
 
 
 def test_a_homography_takes_corners_to_the_quad() -> None:
@@ -57,12 +59,12 @@ def test_a_homography_takes_corners_to_the_quad() -> None:
 def test_views_show_the_photo_and_differ_from_each_other() -> None:
     """A photo of white on a black background: each view is mostly white, never all the same."""
     white, black = np.full((60, 90, 3), 255, np.uint8), np.zeros((30, 30, 3), np.uint8)
-    views = [make_view(np.random.default_rng(n), white, black, 56, 84) for n in range(40)]
+    views = [render_view(np.random.default_rng(n), white, black, 56, 84) for n in range(40)]
     assert all(view.shape == (56, 84, 3) and view.dtype == np.uint8 for view in views)
     shown = np.array([(view.mean(-1) > 60).mean() for view in views])
     assert shown.min() > 0.4 and shown.mean() > 0.8
     assert 0.2 < (shown > 0.995).mean() < 0.9  # some views lie within the photo, some see the background
-    assert (make_view(np.random.default_rng(3), white, black, 56, 84) == views[3]).all()
+    assert (render_view(np.random.default_rng(3), white, black, 56, 84) == views[3]).all()
 
 
 def test_difficulty_is_how_far_views_stray() -> None:
@@ -73,7 +75,7 @@ def test_difficulty_is_how_far_views_stray() -> None:
     apart = [
         np.mean(
             [
-                np.abs(make_view(np.random.default_rng(n), photo, black, 56, 84, d) - photo.astype(float)).mean()
+                np.abs(render_view(np.random.default_rng(n), photo, black, 56, 84, d) - photo.astype(float)).mean()
                 for n in range(12)
             ]
         )
@@ -86,7 +88,7 @@ def test_a_worker_gives_the_photo_and_its_views(tmp_path: Path) -> None:
     photo = draw_photo(tmp_path / "a.png", 1, (160, 80))
     other = draw_photo(tmp_path / "b.png", 2, (50, 50))
     settings = Settings(resolution=56)
-    job = view_job("7", Place(str(photo)), Place(str(other)), (0, 7), 3)
+    job = view_job("7", ImageRef(str(photo)), ImageRef(str(other)), (0, 7), 3)
     answer = cut_views(job, settings)
     assert isinstance(answer, Decoded)
     assert answer.pixels.shape == (4, answer.grid[0] * 14, answer.grid[1] * 14, 3) and answer.grid[0] < answer.grid[1]
@@ -125,7 +127,7 @@ def test_view_retrieval_ranks_by_cosine() -> None:
     same = PhotoViews(views.photos, views.parts[:, :1].expand(-1, 3, -1, -1), views.recipe)
     assert view_retrieval(same).mean_reciprocal_rank == 1
     further = torch.nn.functional.normalize(torch.randn(80, 4, 16, generator=torch.Generator().manual_seed(7)), dim=-1)
-    harder = view_retrieval(views, descriptor.fit([views.photos], views.recipe), further)
+    harder = view_retrieval(views, descriptor.fit_whitening([views.photos], views.recipe), further)
     assert 0 < harder.mean_reciprocal_rank < scores.mean_reciprocal_rank and harder.num_queries == 80
     flat = PhotoViews(views.photos, torch.ones_like(views.parts) / 4, views.recipe)
     assert view_retrieval(flat).mean_reciprocal_rank == pytest.approx(1 / 20)  # a collapsed network finds nothing
@@ -163,7 +165,7 @@ def test_a_head_travels_in_the_backbones_file(tiny_backbone: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_the_index_can_use_a_head(many_photos: Path, backbone: Backbone) -> None:
     views = embed_views(backbone, open_source(many_photos), num_views=2, resolution=56, workers=1)
-    fit = descriptor.fit([views.photos], views.recipe, head_from(views))
+    fit = descriptor.fit_whitening([views.photos], views.recipe, head_from(views))
     assert view_retrieval(views, fit).mean_reciprocal_rank > 0.2  # by chance: 0.16
 
 
@@ -206,7 +208,7 @@ def test_too_few_photos_for_a_head(photos: Path, many_photos: Path, tmp_path: Pa
 def test_a_head_is_judged_with_the_statistics_that_an_index_would_have(
     tiny_backbone, many_photos, tmp_path, monkeypatch
 ):
-    counted, plain = [], descriptor.fit
+    counted, plain = [], descriptor.fit_whitening
 
     def fit(photos, recipe, prior):
         counted.append(sum(len(pooled.parts) for pooled in photos))

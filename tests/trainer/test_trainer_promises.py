@@ -175,7 +175,7 @@ def test_local_and_global_losses_are_logged_apart(pictures, tmp_path):
 def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(pictures, tmp_path, monkeypatch):
     run(pictures, tmp_path / "stopped", tiny(), stop=stop_after(1))
     monkeypatch.setattr(
-        "trainer.run.collapse.Watch.judge_numbers", lambda self, step, finite: "no good" if step > 2 else None
+        "trainer.run.collapse.CollapseMonitor.judge_numbers", lambda self, step, finite: "no good" if step > 2 else None
     )
     with pytest.raises(CollapseError, match="no good"):
         run(pictures, tmp_path / "alarm", tiny(snapshot_every=100))
@@ -187,7 +187,8 @@ def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(pictures, tmp_path, m
 def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(pictures, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(
-            "trainer.run.collapse.Watch.judge_numbers", lambda self, step, finite: "all is one" if step > 2 else None
+            "trainer.run.collapse.CollapseMonitor.judge_numbers",
+            lambda self, step, finite: "all is one" if step > 2 else None,
         )
         with pytest.raises(CollapseError, match="all is one"):
             run(pictures, tmp_path, tiny())

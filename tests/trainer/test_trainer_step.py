@@ -13,7 +13,7 @@ from torch import Tensor
 from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.config import Config, make_config
 from trainer.data.masking import draw_masks
-from trainer.model.optim import clip_gradients, follow
+from trainer.model.optim import clip_gradients, update_ema
 from trainer.model.student_teacher import (
     Batch,
     Centers,
@@ -299,7 +299,7 @@ def test_the_teacher_follows_by_its_momentum():
     student, teacher = network(config, 1), network(config, 2)
     before = [p.clone() for p in teacher.parameters()]
     with torch.no_grad():
-        follow(teacher, student, 0.75)
+        update_ema(teacher, student, 0.75)
     for old, new, goal in zip(before, teacher.parameters(), student.parameters(), strict=True):
         torch.testing.assert_close(new, 0.75 * old + 0.25 * goal)
 

@@ -15,7 +15,7 @@ from indexer.backbone.backbone import Backbone
 from indexer.backbone.checkpoint import load_checkpoint
 from trainer.config import make_config
 from trainer.data.sources import open_source
-from trainer.run.collapse import ENOUGH, CollapseError, Signs, Watch, effective_rank
+from trainer.run.collapse import ENOUGH, CollapseError, CollapseMonitor, CollapseSigns, effective_rank
 from trainer.run.snapshot import latest_snapshot, load_snapshot
 from trainer.run.trial import TrialScores, got_worse, prepare_trial, retrieval_change, split_source
 from trainer.train import train
@@ -88,12 +88,12 @@ def test_numbers_that_are_none_stop_a_run(pictures, tmp_path):
         train(pictures, tmp_path, config, progress=False, say=quiet)
 
 
-def signs(spread: float = 0.5, rank: float = 10.0, usage: float = 0.9) -> Signs:
-    return Signs(rank, spread, 0.9, usage, 0.9, 0.5)
+def signs(spread: float = 0.5, rank: float = 10.0, usage: float = 0.9) -> CollapseSigns:
+    return CollapseSigns(rank, spread, 0.9, usage, 0.9, 0.5)
 
 
-def filled_watch(steps: int = 1000) -> Watch:
-    watch = Watch(steps, patience=3)
+def filled_watch(steps: int = 1000) -> CollapseMonitor:
+    watch = CollapseMonitor(steps, patience=3)
     watch.remember(torch.randn(2 * ENOUGH, 8), torch.rand(2 * ENOUGH, 4).softmax(1))
     return watch
 
@@ -121,7 +121,7 @@ def test_a_network_that_has_not_begun_to_learn_is_given_time():
 
 
 def test_a_finite_step_ends_the_count_of_the_others():
-    watch = Watch(100)
+    watch = CollapseMonitor(100)
     told = [watch.judge_numbers(step, finite) for step, finite in enumerate([False, False, True, False, False])]
     assert told == [None] * 5
     assert watch.judge_numbers(5, False)

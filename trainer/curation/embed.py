@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
-from indexer.descriptor.whitening import Fit, Pooled
+from indexer.descriptor.whitening import PooledFeatures, Whitening
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Decoded
 from indexer.images.pool import DecodePool
 
-from ..data.sources import PictureSource, Place, cut_square, square_job
+from ..data.sources import ImageRef, ImageSource, cut_square, square_job
 from .embeddings import Embeddings, unit_rows
 from .whole_files import read_array, whole_file, write_array, write_text
 
@@ -45,7 +45,7 @@ class Pictures:
     broken      how to call each unreadable one, and why it could not be read
     """
 
-    places: tuple[Place, ...]
+    places: tuple[ImageRef, ...]
     embeddings: Embeddings
     pixels: np.ndarray
     broken: tuple[tuple[str, str], ...] = ()
@@ -59,7 +59,7 @@ class Describer:
     """A backbone and the statistics that make vectors of its features."""
 
     embedder: Embedder
-    fit: Fit
+    fit: Whitening
 
     @property
     def id(self) -> str:
@@ -73,7 +73,7 @@ def decoders_for(embedder: Embedder, workers: int | None) -> DecodePool:
 
 
 def fit_describer(
-    embedder: Embedder, source: PictureSource, path: Path, decoders: Decoders, *, progress: bool = False
+    embedder: Embedder, source: ImageSource, path: Path, decoders: Decoders, *, progress: bool = False
 ) -> Describer:
     """Statistics of a sample of the source, kept at `path` and read from there if they are of the same pictures."""
     made_from = f"{embedder.backbone.hash} at {embedder.resolution} {embedder.recipe.version} {digest(source.places)}"
@@ -92,7 +92,7 @@ def fit_describer(
 
 def embed_pictures(
     describer: Describer,
-    source: PictureSource,
+    source: ImageSource,
     folder: Path,
     decoders: Decoders,
     *,
@@ -121,7 +121,7 @@ def embed_pictures(
     return Pictures(tuple(places), Embeddings(tuple(shards)), np.array(pixels, np.int64), tuple(broken))
 
 
-def digest(places: Iterable[Place]) -> str:
+def digest(places: Iterable[ImageRef]) -> str:
     """Of the pictures' names; of a picture in a tar file, without the folder that this lies in."""
     hashed = blake2b(digest_size=16)
     for place in places:
@@ -133,7 +133,7 @@ def digest(places: Iterable[Place]) -> str:
 def _embed_shard(
     describer: Describer,
     pool: DecodePool,
-    places: Sequence[Place],
+    places: Sequence[ImageRef],
     folder: Path,
     number: int,
     progress: bool,
@@ -158,10 +158,10 @@ def _embed_shard(
 
 
 def _pooled(
-    embedder: Embedder, pool: DecodePool, places: Sequence[Place], progress: bool, title: str
-) -> tuple[dict[int, Pooled], dict[int, int], dict[int, str]]:
+    embedder: Embedder, pool: DecodePool, places: Sequence[ImageRef], progress: bool, title: str
+) -> tuple[dict[int, PooledFeatures], dict[int, int], dict[int, str]]:
     """What the descriptor needs of each picture, its pixels, and why there is none; by position among the places."""
-    pooled: dict[int, Pooled] = {}
+    pooled: dict[int, PooledFeatures] = {}
     pixels: dict[int, int] = {}
     broken: dict[int, str] = {}
     waiting: dict[tuple[int, ...], list[Decoded]] = {}
@@ -170,7 +170,9 @@ def _pooled(
         together = embedder.pooled([picture.pixels for picture in batch])
         for at, picture in enumerate(batch):
             one = slice(at, at + 1)
-            pooled[int(picture.path)] = Pooled(together.parts[one], together.tokens[one], together.positions[one])
+            pooled[int(picture.path)] = PooledFeatures(
+                together.parts[one], together.tokens[one], together.positions[one]
+            )
 
     with tqdm(total=len(places), unit="picture", desc=title, disable=not progress, dynamic_ncols=True) as bar:
         for outcome in pool.run(square_job(str(number), place) for number, place in enumerate(places)):
@@ -194,11 +196,11 @@ def _label(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.json"
 
 
-def _shard_made_from(describer: Describer, places: Sequence[Place]) -> str:
+def _shard_made_from(describer: Describer, places: Sequence[ImageRef]) -> str:
     return f"{describer.id} {digest(places)}"
 
 
-def _is_done(folder: Path, number: int, describer: Describer, places: Sequence[Place]) -> bool:
+def _is_done(folder: Path, number: int, describer: Describer, places: Sequence[ImageRef]) -> bool:
     try:
         told = json.loads(_label(folder, number).read_text("utf-8"))
         return told["made_from"] == _shard_made_from(describer, places) and (folder / f"{number:05d}.npy").is_file()

@@ -20,7 +20,7 @@ from indexer.index.index import Index, is_index
 from indexer.index.manifest import Manifest
 from indexer.index.statistics import check_backbone
 
-from ..data.sources import PictureSource, Place, open_source
+from ..data.sources import ImageRef, ImageSource, open_source
 from .embed import Describer, Pictures, Say, decoders_for, embed_pictures, fit_describer
 from .embeddings import BLOCK_ROWS, Embeddings, unit_rows
 from .whole_files import read_array, write_array
@@ -34,7 +34,7 @@ class IndexVectors:
 
     location: str
     manifest: Manifest
-    fit: descriptor.Fit
+    fit: descriptor.Whitening
     pictures: Pictures
 
 
@@ -46,7 +46,7 @@ class Inputs:
     like: Pictures | None
     avoid: Pictures | None
     described_by: str
-    fit: descriptor.Fit
+    fit: descriptor.Whitening
 
 
 def read_inputs(
@@ -137,15 +137,15 @@ def _usable(index: IndexVectors | None, first: IndexVectors | None) -> bool:
     return index is not None and first is not None and index.manifest.fit == first.manifest.fit
 
 
-def _source(given: Sequence[str | Path], indexes: dict[str, IndexVectors], work: Path, say: Say) -> PictureSource:
-    places: dict[Place, None] = {}
+def _source(given: Sequence[str | Path], indexes: dict[str, IndexVectors], work: Path, say: Say) -> ImageSource:
+    places: dict[ImageRef, None] = {}
     for one in given:
         if str(one) in indexes:
             say(f"the index at {one} has statistics of its own; its pictures are embedded again")
             places |= dict.fromkeys(indexes[str(one)].pictures.places)
         else:
             places |= dict.fromkeys(open_source(one, exclude_dirs=[work]).places)
-    return PictureSource(tuple(places))
+    return ImageSource(tuple(places))
 
 
 def _embedder(first: IndexVectors | None, backbone: str | Path | None, say: Say) -> Embedder:
@@ -166,7 +166,7 @@ def _read_index(location: str, folder: Path, say: Say) -> IndexVectors:
 
 
 def _copy_vectors(index: Index, folder: Path, say: Say) -> Pictures:
-    places: list[Place] = []
+    places: list[ImageRef] = []
     pixels: list[int] = []
     vectors: list[np.ndarray] = []
     shards: list[np.ndarray] = []
@@ -190,7 +190,7 @@ def _copy_vectors(index: Index, folder: Path, say: Say) -> Pictures:
                 f" {index.location}"
             )
         assert record.global_vector is not None
-        places.append(Place(index.roots.path(record.files[0].key)))
+        places.append(ImageRef(index.roots.path(record.files[0].key)))
         pixels.append(record.metadata.width * record.metadata.height)
         vectors.append(record.global_vector)
         if len(vectors) == BLOCK_ROWS:

@@ -1,16 +1,16 @@
 """Vectors that tell kinds of pictures, from those that tell single pictures: most of the whitening taken back.
 
-Whitening plays down what many pictures share, which is what copies are found by, and what a kind is. A `Fit` is one
-affine map, so its stretching can be undone where the vectors are. On a pool of ten classes at 100:1, with the shipped
-backbone, 60 pictures drawn at random are worth 4.8 equal classes, drawn from clusters of the whitened vectors 5.0, from
-clusters of these 6.1 (means of 5 and more draws; 16 clusters, 10 resamplings).
+Whitening plays down what many pictures share, which is what copies are found by, and what a kind is. A `Whitening` is
+one affine map, so its stretching can be undone where the vectors are. On a pool of ten classes at 100:1, with the
+shipped backbone, 60 pictures drawn at random are worth 4.8 equal classes, drawn from clusters of the whitened vectors
+5.0, from clusters of these 6.1 (means of 5 and more draws; 16 clusters, 10 resamplings).
 """
 
 from pathlib import Path
 
 import torch
 
-from indexer.descriptor.whitening import Fit
+from indexer.descriptor.whitening import Whitening
 
 from .embeddings import Embeddings, unit_rows
 from .whole_files import claim_folder, read_array, write_array
@@ -19,7 +19,7 @@ TAKEN_BACK = 0.75  # exponent of the whitening's inverse; 1 takes it back wholly
 
 
 # N vectors, G numbers each
-def vectors_of_kinds(embeddings: Embeddings, fit: Fit, folder: Path) -> Embeddings:
+def vectors_of_kinds(embeddings: Embeddings, fit: Whitening, folder: Path) -> Embeddings:
     """The vectors (N, G) without most of their whitening, in shards in `folder`; shards that are there are kept.
 
     fit  the statistics that made the vectors

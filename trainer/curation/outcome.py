@@ -11,7 +11,7 @@ import numpy as np
 
 from indexer.images.decode import DEFAULT_LIMITS
 
-from ..data.sources import Place, read_place
+from ..data.sources import ImageRef, read_place
 from .deduplicate import Copies
 from .embed import Pictures
 from .inputs import Inputs
@@ -90,7 +90,7 @@ class CurationSummary:
     seconds: float
 
 
-def can_be_listed(place: Place) -> bool:
+def can_be_listed(place: ImageRef) -> bool:
     return "\n" not in place.path and "\r" not in place.path and os.path.isfile(place.path)
 
 

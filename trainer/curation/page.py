@@ -15,7 +15,7 @@ from PIL import Image
 
 from indexer.images.decode import DEFAULT_LIMITS
 
-from ..data.sources import Place, decoded_place
+from ..data.sources import ImageRef, decoded_place
 from .embed import Pictures
 from .outcome import Curated, CurationSummary, Fate
 from .whole_files import whole_file
@@ -29,7 +29,7 @@ EXAMPLES = 12  # of each other reason
 UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
-def write_page(path: str | Path, curated: Curated, summary: CurationSummary) -> None:
+def write_curation_page(path: str | Path, curated: Curated, summary: CurationSummary) -> None:
     """Write the page to `path`, whole or not at all; a picture that is gone becomes a placeholder that says why."""
     with whole_file(path) as file:
         for piece in _pieces(curated, summary):
@@ -137,7 +137,7 @@ def _figure(pictures: Pictures, row: int, caption: str = "") -> str:
     )
 
 
-def _thumbnail(place: Place) -> str:
+def _thumbnail(place: ImageRef) -> str:
     picture = decoded_place(place.name, place, THUMBNAIL_PX, DEFAULT_LIMITS)
     reason = getattr(picture, "reason", None)
     if reason is not None:

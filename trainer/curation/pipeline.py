@@ -91,9 +91,9 @@ def curate(
         seconds=round(time.perf_counter() - started, 1),
     )
     if html is not None:
-        from .page import write_page
+        from .page import write_curation_page
 
-        write_page(html, curated, summary)
+        write_curation_page(html, curated, summary)
     return summary
 
 

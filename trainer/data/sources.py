@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from indexer.errors import PictureError, SeenitError
-from indexer.images.decode import Limits, Picture, decode, is_picture
+from indexer.errors import ImageError, SeenitError
+from indexer.images.decode import DecodedImage, Limits, decode, is_image
 from indexer.images.find import Unreadable, find_files, open_regular, os_reason
 from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
 from indexer.images.metadata import Metadata
@@ -29,7 +29,7 @@ WHOLE_FILE = -1
 FINGERPRINTED = 1000  # files whose sizes tell one set of pictures from another
 
 
-class Place(NamedTuple):
+class ImageRef(NamedTuple):
     """Where one picture's bytes are."""
 
     path: str  # a picture, or the tar file that it lies in
@@ -44,18 +44,16 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureSource:
+class ImageSource:
     """The pictures to train on, in an order that does not change from run to run."""
 
-    places: tuple[Place, ...]
+    places: tuple[ImageRef, ...]
 
     def __len__(self) -> int:
         return len(self.places)
 
 
-def open_source(
-    pictures: str | Path | Sequence[str | Path], *, exclude_dirs: Iterable[str | Path] = ()
-) -> PictureSource:
+def open_source(pictures: str | Path | Sequence[str | Path], *, exclude_dirs: Iterable[str | Path] = ()) -> ImageSource:
     """Find the training pictures.
 
     pictures      a folder (its pictures and tar shards, at any depth), a tar shard (`.tar`, `.tar.gz`, `.tar.bz2`),
@@ -67,7 +65,7 @@ def open_source(
     SeenitError where there is nothing to train on.
     """
     given = [pictures] if isinstance(pictures, (str, Path)) else list(pictures)
-    places: list[Place] = []
+    places: list[ImageRef] = []
     for path in _named(given):
         if os.path.isdir(path):
             for found in find_files([path], exclude_dirs=exclude_dirs, follow_links=True):
@@ -76,7 +74,7 @@ def open_source(
         elif not os.path.exists(path):
             raise SeenitError(f"there is nothing at {path}; give a folder, a list of paths or tar shards")
         elif path.lower().endswith((".txt", ".lst", ".list")):
-            places += [Place(line) for line in _read_list(path)]
+            places += [ImageRef(line) for line in _read_list(path)]
         else:
             inside = _pictures_in(path)
             if not inside:
@@ -84,10 +82,10 @@ def open_source(
             places += inside
     if not places:
         raise SeenitError(f"no pictures in {', '.join(map(str, given))}; give a folder that holds some")
-    return PictureSource(tuple(places))
+    return ImageSource(tuple(places))
 
 
-def fingerprint(source: PictureSource) -> str:
+def fingerprint(source: ImageSource) -> str:
     """A digest of which pictures these are: names below their common folder, in order, and sizes of some files.
 
     A folder that was moved as a whole keeps it. Sizes are asked of at most FINGERPRINTED files, evenly spread.
@@ -106,20 +104,20 @@ def fingerprint(source: PictureSource) -> str:
     return digest.hexdigest()
 
 
-def read_place(place: Place, limit: int) -> bytes:
+def read_place(place: ImageRef, limit: int) -> bytes:
     """The bytes of a picture file; OSError where they cannot be had, PictureError where they are over the limit."""
     with open_regular(place.path) as file:
         size = os.fstat(file.fileno()).st_size if place.size == WHOLE_FILE else place.size
         if size > limit:
-            raise PictureError(place.name, f"{size / 1e6:.0f} MB, more than the limit of {limit / 1e6:.0f} MB")
+            raise ImageError(place.name, f"{size / 1e6:.0f} MB, more than the limit of {limit / 1e6:.0f} MB")
         file.seek(place.start)
         data = file.read(size)
     if len(data) < size:
-        raise PictureError(place.name, "the file is cut short")
+        raise ImageError(place.name, "the file is cut short")
     return data
 
 
-def crop_job(name: str, place: Place, seed: Sequence[int], augmentation: Augmentation, engine: str) -> Job:
+def crop_job(name: str, place: ImageRef, seed: Sequence[int], augmentation: Augmentation, engine: str) -> Job:
     """An order for `cut_crops`. A pool's job has room for a path and a kind: one takes the name, the other the rest."""
     order = {
         "place": list(place),
@@ -137,7 +135,7 @@ def cut_crops(job: Job, settings: Settings) -> Outcome:
     the table of views, then the decoded picture, whose height and width are the answer's grid.
     """
     order = json.loads(job.kind)
-    place, augmentation = Place(*order["place"]), Augmentation.from_json(order["augmentation"])
+    place, augmentation = ImageRef(*order["place"]), Augmentation.from_json(order["augmentation"])
     picture = decoded_place(job.path, place, augmentation.detail_px, settings.limits)
     if isinstance(picture, Broken):
         return picture
@@ -152,14 +150,14 @@ def cut_crops(job: Job, settings: Settings) -> Outcome:
     return Decoded(job.path, "", 0, 0, pixels, (height, width), metadata)
 
 
-def square_job(name: str, place: Place) -> Job:
+def square_job(name: str, place: ImageRef) -> Job:
     """An order for `cut_square`."""
     return Job(name, json.dumps(list(place)))  # type: ignore[arg-type]
 
 
 def cut_square(job: Job, settings: Settings) -> Outcome:
     """Read and decode one picture and bring it to the pool's size: the work of a decoder process."""
-    picture = decoded_place(job.path, Place(*json.loads(job.kind)), detail_px(settings.resolution), settings.limits)
+    picture = decoded_place(job.path, ImageRef(*json.loads(job.kind)), detail_px(settings.resolution), settings.limits)
     if isinstance(picture, Broken):
         return picture
     patch = settings.patch_size
@@ -168,12 +166,12 @@ def cut_square(job: Job, settings: Settings) -> Outcome:
     return Decoded(job.path, "", 0, 0, pixels, grid, Metadata(picture.width, picture.height, picture.format))
 
 
-def decoded_place(name: str, place: Place, target_px: int, limits: Limits) -> Picture | Broken:
+def decoded_place(name: str, place: ImageRef, target_px: int, limits: Limits) -> DecodedImage | Broken:
     """The picture at a place, its shorter side not below `target_px` by shrinking; or why there is none."""
     try:
         data = read_place(place, limits.max_file_bytes)
         return decode(data, target_px=target_px, limits=limits, path=place.name)
-    except PictureError as error:
+    except ImageError as error:
         return Broken(name, error.reason, 0, 0)
     except OSError as error:
         return Broken(name, os_reason(error), 0, 0)
@@ -186,11 +184,11 @@ def _named(given: Iterable[str | Path]) -> Iterator[str]:
         yield from [path] if os.path.exists(path) else expand_braces(path)
 
 
-def _pictures_in(path: str) -> list[Place]:
+def _pictures_in(path: str) -> list[ImageRef]:
     """The picture at a path, or those in the tar file there; none if it is neither."""
     if is_shard(path):
-        return [Place(*member) for member in index_shard(path)]
-    return [Place(path)] if is_picture(path) else []
+        return [ImageRef(*member) for member in index_shard(path)]
+    return [ImageRef(path)] if is_image(path) else []
 
 
 def _read_list(path: str) -> list[str]:

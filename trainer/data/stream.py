@@ -23,7 +23,7 @@ from indexer.images.pool import DecodePool
 
 from .augment import VIEW, Augmentation, Crop
 from .augment_torch import cut_with_torch
-from .sources import PictureSource, crop_job, cut_crops
+from .sources import ImageSource, crop_job, cut_crops
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -92,7 +92,7 @@ class CropStream:
 
     def __init__(
         self,
-        source: PictureSource,
+        source: ImageSource,
         config: "Config",
         *,
         position: int = 0,

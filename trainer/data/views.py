@@ -12,13 +12,13 @@ import numpy as np
 from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
 from indexer.images.metadata import Metadata
 from indexer.images.preprocess import detail_px, preprocess
-from indexer.images.synthetic_views import make_view
+from indexer.images.synthetic_views import render_view
 
-from .sources import Place, decoded_place
+from .sources import ImageRef, decoded_place
 
 
 def view_job(
-    name: str, place: Place, background: Place, seed: Sequence[int], num_views: int, difficulty: float = 1.0
+    name: str, place: ImageRef, background: ImageRef, seed: Sequence[int], num_views: int, difficulty: float = 1.0
 ) -> Job:
     """An order for `cut_views`."""
     order = {
@@ -38,16 +38,16 @@ def cut_views(job: Job, settings: Settings) -> Outcome:
     """
     order = json.loads(job.kind)
     detail = detail_px(settings.resolution)
-    picture = decoded_place(job.path, Place(*order["place"]), detail, settings.limits)
+    picture = decoded_place(job.path, ImageRef(*order["place"]), detail, settings.limits)
     if isinstance(picture, Broken):
         return picture
-    behind = decoded_place(job.path, Place(*order["background"]), detail, settings.limits)
+    behind = decoded_place(job.path, ImageRef(*order["background"]), detail, settings.limits)
     background = picture.pixels[::-1, ::-1] if isinstance(behind, Broken) else behind.pixels
     upright = preprocess(picture.pixels, settings.mode, settings.resolution, settings.patch_size)
     height, width = upright.shape[:2]
     rng = np.random.default_rng(order["seed"])
     sizes = (height, width, order["difficulty"])
-    views = [make_view(rng, picture.pixels, background, *sizes) for _ in range(order["num_views"])]
+    views = [render_view(rng, picture.pixels, background, *sizes) for _ in range(order["num_views"])]
     metadata = Metadata(picture.width, picture.height, picture.format)
     grid = (height // settings.patch_size, width // settings.patch_size)
     return Decoded(job.path, "", 0, 0, np.stack([upright, *views]), grid, metadata)

@@ -20,7 +20,7 @@ from indexer.backbone.backbone import Backbone
 from indexer.backbone.layouts import Preprocessing
 from indexer.backbone.vit import TokenFeatures, VisionTransformer
 from indexer.errors import SeenitError
-from indexer.images.decode import is_picture
+from indexer.images.decode import is_image
 from indexer.images.find import Unreadable, find_files
 from indexer.images.jobs import Decoded, Job
 from indexer.images.pool import DecodePool
@@ -101,7 +101,7 @@ def read_pairs(folder: str | Path, kind: Literal["masks", "depth"]) -> PicturePa
             f"{folder} needs the folders images and {kind}; put pictures in one and their {kind} in the other"
         )
     targets = {p.stem: p for p in sorted((folder / kind).iterdir()) if p.suffix.lower() in TARGET_SUFFIXES[kind]}
-    pictures = [p for p in sorted((folder / "images").iterdir()) if p.stem in targets and is_picture(p)]
+    pictures = [p for p in sorted((folder / "images").iterdir()) if p.stem in targets and is_image(p)]
     if len(pictures) < 2:
         raise SeenitError(f"{len(pictures)} pictures in {folder}/images have a file in {kind}; at least 2 are needed")
     return PicturePairs(tuple(map(str, pictures)), tuple(str(targets[p.stem]) for p in pictures))
@@ -222,7 +222,7 @@ def _from_folders(folder: Path) -> list[tuple[str, str]]:
         for kind in sorted(folder.iterdir())
         if kind.is_dir() and not kind.name.startswith(".")
         for found in find_files([kind], follow_links=True)
-        if not isinstance(found, Unreadable) and is_picture(found.path)
+        if not isinstance(found, Unreadable) and is_image(found.path)
     ]
 
 

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.whitening import Fit, Pooled, Recipe
+from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Decoded
 from indexer.images.pool import DecodePool
 
-from ..data.sources import PictureSource
+from ..data.sources import ImageSource
 from ..data.views import cut_views, view_job
 from .labelled import Say, _say_to_stderr
 from .probes import format_table
@@ -39,9 +39,9 @@ class PhotoViews:
     parts   (n, 1 + V, L, D) float32; [:, 0] are the photos, the rest their views
     """
 
-    photos: Pooled
+    photos: PooledFeatures
     parts: Tensor
-    recipe: Recipe
+    recipe: DescriptorConfig
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -63,12 +63,12 @@ class ViewScores:
 
 def embed_views(
     backbone: Backbone,
-    source: PictureSource,
+    source: ImageSource,
     *,
     num_photos: int = NUM_PHOTOS,
     num_views: int = NUM_VIEWS,
     difficulty: float = 1.0,
-    recipe: Recipe | None = None,
+    recipe: DescriptorConfig | None = None,
     resolution: int = 224,
     workers: int | None = None,
     seed: int = 0,
@@ -80,7 +80,7 @@ def embed_views(
     difficulty  in [0, 2], how far views stray from their photo
     The same seed draws the same photos and views, whatever the backbone. SeenitError if fewer than LEAST_PHOTOS remain.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or DescriptorConfig()
     layers = recipe.layers_of(backbone.depth)
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(source))[:num_photos].tolist()
@@ -89,7 +89,7 @@ def embed_views(
         view_job(str(number), source.places[index], source.places[other], (seed, index), num_views, difficulty)
         for number, (index, other) in enumerate(zip(chosen, others, strict=True))
     ]
-    pooled: dict[int, Pooled] = {}
+    pooled: dict[int, PooledFeatures] = {}
     with (
         DecodePool(workers, resolution=resolution, patch_size=backbone.patch_size, work=cut_views) as pool,
         tqdm(total=len(jobs), unit="photo", disable=not progress, dynamic_ncols=True) as bar,
@@ -107,13 +107,13 @@ def embed_views(
     return PhotoViews(_first_rows(pooled), torch.stack([pooled[n].parts for n in sorted(pooled)]), recipe)
 
 
-def view_retrieval(views: PhotoViews, fit: Fit | None = None, distractors: Tensor | None = None) -> ViewScores:
+def view_retrieval(views: PhotoViews, fit: Whitening | None = None, distractors: Tensor | None = None) -> ViewScores:
     """Look for each view's photo among all photos, by cosine.
 
     fit          how to describe them; None: the statistics of these photos alone
     distractors  (m, L, D) parts of further photos to search among
     """
-    ranks = view_ranks(views, fit or descriptor.fit([views.photos], views.recipe), distractors).double()
+    ranks = view_ranks(views, fit or descriptor.fit_whitening([views.photos], views.recipe), distractors).double()
     return ViewScores(
         recall_at_1=float((ranks == 1).double().mean()),
         mean_reciprocal_rank=float((1 / ranks).mean()),
@@ -122,7 +122,7 @@ def view_retrieval(views: PhotoViews, fit: Fit | None = None, distractors: Tenso
     )
 
 
-def view_ranks(views: PhotoViews, fit: Fit, distractors: Tensor | None = None) -> Tensor:
+def view_ranks(views: PhotoViews, fit: Whitening, distractors: Tensor | None = None) -> Tensor:
     """The rank of each view's photo, from 1; an equal score counts as a better one, so that collapse fails.  (n, V)"""
     vectors = _vectors(views.parts, fit)  # (n, 1 + V, G)
     gallery = vectors[:, 0] if distractors is None else torch.cat([vectors[:, 0], _vectors(distractors, fit)])
@@ -133,16 +133,16 @@ def view_ranks(views: PhotoViews, fit: Fit, distractors: Tensor | None = None) -
     return torch.stack(ranks)
 
 
-def _vectors(parts: Tensor, fit: Fit) -> Tensor:
+def _vectors(parts: Tensor, fit: Whitening) -> Tensor:
     """(..., L, D) -> (..., G)"""
     return normalize((parts.flatten(-2) - fit.mean) @ fit.projection, dim=-1)
 
 
-def _first_rows(pooled: dict[int, Pooled]) -> Pooled:
+def _first_rows(pooled: dict[int, PooledFeatures]) -> PooledFeatures:
     """The photos themselves, out of the pooled batches of photo and views."""
     kept = [pooled[number] for number in sorted(pooled)]
     fewest = min(one.tokens.shape[1] for one in kept)  # a tiny picture has fewer patches
-    return Pooled(
+    return PooledFeatures(
         torch.cat([one.parts[:1] for one in kept]),
         torch.cat([one.tokens[:1, :fewest] for one in kept]),
         torch.cat([one.positions[:1, :fewest] for one in kept]),

@@ -104,12 +104,12 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def agree(flag: bool, device: torch.device) -> bool:
+def any_process(flag: bool, device: torch.device) -> bool:
     """Whether any process says so."""
     return flag if not is_spread() else bool(max_over_processes(torch.tensor(int(flag), device=device)))
 
 
-def spread(
+def parallelize(
     network: nn.Module, how: str, device: torch.device, blocks: Sequence[nn.Module], dtype: torch.dtype
 ) -> nn.Module:
     """The network ready for training by several processes; itself in a single one.
@@ -150,18 +150,18 @@ def without_sync(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor with all of its values, gathered if it is sharded; every process must ask."""
     tensor = tensor.detach()
     return tensor.full_tensor() if DTensor is not None and isinstance(tensor, DTensor) else tensor
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor; the same memory."""
     return tensor.to_local() if DTensor is not None and isinstance(tensor, DTensor) else tensor
 
 
-def like(values: Tensor, target: Tensor) -> Tensor:
+def distribute_like(values: Tensor, target: Tensor) -> Tensor:
     """Whole values spread as `target` is, on its device and in its number format."""
     values = values.to(device=target.device, dtype=target.dtype)
     if DTensor is not None and isinstance(target, DTensor):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config
-from .distributed import own_part, whole
+from .distributed import full_tensor, local_tensor
 
 
 def cosine(
@@ -29,7 +29,7 @@ def cosine(
 
 
 @dataclass(frozen=True)
-class Pace:
+class ScheduleValues:
     """What the schedules say at one step."""
 
     rate: float  # of the heads
@@ -40,7 +40,7 @@ class Pace:
     teacher_temperature: float
 
 
-def pace_at(config: Config, step: int) -> Pace:
+def pace_at(config: Config, step: int) -> ScheduleValues:
     """What holds at a step; the stage of high resolution has all schedules once more, in its own steps."""
     start = config.high_res_start
     if step < start:
@@ -55,14 +55,14 @@ def pace_at(config: Config, step: int) -> Pace:
     return _pace_within(stage, step - start)
 
 
-def _pace_within(config: Config, step: int) -> Pace:
+def _pace_within(config: Config, step: int) -> ScheduleValues:
     total = config.steps
     warmup, frozen = round(config.warmup * total), frozen_steps(config)
     heating = round(config.teacher_temperature_warmup * total)
     rate = cosine(step, total, config.scaled_rate, config.rate_end, warmup=warmup)
     late = min(warmup, total - frozen)
     rate *= config.head_rate
-    return Pace(
+    return ScheduleValues(
         rate=rate,
         backbone_rate=cosine(step, total, config.scaled_rate, config.rate_end, warmup=late, frozen=frozen),
         prototype_rate=0.0 if step < round(config.freeze_last_layer * total) else rate,
@@ -124,7 +124,7 @@ def make_optimiser(network: nn.Module, depth: int, config: Config) -> torch.opti
     )
 
 
-def set_pace(optimiser: torch.optim.Optimizer, pace: Pace) -> None:
+def set_pace(optimiser: torch.optim.Optimizer, pace: ScheduleValues) -> None:
     for group in optimiser.param_groups:
         factors: Factors = group["factors"]
         rate = pace.backbone_rate if group["in_backbone"] else pace.rate
@@ -139,15 +139,15 @@ def clip_gradients(parts: Iterable[nn.Module], largest: float) -> float:
         parameters = [parameter for parameter in part.parameters() if parameter.grad is not None]
         if parameters:
             norm = nn.utils.clip_grad_norm_(parameters, largest if largest else math.inf)
-            norms.append(whole(norm))
+            norms.append(full_tensor(norm))
     return float(torch.stack(norms).max()) if norms else 0.0
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """The teacher's weights move by 1 - momentum of the way towards the student's."""
-    slow = [own_part(parameter) for parameter in teacher.parameters()]
-    fast = [own_part(parameter) for parameter in student.parameters()]
+    slow = [local_tensor(parameter) for parameter in teacher.parameters()]
+    fast = [local_tensor(parameter) for parameter in student.parameters()]
     moving: list[tuple[Tensor, Tensor]] = [(s, f) for s, f in zip(slow, fast, strict=True) if s.numel()]
     slow, fast = [s for s, _ in moving], [f for _, f in moving]
     torch._foreach_lerp_(slow, fast, 1 - momentum)

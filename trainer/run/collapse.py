@@ -36,7 +36,7 @@ class CollapseError(SeenitError):
 
 
 @dataclass(frozen=True)
-class Signs:
+class CollapseSigns:
     """What one look saw."""
 
     effective_rank: float  # directions that the embeddings fill, 1 to min(D, MEMORY)
@@ -50,7 +50,7 @@ class Signs:
         return {name: round(value, 6) for name, value in asdict(self).items() if math.isfinite(value)}
 
 
-class Watch:
+class CollapseMonitor:
     """The memory of a run's last embeddings and assignments; a part of its snapshots."""
 
     def __init__(self, steps: int, patience: int = PATIENCE, *, float16: bool = False) -> None:
@@ -92,7 +92,7 @@ class Watch:
         known = self.mean_target.to(mean.device)
         self.mean_target = mean if known.shape != mean.shape else torch.lerp(known, mean, 0.05)
 
-    def look(self, student_cls: Tensor, teacher_cls: Tensor, targets: Tensor | None) -> Signs:
+    def look(self, student_cls: Tensor, teacher_cls: Tensor, targets: Tensor | None) -> CollapseSigns:
         """Measure; student_cls and teacher_cls (2 * B, D), targets (2 * B, K) of the last batch.
 
         Where a distilled student follows features there are no targets, and no numbers on them.
@@ -108,7 +108,7 @@ class Watch:
             # few pictures with sharp assignments cannot use many prototypes, so usage is held against their number
             most = math.log(max(2, min(len(self.mean_target), len(self.embeddings))))
             usage = min(1.0, float(torch.special.entr(self.mean_target).sum()) / most)
-        return Signs(
+        return CollapseSigns(
             effective_rank=effective_rank(self.embeddings),
             spread=float(1 - unit.mean(0).square().sum()),
             target_entropy=entropy,
@@ -117,7 +117,7 @@ class Watch:
             contrast=float(same - other),
         )
 
-    def judge(self, step: int, signs: Signs) -> str | None:
+    def judge(self, step: int, signs: CollapseSigns) -> str | None:
         """Count a look; what to say where the run must stop."""
         if len(self.embeddings) < ENOUGH:
             return None
@@ -129,7 +129,7 @@ class Watch:
             return None
         return f"stopped at step {step}: {complaint}"
 
-    def _complaint(self, step: int, signs: Signs) -> str | None:
+    def _complaint(self, step: int, signs: CollapseSigns) -> str | None:
         if signs.spread < min(LARGEST_FALL * self.highest_spread, LOW_SPREAD):
             return (
                 f"the embeddings of all pictures are becoming one (spread {signs.spread:.4f}, it was"

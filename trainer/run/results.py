@@ -18,10 +18,10 @@ from indexer.backbone.vit import VisionTransformer
 from indexer.errors import SeenitError
 
 from ..config import Config
-from ..data.sources import PictureSource
+from ..data.sources import ImageSource
 from ..evaluate.labelled import LabelledFeatures, as_backbone, embed_labelled, read_labelled
 from ..evaluate.probes import knn
-from ..model.distributed import like, wait_for_all, whole
+from ..model.distributed import distribute_like, full_tensor, wait_for_all
 from .report import write_report
 from .show import Watched
 from .snapshot import (
@@ -34,7 +34,7 @@ from .snapshot import (
     write_tensors,
 )
 from .state import Run, enter_high_resolution, make_vit
-from .trial import NEIGHBOURS, Trial, TrialScores, got_worse, prepare_trial, retrieval_change
+from .trial import NEIGHBOURS, HeldOutTrial, TrialScores, got_worse, prepare_trial, retrieval_change
 
 _HEAD_PARTS = ("dino_head.", "ibot_head.")
 
@@ -77,12 +77,12 @@ def restore_run(run: Run, path: Path) -> None:
     try:
         for prefix, network in _learnt_networks(run):
             for name, value in network.state_dict().items():
-                value.copy_(like(tensors[f"{prefix}.{name}"], value))
+                value.copy_(distribute_like(tensors[f"{prefix}.{name}"], value))
         for name, parameter in run.student.named_parameters():
             found = {key: tensors.get(f"optimiser.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if found["step"] is not None:
                 run.optimiser.state[parameter] = {
-                    key: value.clone() if key == "step" else like(value.clone(), parameter)
+                    key: value.clone() if key == "step" else distribute_like(value.clone(), parameter)
                     for key, value in found.items()
                     if value is not None
                 }
@@ -130,7 +130,7 @@ def _gather_state(run: Run) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
 
     def gather(name: str, value: Tensor) -> None:
-        value = whole(value)  # every process must ask
+        value = full_tensor(value)  # every process must ask
         if run.world.leads:
             tensors[name] = value.cpu()
 
@@ -214,7 +214,7 @@ def close_board(board: Any) -> None:
         board.close()
 
 
-def write_results(run: Run, state: dict[str, Tensor], out: Path, comparison: Comparison | None, say: Say) -> None:
+def write_results(run: Run, state: dict[str, Tensor], out: Path, comparison: BeforeAndAfter | None, say: Say) -> None:
     """The average's backbone and heads, and the report; the original backbone where training made it worse.
 
     state  the average's tensors, whole
@@ -251,11 +251,11 @@ def write_results(run: Run, state: dict[str, Tensor], out: Path, comparison: Com
 
 
 @dataclass
-class Comparison:
+class BeforeAndAfter:
     """The backbone that a run started from against what became of it, on pictures that it was not trained on."""
 
     origin: Checkpoint
-    trial: Trial
+    trial: HeldOutTrial
     before: TrialScores
     after: TrialScores | None = None  # until the run is at its end
 
@@ -280,8 +280,8 @@ class Comparison:
 
 
 def compare_before(
-    run: Run, origin: Checkpoint, source: PictureSource, held: PictureSource, say: Say
-) -> Comparison | None:
+    run: Run, origin: Checkpoint, source: ImageSource, held: ImageSource, say: Say
+) -> BeforeAndAfter | None:
     """Score the original; None where no pictures can be read for that."""
     trial = prepare_trial(
         source,
@@ -294,15 +294,15 @@ def compare_before(
     if trial is None:
         say("before and after cannot be compared: the pictures held out for that cannot be read")
         return None
-    comparison = Comparison(origin, trial, trial.score(_backbone_of(build_model(origin), run)))
+    comparison = BeforeAndAfter(origin, trial, trial.score(_backbone_of(build_model(origin), run)))
     say(f"before: {comparison.before.line()}")
     return comparison
 
 
-class Shows:
+class FeaturePreviews:
     """Pictures for the eye and k-NN accuracy in the middle of a run, by the process that writes files."""
 
-    def __init__(self, run: Run, source: PictureSource, labelled: str | Path | None, out: Path) -> None:
+    def __init__(self, run: Run, source: ImageSource, labelled: str | Path | None, out: Path) -> None:
         self.run, self.source, self.out = run, source, out
         self.labelled = None if labelled is None else read_labelled(labelled)
         self.watched: Watched | None = None

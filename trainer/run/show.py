@@ -19,7 +19,7 @@ from indexer.errors import SeenitError
 from indexer.images.jobs import Decoded
 from indexer.images.pool import DecodePool
 
-from ..data.sources import PictureSource, cut_square, square_job
+from ..data.sources import ImageSource, cut_square, square_job
 
 THUMB_PX = 168
 GAP_PX = 4
@@ -61,7 +61,7 @@ class Watched:
 
     def __init__(
         self,
-        source: PictureSource,
+        source: ImageSource,
         *,
         photos: int = 4,
         gallery: int = 60,

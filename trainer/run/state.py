@@ -23,7 +23,7 @@ from indexer.backbone.vit import Architecture, VisionTransformer
 from indexer.errors import SeenitError
 
 from ..config import NETWORKS, ORIGIN, Config, config_from
-from ..model.distributed import World, spread, whole
+from ..model.distributed import World, full_tensor, parallelize
 from ..model.optim import frozen_steps, make_optimiser
 from ..model.student_teacher import (
     Centers,
@@ -34,7 +34,7 @@ from ..model.student_teacher import (
     prepare_blocks,
     set_learning,
 )
-from .collapse import Watch
+from .collapse import CollapseMonitor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEAD_KEYS = ("prototypes", "ibot_prototypes", "head_hidden", "head_bottleneck", "head_layers", "separate_heads")
@@ -58,7 +58,7 @@ class Run:
     centers: Centers
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    watch: Watch
+    watch: CollapseMonitor
     parallel: nn.Module | None = None  # the student, or DDP around it
     step: int = 0  # updates done
     loss: float = float("nan")
@@ -135,7 +135,7 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
         centers=Centers(*widths).to(device),
         optimiser=make_optimiser(student, architecture.depth, config),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "float16"),
-        watch=Watch(config.steps, float16=config.precision == "float16"),
+        watch=CollapseMonitor(config.steps, float16=config.precision == "float16"),
     )
 
 
@@ -166,7 +166,7 @@ def enter_high_resolution(run: Run) -> None:
 
 def _spread_anew(run: Run, old: Network, side: int) -> Network:
     """A whole copy of a sharded network with position embeddings for a grid of `side`, not yet sharded."""
-    state = {name: whole(value).cpu() for name, value in old.state_dict().items()}
+    state = {name: full_tensor(value).cpu() for name, value in old.state_dict().items()}
     vit = VisionTransformer(old.backbone.architecture)
     if isinstance(run.teacher, FeatureTeacher):
         network = make_predictor(vit, run.teacher.backbone.architecture.embed_dim, run.config)
@@ -180,7 +180,7 @@ def _spread_anew(run: Run, old: Network, side: int) -> Network:
 
 
 def _shard(network: Network | FeatureTeacher, device: torch.device, config: Config) -> None:
-    spread(network, "fsdp", device, list(network.backbone.blocks), DTYPES[config.precision])
+    parallelize(network, "fsdp", device, list(network.backbone.blocks), DTYPES[config.precision])
 
 
 def _resize_positions(vit: VisionTransformer, side: int) -> None:
@@ -216,7 +216,7 @@ def settle_learning(run: Run) -> None:
         run.parallel = run.student  # shards cannot change their mind; the frozen backbone's rate is 0 instead
         return
     set_learning(run.student, run.config, backbone=run.step >= frozen_steps(run.config))
-    run.parallel = spread(run.student, "ddp", run.device, [], torch.float32)
+    run.parallel = parallelize(run.student, "ddp", run.device, [], torch.float32)
 
 
 def choose_device(config: Config) -> torch.device:

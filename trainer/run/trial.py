@@ -16,11 +16,11 @@ from torch import Tensor
 
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.whitening import Pooled, Recipe
+from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures
 from indexer.images.jobs import Decoded, Job, Outcome, Settings
 from indexer.images.pool import DecodePool
 
-from ..data.sources import PictureSource
+from ..data.sources import ImageSource
 from ..data.views import cut_views, view_job
 from ..evaluate.labelled import LabelledFeatures
 from ..evaluate.probes import knn
@@ -55,7 +55,7 @@ class TrialScores:
 
 # n photos held out, V views of each, m others, S side in pixels, D channels, L parts of a descriptor
 @dataclass(frozen=True)
-class Trial:
+class HeldOutTrial:
     """Decoded pictures with their questions."""
 
     held: np.ndarray  # (n, 1 + V, S, S, 3) uint8, each photo and behind it the same taken anew
@@ -70,9 +70,11 @@ class Trial:
         border = num_held * num_views
         views = seen.parts[:border].unflatten(0, (num_held, num_views))  # (n, 1 + V, L, D)
         photos = [*range(0, border, num_views), *range(border, len(cls))]  # (n + m,), those without the views
-        searched = Pooled(seen.parts[photos], seen.tokens[photos], seen.positions[photos])
-        recipe = Recipe()
-        ranks = view_ranks(PhotoViews(searched, views, recipe), descriptor.fit([searched], recipe), seen.parts[border:])
+        searched = PooledFeatures(seen.parts[photos], seen.tokens[photos], seen.positions[photos])
+        recipe = DescriptorConfig()
+        ranks = view_ranks(
+            PhotoViews(searched, views, recipe), descriptor.fit_whitening([searched], recipe), seen.parts[border:]
+        )
         gallery = cls[photos] - cls[photos].mean(0)  # the mean says nothing, and in some backbones is most of a CLS
         return TrialScores(1 / ranks.flatten().float(), self._knn(gallery[:num_held], gallery[num_held:]), num_held)
 
@@ -86,7 +88,7 @@ class Trial:
         return knn(train, val, neighbours=[min(NEIGHBOURS, len(others))]).best
 
 
-def split_source(source: PictureSource, batch_size: int, seed: int) -> tuple[PictureSource, PictureSource]:
+def split_source(source: ImageSource, batch_size: int, seed: int) -> tuple[ImageSource, ImageSource]:
     """Pictures to train on, and pictures held out for the trial.
 
     Where there are too few to spare any, all are in both.
@@ -100,13 +102,13 @@ def split_source(source: PictureSource, batch_size: int, seed: int) -> tuple[Pic
 
 
 def prepare_trial(
-    train: PictureSource, held: PictureSource, *, size_px: int, patch_size: int, workers: int, seed: int
-) -> Trial | None:
+    train: ImageSource, held: ImageSource, *, size_px: int, patch_size: int, workers: int, seed: int
+) -> HeldOutTrial | None:
     """Decode the pictures and make the views; None where no two of them can be read."""
     held = _pick(held, range(min(len(held), MOST_HELD)))
     step = max(1, len(train) // MOST_OTHERS)
     seen = set(held.places)
-    others = PictureSource(tuple(place for place in train.places[::step] if place not in seen)[:MOST_OTHERS])
+    others = ImageSource(tuple(place for place in train.places[::step] if place not in seen)[:MOST_OTHERS])
     jobs = [
         view_job(f"held {n}", place, held.places[n - 1], (seed, n), VIEWS, JUDGED_DIFFICULTY)
         for n, place in enumerate(held.places)
@@ -119,7 +121,7 @@ def prepare_trial(
         return None
     stacks = np.stack([pixels[f"held {n}"] for n in found])  # (n, 1 + V, S, S, 3)
     empty = np.empty((0, *stacks.shape[2:]), np.uint8)
-    return Trial(
+    return HeldOutTrial(
         held=stacks,
         others=np.concatenate([empty, *(pixels[f"other {n}"] for n in beside)]),
         held_labels=tuple(_folder_of(held, n) for n in found),
@@ -159,16 +161,16 @@ def _cut(jobs: list[Job], settings: Settings, workers: int) -> Iterable[Outcome]
         return list(pool.run(jobs))
 
 
-def _embed(backbone: Backbone, pixels: np.ndarray) -> tuple[Pooled, Tensor]:
+def _embed(backbone: Backbone, pixels: np.ndarray) -> tuple[PooledFeatures, Tensor]:
     """What the index keeps of (B, S, S, 3) uint8 before its statistics, and the deepest CLS that it reads, (B, D)."""
-    recipe = Recipe()
+    recipe = DescriptorConfig()
     layers = recipe.layers_of(backbone.depth)
     pooled, cls = [], []
     for at in range(0, len(pixels), CHUNK):
         features = backbone.intermediate(pixels[at : at + CHUNK], layers)
         pooled.append(descriptor.pool(features, recipe, backbone.depth))
         cls.append(features[-1].cls.cpu())
-    whole = Pooled(
+    whole = PooledFeatures(
         torch.cat([one.parts for one in pooled]),
         torch.cat([one.tokens for one in pooled]),
         torch.cat([one.positions for one in pooled]),
@@ -181,11 +183,11 @@ def _labelled(vectors: Tensor, labels: Iterable[str], classes: tuple[str, ...]) 
     return LabelledFeatures(vectors[:, None], vectors, numbers, classes)
 
 
-def _pick(source: PictureSource, indices: Iterable[int]) -> PictureSource:
+def _pick(source: ImageSource, indices: Iterable[int]) -> ImageSource:
     return replace(source, places=tuple(source.places[n] for n in indices))
 
 
-def _folder_of(source: PictureSource, index: int) -> str:
+def _folder_of(source: ImageSource, index: int) -> str:
     """The name of the folder that a picture lies in, in its tar file where it is in one."""
     place = source.places[index]
     return str(PurePath(place.member or place.path).parent)
