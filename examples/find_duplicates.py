@@ -22,7 +22,7 @@ def main() -> None:
             stays = f" (stays: {member.stays})" if member.stays else ""
             for file in member.files:
                 print(f"     {file.path}: {member.level}, {member.how}{stays}")
-    print(f"{len(found.groups)} groups among {found.pictures} images")
+    print(f"{len(found.groups)} groups among {found.images} images")
 
 
 if __name__ == "__main__":

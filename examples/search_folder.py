@@ -14,7 +14,7 @@ def main() -> None:
         sys.exit(__doc__)
     photos, query = Path(sys.argv[1]), Path(sys.argv[2])
     built = build_index(photos)  # the second time only what has changed is read
-    print(f"{built.summary.pictures} images in {built.summary.index}")
+    print(f"{built.summary.images} images in {built.summary.index}")
     with Searcher.open(photos / ".seenit") as searcher:
         for result in searcher.search(query, top=5):
             why = result.evidence.in_words if result.evidence else "patches were not compared"

@@ -25,7 +25,7 @@ def main() -> None:
 
     index = out / "index"
     built = build_index(photos, index, backbone=trained.backbone)
-    print(f"{built.summary.pictures} images in {index}")
+    print(f"{built.summary.images} images in {index}")
     with Searcher.open(index) as searcher:
         query = next(path for path in sorted(photos.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         for result in searcher.search(query, top=3, include_self=True):

@@ -35,7 +35,7 @@ def info(
         size = ", ".join(f"{part} {megabytes(count)}" for part, count in facts.bytes.items()) or "on the server"
         shown: dict[str, object] = {
             "index": facts.index,
-            "pictures": facts.pictures,
+            "images": facts.images,
             "folders": ", ".join(facts.folders),
             "backbone": f"{facts.backbone} ({facts.backbone_hash[:8]})",
             "resolution": facts.resolution,
@@ -44,7 +44,7 @@ def info(
             "probabilities": "learnt" if facts.calibrated else "not learnt yet",
             "awaiting refit": facts.awaiting_refit,
             "skipped": facts.skipped,
-            "not pictures": facts.not_pictures,
+            "not images": facts.not_images,
             "size on disk": size,
             "made by": f"seenit {facts.made_by}, format {facts.format}",
         }
@@ -88,7 +88,7 @@ def copy(
     from .index.copy import copy_index
 
     count = copy_index(source, target, progress=sys.stderr.isatty(), wait_s=wait)
-    print(f"copied {plural(count, 'picture')} from {source} to {target}")
+    print(f"copied {plural(count, 'image')} from {source} to {target}")
 
 
 def backbone_list(as_json: JsonOption = False) -> None:
@@ -127,26 +127,26 @@ def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name."
 
 def tag_add(
     tag: Annotated[str, typer.Argument(help="A word.")],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images or folders of the index.")],
     index: IndexOption = None,
     wait: WaitOption = 10.0,
 ) -> None:
-    """Put a tag on pictures."""
+    """Put a tag on images."""
     _change_tags(index, paths, lambda tags: tags | {tag}, "tagged", wait)
 
 
 def tag_remove(
     tag: Annotated[str, typer.Argument(help="A word.")],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures or folders of the index.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images or folders of the index.")],
     index: IndexOption = None,
     wait: WaitOption = 10.0,
 ) -> None:
-    """Take a tag off pictures."""
+    """Take a tag off images."""
     _change_tags(index, paths, lambda tags: tags - {tag}, "untagged", wait)
 
 
 def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
-    """Every tag, and how many pictures have it."""
+    """Every tag, and how many images have it."""
     from .index.find_index import find_index
     from .index.tags import count_tags
 
@@ -175,7 +175,7 @@ def tag_import(
     from .index.tags import import_tags
 
     changed, unknown = import_tags(find_index(index, say=say), file.read_bytes(), wait_s=wait)
-    print(f"tagged {plural(changed, 'picture')}" + (f"; {unknown:,} are not in the index" if unknown else ""))
+    print(f"tagged {plural(changed, 'image')}" + (f"; {unknown:,} are not in the index" if unknown else ""))
 
 
 def _change_tags(
@@ -185,4 +185,4 @@ def _change_tags(
     from .index.tags import change_tags
 
     changed = change_tags(find_index(index, paths, say=say), paths, change, wait_s=wait_s)
-    print(f"{verb} {plural(changed, 'picture')}")
+    print(f"{verb} {plural(changed, 'image')}")

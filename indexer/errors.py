@@ -10,7 +10,7 @@ class SeenitError(Exception):
 
 
 class ImageError(SeenitError):
-    """One picture cannot be read; `reason` is short and without the path, the message has both."""
+    """One image cannot be read; `reason` is short and without the path, the message has both."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"cannot read {path}: {reason}")

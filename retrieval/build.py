@@ -50,7 +50,7 @@ def build_index(
 
     >>> from retrieval import build_index
     >>> built = build_index("photos")  # doctest: +SKIP
-    >>> built.summary.pictures  # doctest: +SKIP
+    >>> built.summary.images  # doctest: +SKIP
     150
     """
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
@@ -71,7 +71,7 @@ def build_index(
         stop=stop,
         say=say,
     )
-    if dry_run or summary.interrupted or not summary.pictures:
+    if dry_run or summary.interrupted or not summary.images:
         return Built(summary, None)
     try:
         return Built(summary, calibrate(location, backbone=once, wait_s=wait_s, stop=stop, say=say))

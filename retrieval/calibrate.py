@@ -1,8 +1,8 @@
-"""How likely a result is the same thing: learnt from the index's own pictures.
+"""How likely a result is the same thing: learnt from the index's own images.
 
-A score means different things with another backbone, another collection, another number of pictures. So some of the
-index's own pictures are photographed anew (see `rephotograph`) and searched with. Each view has one right answer, the
-picture that it was made of, and one that is the best of the wrong: the top result that a photo of something unknown
+A score means different things with another backbone, another collection, another number of images. So some of the
+index's own images are photographed anew (see `rephotograph`) and searched with. Each view has one right answer, the
+image that it was made of, and one that is the best of the wrong: the top result that a photo of something unknown
 would get here. A logistic curve between the scores of the two (Platt, 1999) turns a score into a probability. A second
 one is learnt from the patches' agreement alone, and the lower of the two counts: two walls of the same brick look alike
 as a whole, and only their patches tell them apart.
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from .search import Searcher
 
-VIEWS = 32  # that pictures are photographed in anew
-FEWEST = 8  # pictures with which there is something to learn
+VIEWS = 32  # that images are photographed in anew
+FEWEST = 8  # images with which there is something to learn
 DIFFICULTY = (0.8, 2.0)  # of the views
-GROWN = 4  # times as many pictures: the wrong answers score higher by then
-SETTLED = 20_000  # pictures from which on growing changes little
+GROWN = 4  # times as many images: the wrong answers score higher by then
+SETTLED = 20_000  # images from which on growing changes little
 
 
 def calibrate(
@@ -69,7 +69,7 @@ def calibrate(
 def still_holds(index: Index, count: int) -> bool:
     """Whether an index of so many images needs no new calibration."""
     known = index.calibration
-    return known is not None and (count < GROWN * known.pictures or known.pictures >= SETTLED)
+    return known is not None and (count < GROWN * known.images or known.images >= SETTLED)
 
 
 def _calibrate(
@@ -138,7 +138,7 @@ Answers = tuple[tuple[float, float], tuple[float, float]]  # scores, agreements;
 
 
 def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list[Answers]:
-    """What `count` views of the index's pictures are answered; of a small index several of each."""
+    """What `count` views of the index's images are answered; of a small index several of each."""
     records = list(islice(searcher.store.scroll(batch=count), count))  # ids are random, so the first are a sample
     paths = {searcher.roots.path(record.files[0].key): record.id for record in records if record.files}
     resolution = round(searcher.manifest.resolution / MIDDLE)  # as queries are decoded
@@ -151,9 +151,9 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
     for n in range(count if pixels else 0):
         if stop():
             break
-        picture, behind = pixels[n % len(pixels)], pixels[(n - 1) % len(pixels)][::-1, ::-1]
-        height, width = picture.shape[:2]
-        view = render_view(rng, picture, behind, height, width, rng.uniform(*DIFFICULTY))
+        image, behind = pixels[n % len(pixels)], pixels[(n - 1) % len(pixels)][::-1, ::-1]
+        height, width = image.shape[:2]
+        view = render_view(rng, image, behind, height, width, rng.uniform(*DIFFICULTY))
         (found_here,) = searcher.candidates([view])
         right = [(one.score, one.agreement) for one in found_here if one.id == ids[n % len(ids)]]
         wrong = [(one.score, one.agreement) for one in found_here if one.id != ids[n % len(ids)]]

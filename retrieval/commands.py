@@ -50,17 +50,17 @@ def index(
         typer.Option(metavar="NAME|PATH", help="The network for a new index; see: seenit backbone list. [auto]"),
     ] = None,
     resolution: Annotated[
-        int | None, typer.Option(metavar="PX", help="Pictures are seen at about PX x PX pixels. [224]")
+        int | None, typer.Option(metavar="PX", help="Images are seen at about PX x PX pixels. [224]")
     ] = None,
     tokens: Annotated[
         Literal["compact", "balanced", "full"] | None,
-        typer.Option(help="Patches kept of each picture, for reranking: 1, 3 or 49 kB. [balanced]"),
+        typer.Option(help="Patches kept of each image, for reranking: 1, 3 or 49 kB. [balanced]"),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="Accept that a folder with indexed pictures is now empty.")
+        bool, typer.Option("--allow-empty", help="Accept that a folder with indexed images is now empty.")
     ] = False,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Also what links out of the folders lead to.")
@@ -108,7 +108,7 @@ def index(
                     sys.exit(130)
                 continue
             summary = built.summary
-            if not dry_run and summary.pictures:
+            if not dry_run and summary.images:
                 remember_index(location)
             print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
             for note in built.notes:
@@ -141,7 +141,7 @@ def _summary_text(summary: "Summary") -> str:
     if summary.interrupted:
         lines.append("stopped early: what was done is saved; run the same command again to go on")
     rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
-    lines.append(f"{summary.index}: {plural(summary.pictures, 'picture')}; {summary.seconds:.1f} s{rate}")
+    lines.append(f"{summary.index}: {plural(summary.images, 'image')}; {summary.seconds:.1f} s{rate}")
     return "\n".join(lines)
 
 
@@ -178,9 +178,7 @@ def search(
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Only this part of the query: pixels, or fractions of 1.")
     ] = None,
-    batch: Annotated[
-        bool, typer.Option("--batch", help="Every picture, or every one of a folder, is a query.")
-    ] = False,
+    batch: Annotated[bool, typer.Option("--batch", help="Every image, or every one of a folder, is a query.")] = False,
     rerank: Annotated[
         bool | None, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches. [on]")
     ] = None,
@@ -189,7 +187,7 @@ def search(
         list[Path] | None, typer.Option("--not", metavar="IMAGE", help="A result that was wrong.")
     ] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compare with every picture, and rerank all of them up to 10,000.")
+        bool, typer.Option("--exact", help="Compare with every image, and rerank all of them up to 10,000.")
     ] = False,
     expand: Annotated[
         int, typer.Option(min=0, metavar="N", help="Ask again with the N first results mixed into the query.")
@@ -203,15 +201,15 @@ def search(
     before: Annotated[str | None, typer.Option(metavar="DATE", help="Taken earlier than that.")] = None,
     camera: Annotated[str | None, typer.Option(help="Words of the camera's name: 'iphone 12'.")] = None,
     near: Annotated[str | None, typer.Option(metavar="LAT,LON,KM", help="Taken within KM of a place.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Only pictures with this tag; repeat for several.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only images with this tag; repeat for several.")] = None,
     as_json: JsonOption = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the results.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show that page in the browser.")] = False,
     sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one picture of the first query and its results.")
+        Path | None, typer.Option(metavar="FILE", help="Write one image of the first query and its results.")
     ] = None,
 ) -> None:
-    """Find the pictures of the same thing."""
+    """Find the images of the same thing."""
     numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
     box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
     moments = (parse_moment(after, "--after"), parse_moment(before, "--before"))
@@ -236,9 +234,7 @@ def search(
             tags=tuple(tag or ()),
         )
         if waiting := searcher.awaiting_refit():
-            say(
-                f"{plural(waiting, 'picture')} of the index await refitting; to finish: seenit index --index {location}"
-            )
+            say(f"{plural(waiting, 'image')} of the index await refitting; to finish: seenit index --index {location}")
         options: dict[str, Any] = {
             "where": where,
             "rerank": RERANK_BY_DEFAULT if rerank is None else rerank,
@@ -314,7 +310,7 @@ def _show(
 
 
 def _query_files(images: Sequence[Path]) -> Iterator[Path]:
-    """Every picture named, and every file of the folders named."""
+    """Every image named, and every file of the folders named."""
     from indexer.errors import SeenitError
     from indexer.images.decode import is_image
     from indexer.images.find import FoundFile, find_files
@@ -324,16 +320,16 @@ def _query_files(images: Sequence[Path]) -> Iterator[Path]:
             yield image
             continue
         files = [Path(found.path) for found in find_files([image]) if isinstance(found, FoundFile)]
-        pictures = [file for file in files if is_image(file)]
-        if not pictures:
-            raise SeenitError(f"no pictures in {image}; name a folder of query pictures")
-        yield from pictures
+        found_images = [file for file in files if is_image(file)]
+        if not found_images:
+            raise SeenitError(f"no images in {image}; name a folder of query images")
+        yield from found_images
 
 
 def explain(
-    query: Annotated[Path, typer.Argument(metavar="QUERY", help="The picture that was searched with.")],
+    query: Annotated[Path, typer.Argument(metavar="QUERY", help="The image that was searched with.")],
     result: Annotated[
-        Path | None, typer.Argument(metavar="RESULT", help="A picture to hold against it; none: look at QUERY alone.")
+        Path | None, typer.Argument(metavar="RESULT", help="An image to hold against it; none: look at QUERY alone.")
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw it: .png, .jpg.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to point at.")] = None,
@@ -343,12 +339,12 @@ def explain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Why two pictures are believed to show the same thing, or not; of one picture, what the descriptor looks at."""
+    """Why two images are believed to show the same thing, or not; of one image, what the descriptor looks at."""
     numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
     if result is None and (region or as_json):
         raise typer.BadParameter("--region and --json need a RESULT", param_hint="RESULT")
     if result is None and output is None and html is None:
-        raise typer.BadParameter("one picture is drawn: add -o FILE or --html FILE", param_hint="QUERY")
+        raise typer.BadParameter("one image is drawn: add -o FILE or --html FILE", param_hint="QUERY")
     from indexer.index.find_index import find_index
 
     from .search import Searcher
@@ -356,26 +352,26 @@ def explain(
     with Searcher.open(find_index(index, [query], say=say), say=say) as searcher:
         made_by = [f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"]
         if result is None:
-            from .show.look import draw_picture
+            from .show.look import draw_image
             from .show.match_page import write_look_page
-            from .whole_file import save_picture
+            from .whole_file import save_image
 
-            drawn = draw_picture(_photo(query), searcher.look(query))
+            drawn = draw_image(_photo(query), searcher.look(query))
             if output is not None:
-                save_picture(drawn, output)
+                save_image(drawn, output)
             if html is not None:
                 write_look_page(html, drawn, title=str(query.resolve()), made_by=made_by)
         else:
             from .show.draw_match import draw_match
             from .show.match_page import write_explain_page
             from .show.text import explained_json
-            from .whole_file import save_picture
+            from .whole_file import save_image
 
             box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
             found = searcher.explain(query, result, region=box)
-            parts = (_photo(query), _photo(result), found.evidence, found.query_heat, found.picture_heat)
+            parts = (_photo(query), _photo(result), found.evidence, found.query_heat, found.image_heat)
             if output is not None:
-                save_picture(draw_match(*parts, titles=(str(query), str(result))), output)
+                save_image(draw_match(*parts, titles=(str(query), str(result))), output)
             if html is not None:
                 titles = (str(query.resolve()), str(result.resolve()))
                 write_explain_page(html, *parts, titles=titles, made_by=made_by)
@@ -386,7 +382,7 @@ def explain(
 
 
 def _photo(path: Path) -> "Image.Image":
-    """A picture as fine as it is drawn."""
+    """An image as fine as it is drawn."""
     from PIL import Image
 
     from indexer.images.decode import decode_file
@@ -395,13 +391,13 @@ def _photo(path: Path) -> "Image.Image":
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Filter to draw the pictures.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(help="Filter to draw the images.")] = Path("demo"),
 ) -> None:
-    """Draw a small set of pictures to try seenit on: the same things in different rooms, angles and light."""
+    """Draw a small set of images to try seenit on: the same things in different rooms, angles and light."""
     from .scenes import draw_scenes
 
     made = draw_scenes(folder)
-    print(f"pictures in {made / 'photos'}, queries in {made / 'queries'}, answers in {made / 'manifest.csv'}")
+    print(f"images in {made / 'photos'}, queries in {made / 'queries'}, answers in {made / 'manifest.csv'}")
 
 
 def evaluate_retrieval(
@@ -410,7 +406,7 @@ def evaluate_retrieval(
         typer.Argument(metavar="MANIFEST...", help="manifest.csv (path, role, instance), gnd_*.pkl, ILIAS's folder."),
     ],
     distractors: Annotated[
-        Path | None, typer.Option(metavar="MANIFEST|FOLDER", help="Pictures to add to every gallery.")
+        Path | None, typer.Option(metavar="MANIFEST|FOLDER", help="Images to add to every gallery.")
     ] = None,
     index: IndexOption = None,
     backbone: BackboneOption = "auto",

@@ -11,12 +11,12 @@ from .rerank.evidence import Evidence
 
 @dataclass(frozen=True)
 class Result:
-    """One picture of the index that answers a query.
+    """One image of the index that answers a query.
 
     rank     from 1
-    path     absolute path of the picture; where copies exist, the first that meets the filters
+    path     absolute path of the image; where copies exist, the first that meets the filters
     score    in [-1, 1], higher is more similar: cosine of the global descriptors, fused with the patches' when reranked
-    id       content id of the picture
+    id       content id of the image
     copies   the other files with the same bytes
     evidence why it is believed to show the same thing, or not; None where patches were not compared
     """
@@ -33,7 +33,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture before anything is said of it: its score, and how far its patches agree, see `Comparison`."""
+    """An image before anything is said of it: its score, and how far its patches agree, see `Comparison`."""
 
     id: str
     score: float
@@ -42,12 +42,12 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """Two pictures held against each other.
+    """Two images held against each other.
 
-    query_heat    (rows, columns) float32: the best cosine of each patch of the query in the other picture
-    picture_heat  likewise of the other picture's patches in the query
+    query_heat    (rows, columns) float32: the best cosine of each patch of the query in the other image
+    image_heat  likewise of the other image's patches in the query
     """
 
     evidence: Evidence
     query_heat: np.ndarray
-    picture_heat: np.ndarray
+    image_heat: np.ndarray

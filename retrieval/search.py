@@ -1,6 +1,6 @@
 """Query -> ranked results, and why.
 
-A query is a picture (a path, a PIL image, an array) or a ready vector, or several pictures of one thing. Pictures are
+A query is an image (a path, a PIL image, an array) or a ready vector, or several images of one thing. Images are
 embedded as the index's were, the engine finds the nearest records, and the best of them are compared patch by patch:
 that gives the order, the place of the thing in each result, and how likely it is the same thing.
 """
@@ -51,7 +51,7 @@ TRIES = 5  # to describe queries by statistics that hold until their answers are
 
 
 class Searcher:
-    """An opened index; answers queries until it is closed. The backbone loads with the first picture.
+    """An opened index; answers queries until it is closed. The backbone loads with the first image.
 
     with Searcher.open("photos/.seenit") as searcher:
         results = searcher.search("query.jpg", top=10)
@@ -110,9 +110,9 @@ class Searcher:
         expand: int = 0,
         augment: int = 0,
     ) -> list[Result]:
-        """The pictures most like the query, best first; see `search_batch`.
+        """The images most like the query, best first; see `search_batch`.
 
-        region  (x, y, width, height) of the part of the query picture that counts: pixels, or fractions if all <= 1
+        region  (x, y, width, height) of the part of the query image that counts: pixels, or fractions if all <= 1
         """
         return self.search_batch(
             [query],
@@ -139,17 +139,17 @@ class Searcher:
         expand: int = 0,
         augment: int = 0,
     ) -> list[list[Result]]:
-        """The `top` pictures most like each query, best first; embedded in batches, searched in one call.
+        """The `top` images most like each query, best first; embedded in batches, searched in one call.
 
         queries       paths, PIL images, uint8 arrays (H, W, 3) or (H, W), vectors (G,) as `embed` returns them,
-                      `Together` for several pictures of one thing, or what `prepare` made of any of these
+                      `Together` for several images of one thing, or what `prepare` made of any of these
         where         conditions that the engine applies
-        rerank        compare the best (100 at least) patch by patch (pictures only; a vector has no patches)
+        rerank        compare the best (100 at least) patch by patch (images only; a vector has no patches)
         exact         compare with every record instead of walking the graph, and rerank all of them up to 10,000
         include_self  also return the query's own file where the index holds it
         expand        neighbours that the query takes in before it is asked again: alpha query expansion
         augment       neighbours that each candidate takes in before it is compared: database-side augmentation
-        Raises PictureError for a query that cannot be read, SeenitError for another backbone or dimension.
+        Raises ImageError for a query that cannot be read, SeenitError for another backbone or dimension.
         """
         if not queries:
             return []
@@ -169,7 +169,7 @@ class Searcher:
         expand: int = 0,
         augment: int = 0,
     ) -> Iterator[tuple[str, list[Result] | ImageError]]:
-        """Search with any number of picture files; each with its results, or with why it cannot be read, as they come.
+        """Search with any number of image files; each with its results, or with why it cannot be read, as they come.
 
         Like `search_batch`, but decoded in worker processes, a bounded number at a time, and a broken file costs only
         its own answer.
@@ -204,31 +204,31 @@ class Searcher:
     ) -> list[EncodedQuery]:
         """All that takes the backbone of a search with each query, in batches; see `search_batch` for the arguments.
 
-        The views of a picture are those of `query_cuts`; of a region or a vector there is just one.
+        The views of an image are those of `query_cuts`; of a region or a vector there is just one.
         """
         regions = regions or [None] * len(queries)
-        pictures: list[tuple[QueryImage, Region | None]] = []  # of all queries, described in one go
+        images: list[tuple[QueryImage, Region | None]] = []  # of all queries, described in one go
         several = [as_together(query) for query in queries]
         for together, region in zip(several, regions, strict=True):
             if together:
-                pictures += [(picture, region) for picture in together.pictures]
-                pictures += [(picture, None) for picture in (*together.likes, *together.dislikes)]
-        views = iter(self._describe(pictures))
+                images += [(image, region) for image in together.images]
+                images += [(image, None) for image in (*together.likes, *together.dislikes)]
+        views = iter(self._describe(images))
         prepared = []
         for query, together in zip(queries, several, strict=True):
             if isinstance(query, EncodedQuery):
                 prepared.append(query)
             elif together:
-                own = [str(one) for one in (*together.pictures, *together.likes) if isinstance(one, (str, Path))]
+                own = [str(one) for one in (*together.images, *together.likes) if isinstance(one, (str, Path))]
                 wanted, likes, unlike = (
-                    [next(views) for _ in some] for some in (together.pictures, together.likes, together.dislikes)
+                    [next(views) for _ in some] for some in (together.images, together.likes, together.dislikes)
                 )
                 no_answer = () if include_self else tuple(map(os.path.abspath, own))
                 prepared.append(combined(wanted, likes, unlike, no_answer))
         return prepared
 
     def embed(self, queries: Sequence[Query], regions: Sequence[Region | None] | None = None) -> np.ndarray:
-        """Global descriptors (Q, G) float32, L2-normalised, of the whole pictures; each can be a query later on."""
+        """Global descriptors (Q, G) float32, L2-normalised, of the whole images; each can be a query later on."""
         asked = self.prepare(queries, regions)
         return np.stack([one.views[0].vector for one in asked])
 
@@ -241,11 +241,11 @@ class Searcher:
             [Candidate(hit.id, hit.score, found.agreement(n)) for n, hit in enumerate(found.hits)] for found in ranked
         ]
 
-    def explain(self, query: QueryImage, picture: str | Path, *, region: Region | None = None) -> Explained:
-        """Why a picture is believed to show what the query shows, or not; it need not be in the index.
+    def explain(self, query: QueryImage, image: str | Path, *, region: Region | None = None) -> Explained:
+        """Why an image is believed to show what the query shows, or not; it need not be in the index.
 
         region  of the query, as in `search`
-        Raises PictureError for a file that cannot be read.
+        Raises ImageError for a file that cannot be read.
         """
         from .rerank.fuse import fuse_scores
         from .rerank.heat import query_similarity_map, similarity_map
@@ -253,9 +253,9 @@ class Searcher:
 
         embedder, fit = self._ready()
         (asked,) = self.prepare([query], [region])
-        seen = embedder.indexed(self._pixels(picture), fit)
-        # where the picture is in the index, it is compared as searches do it
-        stored = self.store.patches([content_id(Path(picture).read_bytes())])
+        seen = embedder.indexed(self._pixels(image), fit)
+        # where the image is in the index, it is compared as searches do it
+        stored = self.store.patches([content_id(Path(image).read_bytes())])
         comparison = Comparison(asked.views, [next(iter(stored.values()), seen.packed)])
         cosine = max(float(view.vector @ seen.view.vector) for view in asked.views)
         score = float(fuse_scores(np.array([cosine]), comparison.support, comparison.distinct)[0])
@@ -265,11 +265,11 @@ class Searcher:
             np.max([similarity_map(seen.view, view) for view in asked.views], axis=0),
         )
 
-    def look(self, picture: QueryImage) -> "Look":
-        """What the index's descriptor sees in a picture, patch by patch."""
+    def look(self, image: QueryImage) -> "Look":
+        """What the index's descriptor sees in an image, patch by patch."""
         from .show.look import look_at
 
-        return look_at(self._pixels(picture), *self._ready())
+        return look_at(self._pixels(image), *self._ready())
 
     @property
     def dim(self) -> int:
@@ -306,34 +306,34 @@ class Searcher:
             for path, of_path in zip(pixels, views, strict=True)
         ]
 
-    def _describe(self, pictures: "Sequence[tuple[QueryImage, Region | None]]") -> "list[list[CropFeatures]]":
+    def _describe(self, images: "Sequence[tuple[QueryImage, Region | None]]") -> "list[list[CropFeatures]]":
         from indexer.descriptor.features import CropFeatures
 
-        views: list[list[CropFeatures]] = [[] for _ in pictures]
+        views: list[list[CropFeatures]] = [[] for _ in images]
         wholes: dict[int, np.ndarray] = {}
         parts: dict[int, QueryCrop] = {}
-        for n, (picture, region) in enumerate(pictures):
-            if isinstance(picture, np.ndarray) and picture.ndim == 1:
-                views[n] = [CropFeatures(unit_vector(picture), np.empty((0, 0), np.float32), (0, 0))]
+        for n, (image, region) in enumerate(images):
+            if isinstance(image, np.ndarray) and image.ndim == 1:
+                views[n] = [CropFeatures(unit_vector(image), np.empty((0, 0), np.float32), (0, 0))]
             elif region is None:
-                wholes[n] = self._pixels(picture)
+                wholes[n] = self._pixels(image)
             else:
-                parts[n] = read_query(picture, region, self.manifest.resolution)
+                parts[n] = read_query(image, region, self.manifest.resolution)
         if wholes or parts:
             embedder, fit = self._ready()
-            for n, of_picture in zip(wholes, embedder.describe_queries(list(wholes.values()), fit), strict=True):
-                views[n] = of_picture
+            for n, of_image in zip(wholes, embedder.describe_queries(list(wholes.values()), fit), strict=True):
+                views[n] = of_image
             of_parts = embedder.describe([part.pixels for part in parts.values()], fit)
             for (n, part), view in zip(parts.items(), of_parts, strict=True):
                 views[n] = [replace(view, frame=part.frame)]
-        if wrong := {len(view.vector) for of_picture in views for view in of_picture} - {self.dim}:
+        if wrong := {len(view.vector) for of_image in views for view in of_image} - {self.dim}:
             raise SeenitError(
                 f"a query vector has length {min(wrong)}, the index's have {self.dim}; take those of Searcher.embed"
             )
         return views
 
-    def _pixels(self, picture: QueryImage) -> np.ndarray:
-        return read_query(picture, None, self.manifest.resolution).pixels
+    def _pixels(self, image: QueryImage) -> np.ndarray:
+        return read_query(image, None, self.manifest.resolution).pixels
 
     def _ready(self) -> "tuple[Embedder, Whitening]":
         """The backbone that made the index, loaded on first use, and the statistics of today."""
@@ -457,7 +457,7 @@ class Searcher:
 
 
 def _compared(packed: dict[str, bytes], asked: "EncodedQuery", hits: list[Hit]) -> "_Ranked":
-    """The hits by cosine and patches together; what one has in common with a disliked picture does not count.
+    """The hits by cosine and patches together; what one has in common with a disliked image does not count.
 
     packed  patches by id, of the hits that have any
     """
@@ -515,10 +515,10 @@ def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:
 
 
 def _why_not(outcome: Outcome) -> ImageError:
-    """Why a query file gave no picture."""
+    """Why a query file gave no image."""
     reason = getattr(outcome, "reason", None)
     if reason is None:
-        reason = {"NotAPicture": "not a picture of a format that is read here", "Vanished": "it is not there"}.get(
+        reason = {"NotAImage": "not an image of a format that is read here", "Vanished": "it is not there"}.get(
             type(outcome).__name__, "it changed while it was read"
         )
     return ImageError(outcome.path, reason)

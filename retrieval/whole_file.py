@@ -35,7 +35,7 @@ def whole_page(path: str | Path) -> Iterator[TextIO]:
         text.detach()  # flushed; the file is closed by whoever opened it
 
 
-def save_picture(image: Image.Image, path: str | Path, *, max_bytes: int | None = None) -> None:
+def save_image(image: Image.Image, path: str | Path, *, max_bytes: int | None = None) -> None:
     """Write a PNG where the suffix says so, else a JPEG.
 
     max_bytes  a JPEG is packed harder until it is no larger, down to quality 40

@@ -34,7 +34,7 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def save_tiny(path: Path, seed: int = 0) -> Path:
-    """A random backbone whose features differ from picture to picture."""
+    """A random backbone whose features differ from image to image."""
     torch.manual_seed(seed)
     model = VisionTransformer(TINY)
     for parameter in model.parameters():
@@ -50,7 +50,7 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw_photo(path: Path, seed: int, size: tuple[int, int] = (96, 72), **save: object) -> Path:
-    """A picture of coloured blocks, different for each seed; width before height, as Pillow has it."""
+    """An image of coloured blocks, different for each seed; width before height, as Pillow has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).save(path, **save)  # type: ignore[arg-type]

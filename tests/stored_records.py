@@ -21,7 +21,7 @@ def make_record(number: int) -> Record:
     return Record(
         id=content_id(str(number).encode()),
         files=(
-            StoredFile(f"0/album{number % 3}/picture {number}.jpg", 1000 + number, 1_700_000_000_123_456_789 + number),
+            StoredFile(f"0/album{number % 3}/image {number}.jpg", 1000 + number, 1_700_000_000_123_456_789 + number),
         ),
         metadata=Metadata(
             width=640 + number,

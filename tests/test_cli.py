@@ -100,7 +100,7 @@ def test_json_lines(indexed: Path, seenit: Seenit) -> None:
 
 
 @pytest.mark.slow
-def test_several_pictures_are_one_query(indexed: Path, seenit: Seenit) -> None:
+def test_several_images_are_one_query(indexed: Path, seenit: Seenit) -> None:
     first, second, third = (indexed / "a" / f"{n}.jpg" for n in range(3))
     found = seenit("search", first, second, "--like", third, "--top", 9, "--json", "--expand", 2, "--augment", 1)
     (answer,) = (json.loads(line) for line in found.out.splitlines())
@@ -145,9 +145,9 @@ def test_tokens_are_chosen_once(photos: Path, tiny_backbone: Path, seenit: Seeni
 def test_summary_as_json_and_dry_run(indexed: Path, seenit: Seenit) -> None:
     draw_photo(indexed / "new.jpg", 40)
     dry = json.loads(seenit("index", indexed, "--dry-run", "--json").out)
-    assert dry["dry_run"] and dry["changes"]["added"] == 1 and dry["pictures"] == 8
+    assert dry["dry_run"] and dry["changes"]["added"] == 1 and dry["images"] == 8
     done = json.loads(seenit("index", indexed, "--json", "--workers", 1).out)
-    assert done["changes"]["added"] == 1 and done["pictures"] == 9
+    assert done["changes"]["added"] == 1 and done["images"] == 9
 
 
 @pytest.mark.slow
@@ -163,14 +163,14 @@ def test_page_and_sheet(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_filters_and_tags(indexed: Path, seenit: Seenit) -> None:
-    assert "tagged 4 pictures" in seenit("tag", "add", "holiday", indexed / "a").out
+    assert "tagged 4 images" in seenit("tag", "add", "holiday", indexed / "a").out
     assert seenit("tag", "list").out.split() == ["4", "holiday"]
     query = indexed / "b" / "5.jpg"
     assert seenit("search", query, "--tag", "holiday").out.count(".jpg") == 4
     assert seenit("search", query, "--under", indexed / "a").out.count(".jpg") == 4
     assert seenit("search", query, "--under", "a").out.count(".jpg") == 4
     assert "nothing in the index" in seenit("search", query, "--before", "1999").out
-    assert "untagged 1 picture" in seenit("tag", "remove", "holiday", indexed / "a" / "1.jpg").out
+    assert "untagged 1 image" in seenit("tag", "remove", "holiday", indexed / "a" / "1.jpg").out
     assert_one_line_error(seenit("search", query, "--under", "nowhere"), "no folder nowhere", "mirrors")
 
 
@@ -179,7 +179,7 @@ def test_info(indexed: Path, seenit: Seenit) -> None:
     (indexed / "bad.jpg").write_bytes((indexed / "a" / "0.jpg").read_bytes()[:300])
     seenit("index", indexed, "--workers", 1)
     facts = json.loads(seenit("info", "--json").out)
-    assert facts["pictures"] == 8 and facts["skipped"] == 1 and facts["resolution"] == 56 and facts["bytes"]
+    assert facts["images"] == 8 and facts["skipped"] == 1 and facts["resolution"] == 56 and facts["bytes"]
     assert "8" in seenit("info").out
     assert seenit("info", "--skipped").out.startswith(str(indexed / "bad.jpg") + ": ")
 
@@ -195,7 +195,7 @@ def test_backbones(seenit: Seenit, tiny_backbone: Path) -> None:
 @pytest.mark.slow
 def test_copy_to_another_folder(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     run = seenit("copy", indexed / ".seenit", tmp_path / "copy")
-    assert run.code == 0 and "copied 8 pictures" in run.out, run.err
+    assert run.code == 0 and "copied 8 images" in run.out, run.err
     query = indexed / "a" / "0.jpg"
     assert seenit("search", query, "--index", tmp_path / "copy").out == seenit("search", query).out
 
@@ -212,12 +212,12 @@ def test_mistakes_are_one_line(indexed: Path, seenit: Seenit, tmp_path: Path) ->
     assert_one_line_error(seenit("index", indexed, "--backbone", "dinov9"), "dinov9")
     assert_one_line_error(seenit("index", indexed, "--resolution", 5), "resolution")
     assert_one_line_error(seenit("search", tmp_path / "nowhere.jpg"), "nowhere.jpg")
-    assert_one_line_error(seenit("search", tmp_path / "note.jpg"), "not a picture")
+    assert_one_line_error(seenit("search", tmp_path / "note.jpg"), "not an image")
     assert_one_line_error(seenit("search", query, "--index", tmp_path / "none"), "no index at")
     assert_one_line_error(seenit("search", query, "--index", "ftp://x/y"), "ftp://x/y")
     assert_one_line_error(seenit("search", query, "--region", "9999,0,5,5"), "region")
     assert_one_line_error(seenit("search", query, "--html", tmp_path / "no" / "page.html"), "page.html")
-    assert_one_line_error(seenit("search", tmp_path / "empty", "--batch"), "no pictures")
+    assert_one_line_error(seenit("search", tmp_path / "empty", "--batch"), "no images")
     assert not (tmp_path / "empty" / ".seenit").exists() and not (tmp_path / "none").exists()
 
 
@@ -295,7 +295,7 @@ def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(tmp_path: Path, t
     assert "stopping after the batch in hand" in err and "Traceback" not in err
     assert process.returncode == 130 and "run the same command again" in out
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "200 pictures" in again.stdout
+    assert "200 images" in again.stdout
 
 
 @pytest.mark.slow
@@ -305,12 +305,12 @@ def test_watch_takes_in_what_changes(photos: Path, tiny_backbone: Path, tmp_path
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     try:
-        assert "added 8" in process.stdout.readline() and "8 pictures" in process.stdout.readline()
+        assert "added 8" in process.stdout.readline() and "8 images" in process.stdout.readline()
         while "watching" not in process.stderr.readline():
             pass
         time.sleep(1.0)  # the watcher needs a moment to be set up
         draw_photo(photos / "later.jpg", 77)
-        assert "added 1" in process.stdout.readline() and "9 pictures" in process.stdout.readline()
+        assert "added 1" in process.stdout.readline() and "9 images" in process.stdout.readline()
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)

@@ -1,6 +1,6 @@
-"""Pairs of pictures that only share a texture: two brick walls, two pages of print, two lawns. No two are of one thing.
+"""Pairs of images that only share a texture: two brick walls, two pages of print, two lawns. No two are of one thing.
 
-Who matches patches meets such pairs everywhere, and regular textures even agree on a geometry. The two pictures of a
+Who matches patches meets such pairs everywhere, and regular textures even agree on a geometry. The two images of a
 pair have the same kind of surface, much the same colours and the same light, but every brick, letter and leaf is drawn
 anew; in every second round of kinds a thing of its own hangs on each. Controls show the same thing, surface and all,
 from another side in another light: a matcher that says no to everything fails there.
@@ -21,7 +21,7 @@ from retrieval.scenes.light import LAMPS, expose
 from retrieval.scenes.things import KINDS, make_thing
 from retrieval.scenes.walls import blocks, table_top
 
-SIZE = (640, 480)  # width, height of a picture
+SIZE = (640, 480)  # width, height of an image
 SURFACE_PX = (1440, 1080)
 SURFACE_M = (4.0, 3.0)
 THING_KINDS = ("poster", "painting", "sign")  # flat ones, that hang
@@ -33,7 +33,7 @@ Surface = Callable[[Random], Image.Image]
 
 @dataclass(frozen=True)
 class TexturePair:
-    """Two pictures with the same kind of texture; `same` where they show the same thing as well, as controls do."""
+    """Two images with the same kind of texture; `same` where they show the same thing as well, as controls do."""
 
     first: Path
     second: Path
@@ -44,7 +44,7 @@ class TexturePair:
 def texture_pairs(out: Path, count: int, *, controls: int = 0, seed: int = 0) -> tuple[TexturePair, ...]:
     """Draw `count` pairs of different things and `controls` pairs of the same thing; kinds of texture take turns.
 
-    Writes the pictures and `manifest.csv` (path, role, instance, note) into `out`, so that it is a test set, too: the
+    Writes the images and `manifest.csv` (path, role, instance, note) into `out`, so that it is a test set, too: the
     first of each pair is a query, the second is in the gallery, and only controls have an answer there.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -60,9 +60,9 @@ def texture_pairs(out: Path, count: int, *, controls: int = 0, seed: int = 0) ->
             thing = number * 2 + (0 if same else side)
             lamp = list(LAMPS)[(number + (side if same else 0)) % len(LAMPS)]
             view = np.random.default_rng((seed, number, side, 7))
-            picture = _photograph(surface, thing if with_thing else None, lamp, view)
+            image = _photograph(surface, thing if with_thing else None, lamp, view)
             paths.append(out / f"{number:03}_{texture}_{'ab'[side]}.jpg")
-            picture.save(paths[-1], quality=90)
+            image.save(paths[-1], quality=90)
         pairs.append(TexturePair(paths[0], paths[1], texture, same))
     _write_manifest(out / "manifest.csv", pairs)
     return tuple(pairs)
@@ -97,16 +97,16 @@ def _photograph(surface: Image.Image, thing: int | None, lamp: str, rng: Random)
     distance = rng.uniform(1.5, 2.0)
     eye = target + distance * np.array([np.sin(yaw), np.sin(pitch), np.cos(yaw)])
     camera = Camera(tuple(eye), tuple(target), rng.uniform(42, 52), rng.normal(0, 4), SIZE)
-    picture = Image.new("RGB", SIZE, surface.resize((1, 1)).getpixel((0, 0)))
-    paint(picture, camera, surface, (-width / 2, height / 2, 0), (width, 0, 0), (0, -height, 0))
+    image = Image.new("RGB", SIZE, surface.resize((1, 1)).getpixel((0, 0)))
+    paint(image, camera, surface, (-width / 2, height / 2, 0), (width, 0, 0), (0, -height, 0))
     if thing is not None:
         kind = THING_KINDS[thing % len(THING_KINDS)]
         front = make_thing(f"{kind}_{thing}", kind, thing // len(THING_KINDS), (thing,)).front
         wide, tall, _ = KINDS[kind].size_m
         scale = 0.75 / max(wide, tall)
         wide, tall = wide * scale, tall * scale
-        paint(picture, camera, front, (-wide / 2, tall / 2, 0), (wide, 0, 0), (0, -tall, 0))
-    return expose(picture, lamp, rng, gentle=True)
+        paint(image, camera, front, (-wide / 2, tall / 2, 0), (wide, 0, 0), (0, -tall, 0))
+    return expose(image, lamp, rng, gentle=True)
 
 
 # ---- surfaces ----

@@ -52,7 +52,7 @@ def train(
     if preset == "head":
         from .retrieval_head import train_head
 
-        head = train_head(_as_pictures(photos), out, from_backbone=start or "auto", progress=progress, say=say)
+        head = train_head(_as_images(photos), out, from_backbone=start or "auto", progress=progress, say=say)
         print(head.table())
         print(f"wrote {head.backbone}" if head.backbone else "unseen photos do not gain; nothing was written")
         return
@@ -62,7 +62,7 @@ def train(
     made = make_config(preset, file=config, changes=changes or ())
     with stop_on_interrupt(signal.SIGTERM) as stop:  # Slurm and docker stop send that
         summary = train_backbone(
-            _as_pictures(photos),
+            _as_images(photos),
             out,
             made,
             from_backbone=start,
@@ -84,7 +84,7 @@ def train(
         sys.exit(130)
 
 
-def _as_pictures(photos: Sequence[Path]) -> str | list[str | Path]:
+def _as_images(photos: Sequence[Path]) -> str | list[str | Path]:
     return str(photos[0]) if len(photos) == 1 else list(photos)
 
 
@@ -147,7 +147,7 @@ def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "
     known = read_labelled(train_photos)
     asked = read_labelled(val_photos, known.classes)
     loaded, progress = Backbone.load(backbone, say=say), sys.stderr.isatty()
-    return tuple(embed_labelled(loaded, pictures, progress=progress, say=say) for pictures in (known, asked))
+    return tuple(embed_labelled(loaded, images, progress=progress, say=say) for images in (known, asked))
 
 
 def _dense_features(backbone: str, folder: Path, kind: Literal["masks", "depth"], resolution: int) -> "DenseFeatures":

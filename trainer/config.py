@@ -32,11 +32,11 @@ class Config:
     needs_backbone: bool = False  # refuse to start from random weights
     registers: int = 0  # extra tokens (Darcet et al. 2024); 4 in the official models that have them
     layerscale: float = 1e-5  # initial value of every LayerScale
-    drop_path: float = 0.0  # share of pictures that skip a block's branch
+    drop_path: float = 0.0  # share of images that skip a block's branch
 
     # The run
     steps: int = 625_000  # updates of the weights
-    batch_size: int = 64  # pictures in a batch, over all processes together; each process has an equal part
+    batch_size: int = 64  # images in a batch, over all processes together; each process has an equal part
     accumulate: int = 1  # batches whose gradients are summed before an update
     seed: int = 0
     workers: int = 4  # processes that decode and crop; 0: this one does
@@ -49,7 +49,7 @@ class Config:
     checkpoint_blocks: bool = False  # recompute each block in backward: a third more work, far less memory
     snapshot_every: int = 1000  # steps
     keep_snapshots: int = 3  # the last ones
-    show_every: int = 1000  # steps between pictures for the eye; 0: none
+    show_every: int = 1000  # steps between images for the eye; 0: none
     log_every: int = 10  # steps between lines of metrics.jsonl
     alarms: bool = True  # stop when the run collapses
 
@@ -57,7 +57,7 @@ class Config:
     global_size: int = 224  # pixels, side of the 2 global crops
     local_size: int = 98  # pixels, side of the local crops
     num_local: int = 8
-    global_scale: tuple[float, float] = (0.32, 1.0)  # share of the picture's area
+    global_scale: tuple[float, float] = (0.32, 1.0)  # share of the image's area
     local_scale: tuple[float, float] = (0.05, 0.32)
     flip_probability: float = 0.5
     jitter_probability: float = 0.8  # brightness .4, contrast .4, saturation .2, hue .1
@@ -102,7 +102,7 @@ class Config:
     momentum_end: float = 1.0  # at the last
 
     # Optimisation
-    rate: float = 7.07e-4  # for 1024 pictures an update; the rate in use is this by sqrt(pictures / 1024)
+    rate: float = 7.07e-4  # for 1024 images an update; the rate in use is this by sqrt(images / 1024)
     rate_end: float = 1e-6
     head_rate: float = 1.0  # factor on the rate of the heads
     warmup: float = 0.16  # share of the steps
@@ -160,7 +160,7 @@ class Config:
             raise ConfigError(f"{name} is {getattr(self, name)}; it must be {what}")
 
     @property
-    def pictures_per_update(self) -> int:
+    def images_per_update(self) -> int:
         return self.batch_size * self.accumulate
 
     @property
@@ -171,7 +171,7 @@ class Config:
     @property
     def scaled_rate(self) -> float:
         """The peak rate for this batch size; the reference's square-root rule."""
-        return self.rate * math.sqrt(self.pictures_per_update / 1024)
+        return self.rate * math.sqrt(self.images_per_update / 1024)
 
     def architecture(self) -> Architecture:
         """The network that this run builds when it starts from random weights.
@@ -226,7 +226,7 @@ NETWORKS = {
 
 # Published: the configuration files of the reference (vitl16_short, vitl14, vitg14) and the paper's table of
 # hyperparameters (S and B, which it distils). `batch_size` there is that of one GPU; here it is that of all processes,
-# for one machine of 8 GPUs with the published number on each. The published runs have 2048 or 3072 pictures over all
+# for one machine of 8 GPUs with the published number on each. The published runs have 2048 or 3072 images over all
 # of their GPUs; `rate` follows the batch.
 _FROM_SCRATCH: dict[str, Any] = {"drop_path": 0.4, "rate": 2e-4}
 PRESETS: dict[str, dict[str, Any]] = {

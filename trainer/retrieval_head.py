@@ -62,7 +62,7 @@ class HeadSummary:
 
 
 def train_head(
-    pictures: str | Path | list[str | Path],
+    images: str | Path | list[str | Path],
     out: str | Path,
     *,
     from_backbone: str | Path = "auto",
@@ -75,13 +75,13 @@ def train_head(
 ) -> HeadSummary:
     """Fit a head on photos and write OUT/backbone.safetensors, the same network with the head inside.
 
-    pictures    a folder, tar shards or a list of paths (see `sources.open_source`)
+    images    a folder, tar shards or a list of paths (see `sources.open_source`)
     num_photos  how many of them at most; 1,000 photos with 4 views are 5,000 forwards
 
     An index made with the new file uses the head. Raises SeenitError where there are too few photos to judge it by.
     """
     out = Path(out)
-    source = open_source(pictures, exclude_dirs=[out])
+    source = open_source(images, exclude_dirs=[out])
     places = [source.places[index] for index in np.random.default_rng(seed).permutation(len(source))[:num_photos]]
     aside = max(LEAST_PHOTOS, round(HELD_OUT * len(places)))
     if len(places) < 2 * aside:

@@ -1,8 +1,8 @@
-"""A training run from pictures to a backbone file: the loop around the step, and what it leaves in a folder.
+"""A training run from images to a backbone file: the loop around the step, and what it leaves in a folder.
 
 OUT/backbone.safetensors is the teacher's backbone, for `seenit index --backbone`; OUT/heads.safetensors its heads, for
 distillation; OUT/snapshots/ what a killed run goes on from; OUT/metrics.jsonl one line every few steps; OUT/report.html
-curves and pictures. All randomness of a step is a function of (seed, step), so that going on is the same as not having
+curves and images. All randomness of a step is a function of (seed, step), so that going on is the same as not having
 stopped.
 """
 
@@ -77,7 +77,7 @@ class TrainSummary:
     steps: int  # updates done, those before a resumption included
     loss: float  # of the last step
     images_per_s: float  # over all processes
-    unreadable: int  # pictures that were replaced
+    unreadable: int  # images that were replaced
     stopped: bool  # because `stop` said so; resume=True goes on
     before: TrialScores | None = None  # of the backbone that it started from, on photos that it was not trained on
     after: TrialScores | None = None  # of the trained one
@@ -85,7 +85,7 @@ class TrainSummary:
 
 
 def train(
-    pictures: str | Path | Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     out: str | Path,
     config: Config,
     *,
@@ -96,19 +96,19 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     say: Say = say_to_stderr,
 ) -> TrainSummary:
-    """Train a backbone with DINOv2 on pictures.
+    """Train a backbone with DINOv2 on images.
 
-    pictures       a folder, tar shards or a list of paths (see `sources.open_source`)
+    images       a folder, tar shards or a list of paths (see `sources.open_source`)
     out            a folder for all results, made if need be
-    from_backbone  a backbone's name or path to start from; it decides the architecture, a tenth of the pictures is
+    from_backbone  a backbone's name or path to start from; it decides the architecture, a tenth of the images is
                    held out to compare before and after, and the better of both is written. None: random weights
-    labelled       pictures of known classes (see `labelled.read_labelled`) for k-NN accuracy among the metrics
+    labelled       images of known classes (see `labelled.read_labelled`) for k-NN accuracy among the metrics
     resume         go on from the last snapshot in `out`, if there is one; otherwise `out` must hold none
     progress       show a bar on stderr
     stop           asked before every step; True writes a snapshot and ends the run there
     say            gets lines on what happens
 
-    Under torchrun every process calls this with the same arguments. Raises SeenitError in one line: no pictures, fewer
+    Under torchrun every process calls this with the same arguments. Raises SeenitError in one line: no images, fewer
     than a batch, damaged snapshots, no space; CollapseError where the run is stopped because it collapses.
     """
     out = Path(out)
@@ -118,8 +118,8 @@ def train(
         cleanup.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         cleanup.enter_context(telling_of_memory(config, device))
         say = say if world.leads else _say_nothing
-        source = open_source(pictures, exclude_dirs=[out])
-        pictures_digest = fingerprint(source)
+        source = open_source(images, exclude_dirs=[out])
+        images_digest = fingerprint(source)
         if from_backbone is None and config.needs_backbone:
             raise SeenitError(
                 "this preset adapts a trained backbone, and none is given; name one by --from, for instance"
@@ -136,7 +136,7 @@ def train(
                 )
             source, held = split_source(source, config.batch_size, config.seed)
         check_batch(len(source), config, world.size)
-        run = start_run(config, origin, device, world, pictures_digest)
+        run = start_run(config, origin, device, world, images_digest)
         snapshots = out / "snapshots"
         last = latest_snapshot(snapshots)
         if last is not None and not resume:
@@ -181,7 +181,7 @@ def _loop(
 ) -> tuple[bool, float]:
     """Step until the end, or until `stop` says so.
 
-    returns  whether it was stopped, and pictures per second over all processes
+    returns  whether it was stopped, and images per second over all processes
     """
     config, world = run.config, run.world
     started, done = time.perf_counter(), 0
@@ -206,7 +206,7 @@ def _loop(
             settle_learning(run)
             signs = _step(run, batches, stage)
             run.step += 1
-            done += config.pictures_per_update
+            done += config.images_per_update
             run.unreadable = len(stream.broken)
             speed = done / (time.perf_counter() - started)
             bar.update(1)

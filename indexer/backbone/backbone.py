@@ -1,4 +1,4 @@
-"""A backbone: a loaded network, ready for pictures.
+"""A backbone: a loaded network, ready for images.
 
 What is surprising: its results are float32 whatever it computes in, and loading it may lower torch's number of threads,
 which in a container would otherwise be the whole machine's.

@@ -1,8 +1,8 @@
-"""Where one looks in a query picture: at the whole, at its middle, and at the middle turned level.
+"""Where one looks in a query image: at the whole, at its middle, and at the middle turned level.
 
 Who takes a photo to ask about a thing holds the camera at it, so the middle says more of the thing and the whole more
 of the place. And who holds a book in the hand holds it aslant, while the index has it upright: features of DINOv2 bear
-some twenty degrees of turn, not forty. Books, pictures, packets and houses have straight edges at right angles, which
+some twenty degrees of turn, not forty. Books, images, packets and houses have straight edges at right angles, which
 show by how much they are turned, but not which side is up; so both ways of setting them level are looked at.
 tests/benchmarks/descriptor_ablation.py shows what each is worth.
 """
@@ -18,59 +18,59 @@ from .features import WHOLE
 
 LEAST_TURN = 8.0  # degrees below which features do not mind
 LEAST_PEAK = 1.4  # how far the edges' main direction must stand out, in multiples of an even spread
-EDGE_PX = 192  # longer side of the picture in which edges are looked for
+EDGE_PX = 192  # longer side of the image in which edges are looked for
 EDGE_SHARE = 0.7  # of each side of it that counts
 SPREAD = 4  # degrees by which directions are smoothed
 
 
 @dataclass(frozen=True, eq=False)
 class QueryCrop:
-    """One part of a query picture.
+    """One part of a query image.
 
     pixels  (H, W, 3) uint8
-    frame   (2, 3) float32, affine: fractions of the whole picture = frame @ (x, y, 1), fractions of this part
+    frame   (2, 3) float32, affine: fractions of the whole image = frame @ (x, y, 1), fractions of this part
     """
 
     pixels: np.ndarray
     frame: np.ndarray
 
 
-def query_cuts(picture: np.ndarray) -> list[QueryCrop]:
+def query_cuts(image: np.ndarray) -> list[QueryCrop]:
     """The parts of (H, W, 3) uint8 pixels that a query is searched by: the whole, its middle, that turned level."""
-    cuts = [QueryCrop(picture, WHOLE), QueryCrop(middle(picture), middle_frame(picture))]
-    degrees, peak = edge_turn(picture)
+    cuts = [QueryCrop(image, WHOLE), QueryCrop(middle(image), middle_frame(image))]
+    degrees, peak = edge_turn(image)
     if abs(degrees) > LEAST_TURN and peak > LEAST_PEAK:
         for turn in (degrees, degrees - math.copysign(90, degrees)):
-            turned = np.asarray(Image.fromarray(picture).rotate(turn, Image.Resampling.BICUBIC))
-            cuts.append(QueryCrop(np.ascontiguousarray(middle(turned)), middle_frame(picture, turn)))
+            turned = np.asarray(Image.fromarray(image).rotate(turn, Image.Resampling.BICUBIC))
+            cuts.append(QueryCrop(np.ascontiguousarray(middle(turned)), middle_frame(image, turn)))
     return cuts
 
 
-def middle(picture: np.ndarray) -> np.ndarray:
+def middle(image: np.ndarray) -> np.ndarray:
     """The middle MIDDLE of each side of (H, W, 3) pixels."""
-    top, left = _margins(picture)
-    height, width = picture.shape[:2]
-    return picture[top : max(height - top, top + 1), left : max(width - left, left + 1)]
+    top, left = _margins(image)
+    height, width = image.shape[:2]
+    return image[top : max(height - top, top + 1), left : max(width - left, left + 1)]
 
 
-def middle_frame(picture: np.ndarray, degrees: float = 0) -> np.ndarray:
-    """The frame (2, 3) of `middle` of the picture after Pillow's `rotate(degrees)`, about its centre, its size kept."""
-    size = np.array(picture.shape[1::-1], np.float64)  # width, height
-    margin = np.array(_margins(picture)[::-1]) / size
+def middle_frame(image: np.ndarray, degrees: float = 0) -> np.ndarray:
+    """The frame (2, 3) of `middle` of the image after Pillow's `rotate(degrees)`, about its centre, its size kept."""
+    size = np.array(image.shape[1::-1], np.float64)  # width, height
+    margin = np.array(_margins(image)[::-1]) / size
     inner = np.maximum(1 - 2 * margin, 1 / size)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    back = np.array([[cos, -sin], [sin, cos]]) * size / size[:, None]  # fractions of the turned picture to its own
+    back = np.array([[cos, -sin], [sin, cos]]) * size / size[:, None]  # fractions of the turned image to its own
     linear, shift = back * inner, back @ (margin - 0.5) + 0.5
     return np.concatenate([linear, shift[:, None]], axis=1).astype(np.float32)
 
 
-def edge_turn(picture: np.ndarray) -> tuple[float, float]:
+def edge_turn(pixels: np.ndarray) -> tuple[float, float]:
     """By how many degrees, in (-45, 45], the straight edges of (H, W, 3) pixels are turned clockwise from level.
 
     With it how far that direction stands out: 1 where edges run every way alike. It is the highest point of a histogram
     of the gradient's directions modulo 90 degrees, weighted by its length.
     """
-    image = Image.fromarray(picture).convert("L")
+    image = Image.fromarray(pixels).convert("L")
     scale = EDGE_PX / max(image.size)
     small = image.resize(
         (max(round(image.width * scale), 1), max(round(image.height * scale), 1)), Image.Resampling.BOX
@@ -93,7 +93,7 @@ def edge_turn(picture: np.ndarray) -> tuple[float, float]:
     return degrees if degrees <= 45 else degrees - 90, float(smooth[peak] / smooth.mean())
 
 
-def _margins(picture: np.ndarray) -> tuple[int, int]:
+def _margins(image: np.ndarray) -> tuple[int, int]:
     """Rows above and below the middle, columns left and right of it."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     return round(height * (1 - MIDDLE) / 2), round(width * (1 - MIDDLE) / 2)

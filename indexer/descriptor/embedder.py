@@ -20,7 +20,7 @@ DEFAULT_TOKENS = "balanced"
 
 @dataclass(frozen=True, eq=False)
 class Indexed:
-    """A picture with every patch, and those that an index keeps as it stores them."""
+    """An image with every patch, and those that an index keeps as it stores them."""
 
     view: CropFeatures
     packed: bytes
@@ -29,7 +29,7 @@ class Indexed:
 class Embedder:
     """A backbone with the recipe that makes vectors of its features; the fit is handed in, for it belongs to an index.
 
-    resolution  pixels; a picture is seen at about resolution x resolution pixels in its own aspect
+    resolution  pixels; an image is seen at about resolution x resolution pixels in its own aspect
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Embedder:
         self._whole = replace(recipe, num_tokens=DESCRIPTOR_CONFIGS["full"].num_tokens)
 
     def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
-        """What the descriptor needs of pictures of one shape, (rows * P, cols * P, 3) uint8 each."""
+        """What the descriptor needs of images of one shape, (rows * P, cols * P, 3) uint8 each."""
         features = self.backbone.intermediate(np.stack(pixels), self.layers)
         return descriptor.pool(features, self.recipe, self.backbone.depth)
 
     def fit(self, sample: Sequence[PooledFeatures]) -> Whitening:
         return descriptor.fit_whitening(sample, self.recipe, self.backbone.prior)
 
-    def describe(self, pictures: Sequence[np.ndarray], fit: Whitening) -> list[CropFeatures]:
-        """Each picture, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
-        seen = [preprocess(picture, "aspect", self.resolution, self.backbone.patch_size) for picture in pictures]
+    def describe(self, images: Sequence[np.ndarray], fit: Whitening) -> list[CropFeatures]:
+        """Each image, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
+        seen = [preprocess(image, "aspect", self.resolution, self.backbone.patch_size) for image in images]
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for n, pixels in enumerate(seen):
             by_shape.setdefault(pixels.shape, []).append(n)
@@ -62,22 +62,22 @@ class Embedder:
                 features = self.backbone.intermediate(np.stack([seen[n] for n in batch]), self.layers)
                 vectors, tokens = descriptor.apply(descriptor.pool(features, self._whole, self.backbone.depth), fit)
                 views |= {n: CropFeatures(vectors[at], tokens[at], features[0].grid) for at, n in enumerate(batch)}
-        return [views[n] for n in range(len(pictures))]
+        return [views[n] for n in range(len(images))]
 
-    def indexed(self, picture: np.ndarray, fit: Whitening) -> "Indexed":
-        """A picture, (H, W, 3) uint8 of any size, as an index holds it."""
-        (view,) = self.describe([picture], fit)
-        pixels = preprocess(picture, "aspect", self.resolution, self.backbone.patch_size)
+    def indexed(self, image: np.ndarray, fit: Whitening) -> "Indexed":
+        """An image, (H, W, 3) uint8 of any size, as an index holds it."""
+        (view,) = self.describe([image], fit)
+        pixels = preprocess(image, "aspect", self.resolution, self.backbone.patch_size)
         pooled = self.pooled([pixels])
         tokens = descriptor.apply(pooled, fit)[1][0]
         patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
         return Indexed(view, pack_patches(patches, self.recipe.token_bits))
 
-    def describe_queries(self, pictures: Sequence[np.ndarray], fit: Whitening) -> list[list[CropFeatures]]:
-        """`describe` for queries: each picture as a whole, then the other parts of it that `query_cuts` looks at."""
-        cuts = [query_cuts(picture) for picture in pictures]
-        views = iter(self.describe([cut.pixels for of_picture in cuts for cut in of_picture], fit))
-        return [[replace(next(views), frame=cut.frame) for cut in of_picture] for of_picture in cuts]
+    def describe_queries(self, images: Sequence[np.ndarray], fit: Whitening) -> list[list[CropFeatures]]:
+        """`describe` for queries: each image as a whole, then the other parts of it that `query_cuts` looks at."""
+        cuts = [query_cuts(image) for image in images]
+        views = iter(self.describe([cut.pixels for of_image in cuts for cut in of_image], fit))
+        return [[replace(next(views), frame=cut.frame) for cut in of_image] for of_image in cuts]
 
 
 def recipe_named(tokens: str) -> DescriptorConfig:

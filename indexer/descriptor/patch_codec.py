@@ -1,6 +1,6 @@
 """Patch tokens as few bytes, and back.
 
-Tokens of one picture are unit vectors whose directions matter and whose lengths do not, so that each number needs few
+Tokens of one image are unit vectors whose directions matter and whose lengths do not, so that each number needs few
 bits: 1 bit is its sign, 2 bits one of the four levels that lose least of a normal distribution (Max, 1960), 8 bits a
 share of the largest. Where the patches lie is one bit for each cell of the grid.
 
@@ -31,7 +31,7 @@ BITS = (1, 2, 8)
 
 @dataclass(frozen=True)
 class PatchTokens:
-    """Patches of one picture.
+    """Patches of one image.
 
     tokens     (K, T)  float32, L2-normalised
     positions  (K, 2)  uint8, row and column of each on the grid; in raster order
@@ -45,12 +45,12 @@ class PatchTokens:
 
 @dataclass(frozen=True)
 class ManyPatches:
-    """Patches of several pictures, those of one after those of the other.
+    """Patches of several images, those of one after those of the other.
 
     tokens     (K of all, T)  float32, L2-normalised
     positions  (K of all, 2)  uint8, row and column of each on its grid; in raster order
-    counts     K of each picture
-    grids      rows and columns of patches of each picture
+    counts     K of each image
+    grids      rows and columns of patches of each image
     """
 
     tokens: np.ndarray
@@ -60,7 +60,7 @@ class ManyPatches:
 
 
 def pack_patches(patches: PatchTokens, bits: int) -> bytes:
-    """The bytes of one picture's tokens; K * T * bits / 8 of them, and the grid's."""
+    """The bytes of one image's tokens; K * T * bits / 8 of them, and the grid's."""
     rows, cols = patches.grid
     count, dim = patches.tokens.shape
     assert bits in BITS and dim * bits % 8 == 0 and 0 < rows < 256 and 0 < cols < 256 and dim < 65536
@@ -72,7 +72,7 @@ def pack_patches(patches: PatchTokens, bits: int) -> bytes:
 
 
 def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
-    """The tokens of several pictures of one index, each as near to the packed ones as its bits allow.
+    """The tokens of several images of one index, each as near to the packed ones as its bits allow.
 
     Raises SeenitError for bytes that `pack_patches` has not written, or not alike.
     """

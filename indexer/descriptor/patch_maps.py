@@ -1,4 +1,4 @@
-"""What the network makes of a picture, patch by patch: which patches are alike, and where CLS looks."""
+"""What the network makes of an image, patch by patch: which patches are alike, and where CLS looks."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ SHOWN_CHANNELS = 3  # red, green, blue
 
 
 def patch_colours(features: TokenFeatures) -> np.ndarray:
-    """The first three principal components of all pictures' patches as red, green and blue.
+    """The first three principal components of all images' patches as red, green and blue.
 
-    returns  (B, rows, cols, 3) uint8; equal colours mean similar patches, also across the pictures
+    returns  (B, rows, cols, 3) uint8; equal colours mean similar patches, also across the images
     """
     patches = torch.nan_to_num(features.patches.float()).cpu()  # (B, N, D)
     rows = patches.flatten(0, 1)

@@ -1,10 +1,10 @@
-"""From a frozen backbone's tokens to the two things that are stored of a picture: one global vector, a few patches.
+"""From a frozen backbone's tokens to the two things that are stored of an image: one global vector, a few patches.
 
 Raw DINOv2 tokens make poor descriptors for finding the same thing again: a few directions carry most of the variance
 and say "a photo", not "this photo". So several layers are read, and means and whitening are fitted on the indexed
-pictures themselves. The whole chain (centre, whiten each layer, keep the main directions of all of them together) is
+images themselves. The whole chain (centre, whiten each layer, keep the main directions of all of them together) is
 one affine map, which is what a `Whitening` holds. A small corpus has no statistics of its own to speak of: the fit then
-leans on a prior, the statistics of other photos that a backbone's file may carry, as if `PRIOR_PICTURES` of them had
+leans on a prior, the statistics of other photos that a backbone's file may carry, as if `PRIOR_IMAGES` of them had
 been indexed too.
 """
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # B images, N patches, K of them kept, D channels of the backbone, L layers read, G global and T token dimensions
 
-PRIOR_PICTURES = 1000  # a prior from photos weighs as much as so many pictures
-ORIGIN_PICTURES = 1  # without a prior, as if so many pictures with a vector of zeros had been indexed
+PRIOR_IMAGES = 1000  # a prior from photos weighs as much as so many images
+ORIGIN_IMAGES = 1  # without a prior, as if so many images with a vector of zeros had been indexed
 PRIOR_RANK = 192  # directions of the global covariance that a prior keeps
 VIEW_SHARE = 0.4  # of what is whitened away: how views of one photo differ, where a prior knows that
 _TINY = 1e-12
@@ -47,7 +47,7 @@ class DescriptorConfig:
     shrinkage: float = 0.05  # share of a layer's mean variance that is added to all its variances before whitening
     token_depth: float = 8 / 12  # where patch tokens are read
     token_dim: int = 192  # at most; a small backbone has fewer
-    num_tokens: int = 64  # patches kept of each picture; a small grid has fewer
+    num_tokens: int = 64  # patches kept of each image; a small grid has fewer
     token_bits: int = 2  # of each number of a token as it is stored
 
     @property
@@ -87,7 +87,7 @@ def _as(value: object, default: object) -> Any:
     return type(default)(value)  # type: ignore[call-arg]
 
 
-# How much of its patches a picture keeps, by the name that a user gives it: bytes a picture, at 192 numbers a token
+# How much of its patches an image keeps, by the name that a user gives it: bytes an image, at 192 numbers a token
 DESCRIPTOR_CONFIGS = {
     "compact": DescriptorConfig(num_tokens=40, token_bits=1),  # 1 kB
     "balanced": DescriptorConfig(),  # 3 kB
@@ -97,7 +97,7 @@ DESCRIPTOR_CONFIGS = {
 
 @dataclass(frozen=True)
 class PooledFeatures:
-    """What is kept of B pictures before any statistics: about 55 kB each with a ViT-S.
+    """What is kept of B images before any statistics: about 55 kB each with a ViT-S.
 
     parts      (B, L, D)  float32, L2-normalised
     tokens     (B, K, D)  float16
@@ -117,7 +117,7 @@ class Whitening:
     projection        (L * D, G)
     token_mean        (D,)
     token_projection  (D, T)
-    num_pictures      how many pictures it was fitted on
+    num_images      how many images it was fitted on
     """
 
     recipe: DescriptorConfig
@@ -125,7 +125,7 @@ class Whitening:
     projection: Tensor
     token_mean: Tensor
     token_projection: Tensor
-    num_pictures: int
+    num_images: int
 
     @property
     def global_dim(self) -> int:
@@ -146,7 +146,7 @@ class Whitening:
 
 
 def pool(features: "Sequence[TokenFeatures]", recipe: DescriptorConfig, depth: int) -> PooledFeatures:
-    """The raw material of B pictures of one shape; which patches are kept depends on the pictures alone.
+    """The raw material of B images of one shape; which patches are kept depends on the images alone.
 
     features  of the blocks `recipe.layers_of(depth)`, in that order, after the final norm
     depth     how many blocks the backbone has
@@ -173,7 +173,7 @@ def select_patches(patches: Tensor, count: int) -> Tensor:
     """Indices (B, K), ascending, of patches that are unlike each other; K is `count` or all there are.
 
     patches  (B, N, D)
-    Farthest-point sampling by cosine: first the patch least like the picture's mean, then again and again
+    Farthest-point sampling by cosine: first the patch least like the image's mean, then again and again
 
         argmax_n min_{s already chosen} 1 - cos(patches[n], patches[s])
 
@@ -200,15 +200,15 @@ def fit_whitening(
     """The statistics of a sample of the corpus, drawn towards the prior as far as the sample is small.
 
     prior  the tensors of `prior_from`, which a backbone may carry
-    With n pictures the corpus weighs n / (n + PRIOR_PICTURES), and n / (n + ORIGIN_PICTURES) without a prior: a single
-    picture is then not its own mean, and has a descriptor.
+    With n images the corpus weighs n / (n + PRIOR_IMAGES), and n / (n + ORIGIN_IMAGES) without a prior: a single
+    image is then not its own mean, and has a descriptor.
     """
     parts = torch.cat([pooled.parts for pooled in sample]).double()  # (n, L, D)
-    assert len(parts) > 0, "a fit needs a picture"
+    assert len(parts) > 0, "a fit needs an image"
     num_parts, dim = parts.shape[1:]
     if prior is not None:
         _check_prior(prior, recipe, num_parts, dim)
-    weight = len(parts) / (len(parts) + (ORIGIN_PICTURES if prior is None else PRIOR_PICTURES))
+    weight = len(parts) / (len(parts) + (ORIGIN_IMAGES if prior is None else PRIOR_IMAGES))
 
     start = _prior_moments(prior, "", num_parts * dim)
     mean, covariance = _blend(_moments(parts.flatten(1)), start, weight)
@@ -230,7 +230,7 @@ def fit_whitening(
         projection=(whitening @ directions).float().contiguous(),
         token_mean=token_mean.float(),
         token_projection=(token_whitening @ token_directions).float().contiguous(),
-        num_pictures=len(parts),
+        num_images=len(parts),
     )
 
 
@@ -242,7 +242,7 @@ def apply(pooled: PooledFeatures, fit: Whitening) -> tuple[np.ndarray, np.ndarra
 
 
 def prior_from(sample: Sequence[PooledFeatures], recipe: DescriptorConfig) -> dict[str, Tensor]:
-    """The statistics of other pictures, for a backbone's file to carry: under 3 MB in half precision for a ViT-S.
+    """The statistics of other images, for a backbone's file to carry: under 3 MB in half precision for a ViT-S.
 
     mean (L, D); factors (R, L * D), whose sum of outer products is the covariance; token_mean (D,);
     token_factors (D, D); recipe, the bytes of the text that they hold for
@@ -261,7 +261,7 @@ def prior_from(sample: Sequence[PooledFeatures], recipe: DescriptorConfig) -> di
 
 def save_fit(fit: Whitening) -> bytes:
     """A fit as the bytes of a safetensors file."""
-    metadata = {"format": "seenit-fit-1", "recipe": fit.recipe.version, "num_pictures": str(fit.num_pictures)}
+    metadata = {"format": "seenit-fit-1", "recipe": fit.recipe.version, "num_images": str(fit.num_images)}
     return safetensors.torch.save(_tensors(fit), metadata)
 
 
@@ -273,11 +273,11 @@ def load_fit(data: bytes) -> Whitening:
         if metadata["format"] != "seenit-fit-1":
             raise ValueError("it has another format")
         recipe = _recipe_from(metadata["recipe"])
-        num_pictures = int(metadata["num_pictures"])
+        num_images = int(metadata["num_images"])
         tensors = safetensors.torch.load(data)
         if set(tensors) != {"mean", "projection", "token_mean", "token_projection"}:
             raise ValueError("it holds other tensors")
-        loaded = Whitening(recipe=recipe, num_pictures=num_pictures, **tensors)
+        loaded = Whitening(recipe=recipe, num_images=num_images, **tensors)
         _check(loaded)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -69,16 +69,16 @@ def _spread(image: Image.Image) -> Image.Image:
     )
 
 
-def to_srgb(picture: Image.Image, profile: Any) -> Image.Image:
+def to_srgb(image: Image.Image, profile: Any) -> Image.Image:
     """To RGB through the ICC profile; a broken profile, or one for other channels, is as good as none."""
-    if isinstance(profile, bytes) and profile and picture.mode != "LAB":
+    if isinstance(profile, bytes) and profile and image.mode != "LAB":
         with contextlib.suppress(Exception):
-            transform = _transform_to_srgb(profile, picture.mode)
+            transform = _transform_to_srgb(profile, image.mode)
             if transform is not None:
-                return transform.apply(picture)
-    if picture.mode == "LAB":
-        return _lab_to_srgb().apply(picture)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+                return transform.apply(image)
+    if image.mode == "LAB":
+        return _lab_to_srgb().apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(values: np.ndarray, image: Image.Image) -> Image.Image:
@@ -130,7 +130,7 @@ def _first(value: Any) -> int:
 def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if mode in ("L", "RGB") and "srgb" in ImageCms.getProfileDescription(source).lower():
-        return None  # the profile that most pictures carry
+        return None  # the profile that most images carry
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
 
 

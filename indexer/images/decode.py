@@ -1,4 +1,4 @@
-"""Decodes pictures safely: told by content, within limits, upright and in sRGB.
+"""Decodes images safely: told by content, within limits, upright and in sRGB.
 
 Surprising: Pillow's plugins are called directly rather than through `Image.open`. Only the plugin that the file's first
 bytes ask for ever runs, and the cap on pixels is ours, per call, instead of Pillow's global one. Nothing here imports
@@ -39,7 +39,7 @@ from .raw import RAW_MISSING, is_raw, raw_installed, read_raw
 SNIFF_BYTES = 64  # how much of a file `sniff` wants to see
 
 OPENERS: dict[str, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,  # and MPO, by its first picture
+    "JPEG": JpegImagePlugin.JpegImageFile,  # and MPO, by its first image
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
@@ -49,14 +49,14 @@ OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     "PPM": PpmImagePlugin.PpmImageFile,
     "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
 }
-HEIF_MISSING = "HEIC pictures need pillow-heif; install it with: pip install 'seenit[heic]'"
+HEIF_MISSING = "HEIC images need pillow-heif; install it with: pip install 'seenit[heic]'"
 NEEDS_MEMORY = "needs more memory than it may take"
 MOST_MISSING = 0.25  # of a JPEG's rows, up to which it is shown with a note, as viewers do
-BYTES_PER_PIXEL = 10  # while a picture is decoded whole: 4 in Pillow, about as much in the format's own decoder
+BYTES_PER_PIXEL = 10  # while an image is decoded whole: 4 in Pillow, about as much in the format's own decoder
 
 RAW_HEADS = (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM")  # of makers' own formats
 
-# EXIF orientation -> what turns the stored picture upright; 1 is upright
+# EXIF orientation -> what turns the stored image upright; 1 is upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -67,12 +67,12 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-Region = tuple[int, int, int, int]  # x, y, width, height in pixels of the upright picture
+Region = tuple[int, int, int, int]  # x, y, width, height in pixels of the upright image
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one picture may cost.
+    """What one image may cost.
 
     A JPEG is decoded at reduced scale and may have `max_pixels`. Every other format is decoded whole and is also held
     to `memory_bytes / 10` pixels (107 million by default).
@@ -89,10 +89,10 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """A decoded picture."""
+    """A decoded image."""
 
-    image: Image.Image  # mode RGB, in sRGB, upright; the whole picture or the region asked for, maybe at reduced scale
-    width: int  # of the whole picture at full scale, upright
+    image: Image.Image  # mode RGB, in sRGB, upright; the whole image or the region asked for, maybe at reduced scale
+    width: int  # of the whole image at full scale, upright
     height: int
     format: str  # Pillow's name: JPEG, PNG, ...; RAW for a camera's sensor data
     taken_at: datetime | None = None  # EXIF or XMP; UTC; a time without a zone is taken to be UTC
@@ -109,7 +109,7 @@ class DecodedImage:
 
 
 def sniff(head: bytes) -> str | None:
-    """The picture format of a file that starts with `head` (SNIFF_BYTES of it), None if it is not a picture.
+    """The image format of a file that starts with `head` (SNIFF_BYTES of it), None if it is not an image.
 
     HEIF and raw files are told whether or not their readers are installed; `decode` says what is missing. A raw file
     that is a TIFF is told as TIFF; see `raw.is_raw`.
@@ -142,7 +142,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a regular file begins like a picture; False as well if it cannot be read."""
+    """Whether a regular file begins like an image; False as well if it cannot be read."""
     try:
         with open_regular(os.fspath(path)) as file:
             return sniff(file.read(SNIFF_BYTES)) is not None
@@ -151,7 +151,7 @@ def is_image(path: str | Path) -> bool:
 
 
 def heif_installed() -> bool:
-    """Whether HEIC pictures can be decoded here."""
+    """Whether HEIC images can be decoded here."""
     try:
         import pillow_heif  # noqa: F401
     except ImportError:
@@ -167,19 +167,19 @@ def decode(
     region: Region | None = None,
     path: str = "",
 ) -> DecodedImage:
-    """Decode a picture file from memory.
+    """Decode an image file from memory.
 
     target_px  the shorter side of the image may shrink down to this but not below it, and is never enlarged; a JPEG is
                then decoded at 1/2, 1/4 or 1/8, and everything is averaged down by a whole factor. None: full scale
-    region     what to cut out, in pixels of the upright picture at full scale; the part outside the picture is dropped
+    region     what to cut out, in pixels of the upright image at full scale; the part outside the image is dropped
     path       for messages only
     An animation gives its first frame; transparency lies over white, or over black where the art itself is white;
     colours are converted by the ICC profile. A JPEG that lacks up to a quarter of its rows comes with a note.
-    PictureError if it is not a picture, damaged, cut short, larger than `limits`, or the region lies outside it.
+    ImageError if it is not an image, damaged, cut short, larger than `limits`, or the region lies outside it.
     """
     name = sniff(data[:SNIFF_BYTES])
     if name is None:
-        raise ImageError(path, "not a picture of a format that is read here")
+        raise ImageError(path, "not an image of a format that is read here")
     if name == "TIFF" and is_raw(data, path):
         name = "RAW"
     try:
@@ -207,7 +207,7 @@ def decode(
 def decode_file(
     path: str | Path, *, target_px: int | None = None, limits: Limits = DEFAULT_LIMITS, region: Region | None = None
 ) -> DecodedImage:
-    """`decode` for a file, in this process; PictureError if it is not there, not a regular file, or no picture."""
+    """`decode` for a file, in this process; ImageError if it is not there, not a regular file, or no image."""
     name = str(path)
     try:
         with open_regular(name) as file:
@@ -240,14 +240,14 @@ def _decode(
     _check_size(stored_width, stored_height, image.size, name, limits, path)
     image.load()
 
-    picture = displayable(image, deep)
-    scale = (picture.width / stored_width, picture.height / stored_height)
+    shown = displayable(image, deep)
+    scale = (shown.width / stored_width, shown.height / stored_height)
     if region:
-        picture = picture.crop(_stored_box(box, exif.orientation, (stored_width, stored_height), scale))
-    picture = to_srgb(_reduced(picture, target_px), image.info.get("icc_profile"))
+        shown = shown.crop(_stored_box(box, exif.orientation, (stored_width, stored_height), scale))
+    shown = to_srgb(_reduced(shown, target_px), image.info.get("icc_profile"))
     if exif.orientation in UPRIGHT:
-        picture = picture.transpose(UPRIGHT[exif.orientation])
-    return _picture(picture, width, height, name, exif, _count_frames(data, name, path))
+        shown = shown.transpose(UPRIGHT[exif.orientation])
+    return _image(shown, width, height, name, exif, _count_frames(data, name, path))
 
 
 def _decode_cut(data: bytes, target_px: int | None, limits: Limits, region: Region | None, path: str) -> DecodedImage:
@@ -285,21 +285,21 @@ def _decode_raw(data: bytes, target_px: int | None, limits: Limits, region: Regi
     if data[:4] in (b"II*\0", b"MM\0*"):
         exif = read_exif(TiffImagePlugin.TiffImageFile(io.BytesIO(data), ""))
     pixels = read_raw(data, min(limits.max_pixels, limits.memory_bytes // (2 * BYTES_PER_PIXEL)), path)
-    picture = Image.fromarray(pixels)
-    width, height = picture.size
+    image = Image.fromarray(pixels)
+    width, height = image.size
     if region:
         x, y, w, h = _clip(region, width, height, path)
-        picture = picture.crop((x, y, x + w, y + h))
-    return _picture(_reduced(picture, target_px), width, height, "RAW", exif, 1)
+        image = image.crop((x, y, x + w, y + h))
+    return _image(_reduced(image, target_px), width, height, "RAW", exif, 1)
 
 
-def _picture(image: Image.Image, width: int, height: int, name: str, exif: Exif, frames: int) -> DecodedImage:
+def _image(image: Image.Image, width: int, height: int, name: str, exif: Exif, frames: int) -> DecodedImage:
     return DecodedImage(image, width, height, name, exif.taken_at, exif.camera, exif.gps, exif.date_source, frames)
 
 
-def _reduced(picture: Image.Image, target_px: int | None) -> Image.Image:
-    factor = min(picture.size) // target_px if target_px else 1
-    return picture.reduce(factor) if factor > 1 else picture
+def _reduced(image: Image.Image, target_px: int | None) -> Image.Image:
+    factor = min(image.size) // target_px if target_px else 1
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _count_frames(data: bytes, name: str, path: str) -> int:
@@ -335,14 +335,14 @@ def _clip(region: Region, width: int, height: int, path: str) -> Region:
     x, y, w, h = region
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
     if right <= left or bottom <= top:
-        raise ImageError(path, f"the region {x},{y},{w},{h} lies outside the picture of {width}x{height} pixels")
+        raise ImageError(path, f"the region {x},{y},{w},{h} lies outside the image of {width}x{height} pixels")
     return left, top, right - left, bottom - top
 
 
 def _stored_box(
     box: Region, orientation: int, stored: tuple[int, int], scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Where a box of the upright picture lies in the picture as stored, at reduced scale: left, top, right, bottom."""
+    """Where a box of the upright image lies in the image as stored, at reduced scale: left, top, right, bottom."""
     x, y, w, h = box
     if orientation >= 5:  # rows and columns change places
         x, y, w, h = y, x, h, w

@@ -1,7 +1,7 @@
-"""Reads from a picture's EXIF how it is turned, when and where it was taken, and by which camera.
+"""Reads from an image's EXIF how it is turned, when and where it was taken, and by which camera.
 
 Surprising: nothing here fails. EXIF is written by every kind of software, often wrongly, and what makes no sense counts
-as absent; a picture is never refused for it.
+as absent; an image is never refused for it.
 """
 
 import re

@@ -53,7 +53,7 @@ def find_files(
     exclude: Iterable[str] = (),
     on_link_out: Callable[[str], None] = lambda path: None,
 ) -> Iterator[FoundFile | Unreadable]:
-    """Every file under the folders, picture or not, each folder's entries in the order of their names.
+    """Every file under the folders, image or not, each folder's entries in the order of their names.
 
     follow_links  also what links lead to outside of the folders; without, such a link counts as not there, and
                   `on_link_out` gets its path

@@ -1,6 +1,6 @@
 """One job of a decoder process, from a path to pixels for the ViT; and every way in which it can end.
 
-Surprising: a file that gives no picture is an outcome and no exception. Most folders hold such files, and each kind is
+Surprising: a file that gives no image is an outcome and no exception. Most folders hold such files, and each kind is
 treated differently: remembered, forgotten, or tried again.
 """
 
@@ -23,7 +23,7 @@ from .raw import RAW_MISSING, is_raw, raw_installed
 
 @dataclass(frozen=True)
 class Job:
-    """`decode`: everything, for a picture to be embedded; `hash`: only the id, to recognise a renamed file."""
+    """`decode`: everything, for an image to be embedded; `hash`: only the id, to recognise a renamed file."""
 
     path: str
     kind: Literal["decode", "hash"] = "decode"
@@ -31,7 +31,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a picture is brought to the ViT's size, and what it may cost."""
+    """How an image is brought to the ViT's size, and what it may cost."""
 
     resolution: int = 224
     patch_size: int = 14
@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """A picture ready to be embedded.
+    """An image ready to be embedded.
 
     pixels  (rows * P, columns * P, 3)  uint8 RGB
     """
@@ -57,7 +57,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Hashed:
-    """The answer to a `hash` job of a file that begins like a picture."""
+    """The answer to a `hash` job of a file that begins like an image."""
 
     path: str
     id: str
@@ -66,8 +66,8 @@ class Hashed:
 
 
 @dataclass(frozen=True)
-class NotAPicture:
-    """Something else than a picture, told by its first bytes; the rest was not read."""
+class NotAImage:
+    """Something else than an image, told by its first bytes; the rest was not read."""
 
     path: str
     size: int
@@ -109,11 +109,11 @@ class Accident(Unreadable):
     """
 
 
-Outcome = Decoded | Hashed | NotAPicture | Broken | Vanished | Changed | Unreadable | Accident
+Outcome = Decoded | Hashed | NotAImage | Broken | Vanished | Changed | Unreadable | Accident
 Work = Callable[[Job, Settings], Outcome]
 
 
-def read_picture(job: Job, settings: Settings) -> Outcome:
+def read_image(job: Job, settings: Settings) -> Outcome:
     """Do one job in this process: the file is read once, told by its first bytes, hashed and decoded from memory."""
     path, limits = job.path, settings.limits
     try:
@@ -122,7 +122,7 @@ def read_picture(job: Job, settings: Settings) -> Outcome:
             size, mtime_ns = before.st_size, stamp_ns(before)
             format_name = sniff(file.read(SNIFF_BYTES))
             if format_name is None:
-                return NotAPicture(path, size, mtime_ns)
+                return NotAImage(path, size, mtime_ns)
             if format_name == "HEIF" and not heif_installed():
                 return Unreadable(path, HEIF_MISSING)
             if size > limits.max_file_bytes:
@@ -144,12 +144,12 @@ def read_picture(job: Job, settings: Settings) -> Outcome:
     if job.kind == "hash":
         return Hashed(path, file_id, size, mtime_ns)
     try:
-        picture = decode(data, target_px=detail_px(settings.resolution), limits=limits, path=path)
+        image = decode(data, target_px=detail_px(settings.resolution), limits=limits, path=path)
     except ImageError as error:
         return Broken(path, error.reason, size, mtime_ns)
-    pixels = preprocess(picture.image, settings.mode, settings.resolution, settings.patch_size)
+    pixels = preprocess(image.image, settings.mode, settings.resolution, settings.patch_size)
     grid = (pixels.shape[0] // settings.patch_size, pixels.shape[1] // settings.patch_size)
-    return Decoded(path, file_id, size, mtime_ns, pixels, grid, _metadata(picture, path, mtime_ns))
+    return Decoded(path, file_id, size, mtime_ns, pixels, grid, _metadata(image, path, mtime_ns))
 
 
 def lost(path: str, reason: str, *, accident: bool = False) -> Outcome:
@@ -163,23 +163,23 @@ def lost(path: str, reason: str, *, accident: bool = False) -> Outcome:
     return Accident(path, reason) if accident else Broken(path, reason, status.st_size, stamp_ns(status))
 
 
-def _metadata(picture: DecodedImage, path: str, mtime_ns: int) -> Metadata:
-    taken_at, source = picture.taken_at, picture.date_source
+def _metadata(image: DecodedImage, path: str, mtime_ns: int) -> Metadata:
+    taken_at, source = image.taken_at, image.date_source
     if taken_at is None:
         taken_at, source = date_in_name(os.path.basename(path)), "name"
     if taken_at is None:
         taken_at, source = _utc(mtime_ns), "file"
     return Metadata(
-        picture.width,
-        picture.height,
-        picture.format,
+        image.width,
+        image.height,
+        image.format,
         taken_at,
-        picture.camera,
-        picture.gps,
+        image.camera,
+        image.gps,
         source if taken_at else None,
-        picture.frames,
-        picture.format == "RAW",
-        picture.note,
+        image.frames,
+        image.format == "RAW",
+        image.note,
     )
 
 

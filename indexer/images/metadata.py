@@ -8,7 +8,7 @@ from datetime import datetime
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a picture says of itself. `taken_at` is always UTC; `date_source` says where it comes from."""
+    """What an image says of itself. `taken_at` is always UTC; `date_source` says where it comes from."""
 
     width: int  # pixels, after EXIF orientation
     height: int

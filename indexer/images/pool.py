@@ -1,4 +1,4 @@
-"""Reads, hashes and decodes picture files in processes of their own, so that a bad file costs itself and nothing else.
+"""Reads, hashes and decodes image files in processes of their own, so that a bad file costs itself and nothing else.
 
 Surprising: each process has a thread of its own that hands it one job at a time. So it is always known which file a
 process was at when it died, hung or ran out of memory. The file is tried once more in a fresh process: it is broken
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from ..errors import SeenitError
 from .decode import DEFAULT_LIMITS, NEEDS_MEMORY, Limits
-from .jobs import Broken, Job, Outcome, Settings, Work, lost, read_picture
+from .jobs import Broken, Job, Outcome, Settings, Work, lost, read_image
 from .preprocess import Mode
 from .worker import DecoderProcess, Failure
 
@@ -27,7 +27,7 @@ class DecodePool:
     workers  number of processes; None: one per core
     ahead    the most jobs taken from the caller and not yet given back; bounds memory, and lets the processes work on
              while the caller is busy. None: 64, or 4 per process
-    work     a function at a module's top level, in place of `read_picture`
+    work     a function at a module's top level, in place of `read_image`
 
     with DecodePool() as pool:
         for outcome in pool.run(Job(file.path) for file in files): ...
@@ -44,7 +44,7 @@ class DecodePool:
         mode: Mode = "aspect",
         limits: Limits = DEFAULT_LIMITS,
         ahead: int | None = None,
-        work: Work = read_picture,
+        work: Work = read_image,
     ) -> None:
         self.workers = workers or os.cpu_count() or 1
         self.settings = Settings(resolution, patch_size, mode, limits)

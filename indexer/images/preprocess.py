@@ -1,6 +1,6 @@
-"""Turns pixels into the size the ViT sees: a whole number of patches, the picture's shape kept as well as that allows.
+"""Turns pixels into the size the ViT sees: a whole number of patches, the image's shape kept as well as that allows.
 
-Cropping would cut away the edges, where the thing looked for may be; squashing to a square distorts it. So each picture
+Cropping would cut away the edges, where the thing looked for may be; squashing to a square distorts it. So each image
 gets the grid of about `num_patches` patches whose shape is nearest to its own. Few grids are possible (17 for 256
 patches), so that batches fill quickly. Normalisation by mean and standard deviation happens beside the model.
 """
@@ -17,21 +17,21 @@ Grid = tuple[int, int]  # rows, columns of patches
 
 MAX_ASPECT = 4.0  # a longer panorama is squeezed to this shape
 DETAIL = 4 / 3  # see detail_px
-MIDDLE = 0.6  # share of each side of a query picture that is looked at a second time
+MIDDLE = 0.6  # share of each side of a query image that is looked at a second time
 CROP_FRACTION = 224 / 256  # the official evaluation resizes the shorter side to 256 and keeps the middle 224
 
 
 def preprocess(
-    picture: np.ndarray | Image.Image, mode: Mode = "aspect", resolution: int = 224, patch_size: int = 14
+    pixels: np.ndarray | Image.Image, mode: Mode = "aspect", resolution: int = 224, patch_size: int = 14
 ) -> np.ndarray:
-    """Resize a picture for the ViT.
+    """Resize an image for the ViT.
 
-    picture     (H, W, 3) uint8 RGB, or an image of mode RGB, which saves a copy
+    pixels      (H, W, 3) uint8 RGB, or an image of mode RGB, which saves a copy
     mode        aspect: the grid nearest in shape; squash: a square; crop: the middle square of the official evaluation
     resolution  pixels; the result has about resolution * resolution of them
     returns     (rows * P, columns * P, 3) uint8 RGB
     """
-    image = _as_image(picture)
+    image = _as_image(pixels)
     side = max(1, round(resolution / patch_size))
     if mode == "aspect":
         return resize_to_grid(image, choose_grid(image.height, image.width, side * side), patch_size)
@@ -51,10 +51,10 @@ def detail_px(resolution: int) -> int:
 
 
 def choose_grid(height: int, width: int, num_patches: int = 256, max_aspect: float = MAX_ASPECT) -> Grid:
-    """The grid (rows, columns) of about `num_patches` whose shape is nearest to the picture's.
+    """The grid (rows, columns) of about `num_patches` whose shape is nearest to the image's.
 
-    Never more than 5 % above `num_patches`. A picture no larger than the grid in pixels gets the same grid: it is
-    enlarged. Turning the picture by 90 degrees turns the grid.
+    Never more than 5 % above `num_patches`. An image no larger than the grid in pixels gets the same grid: it is
+    enlarged. Turning the image by 90 degrees turns the grid.
     """
     aspect = math.log(max(width, 1) / max(height, 1))
     grids = possible_grids(num_patches, max_aspect)
@@ -73,16 +73,16 @@ def possible_grids(num_patches: int = 256, max_aspect: float = MAX_ASPECT) -> tu
     return tuple(sorted(grids))
 
 
-def resize_to_grid(picture: np.ndarray | Image.Image, grid: Grid, patch_size: int = 14) -> np.ndarray:
+def resize_to_grid(image: np.ndarray | Image.Image, grid: Grid, patch_size: int = 14) -> np.ndarray:
     """Resize (H, W, 3) uint8 pixels or an RGB image to (rows * P, columns * P, 3) uint8; bicubic with antialiasing.
 
-    A much larger picture is first averaged down by a whole factor: 15 times faster from 12 megapixels, and as near to
+    A much larger image is first averaged down by a whole factor: 15 times faster from 12 megapixels, and as near to
     plain bicubic as Lanczos is (46 dB).
     """
     size = (grid[1] * patch_size, grid[0] * patch_size)  # Pillow wants the width first
-    resized = _as_image(picture).resize(size, Image.Resampling.BICUBIC, reducing_gap=DETAIL)
+    resized = _as_image(image).resize(size, Image.Resampling.BICUBIC, reducing_gap=DETAIL)
     return np.array(resized)  # (rows * P, columns * P, 3), writable
 
 
-def _as_image(picture: np.ndarray | Image.Image) -> Image.Image:
-    return picture if isinstance(picture, Image.Image) else Image.fromarray(np.ascontiguousarray(picture))
+def _as_image(image: np.ndarray | Image.Image) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))

@@ -49,7 +49,7 @@ def raw_installed() -> bool:
 def read_raw(data: bytes, max_pixels: int, path: str) -> np.ndarray:
     """The developed image (H, W, 3) uint8, upright, in sRGB with the camera's white balance.
 
-    Raises PictureError where LibRaw cannot read it, or where it has more pixels than that.
+    Raises ImageError where LibRaw cannot read it, or where it has more pixels than that.
     """
     import rawpy
 

@@ -2,7 +2,7 @@
 
 Surprising: the processes are started as `python -c` with two pipes, not by `multiprocessing`. Its spawn method imports
 the caller's main script again in every process, which breaks scripts without a `__main__` guard and loads torch where
-only Pillow is wanted. Jobs and answers are JSON, pixels are raw bytes after it: a process that a hostile picture has
+only Pillow is wanted. Jobs and answers are JSON, pixels are raw bytes after it: a process that a hostile image has
 taken over can then send wrong answers, but no pickle.
 """
 
@@ -251,7 +251,7 @@ def _read_answers(stream: IO[bytes], answers: "queue.SimpleQueue[tuple[dict[str,
 
 
 def _widen(stream: IO[bytes] | None) -> None:
-    """Let a pipe hold a whole picture, where the system can, so that the process need not wait for its reader."""
+    """Let a pipe hold a whole image, where the system can, so that the process need not wait for its reader."""
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
 

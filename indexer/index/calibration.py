@@ -23,7 +23,7 @@ class Calibration:
     agreement_slope: float
     agreement_offset: float
     fit: str  # of the descriptor, for whose scores it holds
-    pictures: int  # in the index when it was made
+    images: int  # in the index when it was made
     views: int  # that it was learnt from
 
     def probability(self, score: float, agreement: float) -> float:

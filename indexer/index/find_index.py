@@ -1,4 +1,4 @@
-"""Which index a command means when none is named: one here or above, one beside the pictures, else the last made."""
+"""Which index a command means when none is named: one here or above, one beside the images, else the last made."""
 
 import os
 import stat

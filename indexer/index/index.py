@@ -35,7 +35,7 @@ class Facts:
     """What `seenit info` tells of an index."""
 
     index: str
-    pictures: int
+    images: int
     folders: tuple[str, ...]
     backbone: str
     backbone_hash: str
@@ -47,7 +47,7 @@ class Facts:
     awaiting_refit: int
     bytes: dict[str, int]
     skipped: int
-    not_pictures: int
+    not_images: int
     made_by: str
     format: int
 
@@ -151,7 +151,7 @@ class Index:
         broken = sum(file.reason is not None for file in skipped)
         return Facts(
             index=self.location,
-            pictures=self.count,
+            images=self.count,
             folders=tuple(self.roots.folders.values()),
             backbone=self.manifest.backbone,
             backbone_hash=self.manifest.backbone_hash,
@@ -163,7 +163,7 @@ class Index:
             awaiting_refit=self.awaiting_refit(),
             bytes=self.store.size().parts,
             skipped=broken,
-            not_pictures=len(skipped) - broken,
+            not_images=len(skipped) - broken,
             made_by=self.manifest.seenit,
             format=self.manifest.format,
         )

@@ -1,4 +1,4 @@
-"""The memory of files that were read and gave no picture, so that they are not tried again until they change."""
+"""The memory of files that were read and gave no image, so that they are not tried again until they change."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ BLOB = "skipped.json"
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """`reason` is None where the file simply is no picture (a text, a film)."""
+    """`reason` is None where the file simply is no image (a text, a film)."""
 
     key: str
     size: int  # bytes; -1 where the file could not even be opened, which is tried again each time

@@ -1,4 +1,4 @@
-"""Tags: a user's own words on pictures, kept with the record, so that copies share them and renames keep them."""
+"""Tags: a user's own words on images, kept with the record, so that copies share them and renames keep them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """What is stored, and the protocol that both stores (embedded and server) fulfil.
 
-A record is one picture *content*: its id is made from the file's bytes, so copies share a record and a renamed or
+A record is one image *content*: its id is made from the file's bytes, so copies share a record and a renamed or
 moved file changes only the record's list of files. The engine keeps one vector, `global`, and a payload: what the
 filters are answered from, and the packed patch tokens, which are matched in our process and not by the engine.
 
@@ -38,7 +38,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture in the store.
+    """One image in the store.
 
     global_vector  (G,)  float32, L2-normalised; None where vectors were not asked for
     patches        the packed patch tokens, see patch_codec.pack_patches; opaque to a store; None likewise, or where

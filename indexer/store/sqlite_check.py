@@ -45,13 +45,13 @@ class Checked:
     """What a check found."""
 
     index: str
-    pictures: int  # records that are sound
+    images: int  # records that are sound
     problems: tuple[str, ...]
 
     @property
     def in_words(self) -> str:
         if not self.problems:
-            return f"{self.index} is whole: {self.pictures:,} images"
+            return f"{self.index} is whole: {self.images:,} images"
         told = [f"  {problem}" for problem in self.problems[:MOST_PROBLEMS]]
         more = [f"  and {len(self.problems) - MOST_PROBLEMS} more"] if len(self.problems) > MOST_PROBLEMS else []
         return "\n".join([f"{self.index} is damaged:", *told, *more, mend(self.index)])
@@ -62,7 +62,7 @@ class Repaired:
     """What a repair kept. `lost` counts records; `kept_as` is the damaged database."""
 
     index: str
-    pictures: int
+    images: int
     lost: int
     tags: int  # images with tags
     kept_as: str
@@ -71,7 +71,7 @@ class Repaired:
     def in_words(self) -> str:
         rest = f"; to embed what was lost: seenit index --index {self.index}" if self.lost else ""
         return (
-            f"{self.index}: kept {self.pictures:,} images, {self.tags:,} of them tagged, lost {self.lost:,}; the"
+            f"{self.index}: kept {self.images:,} images, {self.tags:,} of them tagged, lost {self.lost:,}; the"
             f" damaged database is kept as {self.kept_as}{rest}"
         )
 

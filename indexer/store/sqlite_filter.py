@@ -1,5 +1,10 @@
-"""Conditions on records as SQL: which numbers meet them, answered before any vector is looked at."""
+"""Conditions on records as SQL: which numbers meet them, answered before any vector is looked at.
 
+A list of folders, tags, cameras or ids is one value, JSON with bytes in hexadecimal: SQLite bounds both the depth of an
+expression and the number of values, and a filter may name thousands of folders.
+"""
+
+import json
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -66,9 +71,9 @@ def condition(db: apsw.Connection, where: Filter) -> tuple[str, list[object]]:
         values.extend(new)
 
     if where.under:
-        ranges = " OR ".join(["(key >= ? AND key < ?)"] * len(where.under))
-        bounds = [bound for folder in where.under for bound in folder_range(folder)]
-        add(f"number IN (SELECT number FROM files WHERE {ranges})", *bounds)
+        ranges = [[bound.hex() for bound in folder_range(folder)] for folder in where.under]
+        files = "json_each(?) AS folder CROSS JOIN files ON files.key >= unhex(folder.value ->> 0)"
+        add(f"number IN (SELECT number FROM {files} AND files.key < unhex(folder.value ->> 1))", json.dumps(ranges))
     if where.after is not None:
         add("taken_at >= ?", microseconds(where.after))
     if where.before is not None:
@@ -79,18 +84,20 @@ def condition(db: apsw.Connection, where: Filter) -> tuple[str, list[object]]:
             for camera, name in select(db, "SELECT camera, name FROM cameras")
             if words <= set(camera_words(from_bytes(name)))
         ]
-        add(f"camera IN ({', '.join('?' * len(cameras))})", *cameras)
+        add("camera IN (SELECT value FROM json_each(?))", json.dumps(cameras))
     if where.near is not None:
         latitude, longitude, radius_km = where.near
         degrees = math.degrees(radius_km / EARTH_RADIUS_KM) * 1.0001 + 1e-9  # a little more than the circle's height
         add("latitude BETWEEN ? AND ?", latitude - degrees, latitude + degrees)
         add("distance_km(latitude, longitude, ?, ?) <= ?", latitude, longitude, radius_km)
-    for tag in where.tags:
-        add("number IN (SELECT number FROM tags WHERE tag = ?)", to_bytes(tag))
+    if tags := sorted({to_bytes(tag).hex() for tag in where.tags}):
+        with_one = "SELECT number FROM tags WHERE tag IN (SELECT unhex(value) FROM json_each(?))"
+        add(f"number IN ({with_one} GROUP BY number HAVING count(*) = ?)", json.dumps(tags), len(tags))
     if where.not_fit is not None:
         add("(whitening < ? OR whitening > ?)", where.not_fit, where.not_fit)  # two ranges of the index; <> has none
-    for id in where.not_ids:
-        add("id <> ?", id_bytes(id))
+    if where.not_ids:
+        ids = json.dumps([id_bytes(id).hex() for id in where.not_ids])
+        add("id NOT IN (SELECT unhex(value) FROM json_each(?))", ids)
     return " AND ".join(parts) or "1", values
 
 

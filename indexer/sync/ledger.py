@@ -4,7 +4,7 @@ The comparison runs in SQL on a private temporary database (SQLite's, spilled to
 that a million files cost no more memory than a thousand. The store stays the only truth: nothing here outlives a run.
 
 Tables: `known` files as the store had them at the start, `found` files as the disk has them, `skipped` files that were
-read before and gave no picture, `current` files whose content id is settled, `stored` what the store says by now.
+read before and gave no image, `current` files whose content id is settled, `stored` what the store says by now.
 """
 
 import sqlite3

@@ -68,7 +68,7 @@ def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed
         held = ledger.num_known_in(scope)
         if held and not ledger.num_found_in(scope):
             raise SeenitError(
-                f"{run.roots.path(scope)} is empty now, but the index holds {held} of its pictures (a drive that is not"
+                f"{run.roots.path(scope)} is empty now, but the index holds {held} of its images (a drive that is not"
                 " mounted?); if they are meant to go: seenit index --allow-empty"
             )
     ledger.settle(run.scopes)

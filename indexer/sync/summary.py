@@ -8,17 +8,17 @@ from .ledger import Changes, Ledger
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did. `skipped` counts the files that look like pictures and cannot be read, by reason."""
+    """What a run did. `skipped` counts the files that look like images and cannot be read, by reason."""
 
     index: str
     changes: Changes
     skipped: dict[str, int]
     unreadable: tuple[str, ...]  # folders that could not be listed; what was known below them is kept
-    pictures: int  # records in the index now
-    embedded: int  # pictures that went through the backbone in this run
+    images: int  # records in the index now
+    embedded: int  # images that went through the backbone in this run
     refitted: bool  # the descriptor's statistics were fitted (again)
     seconds: float
-    images_per_s: float  # embedded pictures over the time of embedding; 0 if none
+    images_per_s: float  # embedded images over the time of embedding; 0 if none
     interrupted: bool
     dry_run: bool
     backbone: str

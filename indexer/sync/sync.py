@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..backbone.load_once import LoadOnce, load_once
 from ..errors import SeenitError, StoreError
 from ..images.find import Unreadable
-from ..images.jobs import Broken, Changed, Decoded, Hashed, Job, NotAPicture, Outcome, Vanished
+from ..images.jobs import Broken, Changed, Decoded, Hashed, Job, NotAImage, Outcome, Vanished
 from ..images.pool import DecodePool
 from ..index.index import WAIT_S
 from ..index.manifest import BLOB as MANIFEST_BLOB
@@ -67,17 +67,17 @@ def sync_folder(
     folders      one or several; none: every folder that the index already mirrors
     index        a folder or a server's URL; default: `.seenit` in the one folder
     backbone     a name, a path, a loaded Backbone or a LoadOnce; default: the index's own, for a new index `auto`
-    resolution   pixels; a picture is seen at about resolution x resolution pixels in its own aspect; default: the
+    resolution   pixels; an image is seen at about resolution x resolution pixels in its own aspect; default: the
                  index's own, for a new index 224
-    tokens       how much of its patches a picture keeps: compact (1 kB), balanced (3 kB) or full (49 kB); default: the
+    tokens       how much of its patches an image keeps: compact (1 kB), balanced (3 kB) or full (49 kB); default: the
                  index's own, for a new index balanced
     workers      decoding processes; default: as many as cores
-    dry_run      change nothing, say what would be done (files are compared; new ones are not opened as pictures)
-    allow_empty  accept that a folder with indexed pictures is now empty
+    dry_run      change nothing, say what would be done (files are compared; new ones are not opened as images)
+    allow_empty  accept that a folder with indexed images is now empty
     follow_links also index what links to files and folders outside of the indexed folders lead to
     wait_s       how long to wait for another process that writes this index
     progress     a progress bar on stderr
-    stop         asked between pictures; once it says True the batch in hand is finished and the run ends
+    stop         asked between images; once it says True the batch in hand is finished and the run ends
     say          gets one line for the user now and then
 
     Raises SeenitError (and its kin) in one line: a folder that is not there, an index in use, another backbone.
@@ -104,7 +104,7 @@ def sync_folder(
         _check_request(manifest, asked, resolution, tokens, location)
         _take_stock(run, manifest, location, absorbed, allow_empty)
         if manifest is None and not ledger.num_to_decode():
-            raise SeenitError(f"no files in {', '.join(map(str, folders))}; name a folder with pictures")
+            raise SeenitError(f"no files in {', '.join(map(str, folders))}; name a folder with images")
         if dry_run:
             _hash_likely_renames(run, stop, workers, progress)
             return _dry_summary(run, manifest, str(location), started)
@@ -120,8 +120,8 @@ def sync_folder(
         if manifest is None and not interrupted:
             reasons = ", ".join(f"{count} {reason}" for reason, count in _skip_reasons(ledger).items())
             raise SeenitError(
-                f"no pictures in {', '.join(map(str, folders))}"
-                f"{f' ({reasons})' if reasons else ''}; name a folder with pictures"
+                f"no images in {', '.join(map(str, folders))}"
+                f"{f' ({reasons})' if reasons else ''}; name a folder with images"
             )
         if manifest is not None:
             _bring_files_in_line(store, ledger, interrupted)
@@ -139,7 +139,7 @@ def sync_folder(
             changes=ledger.changes(),
             skipped=_skip_reasons(ledger),
             unreadable=tuple(run.unreadable),
-            pictures=store.count() if manifest is not None else 0,
+            images=store.count() if manifest is not None else 0,
             embedded=run.embedded,
             refitted=run.refitted,
             seconds=time.monotonic() - started,
@@ -273,7 +273,7 @@ def _embed_all(
         grown_to = ledger.num_known() + ledger.num_to_decode() - ledger.num_stale()
         if manifest.fitted_on < FIT_SAMPLE and grown_to >= OUTGROWN * max(manifest.fitted_on, 1):
             say(
-                f"the index has outgrown the {manifest.fitted_on} pictures that its statistics were fitted on:"
+                f"the index has outgrown the {manifest.fitted_on} images that its statistics were fitted on:"
                 " fitting them again"
             )
             ledger.make_all_stale()
@@ -312,7 +312,7 @@ def _take(run: _Run, writer: "Writer", key: str, outcome: Outcome) -> None:
         ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
         if ledger.claim(outcome.id):
             writer.add(outcome)
-    elif isinstance(outcome, NotAPicture):
+    elif isinstance(outcome, NotAImage):
         ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, None))
     elif isinstance(outcome, Broken):
         ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, outcome.reason))
@@ -363,7 +363,7 @@ def _dry_summary(run: _Run, manifest: Manifest | None, location: str, started: f
         changes=run.ledger.changes(),
         skipped=_skip_reasons(run.ledger),
         unreadable=tuple(run.unreadable),
-        pictures=run.store.count() if run.store and manifest else 0,
+        images=run.store.count() if run.store and manifest else 0,
         embedded=0,
         refitted=False,
         seconds=time.monotonic() - started,

@@ -1,4 +1,4 @@
-"""Decoded pictures in, records in the store out: batches of one shape, statistics, vectors, writes."""
+"""Decoded images in, records in the store out: batches of one shape, statistics, vectors, writes."""
 
 from dataclasses import replace
 
@@ -14,14 +14,14 @@ from ..index.statistics import FIT_BLOB
 from ..store.protocol import Record, Schema, Store
 from .ledger import Ledger
 
-FIT_SAMPLE = 2000  # pictures whose features are held in memory while the statistics are fitted, about 60 KB each
-BATCH = 8  # pictures in one forward; more are no faster on a CPU
+FIT_SAMPLE = 2000  # images whose features are held in memory while the statistics are fitted, about 60 KB each
+BATCH = 8  # images in one forward; more are no faster on a CPU
 WRITE_EVERY = 128  # records in one write
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
 class Writer:
-    """Collects decoded pictures into batches of one shape, embeds them, and writes records.
+    """Collects decoded images into batches of one shape, embeds them, and writes records.
 
     Without a fit, batches are held back until the sample is complete; then the statistics are fitted and all is
     written.
@@ -51,11 +51,11 @@ class Writer:
         if fit is not None:
             store.ensure(Schema(fit.global_dim))
 
-    def add(self, picture: Decoded) -> None:
-        bucket = self._buckets.setdefault(picture.grid, [])
-        bucket.append(picture)
+    def add(self, image: Decoded) -> None:
+        bucket = self._buckets.setdefault(image.grid, [])
+        bucket.append(image)
         if len(bucket) >= BATCH:
-            self._embed(self._buckets.pop(picture.grid))
+            self._embed(self._buckets.pop(image.grid))
 
     def finish(self, interrupted: bool) -> None:
         """Embed and write what is left. A refit that was cut short is dropped: the index keeps its old statistics."""
@@ -65,9 +65,9 @@ class Writer:
             self._fit_on_held()
         self._write()
 
-    def _embed(self, pictures: list[Decoded]) -> None:
-        pooled = self._embedder.pooled([picture.pixels for picture in pictures])
-        light = [replace(picture, pixels=_NO_PIXELS) for picture in pictures]
+    def _embed(self, images: list[Decoded]) -> None:
+        pooled = self._embedder.pooled([image.pixels for image in images])
+        light = [replace(image, pixels=_NO_PIXELS) for image in images]
         if self._fit is None:
             self._held.append((light, pooled))
             self._num_held += len(light)
@@ -95,24 +95,24 @@ class Writer:
         write_manifest(self._store, self.manifest)
         self.refitted = True
         held, self._held = self._held, []
-        for pictures, pooled in held:
-            self._to_records(pictures, pooled)
+        for images, pooled in held:
+            self._to_records(images, pooled)
 
-    def _to_records(self, pictures: list[Decoded], pooled: PooledFeatures) -> None:
+    def _to_records(self, images: list[Decoded], pooled: PooledFeatures) -> None:
         assert self._fit is not None
         vectors, tokens = apply(pooled, self._fit)
         bits = self._fit.recipe.token_bits
-        tags = self._store.tags_of([picture.id for picture in pictures])
-        for n, picture in enumerate(pictures):
+        tags = self._store.tags_of([image.id for image in images])
+        for n, image in enumerate(images):
             self._records.append(
                 Record(
-                    id=picture.id,
-                    files=self._ledger.files(picture.id),
-                    metadata=picture.metadata,
+                    id=image.id,
+                    files=self._ledger.files(image.id),
+                    metadata=image.metadata,
                     fit=self._fit.id,
-                    tags=tags.get(picture.id, ()),
+                    tags=tags.get(image.id, ()),
                     global_vector=vectors[n],
-                    patches=pack_patches(PatchTokens(tokens[n], pooled.positions[n].numpy(), picture.grid), bits),
+                    patches=pack_patches(PatchTokens(tokens[n], pooled.positions[n].numpy(), image.grid), bits),
                 )
             )
         if len(self._records) >= WRITE_EVERY:

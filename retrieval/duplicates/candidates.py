@@ -1,7 +1,7 @@
-"""Which pictures may be copies of each other: neighbours by vectors, found by FAISS.
+"""Which images may be copies of each other: neighbours by vectors, found by FAISS.
 
-Comparing every picture with every other is quickest up to some 50,000. Beyond that the vectors are sorted into cells
-and only the nearest few cells are looked through, so that twice the pictures take about twice the time. The vectors lie
+Comparing every image with every other is quickest up to some 50,000. Beyond that the vectors are sorted into cells
+and only the nearest few cells are looked through, so that twice the images take about twice the time. The vectors lie
 in half precision in a temporary file that is mapped into memory, so that a million of them need no gigabytes of it.
 """
 
@@ -16,12 +16,12 @@ from indexer.store.protocol import Store
 
 from .mapped import mapped
 
-# N pictures, G numbers in a vector, K neighbours of each, P pairs
+# N images, G numbers in a vector, K neighbours of each, P pairs
 
-NEIGHBOURS = 32  # of each picture that are looked at
-FLAT_UP_TO = 50_000  # pictures that are all compared with each other
+NEIGHBOURS = 32  # of each image that are looked at
+FLAT_UP_TO = 50_000  # images that are all compared with each other
 QUERIES_AT_ONCE = 4096
-CELLS_PER_ROOT = 4  # cells for each square root of the number of pictures
+CELLS_PER_ROOT = 4  # cells for each square root of the number of images
 TRAINED_ON = 40  # vectors for each cell
 PROBES = 12  # cells that are looked through
 
@@ -42,7 +42,7 @@ class Vectors:
 
 @dataclass(frozen=True, eq=False)
 class DuplicateCandidates:
-    """Pairs of pictures that are worth a look, each once, ordered by `first`.
+    """Pairs of images that are worth a look, each once, ordered by `first`.
 
     first, second  (P,)  int64, rows of Vectors, first < second
     cosine         (P,)  float32
@@ -82,12 +82,12 @@ def near_pairs(
     flat_up_to: int = FLAT_UP_TO,
     report: Callable[[int], None] = lambda done: None,
 ) -> DuplicateCandidates:
-    """Every picture with its `neighbours` nearest, as far as their cosine reaches `least_cosine`.
+    """Every image with its `neighbours` nearest, as far as their cosine reaches `least_cosine`.
 
     rows      (N, G)  L2-normalised, float16 or float32
     versions  each gives what is looked for in the place of some of the rows, (Q, G); the best cosine counts. By default
               the rows themselves
-    report    gets the number of pictures whose neighbours are known, now and then
+    report    gets the number of images whose neighbours are known, now and then
     """
     num = len(rows)
     if num < 2:

@@ -1,4 +1,4 @@
-"""What is to be given up is looked at once more, at full resolution, beside the picture that stays."""
+"""What is to be given up is looked at once more, at full resolution, beside the image that stays."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from .local import Box, Place, compare_locally
 BORDER_SIDE = 256  # pixels of the sides of the square on which is looked for what only one of two shows
 BORDER = 0.03  # of a side, up to which what is not shared is the alignment's doing
 STRUCTURED = 8.0  # grey levels of deviation, from which on a place shows something
-MOST_UNSHARED = 0.01  # of a picture, that may show something the other does not have
+MOST_UNSHARED = 0.01  # of an image, that may show something the other does not have
 GREY = 6.0  # levels of colour, up to which an image is grey,
 COLOURED = 20.0  # and from which on it is not
 MAY_BE = "may be a copy: what was done to it would hide a small difference"
@@ -25,9 +25,9 @@ MAY_BE = "may be a copy: what was done to it would hide a small difference"
 
 @dataclass(frozen=True)
 class Closer:
-    """What full resolution says of two pictures, `first` < `second`; `places` where they differ.
+    """What full resolution says of two images, `first` < `second`; `places` where they differ.
 
-    only_first, only_second  whether that picture shows something at its sides that the other one lacks
+    only_first, only_second  whether that image shows something at its sides that the other one lacks
     why                      why nothing can be told; empty where it can
     lesser                   which of the two is no keeper beside the other one, by what it really holds: it is grey
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .move import Moved
     from .outcome import Duplicates
 
-EXAMPLE = "Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes"
+EXAMPLE = "Example: seenit duplicates ~/Images --html duplicates.html   then: --move-to ~/duplicates --yes"
 
 
 def duplicates(
@@ -30,10 +30,10 @@ def duplicates(
     ] = "near",
     keep: Annotated[
         Literal["resolution", "bytes", "format", "oldest", "newest"],
-        typer.Option(help="Which picture of a group is kept: most pixels, most bytes, a lossless format, by date."),
+        typer.Option(help="Which image of a group is kept: most pixels, most bytes, a lossless format, by date."),
     ] = "resolution",
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the groups as pictures.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the groups as images.")] = None,
     move_to: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Move all but the kept ones there; see --undo.")
     ] = None,

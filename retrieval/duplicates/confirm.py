@@ -1,7 +1,7 @@
 """From candidates to confirmed pairs: patches first, and pixels for those that may be copies.
 
 Each stage is dearer than the one before and sees fewer pairs. The cosine is there already; patches cost half a
-millisecond a pair; pixels cost some tens of them, and a decoding for each picture.
+millisecond a pair; pixels cost some tens of them, and a decoding for each image.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ from .thumbnails import Thumbnails
 
 # P pairs
 
-FIRSTS_AT_ONCE = 256  # pictures whose neighbours' patches are in memory
+FIRSTS_AT_ONCE = 256  # images whose neighbours' patches are in memory
 PAIRS_AT_ONCE = 32  # whose pixels are compared in one go
 
 # Chosen on one half of the made copies, see tests/benchmarks/duplicates_quality.py
-LEAST_COSINE = 0.15  # of two pictures' global vectors, for a look at their patches
+LEAST_COSINE = 0.15  # of two images' global vectors, for a look at their patches
 LOOK_SURPLUS = 1.0  # of agreeing patches beyond chance, from which on pixels are compared,
 LOOK_COSINE = 0.5  # or of the global vectors,
 LOOK_ALIKE = 0.4  # or correlation of the patterns,
@@ -98,7 +98,7 @@ def compare_pixels(
     hypotheses: np.ndarray,
     report: Callable[[int], None] = lambda done: None,
 ) -> PixelFits:
-    """Lay pictures on each other and correlate them.
+    """Lay images on each other and correlate them.
 
     first, second  (P,)          rows that have thumbnails
     hypotheses     (P, H, 2, 3)  how the second may lie on the first; whole on whole, turned and mirrored, is tried too

@@ -25,7 +25,7 @@ from .confirm import (
     scenes_among,
     worth_a_look,
 )
-from .groups import LEVELS, SAME_PICTURE, Level, Pair, Star, in_words, stars
+from .groups import LEVELS, SAME_IMAGE, Level, Pair, Star, in_words, stars
 from .keeper import KEEPS, Keep, files_in_order, keeping_order, why_never
 from .outcome import Difference, Duplicates, File, Group, GroupMember
 from .patterns import SIDE as PATTERN_SIDE
@@ -56,13 +56,13 @@ def find_duplicates(
     wait_s: float = WAIT_S,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Duplicates:
-    """Group the pictures of an index that are copies of each other. Nothing is changed.
+    """Group the images of an index that are copies of each other. Nothing is changed.
 
     level       exact: the same bytes; near: and copies of the same photograph; scene: and other photographs of the
                 same motif
-    keep        what decides on the picture to keep, see `keeper.keeping_order`
+    keep        what decides on the image to keep, see `keeper.keeping_order`
     workers     decoding processes; default: as many as cores
-    neighbours  pictures that each one is compared with at least
+    neighbours  images that each one is compared with at least
     progress    gets what is being done, how much of it is done, and how much there is
     Raises SeenitError where there is no index, or another version made it.
     """
@@ -77,7 +77,7 @@ def find_duplicates(
             level=level,
             keep=keep,
             groups=tuple(sorted(groups, key=lambda group: -sum(file.size for file in group.spare))),
-            pictures=opened.count,
+            images=opened.count,
             seconds=time.monotonic() - started,
             notes=tuple(search.notes),
         )
@@ -222,7 +222,7 @@ class _Search:
         return copies_among(first, second, fits)
 
     def _read_patterns(self, ids: Sequence[str]) -> Patterns:
-        """What every picture looks like, by row."""
+        """What every image looks like, by row."""
         thumbnails = Thumbnails(len(ids), 2 * PATTERN_SIDE, self._workers)
         row_of = {id: row for row, id in enumerate(ids)}
         listed = {row_of[one.id]: one for one in self._store.list_files() if one.id in row_of and one.files}
@@ -237,8 +237,8 @@ class _Search:
         there = [row for row in listed if thumbnails.has(row)]
         for start in range(0, len(there), PATTERNS_AT_ONCE):
             rows = there[start : start + PATTERNS_AT_ONCE]
-            pictures = thumbnails.of(rows)
-            found.whole[rows], found.parts[rows] = patterns_of(pictures), patterns_of_parts(pictures)
+            images = thumbnails.of(rows)
+            found.whole[rows], found.parts[rows] = patterns_of(images), patterns_of_parts(images)
         return found
 
     def _read(self, thumbnails: Thumbnails, records: Mapping[int, Record | Listed], what: str) -> None:
@@ -281,7 +281,7 @@ class _Search:
             files=tuple(self._files(record)),
             level=pair.level,
             similarity=pair.similarity,
-            how=in_words(pair, sizes).replace(SAME_PICTURE, "nearly the same picture" if reason else SAME_PICTURE),
+            how=in_words(pair, sizes).replace(SAME_IMAGE, "nearly the same image" if reason else SAME_IMAGE),
             stays=reason or pair.stays or why_never(record.metadata, keeper.metadata),
             differs_at=tuple(
                 Difference(

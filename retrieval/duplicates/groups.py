@@ -1,8 +1,8 @@
-"""Confirmed pairs to groups: stars around the picture to keep, and never chains.
+"""Confirmed pairs to groups: stars around the image to keep, and never chains.
 
 A chain would put a photo and another one into a group because each resembles a third. Here every member was compared
-with the keeper itself. Pictures are taken in the order of keeping; each one that is still free becomes a keeper (or a
-copy that shows as much of it and is nearer to the others) and takes all free pictures that were confirmed against it.
+with the keeper itself. Images are taken in the order of keeping; each one that is still free becomes a keeper (or a
+copy that shows as much of it and is nearer to the others) and takes all free images that were confirmed against it.
 
 Not every copy may go for its keeper's sake: a collage holds three more photos and is no reason to give up any of them,
 and a cut-out that was enlarged shows its part better. Those are named in the keeper's group but stay free, to be
@@ -24,17 +24,17 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 HOLDS_MORE = 0.5  # of a member that the keeper does not show, from which on it is not given up
 DETAIL = 0.75  # pixels along a line in the keeper for each in the member, under which the member shows more detail
-AS_DETAILED = 0.97  # pixels along a line for each in another picture, from which on it shows as much
-WHOLE = 0.85  # share of a picture that counts as all of it
+AS_DETAILED = 0.97  # pixels along a line for each in another image, from which on it shows as much
+WHOLE = 0.85  # share of an image that counts as all of it
 APART = 0.1  # of the smaller of two parts that the other shares, under which they lie side by side
 TURNED_DEGREES = 1.5  # less is not worth a word
 SQUEEZED = 1.04
-SAME_PICTURE = "the same picture in other bytes"
+SAME_IMAGE = "the same image in other bytes"
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two pictures that were compared.
+    """Two images that were compared.
 
     first, second  rows of the two
     level          "near" or "scene"
@@ -132,7 +132,7 @@ def _most_confirmed(
     sizes: dict[int, tuple[int, int]],
     lesser: Container[int | None],
 ) -> int:
-    """The row itself, or a free copy of it with as much detail that shares most with more free pictures."""
+    """The row itself, or a free copy of it with as much detail that shares most with more free images."""
 
     def copies(row: int) -> list[Pair]:
         return [pair for pair in beside[row] if pair.level == "near" and not pair.stays and pair.second not in taken]
@@ -144,7 +144,7 @@ def _most_confirmed(
 
 
 def _side_by_side(pairs: Sequence[Pair]) -> set[int]:
-    """Of the pictures that show a part of one the rows of those whose parts are apart, as in a collage."""
+    """Of the images that show a part of one the rows of those whose parts are apart, as in a collage."""
     parts = [pair for pair in pairs if pair.transform is not None and pair.overlap[0] < WHOLE]
     if len(parts) < 2:
         return set()
@@ -164,7 +164,7 @@ def inverse(transform: np.ndarray) -> np.ndarray:
 
 
 def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
-    """Why the second picture is not given up for the first; empty where it may be.
+    """Why the second image is not given up for the first; empty where it may be.
 
     What merely shows the same scene is no copy, but whoever asks for scenes asks for that.
     """
@@ -178,12 +178,12 @@ def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
 
 
 def zoom_of(pair: Pair, sizes: dict[int, tuple[int, int]]) -> float:
-    """Pixels along a line in the second picture for each in the first."""
+    """Pixels along a line in the second image for each in the first."""
     return math.sqrt(abs(float(np.linalg.det(_in_pixels(pair, sizes)))))
 
 
 def in_words(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
-    """What was done to the first picture to make the second: `mirrored, turned by 90 degrees, cropped to 64 %`."""
+    """What was done to the first image to make the second: `mirrored, turned by 90 degrees, cropped to 64 %`."""
     if pair.transform is None:
         return ""
     linear = _in_pixels(pair, sizes)
@@ -209,7 +209,7 @@ def in_words(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
     zoom = math.sqrt(longer * shorter)
     if not 0.95 < zoom < 1.05:
         words.append(f"at {100 * zoom:.0f} % of the size")
-    return ", ".join(words) or SAME_PICTURE
+    return ", ".join(words) or SAME_IMAGE
 
 
 def _in_pixels(pair: Pair, sizes: dict[int, tuple[int, int]]) -> np.ndarray:
@@ -219,7 +219,7 @@ def _in_pixels(pair: Pair, sizes: dict[int, tuple[int, int]]) -> np.ndarray:
 
 
 def _without_repeats(found: list[Star]) -> list[Star]:
-    """Two pictures that only share something are told once, in the first group that names them."""
+    """Two images that only share something are told once, in the first group that names them."""
     told: set[frozenset[int]] = set()
     kept = []
     for star in found:

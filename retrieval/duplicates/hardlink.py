@@ -18,7 +18,7 @@ class Joined:
 
 
 def same_bytes(found: Duplicates) -> list[tuple[File, File]]:
-    """The file to keep and a spare one, for every spare file of every picture, keeper or member."""
+    """The file to keep and a spare one, for every spare file of every image, keeper or member."""
     pairs = []
     for group in found.groups:
         for member in group.members:

@@ -1,4 +1,4 @@
-"""Which picture of a group is kept: the order that `--keep` stands for, with all its tie-breaks."""
+"""Which image of a group is kept: the order that `--keep` stands for, with all its tie-breaks."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ FORMATS = {"PNG": LOSSLESS, "TIFF": LOSSLESS, "BMP": LOSSLESS, "PPM": LOSSLESS, 
 
 
 def keeping_order(keep: Keep) -> Callable[[Record], tuple[object, ...]]:
-    """A sort key that puts the picture to keep first.
+    """A sort key that puts the image to keep first.
 
     resolution  most pixels, lossless format, most bytes, taken first; see `groups.stars` for pixels that show nothing
     bytes       most bytes, most pixels, lossless format, taken first

@@ -38,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class GroupMember:
-    """A picture that resembles a group's keeper.
+    """An image that resembles a group's keeper.
 
     files       all files that have its bytes
     level       how it resembles the keeper; each level's meaning is told in the README
@@ -59,7 +59,7 @@ class GroupMember:
 
 @dataclass(frozen=True)
 class Group:
-    """A picture to keep, and what resembles it: the same bytes, copies and scenes, in this order."""
+    """An image to keep, and what resembles it: the same bytes, copies and scenes, in this order."""
 
     keeper: Record
     file: File
@@ -75,14 +75,14 @@ class Group:
 class Duplicates:
     """All groups of an index, those that free most first.
 
-    pictures  records that were looked through
-    notes     what the user must know: pictures left out, an index that is behind its folders
+    images  records that were looked through
+    notes     what the user must know: images left out, an index that is behind its folders
     """
 
     index: str
     level: Level
     keep: Keep
     groups: tuple[Group, ...]
-    pictures: int
+    images: int
     seconds: float
     notes: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
-"""How one picture would have to be moved to lie on another, as their stored patches tell: plain or mirrored.
+"""How one image would have to be moved to lie on another, as their stored patches tell: plain or mirrored.
 
-`retrieval.rerank.geometry` looks for shifts, turns and zooms; a mirrored copy has none. So the first picture is
+`retrieval.rerank.geometry` looks for shifts, turns and zooms; a mirrored copy has none. So the first image is
 compared twice, once with its patches where they are and once with their places mirrored, and the better of the two
 counts.
 """
@@ -16,12 +16,12 @@ from ..rerank.patches import batch_patches
 
 CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
 
-# B pictures beside the first one
+# B images beside the first one
 
 
 @dataclass(frozen=True, eq=False)
 class Moves:
-    """What B pictures have in common with one, by their patches.
+    """What B images have in common with one, by their patches.
 
     support    (B,)       sum of the agreeing pairs' cosines above the floor, as reranking has it
     surplus    (B,)       what of it is more than chance
@@ -34,7 +34,7 @@ class Moves:
 
 
 def moves_between(first: bytes, others: Sequence[bytes]) -> Moves:
-    """Compare a picture's packed patches with those of others."""
+    """Compare an image's packed patches with those of others."""
     one, many = batch_patches([first]), batch_patches(others)
     pairs = mutual_pairs(one.tokens[0], many.tokens, many.mask)
     rows, cols = one.grids[0]

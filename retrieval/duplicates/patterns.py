@@ -1,8 +1,8 @@
-"""Pictures as small grey patterns that can be compared in all eight positions, and part with whole.
+"""Images as small grey patterns that can be compared in all eight positions, and part with whole.
 
-A picture that was turned by a quarter, stood on its head or mirrored lies far away in the space of descriptors, for a
+An image that was turned by a quarter, stood on its head or mirrored lies far away in the space of descriptors, for a
 house on its head is no house. Its pattern is the same one turned. So patterns find the copies that show the whole
-picture, in whichever position; descriptors and patches find those that show a part of it. A collage of two or four is
+image, in whichever position; descriptors and patches find those that show a part of it. A collage of two or four is
 like none of what it is made of, but its halves or quarters are.
 """
 
@@ -19,20 +19,20 @@ from .candidates import DuplicateCandidates, near_pairs
 from .mapped import mapped
 from .proof import normalised
 
-# N pictures, P pairs
+# N images, P pairs
 
 SIDE = 16  # cells of a pattern's sides
 WINDOW = 5  # cells within which contrast is evened out
-NEIGHBOURS = 8  # of each picture in each position
+NEIGHBOURS = 8  # of each image in each position
 PAIRS_AT_ONCE = 4096
 QUARTERS = tuple((left, top, 0.5, 0.5) for top in (0, 0.5) for left in (0, 0.5))
 HALVES = ((0, 0, 1, 0.5), (0, 0.5, 1, 0.5), (0, 0, 0.5, 1), (0.5, 0, 0.5, 1))
-PARTS = QUARTERS + HALVES  # left, top, width and height as fractions of a picture
+PARTS = QUARTERS + HALVES  # left, top, width and height as fractions of an image
 
 
 @dataclass(frozen=True, eq=False)
 class Patterns:
-    """What N pictures look like, all of them and in parts; zeros, which are like nothing, for those without a picture.
+    """What N images look like, all of them and in parts; zeros, which are like nothing, for those without an image.
 
     whole  (N, SIDE * SIDE)         float16, L2-normalised
     parts  (N, PARTS, SIDE * SIDE)  likewise, mapped from a file that is gone when this is
@@ -51,7 +51,7 @@ def patterns_of(thumbnails: Tensor) -> np.ndarray:
     """Grey squares to patterns.
 
     thumbnails  (N, S, S)  float32 in [0, 255], S a multiple of SIDE
-    returns     (N, SIDE * SIDE)  float16, L2-normalised; zeros where a picture is flat
+    returns     (N, SIDE * SIDE)  float16, L2-normalised; zeros where an image is flat
     """
     flat = normalised(adaptive_avg_pool2d(thumbnails[:, None], SIDE), WINDOW).flatten(1)
     flat = flat - flat.mean(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Groups of duplicates as a table, as JSON, and as a page of pictures."""
+"""Groups of duplicates as a table, as JSON, and as a page of images."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ LEVEL_WORDS = {"exact": "the same bytes", "near": "copies of one photograph", "s
 
 
 def duplicates_table(found: Duplicates) -> str:
-    """A line for each picture to keep, below it one for each file that resembles it, and a summary."""
+    """A line for each image to keep, below it one for each file that resembles it, and a summary."""
     lines = []
     for group in found.groups:
         lines.append(f"keep   {quoted(group.file.path)}  ({facts(group.keeper, group.file.size)})")
@@ -32,7 +32,7 @@ def duplicates_table(found: Duplicates) -> str:
 def summary(found: Duplicates) -> str:
     """What was found, in one line: groups, files by level, bytes."""
     spare = [(member.level, file) for group in found.groups for member, file in _files_of(group) if not member.stays]
-    looked = f"looked through {_count(found.pictures, 'picture')} in {found.seconds:.1f} s"
+    looked = f"looked through {_count(found.images, 'image')} in {found.seconds:.1f} s"
     if not found.groups:
         return f"no duplicates up to level {found.level}; {looked}"
     count = Counter(level for level, _ in spare)
@@ -50,7 +50,7 @@ def as_json(found: Duplicates) -> dict[str, object]:
         "index": found.index,
         "level": found.level,
         "keep": found.keep,
-        "pictures": found.pictures,
+        "images": found.images,
         "seconds": round(found.seconds, 3),
         "notes": list(found.notes),
         "groups": [
@@ -76,7 +76,7 @@ def as_json(found: Duplicates) -> dict[str, object]:
 
 
 def write_duplicates_page(path: str | Path, found: Duplicates, made_by: Iterable[str] = ()) -> int:
-    """The groups as pictures, one self-contained page; returns how many groups it shows, at most PAGE_GROUPS."""
+    """The groups as images, one self-contained page; returns how many groups it shows, at most PAGE_GROUPS."""
     shown = min(len(found.groups), PAGE_GROUPS)
     lines = [summary(found), *(f"{level}: {words}" for level, words in LEVEL_WORDS.items()), *found.notes, *made_by]
     if shown < len(found.groups):

@@ -1,4 +1,4 @@
-"""Proof in pixels: whether one picture, moved, is the same photograph as another, or only shows the same thing.
+"""Proof in pixels: whether one image, moved, is the same photograph as another, or only shows the same thing.
 
 Two photos of one cover, or two shots of a burst, agree in their patches as well as a photo and its copy do. What tells
 them apart is detail: a copy lies on its original exactly, for it was moved by an affine transform and by nothing else,
@@ -8,8 +8,8 @@ see brightness, contrast or tone, and it is measured how far each block would st
 hundredths of a pixel in a copy, some tenths in the steadiest second photo. A caption or a thumb costs only the blocks
 that it covers.
 
-Every picture is looked at as a small grey square, whatever its shape: an affine transform takes care of that as well.
-Places are fractions of a picture, x to the right and y down, and a transform (2, 3) carries (x, y, 1) of one picture
+Every image is looked at as a small grey square, whatever its shape: an affine transform takes care of that as well.
+Places are fractions of an image, x to the right and y down, and a transform (2, 3) carries (x, y, 1) of one image
 to a place in the other. It may mirror.
 """
 
@@ -21,12 +21,12 @@ from torch.nn.functional import avg_pool2d, grid_sample
 
 from ..geometry import _area, _square, inverse
 
-# B pairs of pictures, H hypotheses for each, S pixels on a side
+# B pairs of images, H hypotheses for each, S pixels on a side
 
 SIDE = 192  # pixels of a thumbnail's sides
 COARSE = 32  # and of the one on which hypotheses are compared
 WINDOW = 9  # pixels of a window's sides
-LEAST_DEVIATION = 2.5  # grey levels; a window with less in either picture shows nothing
+LEAST_DEVIATION = 2.5  # grey levels; a window with less in either image shows nothing
 LEAST_SHOWN = 0.02  # share of the windows that must show something
 STEPS = {32: 12, 64: 8, 96: 5, SIDE: 4}  # of refinement, on small thumbnails first: they can come from further away
 HOPEFUL = {32: 0.35, 64: 0.5, 96: 0.5}  # correlation after them, under which a pair is not looked at any further
@@ -38,12 +38,12 @@ STRUCTURE = 0.01  # least eigenvalue of a block's mean squared slopes
 
 @dataclass(frozen=True, eq=False)
 class Fits:
-    """How B second pictures lie on their first ones.
+    """How B second images lie on their first ones.
 
     transform    (B, 2, 3)  from fractions of the first to fractions of the second
     correlation  (B,)       mean over windows, in [-1, 1]; -1 where too little is shared to tell
     drift        (B,)       median over blocks, in pixels of a thumbnail; infinite where too few have structure
-    overlap      (B, 2)     share of the first and of the second picture that the other shows
+    overlap      (B, 2)     share of the first and of the second image that the other shows
     """
 
     transform: Tensor
@@ -66,9 +66,9 @@ def best_of(first: Tensor, second: Tensor, hypotheses: Tensor) -> Tensor:
 
 
 def fit_affine(first: Tensor, second: Tensor, start: Tensor) -> Fits:
-    """Refine the transforms (B, 2, 3) on the pixels of both pictures (B, S, S), and judge what they bring together."""
-    zoom = _area(start).abs().clamp(1 / 64, 64)  # of the second picture, in its own pixels
-    swap = zoom < 1  # the picture that shows the shared part smaller is the frame, the other one is shrunk to it
+    """Refine the transforms (B, 2, 3) on the pixels of both images (B, S, S), and judge what they bring together."""
+    zoom = _area(start).abs().clamp(1 / 64, 64)  # of the second image, in its own pixels
+    swap = zoom < 1  # the image that shows the shared part smaller is the frame, the other one is shrunk to it
     transform = torch.where(swap[:, None, None], inverse(start), start)
     frame = torch.where(swap[:, None, None], second, first)[:, None]  # (B, 1, S, S)
     moving = torch.where(swap[:, None, None], first, second)[:, None]
@@ -100,7 +100,7 @@ def better(frame: Tensor, moving: Tensor, one: Tensor, other: Tensor) -> Tensor:
 
 
 def whole_turns() -> Tensor:
-    """The eight ways to lay a whole picture on a whole picture: turned by quarters, mirrored or not.  (8, 2, 3)"""
+    """The eight ways to lay a whole image on a whole image: turned by quarters, mirrored or not.  (8, 2, 3)"""
     turns = []
     for a, b, c, d in ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)):
         for sign in (1, -1):
@@ -111,7 +111,7 @@ def whole_turns() -> Tensor:
 
 
 def _overlaid(frame: Tensor, moving: Tensor, transform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The frame, the other picture as it lies on it, and where it does.  (B, 1, S, S) each"""
+    """The frame, the other image as it lies on it, and where it does.  (B, 1, S, S) each"""
     places = _places(transform, frame.shape[-1])  # (B, S, S, 2) in fractions
     inside = ((places > 0) & (places < 1)).all(-1)[:, None]
     warped = grid_sample(moving, 2 * places - 1, align_corners=False, padding_mode="border")
@@ -119,7 +119,7 @@ def _overlaid(frame: Tensor, moving: Tensor, transform: Tensor) -> tuple[Tensor,
 
 
 def _places(transform: Tensor, side: int) -> Tensor:
-    """Where the pixels of the frame lie in the other picture.  (B, S, S, 2)"""
+    """Where the pixels of the frame lie in the other image.  (B, S, S, 2)"""
     middle = (torch.arange(side, dtype=torch.float32) + 0.5) / side
     y, x = torch.meshgrid(middle, middle, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], -1)  # (S, S, 3)
@@ -170,7 +170,7 @@ def _drift(frame: Tensor, warped: Tensor, inside: Tensor) -> Tensor:
 def refined(frame: Tensor, moving: Tensor, transform: Tensor, steps: int) -> Tensor:
     """Gauss-Newton (Lucas and Kanade, 1981) on all six numbers of each transform, composed step by step.
 
-    Both pictures are normalised as they lie on each other, for surroundings of other sizes would pull the transform
+    Both images are normalised as they lie on each other, for surroundings of other sizes would pull the transform
     away from where the pixels fit.
     """
     side = frame.shape[-1]
@@ -218,7 +218,7 @@ def _boxed(images: Tensor, width: int) -> Tensor:
 
 
 def _shrunk(images: Tensor, zoom: Tensor) -> Tensor:
-    """Each picture blurred as shrinking it by its zoom (1 or more) would."""
+    """Each image blurred as shrinking it by its zoom (1 or more) would."""
     level = zoom.clamp(1, 8).log2().round().long()
     result = images
     for number in range(1, 4):

@@ -1,7 +1,7 @@
 """In which order candidates are compared, so that twenty copies of one photo cost twenty comparisons and not 190.
 
-First the pictures that look like keepers with all their candidates. Two copies need not be compared with each other
-where what they are copies of was; what remains is. Last, copies of copies: every picture that a chain of confirmed
+First the images that look like keepers with all their candidates. Two copies need not be compared with each other
+where what they are copies of was; what remains is. Last, copies of copies: every image that a chain of confirmed
 pairs leads to is held against the keeper itself. An enlarged cut-out of a mirrored copy has little in common with the
 original that patches would find, yet the way from one to the other is known, link by link. Chained, the links say where
 to look, and the pixels decide.
@@ -15,14 +15,14 @@ import numpy as np
 from ..geometry import square
 from .groups import Pair, inverse
 
-REACH = 64  # pictures to which chains are followed from one
-LEAST_SHARED = 0.1  # of one of two pictures, for a chain to go on
-GRID = np.stack(np.meshgrid(*2 * [(np.arange(8) + 0.5) / 8]), -1).reshape(-1, 2)  # (64, 2), places in a picture
-Transform = np.ndarray  # (2, 3) from fractions of one picture to fractions of another
+REACH = 64  # images to which chains are followed from one
+LEAST_SHARED = 0.1  # of one of two images, for a chain to go on
+GRID = np.stack(np.meshgrid(*2 * [(np.arange(8) + 0.5) / 8]), -1).reshape(-1, 2)  # (64, 2), places in an image
+Transform = np.ndarray  # (2, 3) from fractions of one image to fractions of another
 
 
 def with_keepers(first: np.ndarray, second: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Which pairs have a likely keeper at one end: a picture none of whose candidates comes before it and is one.
+    """Which pairs have a likely keeper at one end: an image none of whose candidates comes before it and is one.
 
     first, second  (P,)  rows
     order          all rows in them, those to keep first
@@ -40,7 +40,7 @@ def with_keepers(first: np.ndarray, second: np.ndarray, order: Sequence[int]) ->
 
 
 def settled(first: np.ndarray, second: np.ndarray, pairs: Sequence[Pair], tried: set[tuple[int, int]]) -> np.ndarray:
-    """Which candidates (P,) need no look of their own: what they are copies of is one picture, or was compared.
+    """Which candidates (P,) need no look of their own: what they are copies of is one image, or was compared.
 
     pairs  confirmed so far; that two lie in one collage says nothing of them
     tried  pairs (lower row, higher row) that were compared
@@ -67,7 +67,7 @@ def untried_pairs(
 
     order  all rows, those to keep first
     tried  pairs (lower row, higher row) that were compared
-    Each picture that shares most with none before it is held against all that its chains lead to.
+    Each image that shares most with none before it is held against all that its chains lead to.
     """
     beside: dict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:
@@ -107,6 +107,6 @@ def _reached_from(start: int, beside: dict[int, list[Pair]]) -> dict[int, Transf
 
 
 def _shared(way: Transform) -> float:
-    """How much of one picture lies on the other, as a share of the one of which that is more."""
+    """How much of one image lies on the other, as a share of the one of which that is more."""
     there, back = (np.abs(GRID @ one[:, :2].T + one[:, 2] - 0.5) < 0.5 for one in (way, inverse(way)))
     return float(max(there.all(1).mean(), back.all(1).mean()))

@@ -1,4 +1,4 @@
-"""Small grey squares of the pictures that are to be compared, each decoded once and kept on disk, not in memory."""
+"""Small grey squares of the images that are to be compared, each decoded once and kept on disk, not in memory."""
 
 from collections.abc import Iterable, Iterator
 
@@ -16,10 +16,10 @@ GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, IT
 
 
 class Thumbnails:
-    """Grey squares by row; `missing` says of the pictures that gave none why."""
+    """Grey squares by row; `missing` says of the images that gave none why."""
 
     def __init__(self, most: int, side: int = SIDE, workers: int | None = None) -> None:
-        """most  pictures at most; side  of the squares, in pixels"""
+        """most  images at most; side  of the squares, in pixels"""
         self.missing: dict[int, str] = {}
         self._at: dict[int, int] = {}  # row -> place in the file
         self._side = side
@@ -29,7 +29,7 @@ class Thumbnails:
     def read(self, wanted: Iterable[tuple[int, str, str]]) -> Iterator[int]:
         """Decode what is not there yet; yields how many are done.
 
-        wanted  row, path and id of each picture; a file whose bytes no longer have that id counts as changed
+        wanted  row, path and id of each image; a file whose bytes no longer have that id counts as changed
         """
         todo = {path: (row, id) for row, path, id in wanted if row not in self._at and row not in self.missing}
         if not todo:
@@ -57,4 +57,4 @@ def _why(outcome: Outcome) -> str:
         return "it is gone"
     if isinstance(outcome, (Changed, Decoded)):
         return "it has changed since it was indexed"
-    return str(getattr(outcome, "reason", "it is no picture any more"))
+    return str(getattr(outcome, "reason", "it is no image any more"))

@@ -92,13 +92,13 @@ def evaluate_retrieval(
     """Scores of every task of the test sets in every variant, a task's variants one after the other.
 
     sources      test sets as `ground_truth.read_tasks` takes them
-    distractors  a manifest or a folder of pictures to be added to every gallery
+    distractors  a manifest or a folder of images to be added to every gallery
     index        where the gallery's index is or is to be made, for one test set: one that is there must hold exactly
-                 the gallery's pictures, by content, wherever they lay when they were indexed; default: a temporary
+                 the gallery's images, by content, wherever they lay when they were indexed; default: a temporary
                  index for each test set
     backbone     a name, a path or a loaded one; `auto` with an index that is there: the one that made it
     resolution   pixels, for a new index; default 224
-    exact        compare with every picture instead of walking the graph, and rerank them all
+    exact        compare with every image instead of walking the graph, and rerank them all
     depth        answers of a ranking that count, the others are taken as not found; default: the task's own
     progress     progress bars on stderr
     say          gets one line for the user now and then
@@ -190,7 +190,7 @@ def _readable(regions: dict[Path, Region | None], say: Callable[[str], None]) ->
         except ImageError as error:
             say(f"left out a query: {error}")
     if not readable:
-        raise SeenitError(f"none of the {len(regions)} queries can be read; give pictures that can")
+        raise SeenitError(f"none of the {len(regions)} queries can be read; give images that can")
     return readable
 
 
@@ -218,7 +218,7 @@ def _ask(
 
 
 def _answers(result: Result, gallery: Gallery) -> list[Answer]:
-    """A result as the gallery's pictures that it stands for: all those with the same bytes."""
+    """A result as the gallery's images that it stands for: all those with the same bytes."""
     evidence = result.evidence
     return [
         Answer(

@@ -1,7 +1,7 @@
 """The index of a test set's gallery: made for one evaluation, or kept and used again.
 
-An index is recognised by what it holds: a record's id comes from its picture's bytes, so it does not matter where the
-pictures lay when they were indexed.
+An index is recognised by what it holds: a record's id comes from its image's bytes, so it does not matter where the
+images lay when they were indexed.
 """
 
 import shutil
@@ -26,15 +26,15 @@ from ..search import Searcher
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """An open index that holds a gallery, and which of the gallery's pictures each record stands for."""
+    """An open index that holds a gallery, and which of the gallery's images each record stands for."""
 
     searcher: Searcher
-    paths: dict[str, list[Path]]  # record's id -> all pictures with these bytes
+    paths: dict[str, list[Path]]  # record's id -> all images with these bytes
 
 
 @contextmanager
 def open_gallery(
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     index: str | Path | None,
     backbone: Backbone | str | Path,
     resolution: int | None,
@@ -43,11 +43,11 @@ def open_gallery(
 ) -> Iterator[Gallery]:
     """The gallery in an index that is open for searches; made first where it is not there.
 
-    index     None: a temporary one. One that is there must hold exactly the pictures, else SeenitError
+    index     None: a temporary one. One that is there must hold exactly the images, else SeenitError
     backbone  a loaded one must be the one that made the index; a name serves to make one only
     """
     paths: dict[str, list[Path]] = {}
-    for path in dict.fromkeys(pictures):
+    for path in dict.fromkeys(images):
         paths.setdefault(content_id(path.read_bytes()), []).append(path)
     with tempfile.TemporaryDirectory(prefix="seenit-evaluate-") as scratch:
         location = Path(scratch) / "index" if index is None else index
@@ -66,7 +66,7 @@ def open_gallery(
             made = built.summary
             if made.skipped:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in made.skipped.items())
-                say(f"pictures of the gallery that cannot be read count as never found: {reasons}")
+                say(f"images of the gallery that cannot be read count as never found: {reasons}")
         with Searcher.open(location, say=say) as searcher:
             if not is_new:
                 _check_same(searcher, paths, resolution)
@@ -75,10 +75,10 @@ def open_gallery(
             yield Gallery(searcher, paths)
 
 
-def _side_by_side(pictures: Sequence[Path], folder: Path) -> Path:
-    """A folder with links to the pictures, or copies where links cannot be made, in their order."""
+def _side_by_side(images: Sequence[Path], folder: Path) -> Path:
+    """A folder with links to the images, or copies where links cannot be made, in their order."""
     folder.mkdir()
-    for number, path in enumerate(pictures):
+    for number, path in enumerate(images):
         place = folder / f"{number:07}{path.suffix}"
         try:
             place.symlink_to(path.resolve())
@@ -96,7 +96,7 @@ def is_made(location: str | Path) -> bool:
 
 
 def _check_same(searcher: Searcher, paths: dict[str, list[Path]], resolution: int | None) -> None:
-    """SeenitError unless the index holds the gallery's pictures (those that can be read) and no others."""
+    """SeenitError unless the index holds the gallery's images (those that can be read) and no others."""
     location, made_at = searcher.store.location, searcher.manifest.resolution
     if resolution not in (None, made_at):
         raise SeenitError(f"the index at {location} was made at --resolution {made_at}, not {resolution}; name another")
@@ -104,7 +104,7 @@ def _check_same(searcher: Searcher, paths: dict[str, list[Path]], resolution: in
     lacking = next((same[0] for key, same in paths.items() if key not in held and _can_be_read(same[0])), None)
     if lacking or held - paths.keys():
         raise SeenitError(
-            f"the index at {location} does not hold exactly the gallery: {len(held - paths.keys())} other pictures are"
+            f"the index at {location} does not hold exactly the gallery: {len(held - paths.keys())} other images are"
             f" in it{f', {lacking} is not' if lacking else ''}; name another --index, or one that is not there yet"
         )
 

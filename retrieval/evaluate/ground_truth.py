@@ -1,6 +1,6 @@
-"""Test sets with known answers: which pictures to index, what to ask, which answers are right and which do not count.
+"""Test sets with known answers: which images to index, what to ask, which answers are right and which do not count.
 
-Three kinds are read: manifests (a CSV with one row a picture), the ground truth of the revisited Oxford and Paris
+Three kinds are read: manifests (a CSV with one row an image), the ground truth of the revisited Oxford and Paris
 (Radenovic et al., CVPR 2018), and the lists of ILIAS (Kordopatis-Zilos et al., CVPR 2025).
 
 Junk is neither right nor wrong: it is taken out before ranks are counted. The query itself is junk where it is in the
@@ -23,12 +23,12 @@ from indexer.images.find import FoundFile, find_files
 
 from .plain_pickle import read_plain_pickle
 
-JUNK = "junk"  # the instance of a picture that every query ignores
-NONE = "none"  # the instance of a picture that shows nothing in the gallery
+JUNK = "junk"  # the instance of an image that every query ignores
+NONE = "none"  # the instance of an image that shows nothing in the gallery
 COLUMNS = ("path", "role", "instance")
 GALLERY_ROLES = ("gallery", "both", "distractor")
 QUERY_ROLES = ("query", "both")
-ICONIC = "iconic"  # catalogue pictures; a set that has them asks with them as well, as a task of its own
+ICONIC = "iconic"  # catalogue images; a set that has them asks with them as well, as a task of its own
 
 DEPTH = 200  # answers of a ranking that count
 LARGE_DEPTH = 1000  # ILIAS's own cut-off; the revisited sets have up to some 300 answers that are right or junk
@@ -41,7 +41,7 @@ PROTOCOLS = {  # of the revisited sets: right answers, junk
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One row of a manifest. `instances` is what the picture shows, () for `none`."""
+    """One row of a manifest. `instances` is what the image shows, () for `none`."""
 
     path: Path
     role: str
@@ -51,7 +51,7 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Query:
-    """A picture to search with, the answers that are right, and those that do not count."""
+    """An image to search with, the answers that are right, and those that do not count."""
 
     path: Path
     correct: frozenset[Path]
@@ -73,9 +73,9 @@ def read_tasks(source: str | Path, distractors: Sequence[Path] = ()) -> tuple[Ta
     """The tasks of a test set; all over the same gallery, to which the distractors are added.
 
     source  a manifest or its folder                                     one task, a second one where it has `iconic`s
-            `gnd_NAME.pkl` with the pictures in `jpg` beside it           three tasks: easy, medium, hard
+            `gnd_NAME.pkl` with the images in `jpg` beside it           three tasks: easy, medium, hard
             ILIAS's folder, with `image_ids` and `ilias_core` in it       one task
-    Raises SeenitError for anything else, or where one of its pictures is not there.
+    Raises SeenitError for anything else, or where one of its images is not there.
     """
     source = Path(source)
     if source.is_dir() and (source / "image_ids").is_dir():
@@ -94,27 +94,27 @@ def read_tasks(source: str | Path, distractors: Sequence[Path] = ()) -> tuple[Ta
     missing = [path for path in named if not path.is_file()]
     if missing:
         raise SeenitError(
-            f"{len(missing)} of the {len(named)} pictures of {source} are not there, the first is {missing[0]};"
+            f"{len(missing)} of the {len(named)} images of {source} are not there, the first is {missing[0]};"
             " put them there"
         )
     return tasks
 
 
 def read_distractors(source: str | Path) -> tuple[Path, ...]:
-    """Pictures that answer nothing: those of a manifest that go into a gallery, or every picture below a folder."""
+    """Images that answer nothing: those of a manifest that go into a gallery, or every image below a folder."""
     source = Path(source)
     if source.is_dir() and not (source / "manifest.csv").is_file():
         found = [Path(one.path) for one in find_files([source], follow_links=True) if isinstance(one, FoundFile)]
         return tuple(path for path in found if is_image(path))
-    pictures = read_ground_truth_csv(source / "manifest.csv" if source.is_dir() else source)
-    return tuple(picture.path for picture in pictures if picture.role in GALLERY_ROLES)
+    images = read_ground_truth_csv(source / "manifest.csv" if source.is_dir() else source)
+    return tuple(image.path for image in images if image.role in GALLERY_ROLES)
 
 
 # ---- manifests ----
 
 
 def read_ground_truth_csv(path: str | Path) -> list[LabelledImage]:
-    """The rows of a set's `manifest.csv`; pictures' paths are joined to the manifest's folder.
+    """The rows of a set's `manifest.csv`; images' paths are joined to the manifest's folder.
 
     Columns `path, role, instance, note`; several instances are separated by spaces.
     """
@@ -128,37 +128,37 @@ def read_ground_truth_csv(path: str | Path) -> list[LabelledImage]:
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SeenitError(f"cannot read the manifest {path}: {error}; name a set's manifest.csv") from error
-    pictures = []
+    images = []
     for line, row in enumerate(rows, start=2):
         if not all(row[name] for name in COLUMNS):
             raise SeenitError(f"{path} line {line} lacks one of {', '.join(COLUMNS)}; fill it in or remove the line")
         instances = () if row["instance"] == NONE else tuple(row["instance"].split())
-        pictures.append(LabelledImage(path.parent / row["path"], row["role"], instances, row.get("note") or ""))
-    return pictures
+        images.append(LabelledImage(path.parent / row["path"], row["role"], instances, row.get("note") or ""))
+    return images
 
 
 def make_task(
-    pictures: Sequence[LabelledImage],
+    images: Sequence[LabelledImage],
     distractors: Sequence[LabelledImage] = (),
     *,
     ask: Sequence[str] = QUERY_ROLES,
     name: str = "",
 ) -> Task:
-    """The retrieval task of a set: each query with the gallery pictures that are right for it and those that are junk.
+    """The retrieval task of a set: each query with the gallery images that are right for it and those that are junk.
 
-    Junk are: the query itself (role `both`), pictures of the instance `junk`, and neighbours (see `is_neighbour`).
-    A picture of the instance `junk` asks nothing.
+    Junk are: the query itself (role `both`), images of the instance `junk`, and neighbours (see `is_neighbour`).
+    An image of the instance `junk` asks nothing.
 
-    ask  the roles of the pictures that are queries
+    ask  the roles of the images that are queries
     """
-    gallery = [picture for picture in (*pictures, *distractors) if picture.role in GALLERY_ROLES]
+    gallery = [image for image in (*images, *distractors) if image.role in GALLERY_ROLES]
     showing: dict[str, set[Path]] = {}
-    for picture in gallery:
-        for instance in picture.instances:
-            showing.setdefault(instance, set()).add(picture.path)
+    for image in gallery:
+        for instance in image.instances:
+            showing.setdefault(instance, set()).add(image.path)
     always_junk = showing.pop(JUNK, set())
     queries = []
-    for asked in pictures:
+    for asked in images:
         if asked.role not in ask or JUNK in asked.instances:
             continue
         junk = always_junk | ({asked.path} if asked.role in GALLERY_ROLES else set())
@@ -167,7 +167,7 @@ def make_task(
             if any(is_neighbour(instance, own) for own in asked.instances):
                 junk |= paths - correct
         queries.append(Query(asked.path, frozenset(correct), frozenset(junk)))
-    return Task(tuple(picture.path for picture in gallery), tuple(queries), name)
+    return Task(tuple(image.path for image in gallery), tuple(queries), name)
 
 
 def is_neighbour(a: str, b: str) -> bool:
@@ -179,10 +179,10 @@ def is_neighbour(a: str, b: str) -> bool:
 
 
 def _of_manifest(path: Path) -> tuple[Task, ...]:
-    pictures, name = read_ground_truth_csv(path), path.resolve().parent.name
-    tasks = [make_task(pictures, name=name)]
-    if any(picture.role == ICONIC for picture in pictures):
-        tasks.append(make_task(pictures, ask=(ICONIC,), name=f"{name} {ICONIC}"))
+    images, name = read_ground_truth_csv(path), path.resolve().parent.name
+    tasks = [make_task(images, name=name)]
+    if any(image.role == ICONIC for image in images):
+        tasks.append(make_task(images, ask=(ICONIC,), name=f"{name} {ICONIC}"))
     tasks = [task for task in tasks if task.queries]
     if not tasks or not tasks[0].gallery:
         raise SeenitError(f"{path} has no queries, or nothing to find; give rows the roles gallery and query")
@@ -196,8 +196,8 @@ def _revisited(path: Path) -> tuple[Task, ...]:
     """The three protocols of `gnd_roxford5k.pkl` or `gnd_rparis6k.pkl`; queries are cut to their box."""
     data = read_plain_pickle(path)
     try:
-        gallery = [_named_picture(path, name) for name in data["imlist"]]
-        asked = [_named_picture(path, name) for name in data["qimlist"]]
+        gallery = [_named_image(path, name) for name in data["imlist"]]
+        asked = [_named_image(path, name) for name in data["qimlist"]]
         answers = [
             {grade: frozenset(gallery[n] for n in _indices(known[grade])) for grade in ("easy", "hard", "junk")}
             for known in data["gnd"]
@@ -214,26 +214,26 @@ def _revisited(path: Path) -> tuple[Task, ...]:
     for protocol, (right, ignored) in PROTOCOLS.items():
         queries = [
             Query(
-                picture,
+                image,
                 correct=frozenset(answer for grade in right for answer in known[grade]),
                 junk=frozenset(answer for grade in ignored for answer in known[grade]),
                 region=region,
             )
-            for picture, known, region in zip(asked, answers, regions, strict=True)
+            for image, known, region in zip(asked, answers, regions, strict=True)
         ]
         name = f"{path.stem.removeprefix('gnd_')} {protocol}"
         tasks.append(Task(tuple(gallery), tuple(queries), name, LARGE_DEPTH))
     return tuple(tasks)
 
 
-def _named_picture(path: Path, name: Any) -> Path:
+def _named_image(path: Path, name: Any) -> Path:
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w .-]*", name):
-        raise ValueError("a picture's name that is no file name")
+        raise ValueError("an image's name that is no file name")
     return path.parent / "jpg" / f"{name}.jpg"
 
 
 def _indices(values: Any) -> list[int]:
-    """Positions in the list of pictures, counted from 0."""
+    """Positions in the list of images, counted from 0."""
     indices = np.asarray(values).ravel()
     if len(indices) and (indices.dtype.kind not in "iu" or indices.min() < 0):
         raise ValueError("answers that are no positions")
@@ -255,7 +255,7 @@ def _ilias(folder: Path) -> tuple[Task, ...]:
     """Queries and positives as `image_ids/image_query_ids.txt` and `positive_ids.txt` list them.
 
     A line is `OBJECT/query/NAME.jpg` or `OBJECT/pos/NAME.jpg` below `ilias_core`, and more after a comma that is not
-    read here. A query's right answers are all positives of its object; the whole query picture is asked.
+    read here. A query's right answers are all positives of its object; the whole query image is asked.
     """
     core = folder / "ilias_core"
     gallery = _listed(folder / "image_ids" / "positive_ids.txt", core)
@@ -271,7 +271,7 @@ def _ilias(folder: Path) -> tuple[Task, ...]:
 
 
 def _listed(path: Path, core: Path) -> list[Path]:
-    """The pictures below `core` that a list names, one a line."""
+    """The images below `core` that a list names, one a line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,6 +1,6 @@
 """How good rankings are: recall at k, mean average precision, and whether matches can be told from what is none.
 
-Pure functions. A ranking is a query's answers, best first, each picture once; it may be cut off after some length, and
+Pure functions. A ranking is a query's answers, best first, each image once; it may be cut off after some length, and
 what was cut off counts as not found. Junk is taken out before ranks are counted, so that it moves nothing.
 """
 
@@ -21,7 +21,7 @@ PRECISION_AT = (10, 100)
 
 @dataclass(frozen=True)
 class Answer:
-    """One picture of a ranking. `probability` that it is a match is None where nothing was calibrated."""
+    """One image of a ranking. `probability` that it is a match is None where nothing was calibrated."""
 
     path: Path
     score: float
@@ -61,7 +61,7 @@ def evaluate_ranking(
 ) -> Quality:
     """The quality of one task's rankings, by the places of the answers alone.
 
-    rankings      query's path -> gallery pictures, best first (ask for more than the largest k: junk is taken out)
+    rankings      query's path -> gallery images, best first (ask for more than the largest k: junk is taken out)
     ks            for recall at k
     precision_ks  for mean average precision at k
     """

@@ -1,4 +1,4 @@
-"""What one can ask with: a picture, a part of one, several of one thing, or what was looked at before."""
+"""What one can ask with: an image, a part of one, several of one thing, or what was looked at before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,24 +25,24 @@ LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma
 
 @dataclass(frozen=True)
 class MultiQuery:
-    """Several pictures as one query.
+    """Several images as one query.
 
-    pictures  of the thing, each a view of it
+    images  of the thing, each a view of it
     likes     results that were right: the query moves towards them
     dislikes  results that were wrong: it moves away from them, and what they show counts against a candidate
     """
 
-    pictures: tuple[QueryImage, ...]
+    images: tuple[QueryImage, ...]
     likes: tuple[QueryImage, ...] = ()
     dislikes: tuple[QueryImage, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedQuery:
-    """A query whose pictures have been looked at, as `Searcher.prepare` does it; may be searched with again and again.
+    """A query whose images have been looked at, as `Searcher.prepare` does it; may be searched with again and again.
 
-    views   of the pictures
-    unlike  of disliked pictures
+    views   of the images
+    unlike  of disliked images
     own     paths of the query's own files, which are no answers
     """
 
@@ -55,9 +55,9 @@ Query: TypeAlias = QueryImage | MultiQuery | EncodedQuery
 
 
 def read_query(query: QueryImage, region: Region | None, resolution: int) -> QueryCrop:
-    """A picture, or the region of it, with enough pixels for every look at `resolution`.
+    """An image, or the region of it, with enough pixels for every look at `resolution`.
 
-    Raises PictureError for a file that cannot be read, SeenitError for a region that lies outside.
+    Raises ImageError for a file that cannot be read, SeenitError for a region that lies outside.
     """
     whole = round(resolution / MIDDLE)  # leaves the middle as many pixels as the backbone sees
     if isinstance(query, (str, Path)):
@@ -80,7 +80,7 @@ def read_query(query: QueryImage, region: Region | None, resolution: int) -> Que
 
 
 def as_together(query: Query) -> MultiQuery | None:
-    """A query as several pictures; None for one that is prepared."""
+    """A query as several images; None for one that is prepared."""
     if isinstance(query, EncodedQuery):
         return None
     return query if isinstance(query, MultiQuery) else MultiQuery((query,))
@@ -98,19 +98,19 @@ def combined(
         shift = shift + LIKE * np.mean([views[0].vector for views in likes], axis=0)
     if unlike:
         shift = shift - DISLIKE * np.mean([views[0].vector for views in unlike], axis=0)
-    towards = (view for of_picture in (*wanted, *likes) for view in of_picture)
+    towards = (view for of_image in (*wanted, *likes) for view in of_image)
     views = tuple(replace(view, vector=unit_vector(view.vector + shift)) for view in towards)
-    return EncodedQuery(views, tuple(view for of_picture in unlike for view in of_picture), own)
+    return EncodedQuery(views, tuple(view for of_image in unlike for view in of_image), own)
 
 
 def cut(pixels: np.ndarray, region: Region) -> np.ndarray:
-    """The part of a picture (H, W, 3) in a box (x, y, width, height): pixels, or fractions if all are <= 1."""
+    """The part of an image (H, W, 3) in a box (x, y, width, height): pixels, or fractions if all are <= 1."""
     left, top, width, height = box_in_pixels(region, pixels.shape[1], pixels.shape[0])
     return pixels[top : top + height, left : left + width]
 
 
 def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, int, int]:
-    """A region as whole pixels (x, y, width, height) of a picture of that size, clipped to it."""
+    """A region as whole pixels (x, y, width, height) of an image of that size, clipped to it."""
     x, y, w, h = region
     if max(region) <= 1:
         x, y, w, h = x * width, y * height, w * width, h * height
@@ -118,7 +118,7 @@ def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, in
     right, bottom = min(round(x + w), width), min(round(y + h), height)
     if right - left < 2 or bottom - top < 2:
         raise SeenitError(
-            f"the region {','.join(f'{value:g}' for value in region)} leaves nothing of a picture of {width}x{height}"
+            f"the region {','.join(f'{value:g}' for value in region)} leaves nothing of an image of {width}x{height}"
             " pixels; give X,Y,W,H inside it"
         )
     return left, top, right - left, bottom - top

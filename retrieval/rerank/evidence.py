@@ -1,6 +1,6 @@
-"""Why a picture is believed to show what the query shows: what the matcher finds, and what tables and pages tell.
+"""Why an image is believed to show what the query shows: what the matcher finds, and what tables and pages tell.
 
-All places are fractions of the upright picture, x to the right and y down, so that they hold for any size of it.
+All places are fractions of the upright image, x to the right and y down, so that they hold for any size of it.
 """
 
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ import numpy as np
 
 BELIEVED = 0.5  # probability from which on a result is believed to be the same thing
 
-Box = tuple[float, float, float, float]  # x, y, width, height as fractions of the picture, in [0, 1]
+Box = tuple[float, float, float, float]  # x, y, width, height as fractions of the image, in [0, 1]
 Verdict = Literal["same", "perhaps", "no match"]
 
-PERHAPS = 0.2  # a picture that is not believed is still worth a look from this probability on
+PERHAPS = 0.2  # an image that is not believed is still worth a look from this probability on
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Why a picture is believed to show what the query shows.
+    """Why an image is believed to show what the query shows.
 
-    probability  that it is the same thing, calibrated on the index's own pictures; None where there is no calibration
+    probability  that it is the same thing, calibrated on the index's own images; None where there is no calibration
     believed     probability at or above the index's threshold
     support      pairs of patches that agree on one geometric transform
     pairs        (M, 5) float32: x, y in the query, x, y in the result (patch centres, fractions), cosine; the

@@ -14,5 +14,5 @@ def fuse_scores(cosine: np.ndarray, support: np.ndarray, distinct: np.ndarray) -
 
 
 def saturate(support: np.ndarray, scale: float) -> np.ndarray:
-    """Support as a number in [0, 1): what a picture has in common beyond some ten patches adds little."""
+    """Support as a number in [0, 1): what an image has in common beyond some ten patches adds little."""
     return 1 - np.exp(-support / scale)

@@ -1,4 +1,4 @@
-"""Which patches of two pictures show the same spot of the same thing: pairs of neighbours that agree on one move.
+"""Which patches of two images show the same spot of the same thing: pairs of neighbours that agree on one move.
 
 Patches of a query and of a candidate are paired where each is the other's nearest. Chance pairs point anywhere; those
 of one thing are all carried from the query to the candidate by one shift, turn and change of size. Two pairs fix such
@@ -6,7 +6,7 @@ a similarity transform, so every combination of the strongest pairs is tried, an
 others wins: RANSAC (Fischler and Bolles, 1981) without the dice, for there are few enough to go through them all. An
 affine transform fitted to what agreed then gathers the pairs that perspective had bent away.
 
-Plain tensor arithmetic: nothing here knows of stores or pictures.
+Plain tensor arithmetic: nothing here knows of stores or images.
 """
 
 from dataclasses import dataclass
@@ -136,7 +136,7 @@ def distinct_support(agrees: Tensor, pairs: Pairs, similarity: Tensor, apart: Te
     apart       (N, N)     see `far_apart`
 
     A patch of lawn is as like any other patch of the lawn; where two lawns agree on a geometry it is by chance, or
-    because features know a little of their place in the picture. What shows the same spot is like that spot alone
+    because features know a little of their place in the image. What shows the same spot is like that spot alone
     (the ratio test of Lowe, 2004, as a difference):
 
         sum over agreeing m of  cosine[b, m] - max(0, max over n of similarity[b, m, n])

@@ -12,12 +12,12 @@ from indexer.descriptor.patch_codec import unpack_patches
 
 @dataclass(frozen=True, eq=False)
 class PatchBatch:
-    """Patches of B pictures side by side.
+    """Patches of B images side by side.
 
     tokens  (B, M, T)  float32, L2-normalised, zero-padded
     mask    (B, M)     True where the patch is real
     at      (B, M, 2)  float32, x and y of each patch's middle, in patches
-    grids   rows and columns of each picture
+    grids   rows and columns of each image
     """
 
     tokens: Tensor
@@ -27,7 +27,7 @@ class PatchBatch:
 
 
 def batch_patches(packed: Sequence[bytes]) -> PatchBatch:
-    """The patches of several pictures as one batch."""
+    """The patches of several images as one batch."""
     patches = unpack_patches(packed)
     counts = np.array(patches.counts, int)
     mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, M)

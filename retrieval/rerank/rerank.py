@@ -240,7 +240,7 @@ def to_evidence(match: Match, probability: float | None) -> Evidence:
 def box_of(points: np.ndarray, patch: tuple[float, float]) -> Box | None:
     """The box around patches whose middles are `points` (S, 2), as fractions; None where there are none.
 
-    patch  width and height of a patch, as fractions of the picture
+    patch  width and height of a patch, as fractions of the image
     """
     if not len(points):
         return None

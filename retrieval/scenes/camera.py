@@ -52,9 +52,7 @@ class Camera:
         return [(float(x / w), float(y / w)) for x, y, w in kept]
 
 
-def paint(
-    picture: Image.Image, camera: Camera, texture: Image.Image, corner: Point, across: Point, down: Point
-) -> None:
+def paint(image: Image.Image, camera: Camera, texture: Image.Image, corner: Point, across: Point, down: Point) -> None:
     """Paint a flat texture as the camera sees it, in place.
 
     corner  its top left corner in metres; across and down lead from there to the top right and to the bottom left
@@ -63,7 +61,7 @@ def paint(
     see_through = texture.mode == "RGBA"
     origin, right, below = np.asarray(corner, float), np.asarray(across, float), np.asarray(down, float)
     outline = camera.outline(np.array([origin, origin + right, origin + right + below, origin + below]))
-    left, top, width, height = _part(picture, outline, 2)
+    left, top, width, height = _part(image, outline, 2)
     if width <= 0 or height <= 0:
         return
 
@@ -80,7 +78,7 @@ def paint(
     inverse = to_texture(texture.size)
     middle = np.clip(np.mean(outline, axis=0) - (left, top), 0, (width, height))
     depth = inverse[2] @ (*middle, 1)
-    stretch = np.abs(np.linalg.det(inverse) / depth**3) ** 0.5  # texture pixels per picture pixel at the middle
+    stretch = np.abs(np.linalg.det(inverse) / depth**3) ** 0.5  # texture pixels per image pixel at the middle
     if stretch >= 1.6:
         texture = texture.reduce(min(round(stretch), 16))
         inverse = to_texture(texture.size)
@@ -94,24 +92,24 @@ def paint(
     ImageDraw.Draw(mask).polygon([(x - left, y - top) for x, y in outline], fill=255)
     if see_through:
         mask = ImageChops.multiply(seen.getchannel("A"), mask.filter(ImageFilter.MaxFilter(3)))
-    picture.paste(seen.convert("RGB"), (left, top), mask)
+    image.paste(seen.convert("RGB"), (left, top), mask)
 
 
-def cast_shadow(picture: Image.Image, outline: Outline, blur_px: float, strength: float) -> None:
+def cast_shadow(image: Image.Image, outline: Outline, blur_px: float, strength: float) -> None:
     """Darken a soft polygon, in place; drawn at a quarter of the size because nobody sees the difference."""
-    left, top, width, height = _part(picture, outline, 3 * blur_px + 4)
+    left, top, width, height = _part(image, outline, 3 * blur_px + 4)
     if width <= 0 or height <= 0:
         return
     mask = Image.new("L", (width // 4 + 1, height // 4 + 1))
     ImageDraw.Draw(mask).polygon([((x - left) / 4, (y - top) / 4) for x, y in outline], fill=round(255 * strength))
     mask = mask.filter(ImageFilter.GaussianBlur(max(blur_px / 4, 0.5)))
-    picture.paste((18, 16, 22), (left, top), mask.resize((width, height), Image.Resampling.BILINEAR))
+    image.paste((18, 16, 22), (left, top), mask.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _part(picture: Image.Image, outline: Outline, margin: float) -> tuple[int, int, int, int]:
-    """The part of the picture that an outline touches: left, top, width, height; without width if it touches none."""
+def _part(image: Image.Image, outline: Outline, margin: float) -> tuple[int, int, int, int]:
+    """The part of the image that an outline touches: left, top, width, height; without width if it touches none."""
     if len(outline) < 3:
         return 0, 0, 0, 0
     (left, top), (right, bottom) = np.min(outline, axis=0) - margin, np.max(outline, axis=0) + margin
     left, top = max(0, int(left)), max(0, int(top))
-    return left, top, min(picture.width, int(right)) - left, min(picture.height, int(bottom)) - top
+    return left, top, min(image.width, int(right)) - left, min(image.height, int(bottom)) - top

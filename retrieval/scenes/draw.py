@@ -12,19 +12,19 @@ from .photo import save_photo
 from .plan import plan
 from .shoot import shoot
 
-DRAWING = 2  # raise it when the pictures change, so that older folders are told apart
+DRAWING = 2  # raise it when the images change, so that older folders are told apart
 
 
 def draw_scenes(folder: Path, *, instances: int = 24, views: int = 5, distractors: int = 30, seed: int = 0) -> Path:
     """Write `photos/*.jpg`, `queries/*.jpg` and `manifest.csv` under `folder`; returns the folder.
 
     instances    how many things; the last of each kind is a look-alike of the first (same layout, other colours)
-    views        pictures of each thing, at least 2: one becomes its query, the others go to `photos`
-    distractors  pictures in `photos` that show none of the things
+    views        images of each thing, at least 2: one becomes its query, the others go to `photos`
+    distractors  images in `photos` that show none of the things
     seed         another seed draws another set
 
-    The manifest has one row a picture: path, role (gallery, query, distractor), instance, note, and the thing's box
-    x, y, w, h in pixels of the upright picture (empty for distractors).
+    The manifest has one row an image: path, role (gallery, query, distractor), instance, note, and the thing's box
+    x, y, w, h in pixels of the upright image (empty for distractors).
 
     The folder appears whole or not at all: an interrupted call is redone, a finished folder is left as it is. A folder
     that holds anything else is never written to; that is a SeenitError.
@@ -46,8 +46,8 @@ def draw_scenes(folder: Path, *, instances: int = 24, views: int = 5, distractor
         rows = csv.writer(file)
         rows.writerow(["path", "role", "instance", "note", "x", "y", "w", "h"])
         for shot in plan(instances, views, distractors, seed):
-            picture, box = shoot(shot)
-            save_photo(picture, unfinished / shot.path, shot.seed)
+            image, box = shoot(shot)
+            save_photo(image, unfinished / shot.path, shot.seed)
             rows.writerow([shot.path, shot.role, shot.thing.name if box else "none", shot.note, *(box or [""] * 4)])
     (unfinished / "drawn.json").write_text(json.dumps(asked), encoding="utf-8")
     if folder.exists():

@@ -12,7 +12,7 @@ TOWNS = ((38.7139, -9.1394), (35.0116, 135.7681), (59.9139, 10.7522), (17.0732, 
 MAKE, MODEL, ORIENTATION, DATE, EXIF_PART, GPS_PART, TAKEN = 0x010F, 0x0110, 0x0112, 0x0132, 0x8769, 0x8825, 0x9003
 
 
-def save_photo(picture: Image.Image, path: Path, seed: tuple[int, ...]) -> None:
+def save_photo(image: Image.Image, path: Path, seed: tuple[int, ...]) -> None:
     """Write the JPEG: most have EXIF, half of these a position, and a few lie on their side as phones store them."""
     rng = np.random.default_rng((*seed, 99))
     exif = Image.Exif()
@@ -26,10 +26,10 @@ def save_photo(picture: Image.Image, path: Path, seed: tuple[int, ...]) -> None:
             gps = exif.get_ifd(GPS_PART)
             gps[1], gps[2] = "N" if latitude >= 0 else "S", _degrees(latitude)
             gps[3], gps[4] = "E" if longitude >= 0 else "W", _degrees(longitude)
-        if picture.height > picture.width and rng.random() < 0.4:
-            picture = picture.transpose(Image.Transpose.ROTATE_90)
+        if image.height > image.width and rng.random() < 0.4:
+            image = image.transpose(Image.Transpose.ROTATE_90)
             exif[ORIENTATION] = 6  # "turn me clockwise by a quarter"
-    picture.save(path, quality=88, exif=exif)
+    image.save(path, quality=88, exif=exif)
 
 
 def _degrees(angle: float) -> tuple[float, float, float]:

@@ -76,47 +76,47 @@ PLACES = {
 }
 
 
-def paint_place(picture: Image.Image, camera: Camera, place: Scene, rng: Random) -> None:
+def paint_place(image: Image.Image, camera: Camera, place: Scene, rng: Random) -> None:
     """Floor, wall, and what hangs and stands at both sides, in place."""
-    paint(picture, camera, _made(floor), (-11, 0, 0), (22, 0, 0), (0, 0, 9))
+    paint(image, camera, _made(floor), (-11, 0, 0), (22, 0, 0), (0, 0, 9))
     wall, shift = _made(place.wall), rng.uniform(-0.25, 0.25)
     height = wall.height / PX_PER_M
     for tile in (-2, -1, 0, 1):
-        paint(picture, camera, wall, ((tile + 0.5) * WALL_M + shift, height, 0), (WALL_M, 0, 0), (0, -height, 0))
+        paint(image, camera, wall, ((tile + 0.5) * WALL_M + shift, height, 0), (WALL_M, 0, 0), (0, -height, 0))
     for side in (-1, 1):
         if rng.random() < 0.65:
             prop = prop_named(pick(rng, *place.hung))
             x = side * rng.uniform(*place.hung_beside_m) + (0 if side > 0 else -prop.width_m)
-            paint_prop(picture, camera, prop, x, place.hung_above_m + rng.uniform(-0.15, 0.3), 0.03, hangs=True)
+            paint_prop(image, camera, prop, x, place.hung_above_m + rng.uniform(-0.15, 0.3), 0.03, hangs=True)
         if rng.random() < 0.75:
             prop = prop_named(pick(rng, *place.props))
             x = side * rng.uniform(0.95, 1.7) - prop.width_m / 2
-            paint_prop(picture, camera, prop, x, 0.0, rng.uniform(0.25, 0.6))
+            paint_prop(image, camera, prop, x, 0.0, rng.uniform(0.25, 0.6))
 
 
-def paint_table(picture: Image.Image, camera: Camera, place: Scene) -> None:
+def paint_table(image: Image.Image, camera: Camera, place: Scene) -> None:
     """The table that things stand on, in place."""
     edge = Image.new("RGB", (8, 8), mix(place.table, BLACK, 0.45))
-    paint(picture, camera, edge, (-1.6, TABLE_M, 1.75), (3.2, 0, 0), (0, -0.05, 0))
-    paint(picture, camera, _made(table_top, place.table), (-1.6, TABLE_M, 0.75), (3.2, 0, 0), (0, 0, 1.0))
+    paint(image, camera, edge, (-1.6, TABLE_M, 1.75), (3.2, 0, 0), (0, -0.05, 0))
+    paint(image, camera, _made(table_top, place.table), (-1.6, TABLE_M, 0.75), (3.2, 0, 0), (0, 0, 1.0))
 
 
-def lay_table(picture: Image.Image, camera: Camera, rng: Random, *, behind: bool) -> None:
+def lay_table(image: Image.Image, camera: Camera, rng: Random, *, behind: bool) -> None:
     """Small things on the table, a few behind the thing or one partly before it, in place."""
     for _ in range(int(rng.integers(1, 4)) if behind else 1):
         prop = prop_named(pick(rng, "mug", "bottle", "apples", "pot", "candle", "glass"))
         x = pick(rng, -1, 1) * (rng.uniform(0.12, 0.42) if behind else rng.uniform(0.09, 0.15)) - prop.width_m / 2
         z = rng.uniform(0.85, 1.1) if behind else rng.uniform(1.38, 1.48)
-        paint_prop(picture, camera, prop, x, TABLE_M, z)
+        paint_prop(image, camera, prop, x, TABLE_M, z)
 
 
-def hide_a_part(picture: Image.Image, camera: Camera, place: Scene, width_m: float, rng: Random) -> None:
+def hide_a_part(image: Image.Image, camera: Camera, place: Scene, width_m: float, rng: Random) -> None:
     """Something between the camera and one side of a hanging thing of this width, in place."""
     prop, side = prop_named(pick(rng, *place.before)), pick(rng, -1, 1)
     edge = side * width_m * (0.5 - rng.uniform(0.0, 0.22))  # the prop's middle reaches over so much
     near = rng.uniform(0.2, 0.35)  # of the way to the camera
     x = edge + (camera.eye[0] - edge) * near - prop.width_m / 2 + side * prop.width_m * 0.25
-    paint_prop(picture, camera, prop, x, 0.0, max(0.3, camera.eye[2] * near))
+    paint_prop(image, camera, prop, x, 0.0, max(0.3, camera.eye[2] * near))
 
 
 @lru_cache(maxsize=64)

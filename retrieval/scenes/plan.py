@@ -1,4 +1,4 @@
-"""Which pictures the set has: every thing in several places, one view of it as the query, and distractors."""
+"""Which images the set has: every thing in several places, one view of it as the query, and distractors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .things import KINDS, Thing, make_thing
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to be taken."""
+    """One image to be taken."""
 
     path: str
     role: str  # gallery, query or distractor

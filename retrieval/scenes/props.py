@@ -20,7 +20,7 @@ class Prop:
 
 
 def paint_prop(
-    picture: Image.Image, camera: Camera, prop: Prop, x: float, y: float, z: float, *, hangs: bool = False
+    image: Image.Image, camera: Camera, prop: Prop, x: float, y: float, z: float, *, hangs: bool = False
 ) -> None:
     """The prop with its shadow, in place; x, y, z is its lower left corner."""
     right, low, high = x + prop.width_m * 1.1, y - 0.03, y + prop.height_m * 0.9
@@ -28,8 +28,8 @@ def paint_prop(
         shadow = [[x + 0.03, low, 0], [right, low, 0], [right, high, 0], [x + 0.03, high, 0]]
     else:
         shadow = [[x, y, z - 0.06], [right, y, z - 0.06], [right, y, z + 0.06], [x, y, z + 0.06]]
-    cast_shadow(picture, camera.outline(np.array(shadow)), 14, 0.45)
-    paint(picture, camera, prop.cutout, (x, y + prop.height_m, z), (prop.width_m, 0, 0), (0, -prop.height_m, 0))
+    cast_shadow(image, camera.outline(np.array(shadow)), 14, 0.45)
+    paint(image, camera, prop.cutout, (x, y + prop.height_m, z), (prop.width_m, 0, 0), (0, -prop.height_m, 0))
 
 
 @lru_cache(maxsize=32)

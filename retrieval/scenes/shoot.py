@@ -1,4 +1,4 @@
-"""Takes one picture: the camera is aimed, the place is painted, the thing in it, and all is lit."""
+"""Takes one image: the camera is aimed, the place is painted, the thing in it, and all is lit."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -16,7 +16,7 @@ SIZES = ((1024, 768), (960, 720), (900, 675), (1020, 680), (768, 1024), (720, 96
 
 
 def shoot(shot: Shot) -> tuple[Image.Image, Box | None]:
-    """Take one picture: the upright RGB image and where the thing is, None for a distractor.
+    """Take one image: the upright RGB image and where the thing is, None for a distractor.
 
     A query is taken with care: from nearby, rather straight, in even light and seldom with something before it.
     """
@@ -25,27 +25,27 @@ def shoot(shot: Shot) -> tuple[Image.Image, Box | None]:
     stands = KINDS[thing.kind].stands
     camera, corners = aim(thing, rng, query)
 
-    picture = Image.new("RGB", camera.size, place.above)
-    paint_place(picture, camera, place, rng)
+    image = Image.new("RGB", camera.size, place.above)
+    paint_place(image, camera, place, rng)
     if stands:
-        picture = picture.filter(ImageFilter.BoxBlur(max(camera.size) * rng.uniform(0.003, 0.008)))
-        paint_table(picture, camera, place)
-        lay_table(picture, camera, rng, behind=True)
+        image = image.filter(ImageFilter.BoxBlur(max(camera.size) * rng.uniform(0.003, 0.008)))
+        paint_table(image, camera, place)
+        lay_table(image, camera, rng, behind=True)
     if shot.shows_thing:
-        paint_thing(picture, camera, thing, corners, stands)
+        paint_thing(image, camera, thing, corners, stands)
     if rng.random() < (0.2 if query else 0.45):
         if stands:
-            lay_table(picture, camera, rng, behind=False)
+            lay_table(image, camera, rng, behind=False)
         else:
-            hide_a_part(picture, camera, place, thing.size_m[0], rng)
-    picture = expose(picture, pick(rng, *place.lamps), rng, gentle=query)
+            hide_a_part(image, camera, place, thing.size_m[0], rng)
+    image = expose(image, pick(rng, *place.lamps), rng, gentle=query)
 
     if shot.role == "distractor":
-        return picture, None
+        return image, None
     seen = camera.project(corners)  # (8, 2)
     left, top = np.maximum(seen.min(axis=0), 0).astype(int).tolist()
     right, bottom = np.minimum(seen.max(axis=0) + 1, camera.size).astype(int).tolist()
-    return picture, (left, top, right - left, bottom - top)
+    return image, (left, top, right - left, bottom - top)
 
 
 def aim(thing: Thing, rng: Random, query: bool) -> tuple[Camera, np.ndarray]:
@@ -78,17 +78,17 @@ def aim(thing: Thing, rng: Random, query: bool) -> tuple[Camera, np.ndarray]:
     return Camera(tuple(eye), tuple(target), rng.uniform(43, 54), rng.normal(0, 2.0), size), corners
 
 
-def paint_thing(picture: Image.Image, camera: Camera, thing: Thing, corners: np.ndarray, stands: bool) -> None:
+def paint_thing(image: Image.Image, camera: Camera, thing: Thing, corners: np.ndarray, stands: bool) -> None:
     """Its shadow on the table or the wall, then the faces that look at the camera, in place."""
     front, back = corners[:4], corners[4:]
     reach = float(np.ptp(camera.project(corners)[:, 0]))
     if stands:
         foot = np.array([front[3], front[2], back[2], back[3]])
-        cast_shadow(picture, camera.outline(foot + np.array([0.03, 0.001, 0.015])), reach * 0.10, 0.75)
-        cast_shadow(picture, camera.outline(foot + np.array([0.004, 0.001, 0.006])), reach * 0.02, 0.6)
+        cast_shadow(image, camera.outline(foot + np.array([0.03, 0.001, 0.015])), reach * 0.10, 0.75)
+        cast_shadow(image, camera.outline(foot + np.array([0.004, 0.001, 0.006])), reach * 0.02, 0.6)
     else:
         drop = thing.size_m[2] + 0.02
-        cast_shadow(picture, camera.outline(front + drop * np.array([0.7, -1, -1])), reach * 0.03, 0.6)
+        cast_shadow(image, camera.outline(front + drop * np.array([0.7, -1, -1])), reach * 0.03, 0.6)
     faces = [
         (thing.top, back[0], back[1], front[0], 1.0),
         (thing.top, front[3], front[2], back[3], 0.45),  # below
@@ -103,4 +103,4 @@ def paint_thing(picture: Image.Image, camera: Camera, thing: Thing, corners: np.
             soft = Image.new("L", lit.size, 255)  # the edges are half transparent
             ImageDraw.Draw(soft).rectangle((0, 0, lit.width - 1, lit.height - 1), outline=110)
             lit.putalpha(soft)
-            paint(picture, camera, lit, corner, right - corner, below - corner)
+            paint(image, camera, lit, corner, right - corner, below - corner)

@@ -71,7 +71,7 @@ def house(paint: str, tones: str, block_m: Size = (1.0, 1.0)) -> Image.Image:
 
 
 def floor() -> Image.Image:
-    """Slabs, 22 by 9 metres; hardly ever in the picture, so one is enough for all places."""
+    """Slabs, 22 by 9 metres; hardly ever in the image, so one is enough for all places."""
     return blocks("8e8a84 9e9a94 706c68", (0.5, 0.5), (22, 9), px_per_m=60).image
 
 

@@ -1,4 +1,4 @@
-"""One picture of a query and its best results side by side, for a README or a report."""
+"""One image of a query and its best results side by side, for a README or a report."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from indexer.errors import ImageError
 
 from ..rerank.evidence import Box
-from ..whole_file import save_picture
+from ..whole_file import save_image
 from .results_page import PageQuery, PageResult, thumbnail
 
 PAPER, CARD, INK, SOFT, ACCENT, BOX = "#f5f4f0", "#ffffff", "#1c1f24", "#565d68", "#17697a", "#ff9a1f"
@@ -49,7 +49,7 @@ def contact_sheet(
         write_line(sheet, (x + cell - 48, bar - 8), f"{result.score:.3f}", INK, 17, 60)
         write_line(sheet, (x, bar + 15), f"{result.rank}  {os.path.basename(result.path)}", INK, 17, cell)
         _verdict(sheet, result, (x, bar + 36), cell)
-    save_picture(sheet, path, max_bytes=max_bytes)
+    save_image(sheet, path, max_bytes=max_bytes)
 
 
 def write_line(
@@ -80,16 +80,14 @@ def _verdict(sheet: Image.Image, result: PageResult, corner: tuple[int, int], ro
         write_line(sheet, (corner[0] + used, corner[1] + 1), result.reason, SOFT, 13, room - used)
 
 
-def _place(
-    sheet: Image.Image, picture: object, corner: tuple[int, int], size: tuple[int, int], box: Box | None
-) -> None:
-    """Fit a picture into a frame, with its box; an empty frame with the reason where it cannot be read."""
+def _place(sheet: Image.Image, image: object, corner: tuple[int, int], size: tuple[int, int], box: Box | None) -> None:
+    """Fit an image into a frame, with its box; an empty frame with the reason where it cannot be read."""
     draw = ImageDraw.Draw(sheet)
     draw.rounded_rectangle((*corner, corner[0] + size[0], corner[1] + size[1]), 8, fill="#e9e7e1")
-    if picture is None:
+    if image is None:
         return
     try:
-        small = thumbnail(picture, 2 * max(size))  # type: ignore[arg-type]
+        small = thumbnail(image, 2 * max(size))  # type: ignore[arg-type]
     except ImageError as error:
         write_line(sheet, (corner[0] + 12, corner[1] + 12), error.reason, SOFT, 16, size[0] - 24)
         return

@@ -1,4 +1,4 @@
-"""A match as one picture: both photos, the patches that agree joined by lines, and where else they are alike.
+"""A match as one image: both photos, the patches that agree joined by lines, and where else they are alike.
 
 Colours run from violet to yellow, growing lighter all the way, so that they can be told apart with any eyes and in
 grey. Lines and dots are drawn at twice the size and shrunk, for Pillow draws hard edges.
@@ -16,7 +16,7 @@ from .contact_sheet import BOX, INK, PAPER, SOFT, VERDICT_INK, write_line
 
 SCALE = np.array([(70, 40, 150), (150, 50, 165), (225, 85, 110), (252, 160, 60), (246, 240, 120)])  # RGB, low to high
 LINES = 60  # pairs joined by lines; the others are dots
-EDGE = 28  # pixels around and between, in a picture 1400 wide
+EDGE = 28  # pixels around and between, in an image 1400 wide
 TALLEST = 0.55  # height of a photo as a fraction of the whole width
 SHARPER = 2  # how much larger lines are drawn than shown
 
@@ -73,13 +73,13 @@ def draw_match(
         below = frames[0].height + round(44 * unit)
         for photo, heat, frame, text in zip((query, result), heats, frames, words, strict=True):
             lower = frame.lower(below)
-            sheet.paste(heat_picture(photo, heat, (frame.width, frame.height)), (lower.x, lower.y))
+            sheet.paste(heat_image(photo, heat, (frame.width, frame.height)), (lower.x, lower.y))
             write_line(sheet, (frame.x, lower.y - round(30 * unit)), text, SOFT, round(18 * unit), frame.width)
     return sheet
 
 
 def heat_maps(query_tokens: np.ndarray, result_tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How well each patch of one picture is found anywhere in the other: its best cosine.
+    """How well each patch of one image is found anywhere in the other: its best cosine.
 
     query_tokens   (R, C, T)    float32, L2-normalised, of every patch
     result_tokens  (R', C', T)
@@ -89,7 +89,7 @@ def heat_maps(query_tokens: np.ndarray, result_tokens: np.ndarray) -> tuple[np.n
     return cosines.max(1).reshape(query_tokens.shape[:2]), cosines.max(0).reshape(result_tokens.shape[:2])
 
 
-def heat_picture(photo: Image.Image, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def heat_image(photo: Image.Image, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """The photo in the colours of a map, (width, height) in pixels.
 
     heat  (R, C) from 0 (violet) to 1 (yellow); what lies beyond is cut off. Never stretched to its own least and
@@ -109,7 +109,7 @@ def colour_of(values: np.ndarray) -> np.ndarray:
 
 
 def spread_out(pairs: np.ndarray, count: int = LINES) -> np.ndarray:
-    """Indices of at most `count` pairs, ascending, taken evenly over the query's picture so that no part is left out.
+    """Indices of at most `count` pairs, ascending, taken evenly over the query's image so that no part is left out.
 
     pairs  (M, 5) as in `Evidence`
     """

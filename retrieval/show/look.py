@@ -1,4 +1,4 @@
-"""What the descriptor looks at in one picture: which patches are alike, which count, which are kept."""
+"""What the descriptor looks at in one image: which patches are alike, which count, which are kept."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ from indexer.descriptor.whitening import Whitening
 from indexer.images.preprocess import preprocess
 
 from .contact_sheet import BOX, INK, PAPER, write_line
-from .draw_match import EDGE, heat_picture
+from .draw_match import EDGE, heat_image
 
 # R, C rows and columns of patches; N = R * C, D channels, L layers read
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """A picture as the descriptor sees it, on the grid of its patches.
+    """An image as the descriptor sees it, on the grid of its patches.
 
     colours    (R, C, 3) uint8: the main directions of the patches' features as red, green, blue; like means alike
     share      (R, C) float32: what the patch adds to the global descriptor through the mean patch, see `patch_share`
@@ -35,10 +35,10 @@ class Look:
     kept: np.ndarray
 
 
-def look_at(picture: np.ndarray, embedder: Embedder, fit: Whitening) -> Look:
+def look_at(image: np.ndarray, embedder: Embedder, fit: Whitening) -> Look:
     """Look at (H, W, 3) uint8 pixels as indexing does."""
     backbone = embedder.backbone
-    pixels = preprocess(picture, "aspect", embedder.resolution, backbone.patch_size)[None]  # (1, H', W', 3)
+    pixels = preprocess(image, "aspect", embedder.resolution, backbone.patch_size)[None]  # (1, H', W', 3)
     features = backbone.intermediate(pixels, embedder.layers)
     kept = np.zeros(features[0].grid, bool)
     rows, cols = descriptor.pool(features, embedder.recipe, backbone.depth).positions[0].long().unbind(-1)
@@ -52,10 +52,10 @@ def look_at(picture: np.ndarray, embedder: Embedder, fit: Whitening) -> Look:
 
 
 def patch_share(features: list[TokenFeatures], embedder: Embedder, fit: Whitening) -> np.ndarray:
-    """How far each patch of one picture moves the global vector its way, above what a patch of the corpus does.
+    """How far each patch of one image moves the global vector its way, above what a patch of the corpus does.
 
-    features  of the embedder's layers, of one picture
-    returns   (R, C) float32; negative where a patch speaks for another picture
+    features  of the embedder's layers, of one image
+    returns   (R, C) float32; negative where a patch speaks for another image
 
     A descriptor is affine in the mean patch of some layers. So for each patch the mean is replaced by that patch
     alone, CLS by nothing, and
@@ -73,19 +73,19 @@ def patch_share(features: list[TokenFeatures], embedder: Embedder, fit: Whitenin
     return share.view(features[0].grid).numpy()
 
 
-def draw_picture(picture: Image.Image, look: Look, width_px: int = 1400) -> Image.Image:
+def draw_image(image: Image.Image, look: Look, width_px: int = 1400) -> Image.Image:
     """Four panels of an upright RGB photo: its kept patches, their likeness, their share, the attention of CLS."""
     unit = width_px / 1400
     edge, line = round(EDGE * unit), round(34 * unit)
-    columns = 4 if picture.height > picture.width else 2
+    columns = 4 if image.height > image.width else 2
     width = (width_px - (columns + 1) * edge) // columns
-    height = max(1, round(width * picture.height / picture.width))
-    photo = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    height = max(1, round(width * image.height / image.width))
+    photo = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     panels = [
         (_framed(photo, look.kept, unit), f"{look.kept.sum()} of {look.kept.size} patches are kept as tokens"),
         (_coloured(photo, look.colours), "like colours: patches that are alike"),
-        (heat_picture(photo, _to_one(look.share), photo.size), "bright: what the global vector is made of, CLS aside"),
-        (heat_picture(photo, _to_one(look.attention), photo.size), "bright: where the network attends"),
+        (heat_image(photo, _to_one(look.share), photo.size), "bright: what the global vector is made of, CLS aside"),
+        (heat_image(photo, _to_one(look.attention), photo.size), "bright: where the network attends"),
     ]
     rows = len(panels) // columns
     sheet = Image.new("RGB", (width_px, edge + rows * (height + line + edge)), PAPER)
@@ -97,7 +97,7 @@ def draw_picture(picture: Image.Image, look: Look, width_px: int = 1400) -> Imag
 
 
 def _each_alone(features: TokenFeatures) -> TokenFeatures:
-    """The N patches of one picture as N pictures of one patch each, with nothing in CLS."""
+    """The N patches of one image as N images of one patch each, with nothing in CLS."""
     patches = features.patches[0][:, None]  # (N, 1, D)
     return TokenFeatures(cls=torch.zeros_like(patches[:, 0]), registers=patches[:, :0], patches=patches, grid=(1, 1))
 

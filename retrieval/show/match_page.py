@@ -1,4 +1,4 @@
-"""The same as pages: a match whose pairs of patches can be pointed at, or a look at one picture.
+"""The same as pages: a match whose pairs of patches can be pointed at, or a look at one image.
 
 One HTML file each, which needs nothing else. Pointing works by style sheets alone (a pair lights up, the others fade),
 so that the page forbids scripts as the results page does, and prints as it is shown.
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..rerank.evidence import Evidence
 from ..whole_file import whole_page
-from .draw_match import LINES, Frame, colour_of, heat_picture, side_by_side, spread_out
+from .draw_match import LINES, Frame, colour_of, heat_image, side_by_side, spread_out
 from .results_page import FOOT, HEAD, STYLE, badge, embedded, link, outlined, shown
 
 WIDTH = 1400  # units of the drawing
@@ -51,17 +51,15 @@ def write_explain_page(
         "</p>\n",
     ]
     if heat_query is not None and heat_result is not None:
-        parts.append("<h2>How well each part is found in the other picture</h2>\n")
+        parts.append("<h2>How well each part is found in the other image</h2>\n")
         heats = zip(photos, (heat_query, heat_result), frames, strict=True)
-        parts.append(_row([heat_picture(photo, heat, (f.width, f.height)) for photo, heat, f in heats], frames))
+        parts.append(_row([heat_image(photo, heat, (f.width, f.height)) for photo, heat, f in heats], frames))
         parts.append(f'<p class="scale">unlike {_scale()} alike</p>\n')
     _write(path, "Why this is a match" if evidence.believed else "How alike these are", parts, made_by)
 
 
-def write_look_page(
-    path: str | Path, drawn: Image.Image, *, title: str = "picture", made_by: Sequence[str] = ()
-) -> None:
-    """Write a page around what `look.draw_picture` drew of the picture at the path `title`."""
+def write_look_page(path: str | Path, drawn: Image.Image, *, title: str = "image", made_by: Sequence[str] = ()) -> None:
+    """Write a page around what `look.draw_image` drew of the image at the path `title`."""
     label = shown(f"What the descriptor looks at in {title}")
     parts = [
         f'<p class="names"><span>{link(title, title)}</span></p>\n',
@@ -75,7 +73,7 @@ def in_sentences(evidence: Evidence, query_size: tuple[int, int], result_size: t
     """What was found, in words; sizes are (width, height) in pixels."""
     sentences = []
     if evidence.verdict == "no match":
-        sentences.append("The same thing is not believed to be in both pictures.")
+        sentences.append("The same thing is not believed to be in both images.")
     elif evidence.box is not None:
         share = evidence.box[2] * evidence.box[3]
         sentences.append(f"What the query shows fills {_share(share)} of the result.")
@@ -99,7 +97,7 @@ def in_sentences(evidence: Evidence, query_size: tuple[int, int], result_size: t
 def turned(transform: np.ndarray, query_size: tuple[int, int], result_size: tuple[int, int]) -> tuple[float, bool]:
     """By how many degrees the thing is turned in the result, clockwise from -180 to 180, and whether it is mirrored.
 
-    transform  (2, 3) of fractions, as in `Evidence`; the pictures' (width, height) make it one of pixels
+    transform  (2, 3) of fractions, as in `Evidence`; the images' (width, height) make it one of pixels
     """
     pixels = np.diag(result_size) @ transform[:, :2].astype(float) @ np.diag(1 / np.array(query_size, float))  # (2, 2)
     (a, b), (c, d) = pixels
@@ -116,7 +114,7 @@ def _drawing(
     grids: tuple[tuple[int, ...], ...],
 ) -> str:
     """Both photos with boxes and pairs as SVG."""
-    parts = [_picture(photo, frame) for photo, frame in zip(photos, frames, strict=True)]
+    parts = [_image(photo, frame) for photo, frame in zip(photos, frames, strict=True)]
     if evidence.verdict != "no match":
         for box, frame in zip((evidence.query_box, evidence.box), frames, strict=True):
             if box is not None:
@@ -125,7 +123,7 @@ def _drawing(
     for n in reversed(range(len(evidence.pairs))):
         parts.append(_pair(evidence.pairs[n], n in joined, frames, grids))
     more = f", {LINES} of them joined by lines" if len(evidence.pairs) > LINES else ""
-    label = f"Both pictures with {len(evidence.pairs)} pairs of patches{more}"
+    label = f"Both images with {len(evidence.pairs)} pairs of patches{more}"
     return _svg(parts, frames, label)
 
 
@@ -146,8 +144,8 @@ def _pair(pair: np.ndarray, joined: bool, frames: tuple[Frame, Frame], grids: tu
     return f'<g class="pair{"" if joined else " dots"}"><title>cosine {cosine:.2f}</title>{"".join(parts)}</g>'
 
 
-def _row(pictures: Sequence[Image.Image], frames: tuple[Frame, Frame]) -> str:
-    parts = [_picture(picture, frame) for picture, frame in zip(pictures, frames, strict=True)]
+def _row(images: Sequence[Image.Image], frames: tuple[Frame, Frame]) -> str:
+    parts = [_image(image, frame) for image, frame in zip(images, frames, strict=True)]
     return _svg(parts, frames, "Heat maps of likeness")
 
 
@@ -156,7 +154,7 @@ def _svg(parts: Sequence[str], frames: tuple[Frame, Frame], label: str) -> str:
     return f'<svg class="drawing" viewBox="{view}" role="img" aria-label="{label}">{"".join(parts)}</svg>\n'
 
 
-def _picture(photo: Image.Image, frame: Frame) -> str:
+def _image(photo: Image.Image, frame: Frame) -> str:
     small = photo.copy()
     small.thumbnail((PHOTO_PX, PHOTO_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
     place = f'x="{frame.x}" y="{frame.y}" width="{frame.width}" height="{frame.height}"'

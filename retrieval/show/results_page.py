@@ -1,6 +1,6 @@
-"""A page of queries and their results as pictures: one HTML file that needs nothing else and asks nobody.
+"""A page of queries and their results as images: one HTML file that needs nothing else and asks nobody.
 
-Written as it goes, one query at a time, so that a thousand queries cost no more memory than one. A picture is embedded
+Written as it goes, one query at a time, so that a thousand queries cost no more memory than one. An image is embedded
 where it first appears and referred to from there (SVG `use`), however many queries find it. File names are foreign
 text: everything is escaped, and the page's own policy forbids scripts and requests should anything slip through.
 """
@@ -31,13 +31,13 @@ QUERY_PX = 900  # and of a query
 
 @dataclass(frozen=True)
 class PageResult:
-    """One picture that was found."""
+    """One image that was found."""
 
     path: str
     rank: int
     score: float  # in [-1, 1]
     caption: tuple[str, ...] = ()  # small lines below the name: date, size, camera
-    box: Box | None = None  # where the thing is in the picture
+    box: Box | None = None  # where the thing is in the image
     verdict: str | None = None  # "same", "perhaps" or "no match"; another word is shown as it is
     reason: str = ""  # what the verdict rests on: how likely, how many patches agree
 
@@ -50,7 +50,7 @@ class PageQuery:
     path: str | None = None
     image: Image.Image | np.ndarray | None = None  # shown instead of the file: uint8 (H, W, 3) or (H, W), or PIL
     region: Box | None = None  # the part that was searched for
-    note: str = ""  # why there are no results or none is believed, or what was asked beside the picture
+    note: str = ""  # why there are no results or none is believed, or what was asked beside the image
 
 
 def write_page(
@@ -58,16 +58,16 @@ def write_page(
 ) -> int:
     """Write the page to `path`, which appears whole or not at all; returns how many queries it shows.
 
-    queries  taken one by one; a picture that is gone or broken becomes a placeholder that says why
+    queries  taken one by one; an image that is gone or broken becomes a placeholder that says why
     made_by  lines of the footer: index, backbone, seconds
     Raises SeenitError where the page cannot be written.
     """
     count = 0
     with whole_page(path) as file:
-        pictures = _Pictures()
+        images = _Images()
         file.write(HEAD.format(title=shown(title), style=STYLE))
         for count, query in enumerate(queries, start=1):
-            for piece in _query(query, count, pictures):
+            for piece in _query(query, count, images):
                 file.write(piece)
         file.write(FOOT.format(lines="".join(f"<p>{shown(line)}</p>\n" for line in made_by)))
     return count
@@ -82,44 +82,44 @@ def shown(text: str) -> str:
     return html.escape(UNSHOWABLE.sub("\ufffd", text), quote=True)
 
 
-def thumbnail(picture: str | Image.Image | np.ndarray, size_px: int) -> Image.Image:
-    """A small upright RGB copy of a file or picture, its longer side at most `size_px`.
+def thumbnail(image: str | Image.Image | np.ndarray, size_px: int) -> Image.Image:
+    """A small upright RGB copy of a file or image, its longer side at most `size_px`.
 
-    PictureError where the file is gone or cannot be read.
+    ImageError where the file is gone or cannot be read.
     """
-    if isinstance(picture, str):
-        pixels = decode_file(picture, target_px=size_px * 3 // 4).pixels  # (H, W, 3)
+    if isinstance(image, str):
+        pixels = decode_file(image, target_px=size_px * 3 // 4).pixels  # (H, W, 3)
     else:
-        pixels = to_rgb(picture if isinstance(picture, Image.Image) else Image.fromarray(picture))
+        pixels = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
     small = Image.fromarray(pixels)
     small.thumbnail((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return small
 
 
-def embedded(picture: Image.Image) -> str:
-    """The picture as the address of itself, a JPEG."""
+def embedded(image: Image.Image) -> str:
+    """The image as the address of itself, a JPEG."""
     packed = io.BytesIO()
-    picture.save(packed, "JPEG", quality=82)
+    image.save(packed, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode('ascii')}"
 
 
 def outlined(box: Box, width: float, height: float, left: float = 0, top: float = 0) -> str:
-    """A box over a picture of that size and place, as SVG."""
+    """A box over an image of that size and place, as SVG."""
     x, y, w, h = (round(value * side, 1) for value, side in zip(box, (width, height) * 2, strict=True))
     place = f'x="{round(left + x, 1)}" y="{round(top + y, 1)}" width="{w}" height="{h}"'
     return f'<rect class="under" {place}/><rect class="box" {place}/>'
 
 
-class _Pictures:
-    """The pictures that the page already holds, by path: their element's id and size, or why they cannot be shown."""
+class _Images:
+    """The images that the page already holds, by path: their element's id and size, or why they cannot be shown."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, int, int] | str] = {}
         self._made = 0
 
-    def figure(self, picture: str | Image.Image | np.ndarray, alt: str, size_px: int, box: Box | None) -> str:
-        """The picture as SVG with a box drawn over it, or a placeholder with the reason."""
-        key = f"{size_px} {picture}" if isinstance(picture, str) else None
+    def figure(self, image: str | Image.Image | np.ndarray, alt: str, size_px: int, box: Box | None) -> str:
+        """The image as SVG with a box drawn over it, or a placeholder with the reason."""
+        key = f"{size_px} {image}" if isinstance(image, str) else None
         known = self._known.get(key) if key else None
         if isinstance(known, tuple):
             name, width, height = known
@@ -128,7 +128,7 @@ class _Pictures:
             return known
         else:
             try:
-                small = thumbnail(picture, size_px)
+                small = thumbnail(image, size_px)
             except ImageError as error:
                 missing = f'<p class="missing">Cannot be shown: <bdi>{shown(error.reason)}</bdi></p>'
                 if key:
@@ -144,14 +144,14 @@ class _Pictures:
         return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{shown(alt)}">{inner}</svg>'
 
 
-def _query(query: PageQuery, number: int, pictures: _Pictures) -> Iterable[str]:
+def _query(query: PageQuery, number: int, images: _Images) -> Iterable[str]:
     """The section of one query, in pieces."""
     name = os.path.basename(query.path) if query.path else f"Query {number}"
     yield f'<section aria-labelledby="q{number}">\n<div class="query">\n'
     source = query.image if query.image is not None else query.path
     if source is not None:
         alt = f"Query: {name}" + (", the part searched for is outlined" if query.region else "")
-        yield f'<div class="picture">{pictures.figure(source, alt, QUERY_PX, query.region)}</div>\n'
+        yield f'<div class="image">{images.figure(source, alt, QUERY_PX, query.region)}</div>\n'
     yield f'<h2 id="q{number}">{link(query.path, name)}</h2>\n'
     if query.path:
         yield f'<p class="folder"><bdi>{shown(os.path.dirname(query.path))}</bdi></p>\n'
@@ -161,21 +161,21 @@ def _query(query: PageQuery, number: int, pictures: _Pictures) -> Iterable[str]:
     if query.results:
         yield '<ol class="results">\n'
         for result in query.results:
-            yield _card(result, pictures)
+            yield _card(result, images)
         yield "</ol>\n"
     else:
         yield '<p class="nothing">Nothing found.</p>\n'
     yield "</section>\n"
 
 
-def _card(result: PageResult, pictures: _Pictures) -> str:
+def _card(result: PageResult, images: _Images) -> str:
     name = os.path.basename(result.path)
     alt = f"Result {result.rank}: {name}" + (", the match is outlined" if result.box else "")
     proof = f'<p class="proof">{shown(result.reason)}</p>' if result.reason else ""
     lines = "".join(f"<p>{shown(line)}</p>" for line in result.caption)
     share = round(100 * min(max(result.score, 0.0), 1.0), 1) if result.score == result.score else 0.0
     return (
-        f'<li><div class="picture">{pictures.figure(result.path, alt, RESULT_PX, result.box)}</div>\n'
+        f'<li><div class="image">{images.figure(result.path, alt, RESULT_PX, result.box)}</div>\n'
         f'<div class="text"><p class="line"><span class="rank">{result.rank}</span>'
         f'<span class="bar" aria-hidden="true"><span style="width:{share}%"></span></span>'
         f'<span class="score"><span class="unseen">score </span>{result.score:.3f}</span>{badge(result.verdict)}</p>\n'
@@ -248,15 +248,15 @@ section { display: grid; grid-template-columns: minmax(260px, 27%) 1fr; gap: cla
 section:last-child { border-bottom: 0; }
 .query { min-width: 0; align-self: start; position: sticky; top: 18px; }
 .query p { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
-.picture { background: var(--well); display: grid; place-items: center; overflow: hidden; }
-.picture svg { display: block; width: 100%; height: 100%; }
-.query .picture { border-radius: 12px; }
+.image { background: var(--well); display: grid; place-items: center; overflow: hidden; }
+.image svg { display: block; width: 100%; height: 100%; }
+.query .image { border-radius: 12px; }
 .query svg { height: auto; max-height: 62vh; }
 .results { list-style: none; padding: 0; display: grid; gap: 16px; align-content: start;
   grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); min-width: 0; }
 .results li { background: var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden;
   min-width: 0; }
-.results .picture { aspect-ratio: 4 / 3; }
+.results .image { aspect-ratio: 4 / 3; }
 .text { padding: 10px 12px 12px; }
 .text p { font-size: 12px; color: var(--soft); overflow-wrap: anywhere; }
 .text .line { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 8px; margin-bottom: 5px; font-size: 13px; }

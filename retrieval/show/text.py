@@ -41,12 +41,12 @@ def json_line(query: str, answer: Sequence[Result] | ImageError) -> str:
     return json.dumps({"query": query, "results": [_values(result) for result in answer]})
 
 
-def explained_json(query: str, picture: str, evidence: Evidence) -> str:
-    """What `seenit explain` found, for programs: places as fractions of the pictures."""
+def explained_json(query: str, image: str, evidence: Evidence) -> str:
+    """What `seenit explain` found, for programs: places as fractions of the images."""
     return json.dumps(
         {
             "query": query,
-            "picture": picture,
+            "image": image,
             "match": evidence.believed if evidence.probability is not None else None,
             "probability": evidence.probability,
             "support": evidence.support,
@@ -147,7 +147,7 @@ def _caption(result: Result) -> tuple[str, ...]:
 
 
 def _fractions(region: Region, path: str) -> tuple[float, float, float, float]:
-    """The region as fractions of the picture."""
-    picture = decode_file(path, target_px=64)
-    x, y, w, h = box_in_pixels(region, picture.width, picture.height)
-    return x / picture.width, y / picture.height, w / picture.width, h / picture.height
+    """The region as fractions of the image."""
+    image = decode_file(path, target_px=64)
+    x, y, w, h = box_in_pixels(region, image.width, image.height)
+    return x / image.width, y / image.height, w / image.width, h / image.height

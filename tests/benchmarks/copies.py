@@ -99,7 +99,7 @@ def with_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def posted(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """What a picture goes through: cut, toned, shrunk, written over."""
+    """What an image goes through: cut, toned, shrunk, written over."""
     return captioned(resized(toned(cropped(image, rng, 0.85), rng), 0.6), rng)
 
 

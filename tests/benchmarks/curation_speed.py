@@ -3,7 +3,7 @@
     python tests/benchmarks/curation_speed.py --rows 1000000 --work FOLDER
 
 The vectors are drawn: kinds of very different frequency, variance that falls off with the dimension as a backbone's
-does, and among ten pictures two copies with edits. Every step prints seconds by the clock and of the processor (all
+does, and among ten images two copies with edits. Every step prints seconds by the clock and of the processor (all
 threads), and the largest memory so far, mapped files included. Plain FAISS is timed on a sample of queries and
 multiplied up: exact search, an IVF index of as many lists and probes, and k-means.
 """

@@ -3,8 +3,8 @@
     python tests/benchmarks/curation_worth.py ../shared/data --work FOLDER [--steps 300]
 
 From the ten classes of `imagenette_probe`: the first class whole, the others ever fewer down to a hundredth, and of
-each picture three copies with edits. Printed for the pool, for a random list and for the curated list of equal size:
-how many classes of equal frequency have the same entropy, and how many pictures have a copy in the list. With --steps a
+each image three copies with edits. Printed for the pool, for a random list and for the curated list of equal size:
+how many classes of equal frequency have the same entropy, and how many images have a copy in the list. With --steps a
 small network is trained on both lists from random weights, as often as there are seeds, and judged by k-NN.
 """
 
@@ -25,11 +25,11 @@ from trainer.config import make_config
 from trainer.curation.balance import effective
 from trainer.curation.choices import Choices
 from trainer.curation.pipeline import curate, in_words
-from trainer.evaluate.labelled import LabelledPictures, embed_labelled
+from trainer.evaluate.labelled import LabelledImages, embed_labelled
 from trainer.evaluate.probes import knn
 from trainer.train import train
 
-COPIES = 3  # of each picture, each with two edits
+COPIES = 3  # of each image, each with two edits
 RATIO = 100  # of the most frequent class to the rarest
 
 
@@ -38,16 +38,16 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--backbone", default="seenit_vits14")
-    parser.add_argument("--size", type=int, default=60, help="pictures in each list")
+    parser.add_argument("--size", type=int, default=60, help="images in each list")
     parser.add_argument("--steps", type=int, default=0, help="of training; 0: none")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    pictures = labelled(args.data / "imagenette_probe", "train")
+    images = labelled(args.data / "imagenette_probe", "train")
     pool = args.work / "pool"
     if not pool.is_dir():
-        make_pool(pictures, pool)
+        make_pool(images, pool)
     files = sorted(map(str, pool.rglob("*.jpg")))
     lists: dict[str, list[list[str]]] = {"pool": [files], "random": [], "curated": []}
     for seed in range(args.seeds):
@@ -58,7 +58,7 @@ def main() -> None:
         lists["curated"].append(out.read_text().split("\n")[:-1])
         lists["random"].append(random.Random(seed).sample(files, summary.written))
     print(in_words(summary))
-    print("list      pictures  worth classes  originals  with a copy in the list  rarest class   (means over seeds)")
+    print("list      images  worth classes  originals  with a copy in the list  rarest class   (means over seeds)")
     for name, found in lists.items():
         means = np.mean([facts(paths) for paths in found], axis=0)
         print(f"{name:9} {means[0]:8.0f} {means[1]:14.2f} {means[2]:10.1f} {means[3]:24.1f} {means[4]:13.1f}")
@@ -76,11 +76,11 @@ def labelled(folder: Path, role: str) -> dict[str, list[Path]]:
     return {name: [folder / entry["path"] for entry in rows if entry["instance"] == name] for name in classes}
 
 
-def make_pool(pictures: dict[str, list[Path]], folder: Path) -> None:
+def make_pool(images: dict[str, list[Path]], folder: Path) -> None:
     """FOLDER/CLASS/NUMBER_COPY.jpg; copy 0 is the photo itself, scaled to 256 pixels."""
     rng = random.Random(0)
-    counts = np.geomspace(1, 1 / RATIO, len(pictures)) * max(map(len, pictures.values()))
-    for (name, paths), count in zip(pictures.items(), counts, strict=True):
+    counts = np.geomspace(1, 1 / RATIO, len(images)) * max(map(len, images.values()))
+    for (name, paths), count in zip(images.items(), counts, strict=True):
         (folder / name).mkdir(parents=True)
         for number, path in enumerate(paths[: max(1, round(count))]):
             with Image.open(path) as opened:
@@ -112,7 +112,7 @@ EDITS = [
 
 
 def facts(paths: list[str]) -> tuple[float, ...]:
-    """Pictures, effective classes, originals, pictures with a copy in the list, pictures of the rarest class there."""
+    """Images, effective classes, originals, images with a copy in the list, images of the rarest class there."""
     classes = Counter(Path(path).parent.name for path in paths)
     originals = Counter((Path(path).parent.name, Path(path).stem.split("_")[0]) for path in paths)
     with_copy = sum(count for count in originals.values() if count > 1)
@@ -121,7 +121,7 @@ def facts(paths: list[str]) -> tuple[float, ...]:
 
 
 def missed_copies(fates: Path) -> int:
-    """Pictures left after deduplication whose original, or another copy of it, is left as well."""
+    """Images left after deduplication whose original, or another copy of it, is left as well."""
     with fates.open(newline="") as file:
         left = [Path(entry["path"]) for entry in csv.DictReader(file) if not entry["fate"].startswith("a copy")]
     return sum(count - 1 for count in Counter((path.parent.name, path.stem.split("_")[0]) for path in left).values())
@@ -144,15 +144,15 @@ def compare_training(args: argparse.Namespace, lists: dict[str, list[list[str]]]
 
 
 def accuracy(backbone: Path, splits: dict[str, dict[str, list[Path]]]) -> float:
-    """k-NN on the classes' pictures, half of them for speed."""
+    """k-NN on the classes' images, half of them for speed."""
     loaded = Backbone.load(backbone, say=lambda line: None)
     features = []
     for classes in splits.values():
         some = [(path, number) for number, paths in enumerate(classes.values()) for path in paths[::2]]
-        pictures = LabelledPictures(
+        images = LabelledImages(
             tuple(str(path) for path, _ in some), tuple(number for _, number in some), tuple(classes)
         )
-        features.append(embed_labelled(loaded, pictures, resolution=56))
+        features.append(embed_labelled(loaded, images, resolution=56))
     return knn(*features).best
 
 

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/decode_speed.py [--resolution 224] [--workers 2]
 
-The pictures are made: smooth colours, detail at every scale and the noise of a sensor, so that the files have a
+The images are made: smooth colours, detail at every scale and the noise of a sensor, so that the files have a
 camera's size. Times are medians of processor time (all threads, this process; the pool's: its processes and this one)
-in milliseconds a picture; `whole` is what a plain loop does: decode at full scale, then resize.
+in milliseconds an image; `whole` is what a plain loop does: decode at full scale, then resize.
 """
 
 import argparse
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 
 from indexer.images.decode import decode
 from indexer.images.find import open_regular
-from indexer.images.jobs import Decoded, Job, Settings, read_picture
+from indexer.images.jobs import Decoded, Job, Settings, read_image
 from indexer.images.metadata import content_id
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import detail_px, preprocess
@@ -60,8 +60,8 @@ def core_ms(work: Callable[[], object], repeats: int) -> float:
 def stages(path: Path, repeats: int, resolution: int) -> dict[str, float]:
     with open_regular(str(path)) as file:
         data = file.read()
-    picture = decode(data, target_px=detail_px(resolution))
-    outcome = read_picture(Job(str(path)), Settings(resolution))
+    image = decode(data, target_px=detail_px(resolution))
+    outcome = read_image(Job(str(path)), Settings(resolution))
     assert isinstance(outcome, Decoded)
     whole = Image.open(io.BytesIO(data)).convert("RGB")
     size = (outcome.pixels.shape[1], outcome.pixels.shape[0])
@@ -75,16 +75,16 @@ def stages(path: Path, repeats: int, resolution: int) -> dict[str, float]:
         "hash": core_ms(lambda: content_id(data), repeats),
         "(sha256)": core_ms(lambda: hashlib.sha256(data).digest(), repeats),
         "decode": core_ms(lambda: decode(data, target_px=detail_px(resolution)), repeats),
-        "resize": core_ms(lambda: preprocess(picture.image, "aspect", resolution), repeats),
+        "resize": core_ms(lambda: preprocess(image.image, "aspect", resolution), repeats),
         "send": core_ms(lambda: send(io.BytesIO(), *pack(outcome)), repeats),
-        "all": core_ms(lambda: read_picture(Job(str(path)), Settings(resolution)), repeats),
+        "all": core_ms(lambda: read_image(Job(str(path)), Settings(resolution)), repeats),
         "(whole decode)": core_ms(lambda: Image.open(io.BytesIO(data)).convert("RGB"), max(3, repeats // 4)),
         "(whole resize)": core_ms(lambda: whole.resize(size, Image.Resampling.BICUBIC), max(3, repeats // 4)),
     }
 
 
 def through_the_pool(paths: list[Path], rounds: int, workers: int, resolution: int) -> tuple[float, float, float]:
-    """Pictures a second; core ms a picture in all processes, and in this one alone."""
+    """Images a second; core ms an image in all processes, and in this one alone."""
     with DecodePool(workers, resolution=resolution) as pool:
         for _ in pool.run([Job(str(path)) for path in paths]):
             pass  # the processes are up and the files are in the system's cache
@@ -110,12 +110,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--pictures", type=int, default=4, help="pictures made of each size")
+    parser.add_argument("--images", type=int, default=4, help="images made of each size")
     arguments = parser.parse_args()
     shapes = {"12 MP": (4000, 3000, 88), "8 MP": (3264, 2448, 88), "2 MP": (1920, 1080, 88), "500 px": (500, 375, 90)}
     with tempfile.TemporaryDirectory() as folder:
         for name, (width, height, quality) in shapes.items():
-            paths = [Path(folder, f"{width}_{seed}.jpg") for seed in range(arguments.pictures)]
+            paths = [Path(folder, f"{width}_{seed}.jpg") for seed in range(arguments.images)]
             for seed, path in enumerate(paths):
                 make_photo(path, width, height, seed, quality)
             megabytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e6
@@ -126,7 +126,7 @@ def main() -> None:
                 print(f"  {stage:16} {statistics.median(row[stage] for row in rows):8.2f} ms")
             rounds = max(4, 80 * 500 // width // len(paths))
             rate, ms, own_ms = through_the_pool(paths, rounds, arguments.workers, arguments.resolution)
-            print(f"  pool of {arguments.workers}: {rate:.0f} pictures/s, {ms:.2f} core-ms each ({own_ms:.2f} here)")
+            print(f"  pool of {arguments.workers}: {rate:.0f} images/s, {ms:.2f} core-ms each ({own_ms:.2f} here)")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python tests/benchmarks/descriptor_ablation.py DATA_FOLDER
     python tests/benchmarks/descriptor_ablation.py DATA_FOLDER --prior-from FOLDER_OF_OTHER_PHOTOS
 
-DATA_FOLDER holds one folder for each set and `distractors`, each with a manifest.csv. Every picture goes through the
+DATA_FOLDER holds one folder for each set and `distractors`, each with a manifest.csv. Every image goes through the
 backbone once (twice for queries); all rows of the table are made from those features, with every distance computed.
 """
 
@@ -51,7 +51,7 @@ EXPANDED = 3  # neighbours
 
 @dataclass(frozen=True)
 class Features:
-    """One set as the steps see it: for each recipe the pooled pictures, one batch each."""
+    """One set as the steps see it: for each recipe the pooled images, one batch each."""
 
     task: Task
     gallery: dict[str, list[PooledFeatures]]
@@ -77,9 +77,9 @@ def main() -> None:
     shared = pool_all(backbone, make_task([], distractors).gallery, arguments.resolution)
     table: dict[str, list[Quality]] = {}
     for name in arguments.sets:
-        pictures = read_ground_truth_csv(arguments.data / name / "manifest.csv")
-        own = pool_all(backbone, make_task(pictures).gallery, arguments.resolution)
-        task = make_task(pictures, distractors)
+        images = read_ground_truth_csv(arguments.data / name / "manifest.csv")
+        own = pool_all(backbone, make_task(images).gallery, arguments.resolution)
+        task = make_task(images, distractors)
         asked = [query.path for query in task.queries]
         features = Features(
             task=task,
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def pool_all(backbone: Backbone, paths: Sequence[Path], resolution: int) -> dict[str, list[PooledFeatures]]:
-    """Each picture's pooled features by every recipe."""
+    """Each image's pooled features by every recipe."""
     layers = sorted({layer for recipe in RECIPES.values() for layer in recipe.layers_of(backbone.depth)})
     pooled: dict[str, list[PooledFeatures]] = {step: [] for step in RECIPES}
     for path in paths:
@@ -166,7 +166,7 @@ def views_of(pooled: list[PooledFeatures], fit: Whitening) -> list[CropFeatures]
 
 
 def pack(pooled: list[PooledFeatures], fit: Whitening, recipe: DescriptorConfig) -> list[bytes]:
-    """Each picture's patches as an index stores them; positions outside of the true grid's last patch do not matter."""
+    """Each image's patches as an index stores them; positions outside of the true grid's last patch do not matter."""
     packed = []
     for one in pooled:
         tokens = descriptor.apply(one, fit)[1][0]
@@ -179,7 +179,7 @@ def pack(pooled: list[PooledFeatures], fit: Whitening, recipe: DescriptorConfig)
 def compare(
     features: Features, step: str, recipe: DescriptorConfig, count: int, prior: dict[str, torch.Tensor] | None = None
 ) -> np.ndarray:
-    """Similarities with the statistics fitted on `count` pictures of the gallery, drawn at random."""
+    """Similarities with the statistics fitted on `count` images of the gallery, drawn at random."""
     fit = descriptor.fit_whitening(shuffled(features.gallery[step])[:count], recipe, prior)
     return describe(features.queries[step], fit)[0] @ describe(features.gallery[step], fit)[0].T
 
@@ -230,7 +230,7 @@ def rerank(
 
 
 def cosines(views: list[list[CropFeatures]], gallery: np.ndarray) -> np.ndarray:
-    """Of each query the best view's with each picture of the gallery, (Q, G)."""
+    """Of each query the best view's with each image of the gallery, (Q, G)."""
     return np.stack([(np.stack([view.vector for view in looks]) @ gallery.T).max(0) for looks in views])
 
 

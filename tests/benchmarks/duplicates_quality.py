@@ -53,7 +53,7 @@ def main() -> None:
     if args.json:
         print(json.dumps({"made": scores, "real": real, "seconds": found.seconds}))
         return
-    print(f"{len(mine):,} pictures, {args.half} half; {found.pictures:,} looked through in {found.seconds:.0f} s")
+    print(f"{len(mine):,} images, {args.half} half; {found.images:,} looked through in {found.seconds:.0f} s")
     ways = [way for way in scores if way != "seenit scene"]
     print(f"\n| recall by edit | {' | '.join(ways)} |\n|---|{'---|' * len(ways)}")
     for kind in (*EDITS, "all"):
@@ -93,7 +93,7 @@ def pairs_of(found: Duplicates, levels: set[str]) -> Pairs:
 def scores_of(pairs: Pairs, labels: dict[str, Labelled]) -> dict[str, float]:
     """Recall by kind of edit, precision, and how many pairs show at least the same motif.
 
-    A copy counts as found beside its original, or beside a third picture that the original is beside as well; not so
+    A copy counts as found beside its original, or beside a third image that the original is beside as well; not so
     where that is a collage, which shows any number of photos.
     """
     beside: dict[str, set[str]] = defaultdict(set)
@@ -167,7 +167,7 @@ def real_edits(args: argparse.Namespace) -> Iterable[str]:
         for member in group.members
         for file in member.files
     )
-    return [*lines, f"copies_real: {wrong} pictures in a group of another one"]
+    return [*lines, f"copies_real: {wrong} images in a group of another one"]
 
 
 def paths_of(group: Group) -> set[str]:

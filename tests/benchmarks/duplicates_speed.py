@@ -2,9 +2,9 @@
 
     python tests/benchmarks/duplicates_speed.py --records 10000 100000 [--work FOLDER]
 
-Pictures are drawn noise of several scales at 320 x 240, two in a hundred of them copies (half the size, mirrored every
-other time). Vectors and patches are made up: kinds of 50 pictures with cosines around .3, so that every picture has
-about as many candidates as there can be. Decoding photos of a camera takes some milliseconds more for each picture; see
+Images are drawn noise of several scales at 320 x 240, two in a hundred of them copies (half the size, mirrored every
+other time). Vectors and patches are made up: kinds of 50 images with cosines around .3, so that every image has
+about as many candidates as there can be. Decoding photos of a camera takes some milliseconds more for each image; see
 decode_speed.py. With --work the indexes are kept for another run. On two cores 10,000 take two minutes to search and
 one to make; 100,000 take twenty and ten.
 """
@@ -35,8 +35,8 @@ from indexer.store.protocol import Record, Schema, StoredFile
 from retrieval.duplicates import find_duplicates
 
 DIM = 384
-KIND = 50  # pictures of one kind
-COPIED = 50  # every so many pictures there is a copy of the one before
+KIND = 50  # images of one kind
+COPIED = 50  # every so many images there is a copy of the one before
 CHUNK = 1000
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     if args.search is not None:
         search(args.search)
         return
-    print("| pictures | s in all | of them | copies found | wrong | peak memory, MB |\n|---|---|---|---|---|---|")
+    print("| images | s in all | of them | copies found | wrong | peak memory, MB |\n|---|---|---|---|---|---|")
     for count in args.records:
         with tempfile.TemporaryDirectory() as own:
             folder = (args.work or Path(own)) / str(count)
@@ -106,7 +106,7 @@ def number(path: str) -> int:
 
 
 def make(folder: Path, count: int) -> None:
-    """Pictures in folder/photos, their index in folder/index."""
+    """Images in folder/photos, their index in folder/index."""
     store = open_store(folder / "index", write=True)
     roots = {"0": str(folder / "photos")}
     recipe = DESCRIPTOR_CONFIGS["balanced"]
@@ -127,27 +127,27 @@ def make_records(job: tuple[Path, int, int]) -> list[Record]:
     rng = np.random.default_rng(start)
     recipe = DESCRIPTOR_CONFIGS["balanced"]
     records: list[Record] = []
-    picture, vector = Image.new("RGB", (1, 1)), np.zeros(DIM, np.float32)
+    image, vector = Image.new("RGB", (1, 1)), np.zeros(DIM, np.float32)
     tokens, positions = np.zeros((0, 0), np.float32), np.zeros((0, 2), np.uint8)
     for place in range(start, start + count):
         if place % COPIED == COPIED - 1:
-            picture = ImageOps.mirror(picture) if place % (2 * COPIED) < COPIED else picture
-            picture = picture.resize((160, 120))
+            image = ImageOps.mirror(image) if place % (2 * COPIED) < COPIED else image
+            image = image.resize((160, 120))
             vector = normal(vector + 0.3 * unit(rng, DIM))
             tokens = normal(tokens + 0.3 * unit(rng, *tokens.shape))
         else:
-            picture, vector = drawn(rng), normal(0.65 * centre(place // KIND) + unit(rng, DIM))
+            image, vector = drawn(rng), normal(0.65 * centre(place // KIND) + unit(rng, DIM))
             tokens = unit(rng, min(recipe.num_tokens, PATCHES), recipe.token_dim)
             cells = np.sort(rng.choice(PATCHES, len(tokens), replace=False))
             positions = np.stack(np.divmod(cells, GRID[1]), axis=1).astype(np.uint8)
         path = photos / f"{place:07d}.jpg"
-        picture.save(path, quality=85)
+        image.save(path, quality=85)
         status, data = path.stat(), path.read_bytes()
         records.append(
             Record(
                 content_id(data),
                 (StoredFile(f"0/{path.name}", status.st_size, status.st_mtime_ns),),
-                Metadata(picture.width, picture.height, "JPEG"),
+                Metadata(image.width, image.height, "JPEG"),
                 fit="synthetic",
                 global_vector=vector.astype(np.float32),
                 patches=pack_patches(PatchTokens(tokens.astype(np.float32), positions, GRID), recipe.token_bits),

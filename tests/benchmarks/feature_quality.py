@@ -1,6 +1,6 @@
 """How good frozen features are, by every probe that the trainer has, for random weights and for given backbones.
 
-    python tests/benchmarks/feature_quality.py ../shared/data [BACKBONE ...] [--pictures 400] [--json]
+    python tests/benchmarks/feature_quality.py ../shared/data [BACKBONE ...] [--images 400] [--json]
 
 k-NN, linear probe and few shots on `imagenette_probe`; linear segmentation on `coco_seg`, in 5 folds; linear depth on
 rooms that are drawn here, with boxes and balls in them, whose depth is known at every pixel.
@@ -22,8 +22,8 @@ from indexer.backbone.backbone import Backbone
 from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.evaluate.dense import depth, embed_pairs, segmentation
 from trainer.evaluate.labelled import (
-    LabelledPictures,
-    PicturePairs,
+    ImagePairs,
+    LabelledImages,
     as_backbone,
     embed_labelled,
     read_labelled,
@@ -31,7 +31,7 @@ from trainer.evaluate.labelled import (
 )
 from trainer.evaluate.probes import few_shot, format_table, knn, linear
 
-FIELD_OF_VIEW = 0.9  # half the picture's side over the distance of its plane
+FIELD_OF_VIEW = 0.9  # half the image's side over the distance of its plane
 
 
 def draw_room(seed: int, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
@@ -143,39 +143,37 @@ def random_backbone() -> Backbone:
     return as_backbone(model.to(torch.bfloat16), "random ViT-S/14")
 
 
-def first_of_each_class(pictures: LabelledPictures, count: int) -> LabelledPictures:
-    """About `count` of the pictures, as many of each class."""
-    each = max(1, count // len(pictures.classes))
+def first_of_each_class(images: LabelledImages, count: int) -> LabelledImages:
+    """About `count` of the images, as many of each class."""
+    each = max(1, count // len(images.classes))
     kept: list[int] = []
-    for label in range(len(pictures.classes)):
-        kept += [n for n, own in enumerate(pictures.labels) if own == label][:each]
-    return LabelledPictures(
-        tuple(pictures.paths[n] for n in kept), tuple(pictures.labels[n] for n in kept), pictures.classes
-    )
+    for label in range(len(images.classes)):
+        kept += [n for n, own in enumerate(images.labels) if own == label][:each]
+    return LabelledImages(tuple(images.paths[n] for n in kept), tuple(images.labels[n] for n in kept), images.classes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("backbones", nargs="*", default=["seenit_vits14"])
-    parser.add_argument("--pictures", type=int, default=800, help="training pictures of the class probes")
-    parser.add_argument("--dense-pictures", type=int, default=100)
+    parser.add_argument("--images", type=int, default=800, help="training images of the class probes")
+    parser.add_argument("--dense-images", type=int, default=100)
     parser.add_argument("--resolution", type=int, default=336, help="of the dense probes, pixels")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
 
     probe = asked.data / "imagenette_probe"
-    train = first_of_each_class(read_labelled(probe / "train"), asked.pictures)
-    val = first_of_each_class(read_labelled(probe / "val", train.classes), asked.pictures // 2)
+    train = first_of_each_class(read_labelled(probe / "train"), asked.images)
+    val = first_of_each_class(read_labelled(probe / "val", train.classes), asked.images // 2)
     masks = read_pairs(asked.data / "coco_seg", "masks")
-    masks = PicturePairs(masks.pictures[: asked.dense_pictures], masks.targets[: asked.dense_pictures])
+    masks = ImagePairs(masks.images[: asked.dense_images], masks.targets[: asked.dense_images])
     rows, results = [], []
     with tempfile.TemporaryDirectory() as rooms:
-        write_rooms(Path(rooms), asked.dense_pictures)
+        write_rooms(Path(rooms), asked.dense_images)
         depths = read_pairs(rooms, "depth")
         for spec in [None, *asked.backbones]:
             backbone = random_backbone() if spec is None else Backbone.load(spec)
-            features = [embed_labelled(backbone, pictures) for pictures in (train, val)]
+            features = [embed_labelled(backbone, images) for images in (train, val)]
             neighbours, probe_scores, shots = knn(*features), linear(*features), few_shot(*features)
             classes = segmentation(embed_pairs(backbone, masks, resolution=asked.resolution))
             metres = depth(embed_pairs(backbone, depths, resolution=asked.resolution))

@@ -1,6 +1,6 @@
 """How fast photos are indexed, end to end, against the bare forward and against the loop that a user would write.
 
-    python tests/benchmarks/indexing_speed.py PHOTO_FOLDER [--pictures 96] [--rounds 3]
+    python tests/benchmarks/indexing_speed.py PHOTO_FOLDER [--images 96] [--rounds 3]
 
 Takes photos from the folder, once enlarged to 12 megapixels with sensor noise (JPEG, quality 90) and once at 500
 pixels; measures in turns and prints the medians. All of it runs on this machine's CPU.
@@ -49,7 +49,7 @@ def make_photos(sources: list[Path], folder: Path, count: int, size: tuple[int, 
 
 
 def bare_forward(backbone: Backbone, batches: list[np.ndarray], layers: list[int]) -> float:
-    """Pictures per second of the network alone, on ready batches."""
+    """Images per second of the network alone, on ready batches."""
     started = time.perf_counter()
     for batch in batches:
         backbone.intermediate(batch, layers)
@@ -57,17 +57,17 @@ def bare_forward(backbone: Backbone, batches: list[np.ndarray], layers: list[int
 
 
 def end_to_end(folder: Path, backbone: Backbone) -> tuple[float, float]:
-    """Pictures per second of `sync_folder` into a new index, and the core-seconds of its decoders."""
+    """Images per second of `sync_folder` into a new index, and the core-seconds of its decoders."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as index:
         summary = sync_folder(folder, Path(index) / "index", backbone=backbone)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert summary.embedded == summary.pictures > 0, summary
+    assert summary.embedded == summary.images > 0, summary
     return summary.images_per_s, (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
 
 
 def plain_loop(files: list[Path], model: torch.nn.Module) -> float:
-    """Pictures per second of: open, resize, float32 forward, one by one."""
+    """Images per second of: open, resize, float32 forward, one by one."""
     started = time.perf_counter()
     with torch.inference_mode():
         for file in files:
@@ -80,11 +80,11 @@ def plain_loop(files: list[Path], model: torch.nn.Module) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--pictures", type=int, default=96)
+    parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backbone", default="seenit_vits14")
     options = parser.parse_args()
-    assert options.pictures < FIT_SAMPLE
+    assert options.images < FIT_SAMPLE
     sources = sorted(options.photos.rglob("*.jpg"))
     backbone = Backbone.load(options.backbone)
     from indexer.backbone.cache import backbone_path
@@ -97,7 +97,7 @@ def main() -> None:
     print(f"{'photos':<16} {heads}")
     with tempfile.TemporaryDirectory() as scratch:
         for name, size in (("12 megapixels", (4000, 3000)), ("500 pixels", None)):
-            files = make_photos(sources, Path(scratch) / name.split()[0], options.pictures, size)
+            files = make_photos(sources, Path(scratch) / name.split()[0], options.images, size)
             grids: dict[tuple[int, int], list[np.ndarray]] = {}
             with DecodePool() as pool:
                 for outcome in pool.run(Job(str(file)) for file in files):
@@ -122,7 +122,7 @@ def main() -> None:
                 f"{name:<16} {bare:>9.1f} /s {whole:>8.1f} /s {share:>6.0%} {loop:>8.1f} /s {gain:>5.1f}x"
                 f" {decode_ms:>6.1f} ms"
             )
-    print("decoding: core-milliseconds of the decoder processes per picture, their start included")
+    print("decoding: core-milliseconds of the decoder processes per image, their start included")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def prepare(photos: Path, scratch: Path, new: int) -> int:
             left, top = rng.uniform(0, 1 - share, 2)
             box = (left * width, top * height, (left + share) * width, (top + share) * height)
             image.convert("RGB").resize((CROP, CROP), box=box).save(scratch / "new" / f"{n:05}.jpg")
-    return summary.pictures
+    return summary.images
 
 
 def index_for(scratch: Path, seconds: float) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/rerank_speed.py
 
-Tokens are random, half of each picture's taken from the query, so that there are pairs to be agreed on.
+Tokens are random, half of each image's taken from the query, so that there are pairs to be agreed on.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     views = [CropFeatures(np.zeros(1, np.float32), unit(rng, PATCHES, 192), GRID) for _ in range(2)]
     print(f"{arguments.candidates} candidates, two views of {PATCHES} patches; medians of {arguments.repeats}, ms")
-    print("| tokens | bytes a picture | unpack | compare, all | evidence of 10 |\n|---|---|---|---|---|")
+    print("| tokens | bytes an image | unpack | compare, all | evidence of 10 |\n|---|---|---|---|---|")
     for name, recipe in DESCRIPTOR_CONFIGS.items():
         packed = [candidate(rng, views[0], recipe) for _ in range(arguments.candidates)]
         comparison = Comparison(views, packed)
@@ -58,7 +58,7 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def candidate(rng: np.random.Generator, view: CropFeatures, recipe: DescriptorConfig) -> bytes:
-    """A picture of which every second patch is the query's, where the query has it."""
+    """An image of which every second patch is the query's, where the query has it."""
     cells = np.sort(rng.choice(PATCHES, min(recipe.num_tokens, PATCHES), replace=False))
     tokens = unit(rng, len(cells), recipe.token_dim)
     tokens[::2] = view.tokens[cells[::2]]

@@ -37,7 +37,7 @@ from retrieval.search import Searcher
 
 QUERIES = 96
 BATCH = 32
-KINDS = 256  # of pictures whose patches are repeated all over the index
+KINDS = 256  # of images whose patches are repeated all over the index
 
 
 def make(args: argparse.Namespace) -> None:

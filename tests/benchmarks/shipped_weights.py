@@ -56,11 +56,11 @@ def main() -> None:
     print_cosines(images, source, load_checkpoint(SHIPPED))
 
 
-def make(source: Checkpoint, pictures: Sequence[Path]) -> None:
+def make(source: Checkpoint, images: Sequence[Path]) -> None:
     """Write the weights, then again with what they say of the photos and of views of them."""
     SHIPPED.parent.mkdir(exist_ok=True)
     _save(source, {})
-    photos = open_source(list(pictures))
+    photos = open_source(list(images))
     views = embed_views(Backbone.load(SHIPPED), photos, num_photos=len(photos), num_views=NUM_VIEWS, progress=True)
     print(f"statistics from {len(views)} photos and {NUM_VIEWS} views of each")
     _save(source, head_from(views))

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/store_speed.py --records 100000
 
-The vectors are clustered, 2,000 centres with noise around them, because pictures are: on plain Gaussian noise every
+The vectors are clustered, 2,000 centres with noise around them, because images are: on plain Gaussian noise every
 record is equally far from every query and the search graph looks worse than it is. Every step runs in a process of its
 own, so that the memory printed is that of the step and not of the yardstick. With PYTHONPATH the same script measures
 the program that lies there.

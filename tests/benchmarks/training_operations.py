@@ -4,7 +4,7 @@
 
 Operations are those of matrix products and convolutions (a multiplication and an addition are two), by formula; a test
 holds the formulas to torch's own counter. Elementwise work is left out. A fused attention computes its scores once more
-in backward, which is not counted. Bytes of activations are counted: two pictures go forward through one and two blocks
+in backward, which is not counted. Bytes of activations are counted: two images go forward through one and two blocks
 on the CPU, every tensor that autograd keeps is weighed, and further blocks keep as much as the second.
 """
 
@@ -26,7 +26,7 @@ from trainer.model.student_teacher import Batch, Centers, Losses, Network, compu
 
 @dataclass(frozen=True)
 class Operations:
-    """Of one picture in one update."""
+    """Of one image in one update."""
 
     student: float  # backbone, forward
     student_backward: float
@@ -39,7 +39,7 @@ class Operations:
 
 
 def layout_of(config: Config, architecture: Architecture, *, padded: bool = False) -> Layout:
-    """One picture's crops as (number, tokens) of each size; padded: every crop as long as the longest."""
+    """One image's crops as (number, tokens) of each size; padded: every crop as long as the longest."""
     counts = ((2, config.global_size), (config.num_local, config.local_size))
     groups = [(n, 1 + architecture.num_registers + (size // architecture.patch_size) ** 2) for n, size in counts if n]
     if padded:
@@ -48,7 +48,7 @@ def layout_of(config: Config, architecture: Architecture, *, padded: bool = Fals
 
 
 def operations_of(config: Config, *, padded: bool = False, masked_patches: float | None = None) -> Operations:
-    """masked_patches: of one picture's two global crops; None: as many as are masked on average."""
+    """masked_patches: of one image's two global crops; None: as many as are masked on average."""
     architecture = config.architecture()
     layout = layout_of(config, architecture, padded=padded)
     blocks, embedding = _blocks(architecture, layout), _embedding(architecture, layout)
@@ -107,7 +107,7 @@ def forward_on_noise(config: Config, architecture: Architecture) -> tuple[Networ
 
 
 def kept_bytes(config: Config, architecture: Architecture) -> float:
-    """What autograd keeps of one picture until backward, weights left out."""
+    """What autograd keeps of one image until backward, weights left out."""
     sizes: dict[int, int] = {}
     held = []  # a storage that is freed would give its address to the next one
 
@@ -125,7 +125,7 @@ def kept_bytes(config: Config, architecture: Architecture) -> float:
 
 
 def activations_of(config: Config) -> float:
-    """Bytes of a picture, from networks of one and two blocks; where blocks are recomputed, one is whole at a time."""
+    """Bytes of an image, from networks of one and two blocks; where blocks are recomputed, one is whole at a time."""
     architecture = config.architecture()
     one, two = (kept_bytes(config, replace(architecture, depth=depth)) for depth in (1, 2))
     kept = one + (architecture.depth - 1) * (two - one)
@@ -153,7 +153,7 @@ def operations_table(config: Config) -> str:
         numbers = (found.student, found.student_backward, found.teacher, found.heads, found.total)
         launches = 4 * architecture.depth * len(parts)  # the forward's products with a block's weights
         rows.append([way, *(f"{n / 1e9:.1f}" for n in numbers), str(launches), " + ".join(map(str, parts))])
-    heads = ["crops", "student", "its backward", "teacher", "heads", "total GFLOP", "products", "tokens a picture"]
+    heads = ["crops", "student", "its backward", "teacher", "heads", "total GFLOP", "products", "tokens an image"]
     return format_table(heads, rows)
 
 
@@ -165,7 +165,7 @@ def bytes_table(config: Config) -> str:
         for recomputed in (False, True):
             measured = replace(config, batch_size=2, precision=precision, checkpoint_blocks=recomputed)
             name = f"activations, {precision}{', blocks recomputed' if recomputed else ''}"
-            rows.append([name, f"{activations_of(measured) / 1e6:.0f} MB a picture"])
+            rows.append([name, f"{activations_of(measured) / 1e6:.0f} MB an image"])
     return format_table([f"{weights / 1e6:.1f} M weights with heads", "bytes"], rows)
 
 
@@ -176,7 +176,7 @@ def main() -> None:
     given = parser.parse_args()
     for arch in given.arch or ["vits14", "vitl14"]:
         config = make_config(arch, changes=["drop_path=0", *given.set])
-        print(f"{arch}: operations of one picture in one update\n{operations_table(config)}\n\n{bytes_table(config)}\n")
+        print(f"{arch}: operations of one image in one update\n{operations_table(config)}\n\n{bytes_table(config)}\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 Crops are random numbers of the preset's sizes, prototypes as many as it has: what is measured is the step (teacher,
 student, losses, backward, clipping, AdamW, moving average) without the data. Ways take turns, medians are printed;
 memory is the peak of each way in a process of its own. The ways of an accelerator (--device cuda, bfloat16, --compile)
-are the same code. --engines measures on one core how many pictures a second are cropped and distorted, decoding left
+are the same code. --engines measures on one core how many images a second are cropped and distorted, decoding left
 out, and nothing else. What a step must compute and hold is in training_operations.py. On two cores the defaults take
 about two minutes, --compile another one, --engines half a minute.
 """
@@ -36,7 +36,7 @@ from trainer.model.optim import clip_gradients, make_optimiser, pace_at, set_pac
 from trainer.model.student_teacher import Batch, Centers, compute_losses, make_network, prepare_blocks
 from trainer.run.state import DTYPES
 
-ENGINE_PICTURES = 16
+ENGINE_IMAGES = 16
 
 
 def make_step(config: Config, device: torch.device) -> Callable[[], None]:
@@ -88,21 +88,21 @@ def ways_of(config: Config) -> dict[str, Config]:
 
 
 def engines_of(config: Config, count: int, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Both engines on the same decoded pictures of 375 x 500 pixels and the same draws, all crops of each."""
+    """Both engines on the same decoded images of 375 x 500 pixels and the same draws, all crops of each."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 15, 20, 3), dtype=np.uint8)
-    pictures = [np.asarray(Image.fromarray(blocks).resize((500, 375))) for blocks in coarse]
+    images = [np.asarray(Image.fromarray(blocks).resize((500, 375))) for blocks in coarse]
     augmentation = augmentation_of(config)
-    views = np.stack([draw_views(rng, 375, 500, augmentation) for _ in pictures])  # (count, V)
+    views = np.stack([draw_views(rng, 375, 500, augmentation) for _ in images])  # (count, V)
     torch.set_num_threads(1)
 
     def with_pillow() -> None:
-        for picture, table in zip(pictures, views, strict=True):
-            cut_with_pillow(picture, table, augmentation.crops)
+        for image, table in zip(images, views, strict=True):
+            cut_with_pillow(image, table, augmentation.crops)
 
     def with_torch() -> None:
-        cut_with_torch(pictures, views[:, :2], config.global_size, device)
-        cut_with_torch(pictures, views[:, 2:], config.local_size, device)
+        cut_with_torch(images, views[:, :2], config.global_size, device)
+        cut_with_torch(images, views[:, 2:], config.local_size, device)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -161,7 +161,7 @@ def main() -> None:
         return
 
     if given.engines:
-        report(medians(engines_of(config, ENGINE_PICTURES, torch.device(given.device)), given.rounds), ENGINE_PICTURES)
+        report(medians(engines_of(config, ENGINE_IMAGES, torch.device(given.device)), given.rounds), ENGINE_IMAGES)
         return
     # first of all: Linux counts what this process has used as its children's
     peaks = {name: peak_memory(sys.argv[1:], name) for name in ways}
@@ -182,11 +182,11 @@ def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def report(seconds: dict[str, float], pictures: int, peaks: dict[str, float] | None = None) -> None:
+def report(seconds: dict[str, float], images: int, peaks: dict[str, float] | None = None) -> None:
     """One line of JSON a way; the others are held against the first."""
     first = next(iter(seconds))
     for name, value in seconds.items():
-        line: dict[str, object] = {"way": name, "images_per_s": round(pictures / value, 3)}
+        line: dict[str, object] = {"way": name, "images_per_s": round(images / value, 3)}
         line[f"over {first}"] = round(seconds[first] / value, 3)
         print(json.dumps(line | ({"peak_gb": round(peaks[name] / 1e9, 2)} if peaks else {})))
 

@@ -249,7 +249,7 @@ def test_unknown_names_and_paths() -> None:
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "cat.pth").write_bytes(b"\xff\xd8 a picture of a cat" * 100)
+    (tmp_path / "cat.pth").write_bytes(b"\xff\xd8 an image of a cat" * 100)
     for use in (Backbone.load, import_backbone):
         with pytest.raises(CheckpointError, match=r"cat\.pth"):
             use(tmp_path / "cat.pth")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_pictures import HOSTILE
+from made_images import HOSTILE
 from PIL import Image
 
 from indexer.errors import SeenitError
@@ -30,11 +30,11 @@ from indexer.images.jobs import (
     Decoded,
     Hashed,
     Job,
-    NotAPicture,
+    NotAImage,
     Outcome,
     Settings,
     Vanished,
-    read_picture,
+    read_image,
 )
 from indexer.images.metadata import content_id
 from indexer.images.pool import DecodePool
@@ -94,7 +94,7 @@ def misbehave(job: Job, settings: Settings) -> Outcome:
     if name.startswith("print"):
         os.write(1, b"noise on stdout" * 100)
         os.write(2, b"noise on stderr" * 100)
-    return read_picture(job, settings)
+    return read_image(job, settings)
 
 
 def cannot_be_found(job: Job, settings: Settings) -> Outcome:
@@ -104,7 +104,7 @@ def cannot_be_found(job: Job, settings: Settings) -> Outcome:
 cannot_be_found.__qualname__ = "no_such_function"
 
 
-def test_a_picture_comes_back_whole(pool: DecodePool, tmp_path: Path) -> None:
+def test_a_image_comes_back_whole(pool: DecodePool, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     save(path, (400, 300))
     os.utime(path, ns=(10**18, 10**18 + 123_456_000))
@@ -126,7 +126,7 @@ def test_metadata_survives_the_journey(pool: DecodePool, tmp_path: Path) -> None
     Image.new("RGB", (30, 30)).save(tmp_path / "x.jpg", exif=exif)
     outcome = one(pool, tmp_path / "x.jpg")
     assert isinstance(outcome, Decoded)
-    here = read_picture(Job(outcome.path), pool.settings)
+    here = read_image(Job(outcome.path), pool.settings)
     assert isinstance(here, Decoded) and outcome.metadata == here.metadata
     assert outcome.metadata.gps == (48.5, -2.25)
     assert outcome.metadata.taken_at == datetime(2021, 7, 4, 12, 30, tzinfo=UTC)
@@ -140,7 +140,7 @@ def test_each_kind_of_file_has_its_own_outcome(pool: DecodePool, tmp_path: Path)
     (tmp_path / "folder.jpg").mkdir()
     names = ["photo.txt", "text.jpg", "empty.jpg", "folder.jpg", "gone.jpg"]
     outcomes = {Path(outcome.path).name: outcome for outcome in pool.run(Job(str(tmp_path / name)) for name in names)}
-    assert [type(outcomes[name]) for name in names] == [Decoded, NotAPicture, NotAPicture, Unreadable, Vanished]
+    assert [type(outcomes[name]) for name in names] == [Decoded, NotAImage, NotAImage, Unreadable, Vanished]
 
 
 def test_hashing_only_gives_the_id(pool: DecodePool, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_file_that_grows_while_it_is_read_is_left_for_next_time(
         return status
 
     monkeypatch.setattr(os, "fstat", writing)
-    assert read_picture(Job(str(path)), Settings()) == Changed(str(path))
+    assert read_image(Job(str(path)), Settings()) == Changed(str(path))
 
 
 def test_large_files_and_movies_are_not_read(tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_large_files_and_movies_are_not_read(tmp_path: Path) -> None:
             file.write(head)
             file.truncate(1 << 34)  # 16 GB with nothing in it
     began = time.monotonic()
-    assert isinstance(read_picture(Job(str(tmp_path / "movie.mp4")), settings), NotAPicture)
-    outcome = read_picture(Job(str(tmp_path / "huge.jpg")), settings)
+    assert isinstance(read_image(Job(str(tmp_path / "movie.mp4")), settings), NotAImage)
+    outcome = read_image(Job(str(tmp_path / "huge.jpg")), settings)
     assert isinstance(outcome, Broken) and outcome.reason == "17180 MB, more than the limit of 1074 MB"
     assert time.monotonic() - began < 1
 
@@ -419,7 +419,7 @@ def test_the_hostile_collection_ends_well(shared: Path) -> None:
         outcomes = list(pool.run(Job(path) for path in files))
     assert time.monotonic() - began < 20
     assert sorted(outcome.path for outcome in outcomes) == sorted(files) and len(files) >= 240
-    assert {type(outcome) for outcome in outcomes} <= {Decoded, NotAPicture, Broken}
+    assert {type(outcome) for outcome in outcomes} <= {Decoded, NotAImage, Broken}
     assert all(outcome.reason and len(outcome.reason) < 160 for outcome in outcomes if isinstance(outcome, Broken))
     reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Broken)]
     assert not [reason for reason in reasons if reason.startswith(("the decoder", "took", "internal"))]
@@ -430,11 +430,11 @@ def test_the_hostile_collection_ends_well(shared: Path) -> None:
         assert np.abs(first - other.pixels).mean() < 6
 
 
-def test_pictures_in_memory_and_from_a_process_are_the_same(pool: DecodePool, tmp_path: Path) -> None:
+def test_images_in_memory_and_from_a_process_are_the_same(pool: DecodePool, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG")
     (tmp_path / "x.jpg").write_bytes(file.getvalue())
-    there, here = one(pool, tmp_path / "x.jpg"), read_picture(Job(str(tmp_path / "x.jpg")), Settings())
+    there, here = one(pool, tmp_path / "x.jpg"), read_image(Job(str(tmp_path / "x.jpg")), Settings())
     assert isinstance(there, Decoded) and isinstance(here, Decoded)
     np.testing.assert_array_equal(there.pixels, here.pixels)

@@ -75,7 +75,7 @@ def test_pool_holds_what_it_names() -> None:
     torch.testing.assert_close(made.tokens[1].float(), by_layer[7].patches[1, rows * 5 + cols], rtol=1e-3, atol=1e-2)
 
 
-def test_pooling_a_picture_does_not_depend_on_its_batch() -> None:
+def test_pooling_a_image_does_not_depend_on_its_batch() -> None:
     given = features(4)
     alone = [TokenFeatures(f.cls[2:3], f.registers[2:3], f.patches[2:3], f.grid) for f in given]
     batch, single = pool(given, RECIPE, DEPTH), pool(alone, RECIPE, DEPTH)
@@ -84,7 +84,7 @@ def test_pooling_a_picture_does_not_depend_on_its_batch() -> None:
 
 
 def slow_selection(patches: Tensor, count: int) -> list[int]:
-    """One picture (N, D): the patch least like the mean, then always the one farthest from those chosen."""
+    """One image (N, D): the patch least like the mean, then always the one farthest from those chosen."""
     unit = torch.nn.functional.normalize(patches, dim=-1)
     chosen = [int((unit @ unit.mean(0)).argmin())]
     while len(chosen) < min(count, len(patches)):
@@ -117,14 +117,14 @@ def test_every_size_of_corpus_has_a_descriptor(count: int, with_prior: bool) -> 
     assert_unit_rows(tokens)
 
 
-def test_a_single_picture_is_told_from_others() -> None:
+def test_a_single_image_is_told_from_others() -> None:
     corpus, others = pooled(1), pooled(20, seed=3)
     made = fit_whitening([corpus], RECIPE)
     mine, rest = apply(corpus, made)[0], apply(others, made)[0]
     assert float((rest @ mine.T).max()) < 0.9999
 
 
-def test_equal_pictures_and_broken_features_give_finite_vectors() -> None:
+def test_equal_images_and_broken_features_give_finite_vectors() -> None:
     same = pooled(1)
     equal = PooledFeatures(
         same.parts.expand(6, -1, -1), same.tokens.expand(6, -1, -1), same.positions.expand(6, -1, -1)
@@ -137,10 +137,10 @@ def test_equal_pictures_and_broken_features_give_finite_vectors() -> None:
             assert_unit_rows(rows)
 
 
-def test_pictures_of_different_grids_are_fitted_together_and_tiny_ones_keep_fewer_tokens() -> None:
+def test_images_of_different_grids_are_fitted_together_and_tiny_ones_keep_fewer_tokens() -> None:
     corpus = [pooled(5), pooled(3, grid=(1, 3))]
     made = fit_whitening(corpus, RECIPE)
-    assert made.num_pictures == 8
+    assert made.num_images == 8
     assert apply(corpus[1], made)[1].shape == (3, 3, 16)
 
 
@@ -153,8 +153,8 @@ def test_a_large_corpus_is_centred_and_every_part_is_white() -> None:
     np.testing.assert_allclose(float(rows.square().sum(1).mean()), 4 * DIM, rtol=0.05)
 
 
-def test_whitening_finds_a_picture_that_raw_cosine_loses() -> None:
-    """Noise in one loud direction drowns the quiet ones that tell pictures apart, unless all weigh alike."""
+def test_whitening_finds_a_image_that_raw_cosine_loses() -> None:
+    """Noise in one loud direction drowns the quiet ones that tell images apart, unless all weigh alike."""
     corpus = pooled(400)
     noise = torch.zeros_like(corpus.parts)
     noise[..., 0] = 0.3 * torch.randn(400, 4, generator=torch.Generator().manual_seed(2))  # in the loudest channel
@@ -212,7 +212,7 @@ def saved() -> tuple[Whitening, bytes]:
 def test_a_fit_survives_saving(saved: tuple[Whitening, bytes]) -> None:
     made, data = saved
     loaded = load_fit(data)
-    assert (loaded.id, loaded.recipe, loaded.num_pictures) == (made.id, RECIPE, 30)
+    assert (loaded.id, loaded.recipe, loaded.num_images) == (made.id, RECIPE, 30)
     for ours, theirs in zip(apply(pooled(3), made), apply(pooled(3), loaded), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -1,4 +1,4 @@
-"""Finding files, telling formats by content, and decoding every kind of picture upright, opaque and within limits."""
+"""Finding files, telling formats by content, and decoding every kind of image upright, opaque and within limits."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_pictures import BLUE, GREEN, HOSTILE, RED, WHITE, encoded, quarters
+from made_images import BLUE, GREEN, HOSTILE, RED, WHITE, encoded, quarters
 from PIL import Image, ImageCms, ImageOps, features
 
 from indexer.errors import ImageError, SeenitError
@@ -19,7 +19,7 @@ from indexer.images.colour import to_rgb
 from indexer.images.decode import Limits, decode, decode_file, is_image, sniff
 from indexer.images.exif import date_in_name
 from indexer.images.find import FoundFile, Unreadable, find_files
-from indexer.images.jobs import Decoded, Job, Settings, read_picture
+from indexer.images.jobs import Decoded, Job, Settings, read_image
 from indexer.images.preprocess import choose_grid, possible_grids, preprocess, resize_to_grid
 from indexer.images.raw import is_raw, raw_installed
 from indexer.printable import printable, quoted
@@ -230,9 +230,9 @@ def test_what_is_not_a_regular_file_is_never_opened(tmp_path: Path) -> None:
 def test_every_format_is_told_and_decoded_by_content(format_name: str, options: dict[str, Any]) -> None:
     data = encoded(quarters(), format_name, **options)
     assert sniff(data[:64]) == format_name
-    picture = decode(data)
-    assert (picture.format, picture.width, picture.height) == (format_name, 64, 48)
-    assert corners(picture.pixels) == [RED, GREEN, BLUE, WHITE]
+    image = decode(data)
+    assert (image.format, image.width, image.height) == (format_name, 64, 48)
+    assert corners(image.pixels) == [RED, GREEN, BLUE, WHITE]
 
 
 def test_heic_is_read_where_the_extra_is_installed() -> None:
@@ -258,9 +258,9 @@ def test_heic_is_read_where_the_extra_is_installed() -> None:
         b"%PDF-1.7",
     ],
 )
-def test_other_files_are_not_pictures(data: bytes) -> None:
+def test_other_files_are_not_images(data: bytes) -> None:
     assert sniff(data) is None
-    with pytest.raises(ImageError, match="not a picture"):
+    with pytest.raises(ImageError, match="not an image"):
         decode(data)
 
 
@@ -269,17 +269,17 @@ def test_other_files_are_not_pictures(data: bytes) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("region", [None, (32, 0, 32, 24)])
-def test_pictures_are_turned_upright(orientation: int, region: tuple[int, int, int, int] | None) -> None:
+def test_images_are_turned_upright(orientation: int, region: tuple[int, int, int, int] | None) -> None:
     inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that undoes the turn
     image = quarters() if orientation == 1 else quarters().transpose(Image.Transpose(inverse[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = decode(encoded(image, "JPEG", exif=exif, quality=95, subsampling=0), region=region)
-    assert (picture.width, picture.height) == (64, 48)
+    decoded = decode(encoded(image, "JPEG", exif=exif, quality=95, subsampling=0), region=region)
+    assert (decoded.width, decoded.height) == (64, 48)
     if region is None:
-        assert corners(picture.pixels) == [RED, GREEN, BLUE, WHITE]
+        assert corners(decoded.pixels) == [RED, GREEN, BLUE, WHITE]
     else:
-        assert picture.pixels.shape == (24, 32, 3) and corners(picture.pixels) == [GREEN] * 4
+        assert decoded.pixels.shape == (24, 32, 3) and corners(decoded.pixels) == [GREEN] * 4
         reduced = decode(encoded(image, "JPEG", exif=exif), region=region, target_px=12)
         assert reduced.pixels.shape == (12, 16, 3) and corners(reduced.pixels) == [GREEN] * 4
 
@@ -330,7 +330,7 @@ def test_every_kind_of_pixel_becomes_opaque_rgb(data: bytes, first: tuple[int, .
 def test_sixteen_bits_keep_their_scale_rather_than_clip() -> None:
     pixels = decode(encoded(grey_ramp("u2", 65535))).pixels[..., 0].ravel().astype(float)
     np.testing.assert_allclose(pixels, np.linspace(0, 255, pixels.size), atol=1)
-    assert decode(encoded(grey_ramp("u2", 6553))).pixels.max() == 25  # a dark picture stays dark
+    assert decode(encoded(grey_ramp("u2", 6553))).pixels.max() == 25  # a dark image stays dark
 
 
 def test_half_transparent_lies_over_white() -> None:
@@ -382,11 +382,11 @@ def test_reduced_scale_keeps_enough_and_looks_the_same(format_name: str) -> None
 
 def test_a_region_is_decoded_to_the_detail_that_it_needs() -> None:
     data = encoded(quarters(1600, 1200), "JPEG")
-    picture = decode(data, target_px=150, region=(800, 0, 800, 600))
-    assert (picture.width, picture.height, picture.pixels.shape) == (1600, 1200, (150, 200, 3))
-    assert corners(picture.pixels) == [GREEN] * 4
+    image = decode(data, target_px=150, region=(800, 0, 800, 600))
+    assert (image.width, image.height, image.pixels.shape) == (1600, 1200, (150, 200, 3))
+    assert corners(image.pixels) == [GREEN] * 4
     assert decode(data, region=(1500, 1100, 999, 999)).pixels.shape == (100, 100, 3)
-    with pytest.raises(ImageError, match="outside the picture of 1600x1200"):
+    with pytest.raises(ImageError, match="outside the image of 1600x1200"):
         decode(data, region=(1600, 0, 10, 10))
 
 
@@ -396,10 +396,10 @@ def test_exif_tells_when_where_and_with_what() -> None:
     exif.get_ifd(0x8769).update({0x9003: "2021:07:04 12:30:00", 0x9011: "+02:00"})
     exif.get_ifd(0x8825).update({1: "S", 2: (33.0, 51.0, 24.0), 3: "E", 4: (151.0, 12.0, 36.0)})
     for format_name in ("JPEG", "PNG", "WEBP", "TIFF"):
-        picture = decode(encoded(quarters(), format_name, exif=exif.tobytes()))
-        assert picture.taken_at == datetime(2021, 7, 4, 10, 30, tzinfo=UTC), format_name
-        assert picture.camera == "Canon EOS 5D"
-        assert picture.gps == pytest.approx((-33.8567, 151.21), abs=1e-3)
+        image = decode(encoded(quarters(), format_name, exif=exif.tobytes()))
+        assert image.taken_at == datetime(2021, 7, 4, 10, 30, tzinfo=UTC), format_name
+        assert image.camera == "Canon EOS 5D"
+        assert image.gps == pytest.approx((-33.8567, 151.21), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -424,8 +424,8 @@ def test_nonsense_in_exif_is_no_information() -> None:
     exif[0x0112] = 77
     exif.get_ifd(0x8769)[0x9003] = "0000:00:00 00:00:00"
     exif.get_ifd(0x8825).update({1: "N", 2: (1e9, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)})
-    picture = decode(encoded(quarters(), "JPEG", exif=exif))
-    assert (picture.taken_at, picture.gps, picture.camera) == (None, None, None)
+    image = decode(encoded(quarters(), "JPEG", exif=exif))
+    assert (image.taken_at, image.gps, image.camera) == (None, None, None)
     data = encoded(quarters(), "JPEG", exif=exif)
     damaged = data.replace(b"Exif\0\0MM\0*\0\0\0\x08", b"Exif\0\0MM\0*\xff\xff\xff\xf0")
     assert damaged != data and corners(decode(damaged).pixels) == [RED, GREEN, BLUE, WHITE]
@@ -451,9 +451,9 @@ def test_orientations_are_as_pillow_shows_them(format_name: str, tag: int, size:
     opened = Image.open(io.BytesIO(data))
     opened.load()
     upright = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    picture = decode(data)
-    assert (picture.height, picture.width) == upright.shape[:2]
-    np.testing.assert_array_equal(picture.pixels, upright)
+    image = decode(data)
+    assert (image.height, image.width) == upright.shape[:2]
+    np.testing.assert_array_equal(image.pixels, upright)
     height, width = upright.shape[0] // 2, upright.shape[1] // 2
     part = decode(data, region=(width, 0, width, height))
     assert np.abs(part.pixels.astype(int) - upright[:height, width:]).max() == 0
@@ -544,7 +544,7 @@ def test_dates_say_where_they_come_from(tmp_path: Path) -> None:
         "nonsense.jpg": ("file", 2001),
     }
     for name, (source, year) in expected.items():
-        outcome = read_picture(Job(str(tmp_path / name)), Settings())
+        outcome = read_image(Job(str(tmp_path / name)), Settings())
         assert isinstance(outcome, Decoded) and outcome.mtime_ns < 1 << 63
         taken_at = outcome.metadata.taken_at
         assert (outcome.metadata.date_source, taken_at and taken_at.year) == (source, year), name
@@ -581,13 +581,13 @@ def test_raw_files_are_told_from_tiffs_and_never_read_from_their_preview(
     assert sniff(b"FUJIFILMCCD-RAW 0201") == "RAW" and sniff(b"\0\0\0\x18ftypcrx \0\0\0\1crx isom") == "RAW"
     (tmp_path / "x.dng").write_bytes(data)
     if raw_installed():
-        outcome = read_picture(Job(str(tmp_path / "x.dng")), Settings())
+        outcome = read_image(Job(str(tmp_path / "x.dng")), Settings())
         assert isinstance(outcome, Decoded) and outcome.metadata.raw and outcome.metadata.format == "RAW"
         assert (outcome.metadata.width, outcome.metadata.height) == (64, 48)
         with pytest.raises(ImageError, match="raw"):
             decode(encoded(quarters(), "TIFF"), path="x.nef")
     monkeypatch.setattr("indexer.images.jobs.raw_installed", lambda: False)
-    outcome = read_picture(Job(str(tmp_path / "x.dng")), Settings())
+    outcome = read_image(Job(str(tmp_path / "x.dng")), Settings())
     assert isinstance(outcome, Unreadable) and outcome.reason.startswith("raw")
 
 
@@ -596,11 +596,11 @@ def test_raw_files_are_told_from_tiffs_and_never_read_from_their_preview(
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.slow
-def test_hostile_pictures_are_refused_quickly_with_a_reason(name: str) -> None:
+def test_hostile_images_are_refused_quickly_with_a_reason(name: str) -> None:
     began = time.monotonic()
     with pytest.raises(ImageError) as error:
         data = HOSTILE[name]()
-        assert sniff(data[:64]), "not even taken for a picture"
+        assert sniff(data[:64]), "not even taken for an image"
         decode(data, path=f"folder/{name}")
     assert time.monotonic() - began < 2
     assert error.value.reason and "\n" not in str(error.value) and len(str(error.value)) < 200
@@ -630,10 +630,10 @@ def test_images_in_memory_become_rgb() -> None:
     assert to_rgb(Image.new("LAB", (2, 2))).shape == (2, 2, 3)
 
 
-# Bringing pictures to the ViT's size
+# Bringing images to the ViT's size
 
 
-def test_grids_are_few_and_bounded_and_turn_with_the_picture() -> None:
+def test_grids_are_few_and_bounded_and_turn_with_the_image() -> None:
     grids = possible_grids(256)
     assert len(grids) == 17 and (16, 16) in grids
     assert all(0.93 * 256 <= rows * columns <= 1.05 * 256 for rows, columns in grids)
@@ -672,5 +672,5 @@ def test_modes_of_preprocessing() -> None:
     assert preprocess(framed).min() == preprocess(framed, "squash").min() == 0
 
 
-def test_the_smallest_picture_fills_its_grid() -> None:
+def test_the_smallest_image_fills_its_grid() -> None:
     assert preprocess(np.full((1, 1, 3), 9, np.uint8)).tolist() == np.full((224, 224, 3), 9).tolist()

@@ -39,7 +39,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def test_an_index_made_from_python_knows_probabilities(photos: Path, tiny_backbone: Path) -> None:
     built = build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
-    assert built.summary.pictures == 8 and built.calibration is not None and built.notes == ()
+    assert built.summary.images == 8 and built.calibration is not None and built.notes == ()
     with Searcher.open(photos / ".seenit") as searcher:
         evidence = searcher.search(photos / "a" / "0.jpg", include_self=True)[0].evidence
         assert evidence is not None and evidence.probability is not None
@@ -62,7 +62,7 @@ def test_facts_and_places(photos: Path, tiny_backbone: Path, tmp_path: Path) -> 
     build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
     with Index.open(photos / ".seenit") as index:
         facts = index.facts()
-        assert (facts.pictures, facts.folders, facts.resolution) == (8, (str(photos),), 56)
+        assert (facts.images, facts.folders, facts.resolution) == (8, (str(photos),), 56)
         assert facts.descriptor == json.loads(json.dumps(DESCRIPTOR_CONFIGS["balanced"].settings))
         assert facts.calibrated and facts.awaiting_refit == 0 and facts.format == 2 and facts.made_by
         assert Index.open(index) is index

@@ -892,14 +892,14 @@ def test_a_repair_keeps_what_is_sound_and_a_sync_embeds_only_the_rest(
     damaged = (index / DATABASE).read_bytes()
     assert check_index(index).problems
     repaired = repair_index(index)
-    assert (repaired.lost, repaired.pictures) == (1, 27)
+    assert (repaired.lost, repaired.images) == (1, 27)
     assert Path(repaired.kept_as).read_bytes() == damaged
     assert not check_index(index).problems
     with closing(open_store(index)) as store:
-        assert store.count() == repaired.pictures == repaired.tags == store.count(Filter(tags=("mine",)))
+        assert store.count() == repaired.images == repaired.tags == store.count(Filter(tags=("mine",)))
         assert {name: store.read_blob(name) for name in store.blob_names()} == blobs
     summary = sync_folder(photos, index, workers=1)
-    assert summary.embedded == repaired.lost and summary.pictures == 28
+    assert summary.embedded == repaired.lost and summary.images == 28
     with closing(open_store(index)) as store:
         assert store.count(Filter(tags=("mine",))) == 28
     assert not check_index(index).problems

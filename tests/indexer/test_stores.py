@@ -117,6 +117,14 @@ def test_filters(store: Store) -> None:
         assert meeting(store, where) == {number for number in range(30) if expected(number)}, where
 
 
+def test_filters_may_name_thousands(store: Store) -> None:
+    folders = tuple(f"0/none{n}" for n in range(5000))
+    unknown = tuple(content_id(f"unknown {n}".encode()) for n in range(5000))
+    assert meeting(store, Filter(under=(*folders, "0/album1"))) == {n for n in range(30) if n % 3 == 1}
+    assert meeting(store, Filter(not_ids=(*unknown, RECORDS[3].id))) == set(range(30)) - {3}
+    assert meeting(store, Filter(tags=tuple(f"none{n}" for n in range(2000)))) == set()
+
+
 def test_writes_may_be_repeated_and_replace_whole_records(store: Store) -> None:
     store.upsert(RECORDS[:10])
     assert store.count() == len(RECORDS)

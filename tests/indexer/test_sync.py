@@ -38,7 +38,7 @@ def keys(index: Path) -> set[str]:
 
 def test_first_run_indexes_everything_and_the_second_nothing(photos: Path, tiny_backbone: Path) -> None:
     first = run(photos, tiny_backbone)
-    assert (first.changes.added, first.pictures, first.embedded) == (8, 8, 8)
+    assert (first.changes.added, first.images, first.embedded) == (8, 8, 8)
     assert keys(photos / ".seenit") == {f"0/{'a' if n < 4 else 'b'}/{n}.jpg" for n in range(8)}
     second = run(photos, tiny_backbone)
     assert (second.changes.unchanged, second.embedded) == (8, 0)
@@ -58,10 +58,10 @@ def test_new_changed_renamed_copied_and_deleted_files(photos: Path, tiny_backbon
     for changes in (dry.changes, done.changes):
         assert (changes.added, changes.updated, changes.renamed, changes.removed) == (2, 1, 1, 1)
         assert changes.unchanged == 5 and changes.copies == 1
-    assert dry.embedded == 0 and done.embedded == 2  # the new picture and the changed one
+    assert dry.embedded == 0 and done.embedded == 2  # the new image and the changed one
     held = {tuple(sorted(file.key for file in record.files)) for record in records(photos / ".seenit")}
     assert ("0/a/1.jpg", "0/copy.jpg") in held and ("0/b/moved.jpg",) in held
-    assert len(held) == done.pictures == 8
+    assert len(held) == done.images == 8
 
 
 def test_a_dry_run_of_a_new_index_leaves_nothing_behind(photos: Path, tiny_backbone: Path) -> None:
@@ -95,7 +95,7 @@ def test_an_index_moves_with_its_folder(photos: Path, tiny_backbone: Path, tmp_p
 def test_broken_files_are_named_remembered_and_tried_again_once_mended(photos: Path, tiny_backbone: Path) -> None:
     whole = (photos / "a" / "0.jpg").read_bytes()
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (photos / "note.jpg").write_text("no picture at all")
+    (photos / "note.jpg").write_text("no image at all")
     first = run(photos, tiny_backbone)
     assert first.changes.added == 8 and sum(first.skipped.values()) == 1
     store = open_store(photos / ".seenit")
@@ -162,9 +162,9 @@ def test_stops_after_the_batch_in_hand_and_goes_on(photos: Path, tiny_backbone: 
         return asked >= 3
 
     first = run(photos, tiny_backbone, stop=stop)
-    assert first.interrupted and 3 <= first.pictures < 8
+    assert first.interrupted and 3 <= first.images < 8
     second = run(photos, tiny_backbone)
-    assert not second.interrupted and second.pictures == 8
+    assert not second.interrupted and second.images == 8
 
 
 @pytest.mark.slow
@@ -173,8 +173,8 @@ def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path)
     (photos / "b").rename(aside)
     for n in (1, 2, 3):
         (photos / "a" / f"{n}.jpg").rename(photos.parent / f"{n}.jpg")
-    first = run(photos, tiny_backbone)  # one picture
-    assert first.refitted and first.pictures == 1
+    first = run(photos, tiny_backbone)  # one image
+    assert first.refitted and first.images == 1
     for n in (1, 2, 3):
         (photos.parent / f"{n}.jpg").rename(photos / "a" / f"{n}.jpg")
     aside.rename(photos / "b")
@@ -182,7 +182,7 @@ def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path)
     assert second.refitted and second.embedded == 8
     assert len({record.fit for record in records(photos / ".seenit")}) == 1
     fresh = run(photos, tiny_backbone, photos.parent / "fresh")
-    assert fresh.pictures == 8
+    assert fresh.images == 8
     grown = {record.id: record.global_vector for record in records(photos / ".seenit")}
     for record in records(photos.parent / "fresh"):
         assert float(record.global_vector @ grown[record.id]) > 0.999  # type: ignore[operator]
@@ -225,14 +225,14 @@ def test_killed_at_any_moment_the_next_run_completes_it(photos: Path, tiny_backb
     for share in (0.5, 0.7, 0.8, 0.9):
         subprocess.run([*call, str(share * whole_s)], env=environment, stderr=subprocess.DEVNULL)
     summary = run(photos, tiny_backbone, index)
-    assert summary.pictures == 60
+    assert summary.images == 60
     held = records(index)
     assert len(held) == 60 and sorted(file.key for record in held for file in record.files) == sorted(keys(index))
     assert len(keys(index)) == 60
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_a_folder_that_may_not_be_read_keeps_its_pictures(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_folder_that_may_not_be_read_keeps_its_images(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     run(photos, tiny_backbone, index)
     (photos / "b").chmod(0)
@@ -240,7 +240,7 @@ def test_a_folder_that_may_not_be_read_keeps_its_pictures(photos: Path, tiny_bac
         summary = run(photos, tiny_backbone, index)
     finally:
         (photos / "b").chmod(0o755)
-    assert summary.pictures == 8 and len(summary.unreadable) == 1 and not summary.in_line
+    assert summary.images == 8 and len(summary.unreadable) == 1 and not summary.in_line
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are valid text on this system")
@@ -251,7 +251,7 @@ def test_names_that_are_not_utf8_and_links_in_a_circle(photos: Path, tiny_backbo
     os.rename(photos / "plain.jpg", os.fsencode(photos) + b"/na\xefve.jpg")
     (photos / "circle").symlink_to(photos)
     summary = run(photos, tiny_backbone)
-    assert summary.pictures == 9 and summary.changes.copies == 1
+    assert summary.images == 9 and summary.changes.copies == 1
     assert "0/na\udcefve.jpg" in keys(photos / ".seenit")
     assert run(photos, tiny_backbone).changes.unchanged == 10
 
@@ -266,7 +266,7 @@ def test_a_second_writer_is_told_who_holds_the_index(photos: Path, tiny_backbone
         store.close()
 
 
-def test_pictures_awaiting_a_refit_are_found_in_the_engine(photos: Path, tiny_backbone: Path) -> None:
+def test_images_awaiting_a_refit_are_found_in_the_engine(photos: Path, tiny_backbone: Path) -> None:
     run(photos, tiny_backbone)
     store = open_store(photos / ".seenit")
     manifest = read_manifest(store)
@@ -281,4 +281,4 @@ def test_an_empty_folder_and_a_single_photo(tmp_path: Path, tiny_backbone: Path)
         run(tmp_path / "empty", tiny_backbone)
     assert not (tmp_path / "empty" / ".seenit").exists()
     draw_photo(tmp_path / "one" / "x.jpg", seed=1)
-    assert run(tmp_path / "one", tiny_backbone).pictures == 1
+    assert run(tmp_path / "one", tiny_backbone).images == 1

@@ -1,4 +1,4 @@
-"""What a score is worth, learnt from the index's own pictures."""
+"""What a score is worth, learnt from the index's own images."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path
         unsure = searcher.search(photos / "a" / "0.jpg", include_self=True)[0].evidence
         assert unsure is not None and unsure.verdict is None and not unsure.believed
     learnt = calibrate(index)
-    assert learnt is not None and (learnt.pictures, learnt.views) == (8, VIEWS)
+    assert learnt is not None and (learnt.images, learnt.views) == (8, VIEWS)
     with Searcher.open(index) as searcher:
         assert searcher.calibration == learnt
         itself, *others = searcher.search(photos / "a" / "0.jpg", include_self=True)
@@ -49,9 +49,9 @@ def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Pat
     assert calibrate(index) == marked
     for n in range(30):
         draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
-    sync_folder(photos)  # 38 pictures: more than four times as many, and the statistics are fitted anew
+    sync_folder(photos)  # 38 images: more than four times as many, and the statistics are fitted anew
     again = calibrate(index)
-    assert again is not None and again.pictures == 38 and again.fit != learnt.fit
+    assert again is not None and again.images == 38 and again.fit != learnt.fit
 
 
 def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> None:

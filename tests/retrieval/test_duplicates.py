@@ -98,7 +98,7 @@ def test_a_cut_out_is_found_from_a_rough_guess_in_both_directions() -> None:
     assert np.allclose(inverse(back.transform)[0].numpy(), truth, atol=0.03)
 
 
-def test_two_flat_pictures_prove_nothing() -> None:
+def test_two_flat_images_prove_nothing() -> None:
     flat = Image.new("L", (80, 60), 120)
     assert float(lay(flat, flat).correlation) == -1
 
@@ -138,14 +138,14 @@ def test_neighbours_are_found_whole_and_in_cells(flat_up_to: int) -> None:
         assert cosine == pytest.approx(every[first, second], abs=0.01) and cosine >= 0.85
 
 
-def test_one_picture_has_no_neighbours() -> None:
+def test_one_image_has_no_neighbours() -> None:
     assert len(near_pairs(rows_with_twins(2)[:1], 0.0).first) == 0
 
 
 @pytest.mark.parametrize("turn", list(Image.Transpose))
-def test_patterns_know_a_picture_in_any_position(turn: Image.Transpose) -> None:
-    pictures = [scene(n) for n in range(12)] + [scene(3).transpose(turn), Image.new("RGB", (160, 120), "grey")]
-    rows = patterns_of(torch.stack([grey(picture) for picture in pictures]))
+def test_patterns_know_a_image_in_any_position(turn: Image.Transpose) -> None:
+    images = [scene(n) for n in range(12)] + [scene(3).transpose(turn), Image.new("RGB", (160, 120), "grey")]
+    rows = patterns_of(torch.stack([grey(image) for image in images]))
     found = alike_in_any_position(rows, 0.4)
     assert list(zip(found.first, found.second, strict=True)) == [(3, 12)]  # and the flat one is like nothing
     alike = likeness(rows, np.array([3, 3]), np.array([12, 4]))
@@ -153,7 +153,7 @@ def test_patterns_know_a_picture_in_any_position(turn: Image.Transpose) -> None:
 
 
 def collage(parts: list[Image.Image], columns: int) -> Image.Image:
-    """Pictures of one size side by side."""
+    """Images of one size side by side."""
     width, height = parts[0].size
     sheet = Image.new("RGB", (columns * width, len(parts) // columns * height))
     for n, part in enumerate(parts):
@@ -162,9 +162,9 @@ def collage(parts: list[Image.Image], columns: int) -> Image.Image:
 
 
 def test_patterns_know_the_parts_of_a_collage() -> None:
-    pictures = [scene(n) for n in range(10)]
-    pictures += [collage(pictures[:4], 2), collage(pictures[4:6], 1), Image.new("RGB", (160, 120), "grey")]
-    squares = torch.stack([grey(picture) for picture in pictures])
+    images = [scene(n) for n in range(10)]
+    images += [collage(images[:4], 2), collage(images[4:6], 1), Image.new("RGB", (160, 120), "grey")]
+    squares = torch.stack([grey(image) for image in images])
     patterns = Patterns(patterns_of(squares), patterns_of_parts(squares))
     found = alike_in_part(patterns, 0.6)
     pairs = list(zip(found.first.tolist(), found.second.tolist(), strict=True))
@@ -263,7 +263,7 @@ def test_a_collage_is_named_but_not_given_up_and_no_keeper_of_its_parts() -> Non
 @pytest.mark.parametrize(
     "transform, overlap, words",
     [
-        (SAME, (1, 1), "the same picture in other bytes"),
+        (SAME, (1, 1), "the same image in other bytes"),
         (np.array([[-1.0, 0, 1], [0, 1, 0]]), (1, 1), "mirrored"),
         (np.array([[1.0, 0, 0], [0, -1, 1]]), (1, 1), "mirrored, turned by 180 degrees"),
         (np.array([[1 / 0.8, 0, 0], [0, 1 / 0.8, 0]]), (0.64, 1), "cropped to 64 %, at 125 % of the size"),
@@ -344,7 +344,7 @@ def test_copies_are_found_and_other_photos_are_not(album: Path) -> None:
         Path(file.path).name: member.how for group in found.groups for member in group.members for file in member.files
     }
     assert how["0_mirrored.jpg"] == "mirrored" and "50 %" in how["0_tiny.png"]
-    assert found.pictures == 15 and found.notes == ()
+    assert found.images == 15 and found.notes == ()
 
 
 def test_exact_reads_no_vectors(album: Path) -> None:
@@ -379,7 +379,7 @@ def test_a_file_that_vanished_or_changed_is_said_and_left_out(tmp_path: Path, ti
     assert "it is gone" in found.notes[0] and "seenit index" in found.notes[0]
 
 
-def test_pictures_that_are_all_equal_make_one_group(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_images_that_are_all_equal_make_one_group(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(16):  # more than each one's neighbours
         scene(0).save(tmp_path / f"{n:02}.jpg", quality=80 + n)
     sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
@@ -387,7 +387,7 @@ def test_pictures_that_are_all_equal_make_one_group(tmp_path: Path, tiny_backbon
     assert [len(group.members) for group in found.groups] == [15]
 
 
-def test_two_pictures_and_damaged_vectors(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_two_images_and_damaged_vectors(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(2):
         scene(n).save(tmp_path / f"{n}.png")
     sync_folder(tmp_path, backbone=tiny_backbone, workers=1)

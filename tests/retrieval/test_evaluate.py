@@ -237,13 +237,13 @@ def test_an_index_is_made_once_and_then_used(test_set: Path, tiny_backbone: Path
 
 
 @pytest.mark.slow
-def test_an_index_of_other_pictures_is_refused(test_set: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_an_index_of_other_images_is_refused(test_set: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     photos = tmp_path / "mine"
     photos.mkdir()
     for file in test_set.parent.glob("g[0-4].png"):
         shutil.copy(file, photos / f"renamed_{file.name}")
     sync_folder(photos, tmp_path / "index", backbone=str(tiny_backbone), resolution=56, workers=1)
-    with pytest.raises(SeenitError, match=r"0 other pictures are in it, .*g5.png is not") as error:
+    with pytest.raises(SeenitError, match=r"0 other images are in it, .*g5.png is not") as error:
         evaluate_retrieval(test_set, index=tmp_path / "index")
     assert "\n" not in str(error.value)
     shutil.copy(test_set.parent / "g5.png", photos)
@@ -251,7 +251,7 @@ def test_an_index_of_other_pictures_is_refused(test_set: Path, tiny_backbone: Pa
     assert evaluate_retrieval(test_set, index=tmp_path / "index", variants=VARIANTS[:1])[0].num_gallery == 6
     shutil.copy(test_set.parent / "nothing.png", photos)
     sync_folder(photos, tmp_path / "index", workers=1)
-    with pytest.raises(SeenitError, match="1 other pictures are in it"):
+    with pytest.raises(SeenitError, match="1 other images are in it"):
         evaluate_retrieval(test_set, index=tmp_path / "index")
 
 

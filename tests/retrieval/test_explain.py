@@ -1,4 +1,4 @@
-"""Pictures that prove a match: what is drawn lies where the evidence says, and pages hold it whole."""
+"""Images that prove a match: what is drawn lies where the evidence says, and pages hold it whole."""
 
 import re
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_pictures import quarters
+from made_images import quarters
 from PIL import Image, ImageDraw
 
 from indexer.backbone.backbone import Backbone
@@ -17,8 +17,8 @@ from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.patch_maps import cls_attention, patch_colours
 from indexer.errors import SeenitError
 from retrieval.rerank.evidence import Evidence, percent
-from retrieval.show.draw_match import LINES, colour_of, draw_match, heat_maps, heat_picture, side_by_side, spread_out
-from retrieval.show.look import draw_picture, look_at, patch_share
+from retrieval.show.draw_match import LINES, colour_of, draw_match, heat_image, heat_maps, side_by_side, spread_out
+from retrieval.show.look import draw_image, look_at, patch_share
 from retrieval.show.match_page import in_sentences, turned, write_explain_page, write_look_page
 
 GREY = (128, 128, 128)
@@ -52,7 +52,7 @@ def test_nothing_is_ever_certain() -> None:
     assert (percent(1.0), percent(0.999), percent(0.0), percent(0.5)) == ("99 %", "99 %", "1 %", "50 %")
 
 
-# ---- the picture of a match ----
+# ---- the image of a match ----
 
 
 def test_a_line_runs_from_patch_to_patch() -> None:
@@ -104,14 +104,14 @@ def test_heat_makes_a_second_row() -> None:
     both = draw_match(photo, photo, evidence([]), heat, heat)
     assert both.height > plain.height + 200
     assert draw_match(photo, photo, evidence([]), heat).size == plain.size
-    shown = np.asarray(heat_picture(photo, heat, (200, 100))).astype(int)
+    shown = np.asarray(heat_image(photo, heat, (200, 100))).astype(int)
     assert abs(shown[50, 20] - colour_of(np.array(0.0))).max() < 12
     assert abs(shown[50, 180] - colour_of(np.array(1.0))).max() < 12
 
 
 def test_heat_is_never_stretched() -> None:
     photo = Image.new("RGB", (64, 64), "white")
-    unlike = np.asarray(heat_picture(photo, np.linspace(0, 0.2, 16).reshape(4, 4), (64, 64)))
+    unlike = np.asarray(heat_image(photo, np.linspace(0, 0.2, 16).reshape(4, 4), (64, 64)))
     assert abs(unlike.astype(int) - colour_of(np.array(0.1))).max() < 60
 
 
@@ -132,7 +132,7 @@ def test_heat_is_the_best_cosine_anywhere() -> None:
         assert of_result[row, col] == pytest.approx(max(result[row, col] @ token for token in query.reshape(-1, 8)))
 
 
-def test_joined_pairs_are_spread_over_the_picture() -> None:
+def test_joined_pairs_are_spread_over_the_image() -> None:
     rng = np.random.default_rng(0)
     places = np.stack(np.meshgrid(np.arange(20) / 20, np.arange(20) / 20), -1).reshape(-1, 2)
     cosines = np.where(places[:, 1] < 0.3, 0.9, 0.5)[:, None]  # the best ones are all at the top
@@ -251,7 +251,7 @@ def test_sentences_say_where_and_how() -> None:
     assert "not believed" in not_there and "of the result" not in not_there
 
 
-# ---- one picture ----
+# ---- one image ----
 
 
 @pytest.fixture
@@ -317,11 +317,11 @@ def test_attention_is_a_share_of_one(embedder: Embedder) -> None:
 
 
 @pytest.mark.parametrize("size", [(160, 120), (120, 160)])
-def test_one_picture_is_drawn_in_four_panels(
+def test_one_image_is_drawn_in_four_panels(
     embedder: Embedder, fit: descriptor.Whitening, size: tuple[int, int], tmp_path: Path
 ) -> None:
     photo = drawn_photo(size)
-    sheet = draw_picture(photo, look_at(np.asarray(photo), embedder, fit), width_px=800)
+    sheet = draw_image(photo, look_at(np.asarray(photo), embedder, fit), width_px=800)
     lying = size[0] > size[1]  # then two rows of two, else one row of four
     assert sheet.width == 800 and (sheet.height > 600) == lying
     write_look_page(tmp_path / "look.html", sheet, title="/photos/a.jpg", made_by=["backbone tiny"])

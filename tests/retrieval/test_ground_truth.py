@@ -78,13 +78,13 @@ def test_a_broken_manifest_is_one_line(tmp_path: Path, content: str | None, says
     assert "\n" not in str(error.value)
 
 
-def test_catalogue_pictures_ask_in_a_task_of_their_own(tmp_path: Path) -> None:
+def test_catalogue_images_ask_in_a_task_of_their_own(tmp_path: Path) -> None:
     rows = "shelf.jpg,gallery,tea,\nphone.jpg,query,tea,\nclean.jpg,iconic,tea,\n"
     manifest = write_manifest(tmp_path / "shop", rows)
     others = write_manifest(tmp_path / "others", "d.jpg,distractor,none,\nv.jpg,val,1,\n")
     for name in ("shop/shelf.jpg", "shop/phone.jpg", "shop/clean.jpg", "others/d.jpg", "others/v.jpg"):
         draw_photo(tmp_path / name, 0)
-    (tmp_path / "others" / "notes.txt").write_text("no picture")
+    (tmp_path / "others" / "notes.txt").write_text("no image")
     assert read_distractors(others) == (tmp_path / "others/d.jpg",)
     plain, iconic = read_tasks(manifest.parent, read_distractors(others))
     assert (plain.name, iconic.name) == ("shop", "shop iconic")
@@ -94,7 +94,7 @@ def test_catalogue_pictures_ask_in_a_task_of_their_own(tmp_path: Path) -> None:
     others.unlink()
     assert read_distractors(others.parent) == (tmp_path / "others/d.jpg", tmp_path / "others/v.jpg")
     (tmp_path / "shop/shelf.jpg").unlink()
-    with pytest.raises(SeenitError, match=r"1 of the 3 pictures .* are not there, the first is .*shelf.jpg"):
+    with pytest.raises(SeenitError, match=r"1 of the 3 images .* are not there, the first is .*shelf.jpg"):
         read_tasks(manifest)
 
 
@@ -109,7 +109,7 @@ def test_what_is_no_test_set_is_said(tmp_path: Path, name: str) -> None:
 
 
 def revisited(folder: Path, **changes: Any) -> Path:
-    """Five gallery pictures and two queries, as the authors publish them; pictures are drawn."""
+    """Five gallery images and two queries, as the authors publish them; images are drawn."""
     gallery, queries = [f"all_souls_{n:06}" for n in range(5)], ["query_a", "query_b"]
     for n, name in enumerate([*gallery, *queries]):
         draw_photo(folder / "jpg" / f"{name}.jpg", n)
@@ -125,8 +125,8 @@ def revisited(folder: Path, **changes: Any) -> Path:
     return folder / "gnd_roxford5k.pkl"
 
 
-def names(pictures: frozenset[Path]) -> set[str]:
-    return {path.stem[-1] for path in pictures}
+def names(images: frozenset[Path]) -> set[str]:
+    return {path.stem[-1] for path in images}
 
 
 def test_the_three_protocols(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_three_protocols(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_only_the_box_of_a_query_is_asked(tmp_path: Path, tiny_backbone: Path) -> None:
-    """Both queries are the same picture, with gallery picture 0 on its left and 4 on its right."""
+    """Both queries are the same image, with gallery image 0 on its left and 4 on its right."""
     boxes = ([0, 0, 96, 72], 0), ([96, 0, 192, 72], 4)
     truth = revisited(tmp_path, gnd=[{"bbx": box, "easy": [n], "hard": [], "junk": []} for box, n in boxes])
     both = Image.new("RGB", (192, 72))

@@ -29,16 +29,16 @@ def some_patches(rng: np.random.Generator, count: int, grid: tuple[int, int] = (
 @pytest.mark.parametrize(("bits", "least"), [(1, 0.75), (2, 0.92), (8, 0.9999)])
 def test_packed_tokens_come_back(bits: int, least: float) -> None:
     rng = np.random.default_rng(0)
-    pictures = [some_patches(rng, 40), some_patches(rng, 7, (3, 5)), some_patches(rng, 1, (1, 1))]
-    packed = [pack_patches(picture, bits) for picture in pictures]
+    images = [some_patches(rng, 40), some_patches(rng, 7, (3, 5)), some_patches(rng, 1, (1, 1))]
+    packed = [pack_patches(image, bits) for image in images]
     back = unpack_patches(packed)
-    assert back.counts == (40, 7, 1) and back.grids == tuple(picture.grid for picture in pictures)
-    np.testing.assert_array_equal(back.positions, np.concatenate([picture.positions for picture in pictures]))
+    assert back.counts == (40, 7, 1) and back.grids == tuple(image.grid for image in images)
+    np.testing.assert_array_equal(back.positions, np.concatenate([image.positions for image in images]))
     np.testing.assert_allclose(np.linalg.norm(back.tokens, axis=1), 1, atol=1e-5)
     ends = np.cumsum(back.counts)[:-1]
-    for data, picture, tokens in zip(packed, pictures, np.split(back.tokens, ends), strict=True):
-        assert len(data) == 6 + -(-picture.grid[0] * picture.grid[1] // 8) + len(picture.tokens) * 64 * bits // 8
-        assert (tokens * picture.tokens).sum(1).mean() > least
+    for data, image, tokens in zip(packed, images, np.split(back.tokens, ends), strict=True):
+        assert len(data) == 6 + -(-image.grid[0] * image.grid[1] // 8) + len(image.tokens) * 64 * bits // 8
+        assert (tokens * image.tokens).sum(1).mean() > least
 
 
 def test_damaged_patches_are_told() -> None:
@@ -176,7 +176,7 @@ def test_threads_of_a_comparison_leave_the_process_as_it_was() -> None:
 
 
 def test_a_thing_in_another_place_is_boxed_there() -> None:
-    """The query's patches lie in the lower right quarter of a larger picture."""
+    """The query's patches lie in the lower right quarter of a larger image."""
     rng = np.random.default_rng(5)
     thing = unit(rng, 8, 8, 64)
     scene = unit(rng, 16, 16, 64)

@@ -152,7 +152,7 @@ def test_what_cannot_be_shown_says_why(tmp_path: Path) -> None:
     read = written(tmp_path, PageQuery(results, path=photo(tmp_path, "q.jpg")))
     assert len(read.all("image")) == 1
     assert read.text.count("Cannot be shown") == 4
-    assert "not a picture" in read.text
+    assert "not an image" in read.text
 
 
 def test_query_from_memory_and_no_results(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_sideways_photo_is_shown_upright(tmp_path: Path) -> None:
     assert read.all("svg")[0]["viewbox"] == "0 0 160 320"
 
 
-def test_a_picture_is_embedded_once(tmp_path: Path) -> None:
+def test_a_image_is_embedded_once(tmp_path: Path) -> None:
     path = photo(tmp_path, "a.jpg")
     read = written(tmp_path, *[PageQuery([PageResult(path, 1, 0.5)]) for _ in range(5)])
     (image,) = read.all("image")

@@ -1,4 +1,4 @@
-"""Which parts of a query picture are looked at, and that what is found in them is told where it is in the picture."""
+"""Which parts of a query image are looked at, and that what is found in them is told where it is in the image."""
 
 from pathlib import Path
 
@@ -31,8 +31,8 @@ def test_edges_show_by_how_much_they_are_turned(degrees: float) -> None:
 
 def test_where_no_direction_stands_out_nothing_is_turned() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
-    for picture in (noise, np.full((200, 300, 3), 77, np.uint8), np.zeros((1, 1, 3), np.uint8), book(4)):
-        cuts = query_cuts(picture)
+    for image in (noise, np.full((200, 300, 3), 77, np.uint8), np.zeros((1, 1, 3), np.uint8), book(4)):
+        cuts = query_cuts(image)
         assert len(cuts) == 2 and all(min(cut.pixels.shape) > 0 for cut in cuts)
     assert edge_turn(np.full((200, 300, 3), 77, np.uint8)) == (0, 0)
 
@@ -46,17 +46,17 @@ def test_a_turned_thing_is_also_seen_level() -> None:
 
 
 @pytest.mark.parametrize("degrees", [0, 25, -65, 90])
-def test_frames_lead_back_to_the_picture(degrees: float) -> None:
-    """In a picture whose colours are coordinates, each pixel of the middle has the colour that its frame says."""
+def test_frames_lead_back_to_the_image(degrees: float) -> None:
+    """In an image whose colours are coordinates, each pixel of the middle has the colour that its frame says."""
     height, width = 200, 320
     y, x = np.mgrid[:height, :width] + 0.5
-    picture = np.stack([x / width * 255, y / height * 255, 0 * x], axis=-1).round().astype(np.uint8)
-    cut = middle(np.asarray(Image.fromarray(picture).rotate(degrees, Image.Resampling.BICUBIC)))
+    image = np.stack([x / width * 255, y / height * 255, 0 * x], axis=-1).round().astype(np.uint8)
+    cut = middle(np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BICUBIC)))
     at = np.stack(
         [(np.arange(9) + 0.5) / 9, ((np.arange(9) * 4) % 9 + 0.5) / 9], axis=1
     )  # (9, 2), fractions of the cut
     rows, cols = (at[:, 1] * cut.shape[0]).astype(int), (at[:, 0] * cut.shape[1]).astype(int)
-    frame = middle_frame(picture, degrees)
+    frame = middle_frame(image, degrees)
     there = at @ frame[:, :2].T + frame[:, 2]
     inside = ((there > 0.02) & (there < 0.98)).all(1)  # turned corners come from outside
     assert inside.sum() >= 6
@@ -80,6 +80,6 @@ def test_a_turned_photo_is_found_and_its_match_lies_where_it_is(tmp_path: Path, 
     linear, shift = first.evidence.transform[:, :2], first.evidence.transform[:, 2]
     centre = linear @ [0.5, 0.5] + shift
     np.testing.assert_allclose(centre, [0.5, 0.5], atol=0.05)
-    turn = np.degrees(np.arctan2(linear[1, 0], linear[0, 0]))  # from the query to the picture; both are square
+    turn = np.degrees(np.arctan2(linear[1, 0], linear[0, 0]))  # from the query to the image; both are square
     assert turn == pytest.approx(-30, abs=5)
     assert np.hypot(*linear[:, 0]) == pytest.approx(400 / 240, rel=0.15)

@@ -37,7 +37,7 @@ def opened(path: Path) -> DecodedImage:
     return decode(path.read_bytes(), path=str(path))
 
 
-def test_manifest_lists_every_picture_with_its_answer(drawn: Path) -> None:
+def test_manifest_lists_every_image_with_its_answer(drawn: Path) -> None:
     listed = rows(drawn)
     on_disk = {path.relative_to(drawn).as_posix() for path in drawn.rglob("*.jpg")}
     assert {row["path"] for row in listed} == on_disk and len(listed) == len(on_disk) == 6 * 2 + 3
@@ -53,31 +53,31 @@ def test_manifest_lists_every_picture_with_its_answer(drawn: Path) -> None:
     assert {row["instance"] for row in listed if row["note"].startswith("look-alike")} == {"poster_02"}
 
 
-def test_boxes_lie_in_the_upright_picture(drawn: Path) -> None:
+def test_boxes_lie_in_the_upright_image(drawn: Path) -> None:
     for row in rows(drawn):
-        picture = opened(drawn / row["path"])
+        image = opened(drawn / row["path"])
         if row["role"] == "distractor":
             assert row["x"] == row["y"] == row["w"] == row["h"] == ""
             continue
         x, y, w, h = (int(row[key]) for key in "xywh")
-        assert x >= 0 and y >= 0 and x + w <= picture.width and y + h <= picture.height
-        assert 0.01 < w * h / (picture.width * picture.height) <= 1
+        assert x >= 0 and y >= 0 and x + w <= image.width and y + h <= image.height
+        assert 0.01 < w * h / (image.width * image.height) <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_thing_is_where_its_box_says(kind: str) -> None:
     shot = next(shot for shot in plan(5, 2, 0, seed=1) if shot.thing.kind == kind and shot.role == "gallery")
-    picture, box = shoot(shot)
+    image, box = shoot(shot)
     without, _ = shoot(replace(shot, shows_thing=False))
     assert box is not None
     x, y, w, h = box
-    change = np.abs(np.asarray(picture, float) - np.asarray(without, float)).mean(-1)  # (H, W)
+    change = np.abs(np.asarray(image, float) - np.asarray(without, float)).mean(-1)  # (H, W)
     assert change[y : y + h, x : x + w].sum() > 0.8 * change.sum()  # the rest is its shadow
     seen = np.argwhere(change > 30)
     assert np.abs(seen.min(0) - (y, x)).max() < 0.4 * max(w, h) and len(seen) > 0.25 * w * h
 
 
-def test_same_seed_same_pictures_other_seed_others(drawn: Path, tmp_path: Path) -> None:
+def test_same_seed_same_images_other_seed_others(drawn: Path, tmp_path: Path) -> None:
     shots = [shot for shot in plan(**ASKED) if shot.thing.kind in ("poster", "box")]
     assert len(shots) == 8  # one poster and its look-alike, one box, two distractors
     for shot in shots:
@@ -108,10 +108,10 @@ def test_a_folder_with_something_else_is_not_touched(drawn: Path, tmp_path: Path
 
 
 def test_an_interrupted_run_is_redone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks_off(picture: Image.Image, path: Path, seed: tuple[int, ...]) -> None:
+    def breaks_off(image: Image.Image, path: Path, seed: tuple[int, ...]) -> None:
         if path.parent.name == "photos":
             raise KeyboardInterrupt
-        save_photo(picture, path, seed)
+        save_photo(image, path, seed)
 
     small = dict(instances=1, views=2, distractors=0)
     with monkeypatch.context() as patch:
@@ -133,11 +133,11 @@ def test_filters_have_something_to_find(tmp_path: Path) -> None:
         seen.append(opened(tmp_path / "a.jpg"))
         with Image.open(tmp_path / "a.jpg") as stored:
             assert (stored.width > stored.height) == (stored.getexif().get(0x0112) == 6)
-    assert {(picture.width, picture.height) for picture in seen} == {(60, 80)}
-    assert len({picture.camera for picture in seen}) == 5  # 4 cameras and none
-    assert 5 < sum(picture.gps is not None for picture in seen) < 35
-    assert any(picture.gps[1] < -90 for picture in seen if picture.gps)  # Oaxaca, west
-    assert len({picture.taken_at.year for picture in seen if picture.taken_at}) > 3
+    assert {(image.width, image.height) for image in seen} == {(60, 80)}
+    assert len({image.camera for image in seen}) == 5  # 4 cameras and none
+    assert 5 < sum(image.gps is not None for image in seen) < 35
+    assert any(image.gps[1] < -90 for image in seen if image.gps)  # Oaxaca, west
+    assert len({image.taken_at.year for image in seen if image.taken_at}) > 3
 
 
 def test_painting_a_plane_agrees_with_projecting_its_points() -> None:
@@ -146,21 +146,21 @@ def test_painting_a_plane_agrees_with_projecting_its_points() -> None:
     texture = Image.fromarray(colours).resize((400, 300), Image.Resampling.NEAREST)
     camera = Camera((0.8, 1.9, 2.6), (0.1, 1.4, 0.0), fov_deg=50, roll_deg=4, size=(640, 480))
     corner, across, down = np.array([-1, 2.2, 0.0]), np.array([2, 0, 0.3]), np.array([0, -1.5, 0.2])
-    picture = Image.new("RGB", camera.size)
-    paint(picture, camera, texture, corner, across, down)
+    image = Image.new("RGB", camera.size)
+    paint(image, camera, texture, corner, across, down)
     for row in range(3):
         for column in range(4):
             point = corner + across * (column + 0.5) / 4 + down * (row + 0.5) / 3
             x, y = camera.project(point[None])[0]
-            assert picture.getpixel((int(x), int(y))) == tuple(colours[row, column])
+            assert image.getpixel((int(x), int(y))) == tuple(colours[row, column])
 
 
 def test_a_plane_that_passes_the_camera_is_cut_off() -> None:
     camera = Camera((0, 1.5, 3), (0, 1.5, 0), fov_deg=60, roll_deg=0, size=(320, 240))
-    picture = Image.new("RGB", camera.size, (0, 0, 255))
+    image = Image.new("RGB", camera.size, (0, 0, 255))
     floor = Image.new("RGB", (900, 900), (255, 0, 0))
-    paint(picture, camera, floor, (-50, 0, 0), (100, 0, 0), (0, 0, 100))  # from the wall to far behind the camera
-    pixels = np.asarray(picture)
+    paint(image, camera, floor, (-50, 0, 0), (100, 0, 0), (0, 0, 100))  # from the wall to far behind the camera
+    pixels = np.asarray(image)
     horizon = int(camera.project(np.array([[0, 0, 0.0]]))[0, 1])
     assert (pixels[: horizon - 2] == (0, 0, 255)).all() and (pixels[horizon + 3 :] == (255, 0, 0)).all()
 

@@ -46,7 +46,7 @@ def test_every_kind_of_query_gives_the_same_answer(index: Path, photos: Path) ->
             results = searcher.search(query, include_self=True)
             assert names(results) == names(by_path)
             np.testing.assert_allclose([r.score for r in results], [r.score for r in by_path], atol=0.02)
-        by_vector = searcher.search(searcher.embed([file])[0], include_self=True)  # the whole picture only
+        by_vector = searcher.search(searcher.embed([file])[0], include_self=True)  # the whole image only
         assert names(by_vector)[0] == "0.jpg" and by_vector[0].score == pytest.approx(1, abs=0.01)
 
 
@@ -110,7 +110,7 @@ def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_
         for region in ((200, 100, *inner.size), (0.5, 1 / 3, inner.width / 400, inner.height / 300)):
             best = searcher.search(tmp_path / "scene.png", region=region)[0]
             assert Path(best.path).name == "1.jpg" and best.score > 0.85
-            box = best.evidence.query_box if best.evidence else None  # in the whole picture, within the region
+            box = best.evidence.query_box if best.evidence else None  # in the whole image, within the region
             assert box and np.allclose(box, (0.5, 1 / 3, inner.width / 400, inner.height / 300), atol=0.12)
             heat = searcher.explain(tmp_path / "scene.png", photos / "a" / "1.jpg", region=region).query_heat
             rows, cols = heat.shape
@@ -120,7 +120,7 @@ def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_
             searcher.search(tmp_path / "scene.png", region=(500, 500, 10, 10))
 
 
-def test_cut_is_clipped_to_the_picture() -> None:
+def test_cut_is_clipped_to_the_image() -> None:
     pixels = np.arange(20 * 10 * 3, dtype=np.uint8).reshape(20, 10, 3)
     assert cut(pixels, (-5, 5, 10, 100)).shape == (15, 5, 3)
     assert cut(pixels, (0, 0, 1, 1)).shape == pixels.shape
@@ -129,7 +129,7 @@ def test_cut_is_clipped_to_the_picture() -> None:
 def test_bad_queries(index: Path, tmp_path: Path) -> None:
     (tmp_path / "note.jpg").write_text("hello")
     with Searcher.open(index) as searcher:
-        with pytest.raises(ImageError, match=r"note.jpg: not a picture"):
+        with pytest.raises(ImageError, match=r"note.jpg: not an image"):
             searcher.search(tmp_path / "note.jpg")
         with pytest.raises(ImageError, match="no such file"):
             searcher.search(tmp_path / "missing.jpg")
@@ -153,7 +153,7 @@ def test_no_index_and_another_backbone(index: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reranking_keeps_the_same_pictures_and_fuses_their_scores(index: Path, photos: Path) -> None:
+def test_reranking_keeps_the_same_images_and_fuses_their_scores(index: Path, photos: Path) -> None:
     with Searcher.open(index) as searcher:
         plain = searcher.search(photos / "a" / "0.jpg", rerank=False)
         reranked = searcher.search(photos / "a" / "0.jpg", rerank=True)
@@ -177,7 +177,7 @@ def test_a_result_says_where_the_thing_is_and_which_patches_agree(index: Path, p
         assert explained.evidence.support == evidence.support and explained.query_heat.min() > 0.99
 
 
-def test_several_pictures_are_one_query(index: Path, photos: Path) -> None:
+def test_several_images_are_one_query(index: Path, photos: Path) -> None:
     first, second, third = (photos / "a" / f"{n}.jpg" for n in range(3))
     with Searcher.open(index) as searcher:
         both = searcher.search(MultiQuery((first, second)), include_self=True)
@@ -209,7 +209,7 @@ def test_expansion_and_augmentation_mix_neighbours_in(index: Path, photos: Path)
             assert result.score == pytest.approx(float(mixed / np.linalg.norm(mixed) @ view), abs=0.01)
 
 
-def test_tags_of_pictures_outside_of_the_index(index: Path, tmp_path: Path) -> None:
+def test_tags_of_images_outside_of_the_index(index: Path, tmp_path: Path) -> None:
     with pytest.raises(SeenitError, match="not in the index"):
         change_tags(index, [tmp_path / "elsewhere.jpg"], lambda tags: tags | {"x"})
 
@@ -220,7 +220,7 @@ def test_a_server_gives_the_same_answers_as_the_embedded_store(index: Path, phot
     with QdrantPeer() as peer:
         url = f"{peer.url}/photos"
         first = sync_folder(photos, url, backbone=str(tiny_backbone), resolution=56, workers=1)
-        assert (first.pictures, first.embedded) == (9, 9)
+        assert (first.images, first.embedded) == (9, 9)
         again = sync_folder(photos, url, workers=1)
         assert (again.changes.unchanged, again.embedded) == (9, 0)
         assert change_tags(url, [photos / "b"], lambda tags: tags | {"blue"}) == 4

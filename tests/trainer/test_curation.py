@@ -1,4 +1,4 @@
-"""Curation of pictures: from folders, lists, tar shards and indexes to a list that training reads."""
+"""Curation of images: from folders, lists, tar shards and indexes to a list that training reads."""
 
 import csv
 import json
@@ -63,8 +63,8 @@ def test_copies_go_and_the_larger_one_stays(tmp_path: Path, pool: Path, run: Any
     assert (summary.pool, summary.unreadable, summary.copies, summary.groups) == (14, 1, 2, 2)
     assert summary.equal == 1 and summary.left == summary.written == 12
     told = fates(tmp_path)
-    assert told["03_small.jpg"] == ("a copy of another picture", "03.png")
-    assert told["05_again.png"] == ("a copy of another picture", "05.png") and told["07.png"] == ("in the list", "")
+    assert told["03_small.jpg"] == ("a copy of another image", "03.png")
+    assert told["05_again.png"] == ("a copy of another image", "05.png") and told["07.png"] == ("in the list", "")
     assert any("broken.jpg" in line for line in said)
 
 
@@ -77,7 +77,7 @@ def test_what_is_near_the_evaluation_set_goes_too(tmp_path: Path, pool: Path, ru
     assert fates(tmp_path)["03_small.jpg"] == ("near the evaluation set", "a.jpg")
 
 
-def test_curated_pictures_bring_those_that_are_like_them(tmp_path: Path, pool: Path, run: Any) -> None:
+def test_curated_images_bring_those_that_are_like_them(tmp_path: Path, pool: Path, run: Any) -> None:
     chosen = tmp_path / "chosen"
     chosen.mkdir()
     for n in (2, 8):
@@ -85,8 +85,8 @@ def test_curated_pictures_bring_those_that_are_like_them(tmp_path: Path, pool: P
     summary = run(pool, like=[chosen], choices=Choices(nearest=1))
     assert listed(tmp_path) == ["02.png", "08.png"] and summary.like == 2 and summary.retrieved == 2
     assert fates(tmp_path)["08.png"] == ("in the list", "8.jpg")
-    assert fates(tmp_path)["01.png"] == ("not like the curated pictures", "")
-    with pytest.raises(SeenitError, match=r"no cluster holds 4 curated pictures; .*--mode nearest"):
+    assert fates(tmp_path)["01.png"] == ("not like the curated images", "")
+    with pytest.raises(SeenitError, match=r"no cluster holds 4 curated images; .*--mode nearest"):
         run(pool, like=[chosen], choices=Choices(mode="clusters", clusters=2))
     run(pool, like=[chosen], choices=Choices(mode="clusters", clusters=1, least_curated=2, per_cluster=5))
     assert len(listed(tmp_path)) == 5
@@ -99,14 +99,14 @@ def test_a_size_is_met_and_the_same_seed_chooses_the_same(tmp_path: Path, pool: 
     run(pool, choices=Choices(size=5, levels=(4, 2)))
     assert listed(tmp_path) == first
     assert run(pool, choices=Choices(size=500), say=said.append).written == 12
-    assert any("more than the 12 pictures left" in line for line in said)
+    assert any("more than the 12 images left" in line for line in said)
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_shard_it_was_at(
     tmp_path: Path, pool: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "SHARD_PICTURES", 4)
+    monkeypatch.setattr(embed, "SHARD_IMAGES", 4)
     whole = embed._embed_shard
     done: list[int] = []
 
@@ -157,13 +157,13 @@ def test_an_index_of_another_backbone_is_refused(tmp_path: Path, pool: Path, run
         run([str(tmp_path / "one"), str(tmp_path / "two")], backbone=None)
 
 
-def test_pictures_in_tar_files_become_files_beside_the_list(tmp_path: Path, pool: Path, run: Any) -> None:
+def test_images_in_tar_files_become_files_beside_the_list(tmp_path: Path, pool: Path, run: Any) -> None:
     with tarfile.open(tmp_path / "shard.tar", "w") as shard:
         for n in range(4):
             shard.add(pool / f"{n:02d}.png", f"inside/{n:02d}.png")
     assert run([tmp_path / "shard.tar", pool / "09.png"]).written == 5
     paths = (tmp_path / "list.txt").read_text().splitlines()
-    assert Path(paths[1]).parent == tmp_path / "list.txt.pictures"
+    assert Path(paths[1]).parent == tmp_path / "list.txt.images"
     assert Path(paths[1]).read_bytes() == (pool / "01.png").read_bytes() and paths[4] == str(pool / "09.png")
 
 
@@ -178,7 +178,7 @@ def test_files_that_vanish(tmp_path: Path, pool: Path, run: Any) -> None:
     summary = run([tmp_path / "given.txt"], say=said.append)
     assert summary.gone == 1 and listed(tmp_path) == ["00.png", "02.png"]
     (tmp_path / "given.txt").write_text(str(pool / "gone.png"))
-    with pytest.raises(SeenitError, match=r"none of the 1 pictures can be read \(no such file or directory\)"):
+    with pytest.raises(SeenitError, match=r"none of the 1 images can be read \(no such file or directory\)"):
         run([tmp_path / "given.txt"])
 
 
@@ -186,7 +186,7 @@ def test_files_that_vanish(tmp_path: Path, pool: Path, run: Any) -> None:
 def test_too_little_to_choose_from(tmp_path: Path, run: Any) -> None:
     folder = tmp_path / "few"
     folder.mkdir()
-    with pytest.raises(SeenitError, match="no pictures in"):
+    with pytest.raises(SeenitError, match="no images in"):
         run(folder)
     draw_photo(folder / "a.png", 0)
     draw_photo(folder / "b.png", 1)
@@ -197,7 +197,7 @@ def test_too_little_to_choose_from(tmp_path: Path, run: Any) -> None:
     (folder / "b.png").unlink()
     summary = run(folder)
     assert summary.written == 1 and summary.copies == 20 and summary.largest_group == 21
-    with pytest.raises(SeenitError, match=r"none of 21 pictures is left .*--leak"):
+    with pytest.raises(SeenitError, match=r"none of 21 images is left .*--leak"):
         run(folder, avoid=[folder])
 
 

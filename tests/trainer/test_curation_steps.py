@@ -191,7 +191,7 @@ def test_all_rows_equal_are_one_group(tmp_path: Path, largest: int) -> None:
     assert copies.kept.tolist() == [0] and copies.num_equal == 499 and copies.sizes().tolist() == [500]
 
 
-def test_copies_are_grouped_and_the_largest_picture_kept(tmp_path: Path, small_cells: None) -> None:
+def test_copies_are_grouped_and_the_largest_image_kept(tmp_path: Path, small_cells: None) -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((300, 64))  # unrelated: cosines below .5
     rows[200:] = rows[:100] + 0.3 * rng.standard_normal((100, 64))  # copies with edits
@@ -232,7 +232,7 @@ def test_whatever_is_near_the_evaluation_set_goes_with_its_group() -> None:
 # ---- retrieval ----
 
 
-def test_the_nearest_of_each_curated_picture_are_retrieved(tmp_path: Path, small_cells: None) -> None:
+def test_the_nearest_of_each_curated_image_are_retrieved(tmp_path: Path, small_cells: None) -> None:
     pool = concepts(400, num_concepts=40, dim=48, spread=0.2)
     curated = concepts(40, num_concepts=40, dim=48, spread=0.0)[[2, 9, 9]]  # two kinds, one of them twice
     cells = build_cells(Embeddings.of(pool), tmp_path)
@@ -247,7 +247,7 @@ def test_the_nearest_of_each_curated_picture_are_retrieved(tmp_path: Path, small
     assert not set(others.rows) & set(found.rows) and set(others.rows % 40) == {2, 9}
 
 
-def test_clusters_with_enough_curated_pictures_are_drawn_from() -> None:
+def test_clusters_with_enough_curated_images_are_drawn_from() -> None:
     pool = Embeddings.of(concepts(1000, num_concepts=10, dim=32, spread=0.1))
     curated = concepts(1000, num_concepts=10, dim=32, spread=0.1)
     kinds = np.arange(1000) % 10
@@ -309,7 +309,7 @@ def test_resampling_spreads_centroids_over_the_rare() -> None:
     assert owned_by_the_frequent(10) < owned_by_the_frequent(0)
 
 
-def test_levels_follow_the_number_of_pictures() -> None:
+def test_levels_follow_the_number_of_images() -> None:
     assert default_levels(743_000_000)[:2] == (9_906_667, 495_333)
     assert default_levels(1_000_000) == (13_333, 667, 67, 13)
     assert default_levels(1000) == (31,) and default_levels(2) == (1,)

@@ -1,4 +1,4 @@
-"""What the crops of a picture look like: the distribution that is drawn, and two engines that agree on it."""
+"""What the crops of an image look like: the distribution that is drawn, and two engines that agree on it."""
 
 import math
 
@@ -28,7 +28,7 @@ def photo(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def neutral(count: int, height: int, width: int) -> np.ndarray:
-    """Views of the whole picture that change nothing."""
+    """Views of the whole image that change nothing."""
     views = np.zeros(count, VIEW)
     views["height"], views["width"] = height, width
     return views
@@ -75,7 +75,7 @@ def test_boxes_have_uniform_area_and_symmetric_aspect() -> None:
 
 
 @pytest.mark.parametrize("size", [(300, 400), (1, 1), (2, 900), (900, 2), (5, 3)])
-def test_every_box_lies_in_the_picture(size: tuple[int, int]) -> None:
+def test_every_box_lies_in_the_image(size: tuple[int, int]) -> None:
     views = draw_many(REFERENCE, 300, *size)
     assert views["height"].min() >= 1 and views["width"].min() >= 1
     assert views["top"].min() >= 0 and (views["top"] + views["height"]).max() <= size[0]
@@ -94,21 +94,19 @@ def test_detail_is_enough_for_the_smallest_crop() -> None:
     assert Augmentation.from_json(augmentation.as_json()) == augmentation
 
 
-def test_engines_agree_on_every_picture() -> None:
+def test_engines_agree_on_every_image() -> None:
     """The same table, carried out by both: less than a grey level apart on average, few pixels by more than four."""
-    pictures = [
+    images = [
         photo(n, height, width) for n, (height, width) in enumerate([(90, 120), (200, 64), (40, 40), (77, 131)] * 6)
     ]
     views = np.stack(
-        [draw_views(np.random.default_rng((3, n)), p.shape[0], p.shape[1], REFERENCE) for n, p in enumerate(pictures)]
+        [draw_views(np.random.default_rng((3, n)), p.shape[0], p.shape[1], REFERENCE) for n, p in enumerate(images)]
     )
     views["solarise"] = False  # a level's difference at the threshold becomes a reversal; it has a test of its own
-    by_pillow = [
-        cut_with_pillow(picture, table, REFERENCE.crops) for picture, table in zip(pictures, views, strict=True)
-    ]
+    by_pillow = [cut_with_pillow(image, table, REFERENCE.crops) for image, table in zip(images, views, strict=True)]
     for first, last, crop in ((0, 2, GLOBAL), (2, 4, LOCAL)):
         expected = np.stack([cuts[first:last] for cuts in by_pillow]).astype(float)  # (B, V, S, S, 3)
-        by_torch = cut_with_torch(pictures, views[:, first:last], crop.size).movedim(2, -1).numpy()
+        by_torch = cut_with_torch(images, views[:, first:last], crop.size).movedim(2, -1).numpy()
         assert by_torch.shape == expected.shape
         difference = np.abs(by_torch - expected)
         assert difference.mean() < 1
@@ -121,10 +119,10 @@ def test_engines_agree_on_every_picture() -> None:
 def test_engines_have_the_same_statistics() -> None:
     """Drawn separately, means, deviations and sharpness agree."""
     augmentation = Augmentation((SECOND,), flip=0.5)
-    picture = photo(5, 80, 100)
+    image = photo(5, 80, 100)
     tables = [draw_many(augmentation, 400, 80, 100), draw_many(augmentation, 800, 80, 100)[400:]]
-    by_pillow = np.stack([cut_with_pillow(picture, table, augmentation.crops)[0] for table in tables[0]]).astype(float)
-    by_torch = cut_with_torch([picture] * 400, tables[1], SECOND.size)[:, 0].movedim(1, -1).numpy()
+    by_pillow = np.stack([cut_with_pillow(image, table, augmentation.crops)[0] for table in tables[0]]).astype(float)
+    by_torch = cut_with_torch([image] * 400, tables[1], SECOND.size)[:, 0].movedim(1, -1).numpy()
     for measure in (
         lambda x: x.mean((1, 2)),  # (n, 3)
         lambda x: x.std((1, 2)),
@@ -138,12 +136,12 @@ def test_engines_have_the_same_statistics() -> None:
 
 
 def test_pillow_engine_against_pillow_itself() -> None:
-    picture = photo(1, 60, 90)
+    image = photo(1, 60, 90)
     views = neutral(3, 60, 90)
     views["flip"][1] = True
     views["grey"][2] = True
-    plain, flipped, grey = cut_with_pillow(picture, views, [Crop(56, (1, 1), 0, 0)] * 3)
-    resized = Image.fromarray(picture).resize((56, 56), Image.Resampling.BICUBIC)
+    plain, flipped, grey = cut_with_pillow(image, views, [Crop(56, (1, 1), 0, 0)] * 3)
+    resized = Image.fromarray(image).resize((56, 56), Image.Resampling.BICUBIC)
     assert (plain == np.asarray(resized)).all()
     assert (flipped == plain[:, ::-1]).all()
     assert (grey == np.asarray(resized.convert("L").convert("RGB"))).all()
@@ -151,15 +149,15 @@ def test_pillow_engine_against_pillow_itself() -> None:
 
 def test_blur_is_gaussian_in_both_engines() -> None:
     """A sigma that nine pixels hold whole blurs as Pillow's own filter does."""
-    picture = photo(2, 56, 56)
+    image = photo(2, 56, 56)
     views = neutral(1, 56, 56)
     views["sigma"] = 1.0
-    expected = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(1.0)))[8:-8, 8:-8].astype(float)
-    by_pillow = cut_with_pillow(picture, views, [GLOBAL])[0][8:-8, 8:-8]
-    by_torch = cut_with_torch([picture], views[None], 56)[0, 0].movedim(0, -1).numpy()[8:-8, 8:-8]
+    expected = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(1.0)))[8:-8, 8:-8].astype(float)
+    by_pillow = cut_with_pillow(image, views, [GLOBAL])[0][8:-8, 8:-8]
+    by_torch = cut_with_torch([image], views[None], 56)[0, 0].movedim(0, -1).numpy()[8:-8, 8:-8]
     assert np.abs(by_pillow - expected).mean() < 0.8
     assert np.abs(by_torch - expected).mean() < 0.8
-    assert np.abs(picture[8:-8, 8:-8] - expected).mean() > 1.5  # it did something
+    assert np.abs(image[8:-8, 8:-8] - expected).mean() > 1.5  # it did something
     assert blur_kernel(2.0).sum() == pytest.approx(1) and len(blur_kernel(0.1)) == 9
 
 
@@ -188,11 +186,11 @@ def test_hue_turns_red_to_yellow_side_alike() -> None:
     assert np.abs(by_pillow - by_torch).max() <= 4
 
 
-def test_a_batch_of_very_different_pictures_is_cropped_as_one_by_one() -> None:
-    pictures = [photo(n, *size) for n, size in enumerate([(30, 2000), (2000, 30), (40, 50), (41, 50)])]
+def test_a_batch_of_very_different_images_is_cropped_as_one_by_one() -> None:
+    images = [photo(n, *size) for n, size in enumerate([(30, 2000), (2000, 30), (40, 50), (41, 50)])]
     views = np.stack(
-        [draw_views(np.random.default_rng(n), p.shape[0], p.shape[1], REFERENCE)[2:] for n, p in enumerate(pictures)]
+        [draw_views(np.random.default_rng(n), p.shape[0], p.shape[1], REFERENCE)[2:] for n, p in enumerate(images)]
     )
-    together = cut_with_torch(pictures, views, LOCAL.size)
-    alone = torch.cat([cut_with_torch([p], v[None], LOCAL.size) for p, v in zip(pictures, views, strict=True)])
+    together = cut_with_torch(images, views, LOCAL.size)
+    alone = torch.cat([cut_with_torch([p], v[None], LOCAL.size) for p, v in zip(images, views, strict=True)])
     assert (together - alone).abs().mean() < 0.01

@@ -26,7 +26,7 @@ def test_published_values():
     assert NETWORKS["vitg14"].ffn == "swiglu" and NETWORKS["vitl16"].patch_size == 16
 
 
-def test_the_rate_grows_with_the_root_of_the_pictures_in_an_update():
+def test_the_rate_grows_with_the_root_of_the_images_in_an_update():
     config = make_config("tiny", changes={"batch_size": 64, "accumulate": 4, "rate": 0.01})
     assert config.scaled_rate == pytest.approx(0.005)
 
@@ -77,7 +77,7 @@ def test_every_key_is_read_somewhere():
     folder = Path(trainer.__file__).parent
     code = "".join(path.read_text("utf-8") for path in folder.rglob("*.py") if path.name != "config.py")
     own = (folder / "config.py").read_text("utf-8")
-    properties = own[own.index("def pictures_per_update") : own.index("_SHARES = (")]
+    properties = own[own.index("def images_per_update") : own.index("_SHARES = (")]
     unread = [
         item.name
         for item in dataclasses.fields(Config)

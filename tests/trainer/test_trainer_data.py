@@ -1,4 +1,4 @@
-"""Training pictures: found in folders, lists and shards, streamed the same however the run is cut up."""
+"""Training images: found in folders, lists and shards, streamed the same however the run is cut up."""
 
 import bz2
 import gzip
@@ -47,8 +47,8 @@ def make_shard(path: Path, folder: Path) -> Path:
     return path
 
 
-def test_folder_list_and_shard_hold_the_same_pictures(photos: Path, tmp_path: Path) -> None:
-    (photos / "notes.txt").write_text("no picture")
+def test_folder_list_and_shard_hold_the_same_images(photos: Path, tmp_path: Path) -> None:
+    (photos / "notes.txt").write_text("no image")
     folder = open_source(photos)
     assert len(folder) == 8
     listed = tmp_path / "list.txt"
@@ -71,7 +71,7 @@ def test_shapes_and_order(photos: Path, engine: Literal["pillow", "torch"]) -> N
         assert batch.local_crops.shape == (8, 3, 28, 28)
         assert batch.indices.shape == (4,) and batch.indices.dtype == torch.int64
         assert batch.global_crops.std() > 0.1 and batch.global_crops.abs().max() < 3
-    for epoch in (batches[:2], batches[2:]):  # each picture once
+    for epoch in (batches[:2], batches[2:]):  # each image once
         assert sorted(torch.cat([batch.indices for batch in epoch]).tolist()) == list(range(8))
     assert (
         batches[0].indices.tolist() + batches[1].indices.tolist()
@@ -79,7 +79,7 @@ def test_shapes_and_order(photos: Path, engine: Literal["pillow", "torch"]) -> N
     )
 
 
-def test_views_come_before_pictures(tmp_path: Path) -> None:
+def test_views_come_before_images(tmp_path: Path) -> None:
     """With crops of one colour each, view-major order shows."""
     for n in range(4):
         Image.new("RGB", (64, 64), (60 * n + 20,) * 3).save(tmp_path / f"{n}.png")
@@ -143,7 +143,7 @@ def test_workers_give_what_one_process_gives(photos: Path) -> None:
     assert len(lines) == 1 and "0.jpg" in lines[0] and "\n" not in lines[0]
 
 
-def test_broken_pictures_are_reported_once_and_replaced(photos: Path, tmp_path: Path) -> None:
+def test_broken_images_are_reported_once_and_replaced(photos: Path, tmp_path: Path) -> None:
     for name in ("0.jpg", "2.jpg"):
         (photos / "a" / name).write_bytes(b"\xff\xd8\xff" + bytes(100))
     listed = tmp_path / "list.txt"
@@ -174,7 +174,7 @@ def test_damaged_members_of_a_shard_are_replaced(photos: Path, tmp_path: Path) -
     assert list(stream.broken) == [place.name] and place.member in place.name
 
 
-def test_only_broken_pictures_end_the_stream(tmp_path: Path) -> None:
+def test_only_broken_images_end_the_stream(tmp_path: Path) -> None:
     for n in range(4):
         (tmp_path / f"{n}.jpg").write_bytes(b"\xff\xd8\xff" + bytes(100))
     with pytest.raises(SeenitError, match="cannot be read") as caught:
@@ -184,7 +184,7 @@ def test_only_broken_pictures_end_the_stream(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["folder", "a.tar", "a.dat", "a.tar.gz", "a.tar.bz2", "a.tar.zst", "{1..3}.tar"])
 @pytest.mark.parametrize("content", [None, b"something else"])
-def test_no_pictures_is_one_line(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_no_images_is_one_line(tmp_path: Path, name: str, content: bytes | None) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -192,7 +192,7 @@ def test_no_pictures_is_one_line(tmp_path: Path, name: str, content: bytes | Non
         open_source(path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SeenitError, match="no pictures in"):
+    with pytest.raises(SeenitError, match="no images in"):
         open_source(tmp_path / "empty")
 
 

@@ -56,12 +56,12 @@ def config_of(name: str) -> Config:
     return make_config("tiny", changes=CHANGES | RUNS[name])
 
 
-def run_all(pictures: Path, out: Path) -> None:
+def run_all(images: Path, out: Path) -> None:
     for name in RUNS:
         if name.startswith("shards"):  # in two parts, so that sharded states are read back, too
             asked = iter([False, False, False, True])
-            train(pictures, out / name, config_of(name), progress=False, say=quiet, stop=asked.__next__)
-        train(pictures, out / name, config_of(name), resume=True, progress=False, say=SAID.append)
+            train(images, out / name, config_of(name), progress=False, say=quiet, stop=asked.__next__)
+        train(images, out / name, config_of(name), resume=True, progress=False, say=SAID.append)
     (out / f"said{os.environ.get('RANK', 0)}.txt").write_text("\n".join(SAID))
 
 
@@ -101,11 +101,11 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> tuple[Path, Path, Path]:
-    """Pictures, and the folders of one process's runs and of two processes' runs."""
+    """Images, and the folders of one process's runs and of two processes' runs."""
     root = tmp_path_factory.mktemp("distributed")
-    pictures, one, two = root / "pictures", root / "one", root / "two"
+    images, one, two = root / "images", root / "one", root / "two"
     for n in range(9):
-        draw_photo(pictures / f"{n}.jpg", n)
+        draw_photo(images / f"{n}.jpg", n)
     here = Path(__file__).parents[1]
     code = (
         "import sys, torch; from pathlib import Path; torch.set_num_threads(1)\n"
@@ -122,7 +122,7 @@ def outcomes(tmp_path_factory) -> tuple[Path, Path, Path]:
     }
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(pictures), str(two)],
+            [sys.executable, "-c", code, str(images), str(two)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -130,14 +130,14 @@ def outcomes(tmp_path_factory) -> tuple[Path, Path, Path]:
         for rank in range(2)
     ]
     try:
-        run_all(pictures, one)
+        run_all(images, one)
         for child in children:
             _, errors = child.communicate(timeout=120)
             assert child.returncode == 0, errors[-3000:]
     finally:
         for child in children:
             child.kill()
-    return pictures, one, two
+    return images, one, two
 
 
 def test_one_process_speaks(outcomes):
@@ -172,13 +172,13 @@ def test_weights_are_those_of_one_process(outcomes, name):
 
 
 def test_one_process_goes_on_from_the_snapshot_of_two(outcomes, tmp_path):
-    pictures, one, two = outcomes
+    images, one, two = outcomes
     for source in ("sinkhorn", "shards"):
         out = tmp_path / source
         (out / "snapshots").mkdir(parents=True)
         name = "step_000000002.safetensors"
         (out / "snapshots" / name).write_bytes((two / source / "snapshots" / name).read_bytes())
-        train(pictures, out, config_of("sinkhorn"), resume=True, progress=False, say=quiet)
+        train(images, out, config_of("sinkhorn"), resume=True, progress=False, say=quiet)
         alone, resumed = (load_file(o / "backbone.safetensors") for o in (one / "sinkhorn", out))
         for key, value in alone.items():
             torch.testing.assert_close(resumed[key], value, rtol=1e-3, atol=2e-4, msg=key)

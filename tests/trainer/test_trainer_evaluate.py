@@ -45,7 +45,7 @@ def test_knn_is_the_weighted_vote() -> None:
     assert 0.4 < scores.best < 1
 
 
-def test_knn_of_few_pictures_lets_all_vote() -> None:
+def test_knn_of_few_images_lets_all_vote() -> None:
     scores = knn(features(6), features(9, seed=1))
     assert list(scores.accuracy) == [6] and scores.num_train == 6 and scores.num_val == 9
 
@@ -116,7 +116,7 @@ def test_labelled_folders_and_csv_agree(tmp_path: Path) -> None:
         kind = "cat" if n % 2 else "dog"
         draw_photo(tmp_path / "set" / kind / f"{n}.jpg", n)
         rows.append(f"set/{kind}/{n}.jpg,{kind}")
-    (tmp_path / "set" / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "set" / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "set.csv").write_text("\n".join(rows))
     by_folder, by_csv = read_labelled(tmp_path / "set"), read_labelled(tmp_path / "set.csv")
     assert by_folder.classes == by_csv.classes == ("cat", "dog")
@@ -129,7 +129,7 @@ def test_labelled_folders_and_csv_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "folder", "name,kind\na,b\n"])
-def test_unlabelled_pictures_are_refused_in_one_line(tmp_path: Path, content: str | None) -> None:
+def test_unlabelled_images_are_refused_in_one_line(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "labels"
     if content == "folder":
         path.mkdir()
@@ -141,7 +141,7 @@ def test_unlabelled_pictures_are_refused_in_one_line(tmp_path: Path, content: st
 
 
 @pytest.mark.slow
-def test_features_are_the_networks_and_broken_pictures_are_left_out(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_features_are_the_networks_and_broken_images_are_left_out(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(5):
         draw_photo(tmp_path / f"class{n % 2}" / f"{n}.png", n, (90, 90))
     (tmp_path / "class0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
@@ -172,7 +172,7 @@ def dense(kind: str, count: int = 12, seed: int = 0) -> DenseFeatures:
 
 def test_segmentation_of_features_that_say_it_all() -> None:
     scores = segmentation(dense("masks"), dense("masks", 5, seed=1), steps=150)
-    assert scores.pixel_accuracy > 0.75 and scores.num_pictures == 5 and set(scores.iou) == {0, 1, 2}
+    assert scores.pixel_accuracy > 0.75 and scores.num_images == 5 and set(scores.iou) == {0, 1, 2}
     noise = replace(dense("masks"), patches=torch.randn(12, 16, 8, generator=torch.Generator().manual_seed(0)).half())
     assert segmentation(noise, steps=50, folds=3).mean_iou < 0.35 < scores.mean_iou
 
@@ -194,7 +194,7 @@ def test_depth_of_features_that_say_it_all_and_of_none() -> None:
     assert good.rmse < 0.8 and good.within_25_percent > 0.6
     blind = replace(dense("depth"), patches=torch.zeros(12, 16, 8).half())
     scores = depth(blind, folds=4)
-    assert scores.num_pictures == 12
+    assert scores.num_images == 12
     truth = np.stack(blind.targets)
     assert scores.rmse == pytest.approx(np.sqrt(((truth - np.exp(np.log(truth).mean())) ** 2).mean()), rel=0.1)
     assert good.rmse < 0.6 * scores.rmse

@@ -83,7 +83,7 @@ def test_koleo_is_the_references(reference):
     torch.testing.assert_close(koleo_loss(reference["koleo.input"]), reference["koleo.loss"].squeeze())
 
 
-def test_koleo_of_one_picture_asks_for_nothing():
+def test_koleo_of_one_image_asks_for_nothing():
     one = torch.randn(1, 8, requires_grad=True)
     koleo_loss(one).backward()
     assert one.grad is not None and not one.grad.any()

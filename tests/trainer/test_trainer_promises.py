@@ -30,8 +30,8 @@ HIGH_RES = {"high_res_share": 0.5, "high_res_global_size": 84, "high_res_local_s
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for n in range(10):
         draw_photo(folder / f"{n}.jpg", n)
     return folder
@@ -51,28 +51,28 @@ def test_the_stage_of_high_resolution_has_schedules_of_its_own():
     assert replaced > 0.99  # of the teacher
 
 
-def test_position_embeddings_are_resized_where_the_stage_begins(pictures, tmp_path):
+def test_position_embeddings_are_resized_where_the_stage_begins(images, tmp_path):
     config = tiny(steps=4, **HIGH_RES)
-    run(pictures, tmp_path / "whole", config)
+    run(images, tmp_path / "whole", config)
     written = load_checkpoint(tmp_path / "whole" / "backbone.safetensors")
     assert written.architecture.image_size == 84 and written.state["pos_embed"].shape[1] == 1 + 6 * 6
     for stop in (2, 3):  # just before the stage, and in it
         out = tmp_path / f"cut{stop}"
-        run(pictures, out, config, stop=stop_after(stop))
-        run(pictures, out, config, resume=True)
+        run(images, out, config, stop=stop_after(stop))
+        run(images, out, config, resume=True)
         assert same_bits(out / "backbone.safetensors", tmp_path / "whole" / "backbone.safetensors")
 
 
-def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(pictures, tmp_path):
+def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(images, tmp_path):
     origin, other = save_tiny(tmp_path / "origin.safetensors"), save_tiny(tmp_path / "other.safetensors", seed=1)
     out = tmp_path / "out"
-    run(pictures, out, tiny(alarms=False), from_backbone=origin, stop=stop_after(2))
+    run(images, out, tiny(alarms=False), from_backbone=origin, stop=stop_after(2))
     with pytest.raises(SeenitError, match=r"made with arch|started from the backbone .* not from random"):
-        run(pictures, out, tiny(alarms=False), resume=True)
+        run(images, out, tiny(alarms=False), resume=True)
     with pytest.raises(SeenitError, match=r"started from the backbone .* not from the backbone"):
-        run(pictures, out, tiny(alarms=False), from_backbone=other, resume=True)
+        run(images, out, tiny(alarms=False), from_backbone=other, resume=True)
     more = tmp_path / "more"
-    shutil.copytree(pictures, more)
+    shutil.copytree(images, more)
     assert run(more, out, tiny(alarms=False), from_backbone=origin, resume=True, stop=stop_after(1)).steps == 3
     draw_photo(more / "3.jpg", 77)
     with pytest.raises(SeenitError, match="on other photos than those given") as caught:
@@ -80,31 +80,31 @@ def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(pictures, tm
     assert "\n" not in str(caught.value)
 
 
-def test_steps_may_be_raised_and_not_lowered(pictures, tmp_path):
-    run(pictures, tmp_path, tiny(), stop=stop_after(2))
+def test_steps_may_be_raised_and_not_lowered(images, tmp_path):
+    run(images, tmp_path, tiny(), stop=stop_after(2))
     with pytest.raises(ConfigError, match="of a run of 6 steps, not 5; steps can be raised only"):
-        run(pictures, tmp_path, tiny(steps=5), resume=True)
-    assert run(pictures, tmp_path, tiny(steps=7), resume=True).steps == 7
+        run(images, tmp_path, tiny(steps=5), resume=True)
+    assert run(images, tmp_path, tiny(steps=7), resume=True).steps == 7
 
 
-def test_steps_cannot_be_raised_once_the_last_stage_has_begun(pictures, tmp_path):
+def test_steps_cannot_be_raised_once_the_last_stage_has_begun(images, tmp_path):
     config = tiny(steps=4, **HIGH_RES)
-    run(pictures, tmp_path, config, stop=stop_after(3))
+    run(images, tmp_path, config, stop=stop_after(3))
     with pytest.raises(ConfigError, match="in the stage of high resolution, which began after step 2: steps cannot"):
-        run(pictures, tmp_path, tiny(steps=40, **HIGH_RES), resume=True)
-    assert run(pictures, tmp_path, config, resume=True).steps == 4
+        run(images, tmp_path, tiny(steps=40, **HIGH_RES), resume=True)
+    assert run(images, tmp_path, config, resume=True).steps == 4
 
 
-def test_adapting_needs_a_backbone(pictures, tmp_path):
+def test_adapting_needs_a_backbone(images, tmp_path):
     config = make_config("adapt", changes={"arch": "tiny", "steps": 1})
     with pytest.raises(SeenitError, match="name one by --from"):
-        run(pictures, tmp_path / "out", config)
+        run(images, tmp_path / "out", config)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_settings_kept_are_those_of_the_backbone_and_can_be_given_again(pictures, tmp_path):
+def test_the_settings_kept_are_those_of_the_backbone_and_can_be_given_again(images, tmp_path):
     origin = save_tiny(tmp_path / "origin.safetensors")
-    run(pictures, tmp_path / "out", tiny(registers=3, alarms=False), from_backbone=origin, stop=stop_after(1))
+    run(images, tmp_path / "out", tiny(registers=3, alarms=False), from_backbone=origin, stop=stop_after(1))
     kept = make_config(file=tmp_path / "out" / "config.json")
     architecture = load_checkpoint(origin).architecture
     assert kept.registers == architecture.num_registers != 3 and kept.arch in (ORIGIN, "tiny")
@@ -129,9 +129,9 @@ def test_networks_with_registers_stretch_positions_as_the_official_ones():
     assert (registers.interpolate_offset, registers.interpolate_antialias) == (0.0, True)
 
 
-def test_blocks_that_are_not_there_cannot_be_trained(pictures, tmp_path):
+def test_blocks_that_are_not_there_cannot_be_trained(images, tmp_path):
     with pytest.raises(SeenitError, match="train_blocks is 9, the network has 3 blocks"):
-        run(pictures, tmp_path / "out", tiny(train_blocks=9))
+        run(images, tmp_path / "out", tiny(train_blocks=9))
 
 
 @pytest.mark.parametrize("spread", [0.5, 50.0, WIDEST_RANGE - 1e-3, WIDEST_RANGE + 1, 1000.0])
@@ -165,59 +165,57 @@ def test_metrics_are_json_whatever_the_numbers():
     assert parsed == {"step": 3, "loss": None, "gradient_norm": None, "dino": 1.5}
 
 
-def test_local_and_global_losses_are_logged_apart(pictures, tmp_path):
-    run(pictures, tmp_path, tiny(steps=2, num_local=2))
+def test_local_and_global_losses_are_logged_apart(images, tmp_path):
+    run(images, tmp_path, tiny(steps=2, num_local=2))
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     # 2 pairs of global views, and 2 local views against 2 global ones
     assert line["dino"] == pytest.approx((2 * line["dino_global"] + 4 * line["dino_local"]) / 6, abs=1e-5)
 
 
-def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(pictures, tmp_path, monkeypatch):
-    run(pictures, tmp_path / "stopped", tiny(), stop=stop_after(1))
+def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(images, tmp_path, monkeypatch):
+    run(images, tmp_path / "stopped", tiny(), stop=stop_after(1))
     monkeypatch.setattr(
         "trainer.run.collapse.CollapseMonitor.judge_numbers", lambda self, step, finite: "no good" if step > 2 else None
     )
     with pytest.raises(CollapseError, match="no good"):
-        run(pictures, tmp_path / "alarm", tiny(snapshot_every=100))
+        run(images, tmp_path / "alarm", tiny(snapshot_every=100))
     for out, step in ((tmp_path / "stopped", 1), (tmp_path / "alarm", 3)):
         assert (out / "report.html").is_file()
         assert (out / "snapshots" / f"step_{step:09d}.safetensors").is_file()
 
 
-def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(pictures, tmp_path, monkeypatch):
+def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(images, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(
             "trainer.run.collapse.CollapseMonitor.judge_numbers",
             lambda self, step, finite: "all is one" if step > 2 else None,
         )
         with pytest.raises(CollapseError, match="all is one"):
-            run(pictures, tmp_path, tiny())
+            run(images, tmp_path, tiny())
     with pytest.raises(
         SeenitError, match=r"step_000000003\S+ is what an alarm left: all is one; .*alarms=false"
     ) as told:
-        run(pictures, tmp_path, tiny(), resume=True)
+        run(images, tmp_path, tiny(), resume=True)
     assert "\n" not in str(told.value)
-    assert run(pictures, tmp_path, tiny(alarms=False), resume=True, stop=stop_after(1)).steps == 4
-    assert run(pictures, tmp_path, tiny(), resume=True).steps == 6  # the state after it is one that no alarm left
+    assert run(images, tmp_path, tiny(alarms=False), resume=True, stop=stop_after(1)).steps == 4
+    assert run(images, tmp_path, tiny(), resume=True).steps == 6  # the state after it is one that no alarm left
 
 
 @pytest.mark.parametrize(("progress", "every_s", "lines"), [(False, 0.0, 3), (False, 30.0, 0), (True, 0.0, 0)])
-def test_without_a_bar_a_line_tells_now_and_then_how_far_it_is(
-    pictures, tmp_path, monkeypatch, progress, every_s, lines
-):
+def test_without_a_bar_a_line_tells_now_and_then_how_far_it_is(images, tmp_path, monkeypatch, progress, every_s, lines):
     monkeypatch.setattr("trainer.train.SAY_EVERY_S", every_s)
     said: list[str] = []
-    train(pictures, tmp_path, tiny(steps=3), progress=progress, say=said.append)
+    train(images, tmp_path, tiny(steps=3), progress=progress, say=said.append)
     told = [line for line in said if line.startswith("step ")]
     assert len(told) == lines
     assert not told or re.fullmatch(r"step 3 of 3: loss \d+\.\d{3}, \d+\.\d images/s", told[-1])
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_under_torchrun_the_first_process_prints_what_came_of_it(pictures, tmp_path, monkeypatch, capsys, rank):
+def test_under_torchrun_the_first_process_prints_what_came_of_it(images, tmp_path, monkeypatch, capsys, rank):
     monkeypatch.setenv("RANK", rank)
     changes = [f"--set={key}={value}" for key, value in {"steps": 1, "batch_size": 4, "workers": 0}.items()]
-    words = ["seenit", "train", str(pictures), "--out", str(tmp_path / "out"), "--preset", "tiny", *changes]
+    words = ["seenit", "train", str(images), "--out", str(tmp_path / "out"), "--preset", "tiny", *changes]
     monkeypatch.setattr("sys.argv", words)
     with suppress(SystemExit):
         main()
@@ -285,7 +283,7 @@ def test_files_of_training_runs_that_cannot_be_read_are_named(tmp_path, write, n
     assert "\n" not in str(caught.value)
 
 
-def test_one_process_holds_the_whole_state_for_a_snapshot(pictures, tmp_path):
+def test_one_process_holds_the_whole_state_for_a_snapshot(images, tmp_path):
     from dataclasses import replace
 
     from trainer.model.distributed import World
@@ -295,5 +293,5 @@ def test_one_process_holds_the_whole_state_for_a_snapshot(pictures, tmp_path):
     started = start_run(tiny(), None, torch.device("cpu"), World())
     assert "student.backbone.pos_embed" in _gather_state(started)
     assert not _gather_state(replace(started, world=World(rank=1, size=2)))
-    run(pictures, tmp_path, tiny(steps=1))
+    run(images, tmp_path, tiny(steps=1))
     assert load_file(tmp_path / "backbone.safetensors")

@@ -1,4 +1,4 @@
-"""What a run shows: its report, and the pictures of what its features see."""
+"""What a run shows: its report, and the images of what its features see."""
 
 import io
 import json
@@ -33,11 +33,11 @@ def backbone(tiny_backbone: Path) -> Backbone:
 
 def write_run(out: Path, steps: int = 50) -> None:
     rows = [{"step": n, "loss": 10 / (n + 1), "rate": 1e-3, "note": "text"} for n in range(steps)]
-    (out / "pictures").mkdir(parents=True)
+    (out / "images").mkdir(parents=True)
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "config.json").write_text(json.dumps({"arch": "<tiny>", "steps": steps}))
     for step in range(0, 100, 10):
-        Image.new("RGB", (4, 4), (step, 0, 0)).save(out / "pictures" / f"step_{step:07d}_features.png")
+        Image.new("RGB", (4, 4), (step, 0, 0)).save(out / "images" / f"step_{step:07d}_features.png")
 
 
 class _Tags(HTMLParser):
@@ -60,7 +60,7 @@ class _Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_report_holds_curves_pictures_and_settings_in_one_file(tmp_path: Path) -> None:
+def test_a_report_holds_curves_images_and_settings_in_one_file(tmp_path: Path) -> None:
     write_run(tmp_path)
     text = write_report(tmp_path, title="run <1>", notes=["got worse & kept"]).read_text("utf-8")
     tags = _Tags()
@@ -131,7 +131,7 @@ def test_attention_is_what_the_last_block_computes(backbone: Backbone, tiny_back
     assert np.allclose(cls_attention(rearranged, pixels), attention, atol=1e-4)
 
 
-def test_sheets_have_a_cell_for_each_picture(backbone: Backbone) -> None:
+def test_sheets_have_a_cell_for_each_image(backbone: Backbone) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 56, 56, 3), dtype=np.uint8)
     features = feature_sheet(backbone, pixels)
     assert features.size == (4 * 172 - 4, 3 * 172 - 4)
@@ -157,7 +157,7 @@ def test_watched_photos_are_the_same_each_time(photos: Path, tmp_path: Path, bac
     watched, again = (Watched(open_source(photos), size_px=56, gallery=6) for _ in range(2))
     assert (watched.pixels == again.pixels).all() and watched.pixels.shape == (5, 56, 56, 3)
     assert Watched(open_source(tmp_path / "shard.tar"), size_px=56).pixels.shape == (8, 56, 56, 3)
-    paths = watched.save(backbone, tmp_path / "out" / "pictures", 12)
+    paths = watched.save(backbone, tmp_path / "out" / "images", 12)
     assert [path.name for path in paths] == ["step_0000012_features.png", "step_0000012_neighbours.png"]
     (tmp_path / "out" / "metrics.jsonl").write_text('{"step": 12, "loss": 1}\n')
     assert write_report(tmp_path / "out").read_text("utf-8").count("<img") == 2

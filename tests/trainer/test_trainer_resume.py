@@ -48,17 +48,17 @@ def same_bits(one: Path, two: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for n in range(10):
         draw_photo(folder / f"{n}.jpg", n)
     return folder
 
 
 @pytest.fixture(scope="module")
-def whole_run(pictures, tmp_path_factory) -> Path:
+def whole_run(images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole")
-    run(pictures, out, tiny())
+    run(images, out, tiny())
     return out
 
 
@@ -79,11 +79,11 @@ def test_it_is_the_teacher_that_is_written(whole_run):
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
-def test_stopped_and_resumed_is_uninterrupted(pictures, whole_run, tmp_path, stop_at):
-    summary = run(pictures, tmp_path, tiny(), stop=stop_after(stop_at))
+def test_stopped_and_resumed_is_uninterrupted(images, whole_run, tmp_path, stop_at):
+    summary = run(images, tmp_path, tiny(), stop=stop_after(stop_at))
     assert summary.stopped and summary.steps == stop_at
     assert not (tmp_path / "backbone.safetensors").exists()
-    summary = run(pictures, tmp_path, tiny(), resume=True)
+    summary = run(images, tmp_path, tiny(), resume=True)
     assert not summary.stopped and summary.steps == 6
     assert same_bits(tmp_path / "backbone.safetensors", whole_run / "backbone.safetensors")
     assert same_bits(tmp_path / "heads.safetensors", whole_run / "heads.safetensors")
@@ -99,16 +99,16 @@ def test_stopped_and_resumed_is_uninterrupted(pictures, whole_run, tmp_path, sto
     ],
     ids=["centering", "accumulation and frozen backbone", "high resolution", "loss scaling"],
 )
-def test_it_is_so_in_every_mode(pictures, tmp_path, changes):
+def test_it_is_so_in_every_mode(images, tmp_path, changes):
     config = tiny(steps=4, **changes)
-    run(pictures, tmp_path / "whole", config)
-    run(pictures, tmp_path / "cut", config, stop=stop_after(3))
-    run(pictures, tmp_path / "cut", config, resume=True)
+    run(images, tmp_path / "whole", config)
+    run(images, tmp_path / "cut", config, stop=stop_after(3))
+    run(images, tmp_path / "cut", config, resume=True)
     assert same_bits(tmp_path / "whole" / "backbone.safetensors", tmp_path / "cut" / "backbone.safetensors")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_killed_and_resumed_is_uninterrupted(pictures, tmp_path):
+def test_killed_and_resumed_is_uninterrupted(images, tmp_path):
     script = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from trainer.config import make_config; from trainer.train import train\n"
@@ -118,7 +118,7 @@ def test_killed_and_resumed_is_uninterrupted(pictures, tmp_path):
     here = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), str(here / "trainer")])}
     out = tmp_path / "killed"
-    child = subprocess.Popen([sys.executable, "-c", script, str(pictures), str(out)], env=environment)
+    child = subprocess.Popen([sys.executable, "-c", script, str(images), str(out)], env=environment)
     deadline = time.monotonic() + 60
     while len(list_snapshots(out / "snapshots")) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -126,15 +126,15 @@ def test_killed_and_resumed_is_uninterrupted(pictures, tmp_path):
     child.wait()
     found = latest_snapshot(out / "snapshots")
     assert found is not None and load_snapshot(found).step < 16
-    run(pictures, out, tiny(steps=16), resume=True)
-    run(pictures, tmp_path / "whole", tiny(steps=16))
+    run(images, out, tiny(steps=16), resume=True)
+    run(images, tmp_path / "whole", tiny(steps=16))
     assert same_bits(out / "backbone.safetensors", tmp_path / "whole" / "backbone.safetensors")
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 17))
 
 
-def test_the_last_snapshots_and_the_best_are_kept(pictures, tmp_path):
-    run(pictures, tmp_path, tiny(steps=14, snapshot_every=1, keep_snapshots=2))
+def test_the_last_snapshots_and_the_best_are_kept(images, tmp_path):
+    run(images, tmp_path, tiny(steps=14, snapshot_every=1, keep_snapshots=2))
     kept = list_snapshots(tmp_path / "snapshots")
     best = load_snapshot(kept[14]).state["best"][1]
     assert best == 10  # the first after a look
@@ -146,41 +146,41 @@ def test_high_resolution_comes_at_the_end():
     assert [stage_at(config, step).global_size for step in range(10)] == [56] * 8 + [84] * 2
 
 
-def test_another_configuration_is_not_resumed(pictures, tmp_path):
-    run(pictures, tmp_path, tiny(), stop=stop_after(2))
+def test_another_configuration_is_not_resumed(images, tmp_path):
+    run(images, tmp_path, tiny(), stop=stop_after(2))
     with pytest.raises(ConfigError, match=r"was made with seed = 0, not 1; resume with the same value"):
-        run(pictures, tmp_path, tiny(seed=1), resume=True)
+        run(images, tmp_path, tiny(seed=1), resume=True)
     with pytest.raises(SeenitError, match="go on with it by --resume, or choose another --out"):
-        run(pictures, tmp_path, tiny())
-    assert run(pictures, tmp_path, tiny(log_every=3, checkpoint_blocks=True), resume=True).steps == 6
+        run(images, tmp_path, tiny())
+    assert run(images, tmp_path, tiny(log_every=3, checkpoint_blocks=True), resume=True).steps == 6
 
 
 @pytest.mark.parametrize("size", [0, 5, 1000, -10])
-def test_a_damaged_snapshot_is_told_in_one_line(pictures, tmp_path, size):
-    run(pictures, tmp_path, tiny(), stop=stop_after(2))
+def test_a_damaged_snapshot_is_told_in_one_line(images, tmp_path, size):
+    run(images, tmp_path, tiny(), stop=stop_after(2))
     path = latest_snapshot(tmp_path / "snapshots")
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(SeenitError, match="is damaged or no snapshot; delete it") as caught:
-        run(pictures, tmp_path, tiny(), resume=True)
+        run(images, tmp_path, tiny(), resume=True)
     assert "\n" not in str(caught.value)
 
 
-def test_a_snapshot_that_cannot_be_written_is_told_and_leaves_nothing(pictures, tmp_path):
+def test_a_snapshot_that_cannot_be_written_is_told_and_leaves_nothing(images, tmp_path):
     (tmp_path / "snapshots").write_text("a file where a folder should be")
     with pytest.raises(SeenitError, match=r"cannot write .*step_000000002.safetensors") as caught:
-        run(pictures, tmp_path, tiny())
+        run(images, tmp_path, tiny())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "backbone.safetensors").exists()
 
 
-def test_bad_input_is_told_in_one_line(pictures, tmp_path):
+def test_bad_input_is_told_in_one_line(images, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     for source, config, message in (
-        (empty, tiny(), "no pictures"),
-        (pictures / "0.jpg", tiny(), "batch"),
-        (pictures, tiny(batch_size=11), "batch_size to 10 or less"),
-        (pictures, tiny(device="cuda:77"), "device 'cuda:77' cannot be used"),
+        (empty, tiny(), "no images"),
+        (images / "0.jpg", tiny(), "batch"),
+        (images, tiny(batch_size=11), "batch_size to 10 or less"),
+        (images, tiny(device="cuda:77"), "device 'cuda:77' cannot be used"),
     ):
         with pytest.raises(SeenitError, match=message) as caught:
             run(source, tmp_path / "out", config)
@@ -189,7 +189,7 @@ def test_bad_input_is_told_in_one_line(pictures, tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not bound a process's memory so")
-def test_too_little_memory_is_told_in_one_line(pictures, tmp_path):
+def test_too_little_memory_is_told_in_one_line(images, tmp_path):
     script = (
         "import resource, sys, torch; torch.set_num_threads(1)\n"
         "from test_trainer_resume import tiny, run\n"
@@ -201,29 +201,29 @@ def test_too_little_memory_is_told_in_one_line(pictures, tmp_path):
     )
     here = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), str(here / "trainer")])}
-    command = [sys.executable, "-c", script, str(pictures), str(tmp_path / "out")]
+    command = [sys.executable, "-c", script, str(images), str(tmp_path / "out")]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert told.stdout.startswith("no memory for 20,000,000 prototypes and a batch of 4 pictures on cpu: lower"), (
+    assert told.stdout.startswith("no memory for 20,000,000 prototypes and a batch of 4 images on cpu: lower"), (
         told.stderr
     )
     assert told.stdout.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_training_starts_from_a_backbone_and_its_architecture(pictures, tmp_path):
+def test_training_starts_from_a_backbone_and_its_architecture(images, tmp_path):
     origin = save_tiny(tmp_path / "origin.safetensors")
     config = tiny(steps=3, train_blocks=1, alarms=False)
-    run(pictures, tmp_path / "out", config, from_backbone=origin)
+    run(images, tmp_path / "out", config, from_backbone=origin)
     before = load_checkpoint(origin)
     after = load_checkpoint(tmp_path / "out" / "snapshots" / ".." / "backbone.safetensors")
     assert after.architecture == before.architecture and after.name == "tiny0_trained"
     with pytest.raises(SeenitError, match="train_blocks is 9, the network has 4 blocks"):
-        run(pictures, tmp_path / "other", tiny(train_blocks=9), from_backbone=origin)
+        run(images, tmp_path / "other", tiny(train_blocks=9), from_backbone=origin)
 
 
-def test_a_run_can_be_distilled(pictures, whole_run, tmp_path):
+def test_a_run_can_be_distilled(images, whole_run, tmp_path):
     student = tiny(steps=3, distill_from=str(whole_run), arch="tiny")
-    assert run(pictures, tmp_path / "heads", student).loss > 0
+    assert run(images, tmp_path / "heads", student).loss > 0
     features = tiny(steps=3, distill_from=str(whole_run / "backbone.safetensors"))
-    assert 0 < run(pictures, tmp_path / "features", features).loss < 5
+    assert 0 < run(images, tmp_path / "features", features).loss < 5
     with pytest.raises(SeenitError, match=r"no backbone is called|no weights file"):
-        run(pictures, tmp_path / "none", tiny(distill_from="nobody.safetensors"))
+        run(images, tmp_path / "none", tiny(distill_from="nobody.safetensors"))

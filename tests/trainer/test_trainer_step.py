@@ -28,7 +28,7 @@ from trainer.model.student_teacher import (
 )
 
 TINY = Architecture(embed_dim=24, depth=2, num_heads=2, num_registers=2, image_size=56, interpolate_offset=0.0)
-B, V = 3, 2  # pictures, local views of each
+B, V = 3, 2  # images, local views of each
 
 
 def config_with(**changes: object) -> Config:
@@ -139,10 +139,10 @@ def slow_total(student: Network, teacher: Network, batch: Batch, config: Config)
     small = [slow_tokens(student, image, None) for image in batch.local_crops]
 
     terms = []
-    for picture in range(B):
-        views = [slow_scores(student.dino_head, mine[v * B + picture][0]) for v in range(2)]
-        others = [slow_scores(student.dino_head, small[v * B + picture][0]) for v in range(V)]
-        wanted = [targets[v * B + picture] for v in range(2)]
+    for n in range(B):
+        views = [slow_scores(student.dino_head, mine[v * B + n][0]) for v in range(2)]
+        others = [slow_scores(student.dino_head, small[v * B + n][0]) for v in range(V)]
+        wanted = [targets[v * B + n] for v in range(2)]
         for t, target in enumerate(wanted):
             terms.append(slow_entropy(target, views[1 - t]))
             terms += [slow_entropy(target, local) for local in others]

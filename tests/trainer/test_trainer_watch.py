@@ -1,6 +1,6 @@
 """Alarms: they fire on runs that are built to collapse, stay quiet on a healthy one, and name what to change.
 
-Also what a run shows and compares: pictures, report, k-NN, and scores before and after.
+Also what a run shows and compares: images, report, k-NN, and scores before and after.
 """
 
 import json
@@ -57,35 +57,35 @@ def quiet(line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for n in range(32):
         draw_photo(folder / ("a" if n < 16 else "b") / f"{n}.png", n)
     return folder
 
 
 @pytest.mark.parametrize("kind", COLLAPSING)
-def test_a_collapsing_run_is_stopped_within_200_steps(pictures, tmp_path, kind):
+def test_a_collapsing_run_is_stopped_within_200_steps(images, tmp_path, kind):
     config = make_config("tiny", changes=SMALL | COLLAPSING[kind])
     with pytest.raises(CollapseError, match=r"stopped at step \d+: .*(lower rate|koleo_weight)") as caught:
-        train(pictures, tmp_path, config, progress=False, say=quiet)
+        train(images, tmp_path, config, progress=False, say=quiet)
     best = str(caught.value).split("best snapshot is kept: ")[1]
     assert load_snapshot(Path(best)).step < load_snapshot(latest_snapshot(tmp_path / "snapshots")).step + 1
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "backbone.safetensors").exists()
 
 
-def test_a_healthy_run_is_left_alone(pictures, tmp_path):
+def test_a_healthy_run_is_left_alone(images, tmp_path):
     config = make_config("tiny", changes=SMALL | {"steps": 120})
-    assert train(pictures, tmp_path, config, progress=False, say=quiet).steps == 120
+    assert train(images, tmp_path, config, progress=False, say=quiet).steps == 120
     looks = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum("spread" in look for look in looks) == 12
 
 
-def test_numbers_that_are_none_stop_a_run(pictures, tmp_path):
+def test_numbers_that_are_none_stop_a_run(images, tmp_path):
     config = make_config("tiny", changes=SMALL | {"rate": 1e30, "warmup": 0, "clip": 0})
     with pytest.raises(CollapseError, match="gradients were no finite numbers 3 steps in a row; lower rate"):
-        train(pictures, tmp_path, config, progress=False, say=quiet)
+        train(images, tmp_path, config, progress=False, say=quiet)
 
 
 def signs(spread: float = 0.5, rank: float = 10.0, usage: float = 0.9) -> CollapseSigns:
@@ -135,8 +135,8 @@ def test_effective_rank_counts_directions():
     assert effective_rank(torch.ones(10, 32)) == 1
 
 
-def test_held_out_photos_are_the_same_each_time_and_not_trained_on(pictures):
-    source = open_source(pictures)
+def test_held_out_photos_are_the_same_each_time_and_not_trained_on(images):
+    source = open_source(images)
     train_part, held = split_source(source, 8, seed=0)
     assert len(held) == 8 and len(train_part) == 24
     assert not set(held.places) & set(train_part.places)
@@ -144,8 +144,8 @@ def test_held_out_photos_are_the_same_each_time_and_not_trained_on(pictures):
     assert split_source(source, 30, seed=0) == (source, source)
 
 
-def test_a_backbone_that_says_the_same_of_every_photo_finds_none(pictures, tmp_path):
-    train_part, held = split_source(open_source(pictures), 8, seed=0)
+def test_a_backbone_that_says_the_same_of_every_photo_finds_none(images, tmp_path):
+    train_part, held = split_source(open_source(images), 8, seed=0)
     trial = prepare_trial(train_part, held, size_px=56, patch_size=14, workers=0, seed=0)
     assert trial is not None and trial.held.shape == (8, 3, 56, 56, 3) and len(trial.others) == 24
     backbone = Backbone.load(save_tiny(tmp_path / "tiny.safetensors"), device="cpu", say=quiet)
@@ -170,7 +170,7 @@ def test_what_is_worse():
     assert not got_worse(scores(1, knn=0.5), scores(1, knn=0.46))  # within a standard error
 
 
-def adapt(pictures: Path, out: Path, **changes: object):
+def adapt(images: Path, out: Path, **changes: object):
     config = make_config(
         "adapt",
         changes={
@@ -181,17 +181,15 @@ def adapt(pictures: Path, out: Path, **changes: object):
     )
     said: list[str] = []
     origin = save_tiny(out / "origin.safetensors")
-    summary = train(
-        pictures, out / "run", config, from_backbone=origin, labelled=pictures, progress=False, say=said.append
-    )
+    summary = train(images, out / "run", config, from_backbone=origin, labelled=images, progress=False, say=said.append)
     return summary, said, load_checkpoint(origin), load_checkpoint(summary.backbone)
 
 
-def test_adapting_compares_before_and_after_and_shows_what_it_does(pictures, tmp_path):
-    summary, said, *_ = adapt(pictures, tmp_path, rate=1e-6)
+def test_adapting_compares_before_and_after_and_shows_what_it_does(images, tmp_path):
+    summary, said, *_ = adapt(images, tmp_path, rate=1e-6)
     assert summary.before.num_held == 8 and summary.before.knn is not None and summary.after is not None
     assert any(line.startswith("before: retrieval 0.") for line in said)
-    names = {path.name for path in (tmp_path / "run" / "pictures").iterdir()}
+    names = {path.name for path in (tmp_path / "run" / "images").iterdir()}
     assert names == {f"step_000000{n}_{kind}.png" for n in (2, 4) for kind in ("features", "neighbours")}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "retrieval" in page and "<svg" in page
@@ -200,12 +198,12 @@ def test_adapting_compares_before_and_after_and_shows_what_it_does(pictures, tmp
     assert math.isfinite(rows[-1]["loss"])
 
 
-def test_what_became_worse_is_not_written_as_the_backbone(pictures, tmp_path, monkeypatch):
+def test_what_became_worse_is_not_written_as_the_backbone(images, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "trainer.run.results.got_worse", lambda before, after: True
     )  # a random network can only improve
     summary, said, origin, written = adapt(
-        pictures,
+        images,
         tmp_path,
         rate=1000,
         warmup=0,

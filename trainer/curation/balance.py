@@ -1,7 +1,7 @@
 """As much of the rare as of the frequent, without labels: hierarchical k-means with resampling, then drawing top-down.
 
 After Vo et al., 2024, "Automatic Data Curation for Self-Supervised Learning". k-means puts most of its centroids where
-most pictures are. Run again on the centroids, among which the frequent has less weight, it gives clusters that follow
+most images are. Run again on the centroids, among which the frequent has less weight, it gives clusters that follow
 concepts more than frequency. Resampling drives that further: k-means is repeated on the few members nearest to each
 centroid, so that a dense cluster counts no more than a thin one. From the tree the wanted number is drawn level by
 level in equal shares; what a small branch cannot give, its neighbours give in its place.
@@ -17,7 +17,7 @@ from .choices import RESAMPLINGS
 from .embeddings import Embeddings
 from .kmeans import assign, kmeans
 
-RATIOS = (75, 20, 10, 5)  # members of a cluster on average at each level: 743 M pictures, 10 M, 500 k, 50 k, 10 k
+RATIOS = (75, 20, 10, 5)  # members of a cluster on average at each level: 743 M images, 10 M, 500 k, 50 k, 10 k
 FEWEST = 8  # clusters that a level needs to be worth its while
 ITERATIONS = 10  # of each k-means
 
@@ -49,7 +49,7 @@ class Tree:
 def default_levels(count: int) -> tuple[int, ...]:
     """How many clusters each level has: the paper's ratios, as far up as there remain enough to cluster.
 
-    Among few pictures clusters of 75 would be larger than their kinds; at the finest level there are sqrt(N) at least.
+    Among few images clusters of 75 would be larger than their kinds; at the finest level there are sqrt(N) at least.
     """
     levels = [max(1, round(count / RATIOS[0]), math.isqrt(count))]
     for ratio in RATIOS[1:]:

@@ -1,4 +1,4 @@
-"""All that decides which pictures of a pool are chosen, with the values of the papers. Imports nothing that is heavy.
+"""All that decides which images of a pool are chosen, with the values of the papers. Imports nothing that is heavy.
 
 Similarities are cosines of the whitened vectors that an index holds (see `deduplicate`).
 """
@@ -22,19 +22,19 @@ RECALL = 0.95
 
 @dataclass(frozen=True)
 class Choices:
-    """All that decides which pictures are chosen."""
+    """All that decides which images are chosen."""
 
-    copy: float = COPY  # similarity over which two pictures are linked as copies
-    leak: float = LEAK  # similarity to an evaluation picture over which one is removed
-    neighbours: int = NEIGHBOURS  # of each picture in the graph
-    largest: int = LARGEST  # pictures in a group of copies; a larger one is cut
-    mode: Literal["nearest", "clusters"] = "nearest"  # how pictures like the curated ones are found
-    nearest: int = NEAREST  # mode nearest: for each curated picture
+    copy: float = COPY  # similarity over which two images are linked as copies
+    leak: float = LEAK  # similarity to an evaluation image over which one is removed
+    neighbours: int = NEIGHBOURS  # of each image in the graph
+    largest: int = LARGEST  # images in a group of copies; a larger one is cut
+    mode: Literal["nearest", "clusters"] = "nearest"  # how images like the curated ones are found
+    nearest: int = NEAREST  # mode nearest: for each curated image
     clusters: int | None = None  # mode clusters: of the pool; None: by its size
     per_cluster: int = PER_CLUSTER  # drawn from each
-    least_curated: int = LEAST_CURATED  # curated pictures that a cluster must hold
+    least_curated: int = LEAST_CURATED  # curated images that a cluster must hold
     most: int = MOST  # drawn from all clusters
-    size: int | None = None  # pictures in the list, drawn so that kinds are balanced; None: all that are left
+    size: int | None = None  # images in the list, drawn so that kinds are balanced; None: all that are left
     levels: tuple[int, ...] | None = None  # clusters at each level of the hierarchy, finest first; None: by number
     resamplings: int = RESAMPLINGS
     recall: float = RECALL  # share of the true neighbours that an approximate search is to find

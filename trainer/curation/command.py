@@ -33,35 +33,33 @@ def curate(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The list, one path a line, for: seenit train FILE.")],
     like: Annotated[
-        list[str] | None, typer.Option(metavar="CURATED", help="Pictures to resemble: the same kinds; repeatable.")
+        list[str] | None, typer.Option(metavar="CURATED", help="Images to resemble: the same kinds; repeatable.")
     ] = None,
     avoid: Annotated[
         list[str] | None, typer.Option(metavar="EVALUATION", help="Remove what is near these; repeatable.")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures in the list, with kinds balanced. [all that are left]")
+        int | None, typer.Option(min=1, help="Images in the list, with kinds balanced. [all that are left]")
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="See: seenit backbone list. [auto, or the index's]")
     ] = None,
-    copy: Annotated[float, typer.Option(help="Similarity over which two pictures are copies.")] = COPY,
-    leak: Annotated[float, typer.Option(help="Similarity to EVALUATION over which a picture is removed.")] = LEAK,
+    copy: Annotated[float, typer.Option(help="Similarity over which two images are copies.")] = COPY,
+    leak: Annotated[float, typer.Option(help="Similarity to EVALUATION over which an image is removed.")] = LEAK,
     neighbours: Annotated[
-        int, typer.Option(min=1, help="Of each picture that copies are looked for among.")
+        int, typer.Option(min=1, help="Of each image that copies are looked for among.")
     ] = NEIGHBOURS,
     largest: Annotated[
-        int, typer.Option("--largest-component", min=1, help="Pictures in a group of copies; larger ones are cut.")
+        int, typer.Option("--largest-component", min=1, help="Images in a group of copies; larger ones are cut.")
     ] = LARGEST,
     mode: Annotated[
         Literal["nearest", "clusters"],
-        typer.Option(help="nearest: of each curated picture; clusters: for few curated pictures, of their clusters."),
+        typer.Option(help="nearest: of each curated image; clusters: for few curated images, of their clusters."),
     ] = "nearest",
-    nearest: Annotated[int, typer.Option(min=1, help="Mode nearest: pictures for each curated one.")] = NEAREST,
+    nearest: Annotated[int, typer.Option(min=1, help="Mode nearest: images for each curated one.")] = NEAREST,
     clusters: Annotated[int | None, typer.Option(min=1, help="Mode clusters: of the pool. [by its size]")] = None,
     per_cluster: Annotated[int, typer.Option(min=1, help="Drawn from each cluster.")] = PER_CLUSTER,
-    least_curated: Annotated[
-        int, typer.Option(min=1, help="Curated pictures that a cluster must hold.")
-    ] = LEAST_CURATED,
+    least_curated: Annotated[int, typer.Option(min=1, help="Curated images that a cluster must hold.")] = LEAST_CURATED,
     most: Annotated[int, typer.Option(min=1, help="Drawn from all clusters together.")] = MOST,
     levels: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="Clusters per level for --size, finest first. [by number]")
@@ -70,7 +68,7 @@ def curate(
     recall: Annotated[
         float, typer.Option(min=0.5, max=1, help="True neighbours to be found, where not all are compared.")
     ] = RECALL,
-    seed: Annotated[int, typer.Option(help="The same seed chooses the same pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed chooses the same images.")] = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that decode and that search. [one per core; this one]")
     ] = None,
@@ -80,7 +78,7 @@ def curate(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of what was chosen and why.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
 ) -> None:
-    """Choose pictures to train on: no copies, nothing of the evaluation set, like a curated set, kinds balanced."""
+    """Choose images to train on: no copies, nothing of the evaluation set, like a curated set, kinds balanced."""
     chosen_levels = None if levels is None else _whole_numbers(levels)
     if find_spec("faiss") is None:
         raise SeenitError("seenit curate needs FAISS; install it with: pip install faiss-cpu")

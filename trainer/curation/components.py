@@ -1,6 +1,6 @@
 """Groups of rows that are linked, from edges that pass by; and groups that grew too large, cut where links are weak.
 
-Being a copy is no equivalence: of a chain of pictures each resembles the next, and the ends may show different things.
+Being a copy is no equivalence: of a chain of images each resembles the next, and the ends may show different things.
 So a group that is larger than it may be is taken apart by asking more of its links, until its pieces are small enough.
 """
 

@@ -1,11 +1,11 @@
-"""One picture of each group of copies, and none that is near an evaluation set.
+"""One image of each group of copies, and none that is near an evaluation set.
 
-The paper (Oquab et al., 2023, appendix A) links pictures among each other's 64 nearest neighbours whose similarity is
-over 0.6, takes the connected components and keeps one picture of each; components that come within 0.45 of a picture
+The paper (Oquab et al., 2023, appendix A) links images among each other's 64 nearest neighbours whose similarity is
+over 0.6, takes the connected components and keeps one image of each; components that come within 0.45 of an image
 that models will be judged on are dropped whole. Those numbers hold for features made for finding copies. They carry
 over to the whitened vectors that an index holds, not to a backbone's raw CLS: of 500 unrelated photos, seen by the
 shipped backbone, no pair of whitened vectors was over 0.46, but three in four pairs of raw CLS were over 0.6. Whitened,
-a picture and its copy are at 0.96 when recompressed, 0.86 mirrored, 0.73 with 70 % of each side left, 0.45 with half
+an image and its copy are at 0.96 when recompressed, 0.86 mirrored, 0.73 with 70 % of each side left, 0.45 with half
 (medians): copies that are cropped so much, or turned by 90 degrees, stay.
 """
 
@@ -28,7 +28,7 @@ from .probing import top
 class Copies:
     """Which rows show the same.
 
-    kept_for    (N,) int64, the row that is kept of each row's group: the largest picture, of equals the first
+    kept_for    (N,) int64, the row that is kept of each row's group: the largest image, of equals the first
     num_equal   rows that are equal to an earlier one, bit for bit
     num_cut     components that were larger than allowed and were cut
     plan        how the graph was searched
@@ -67,7 +67,7 @@ def find_copies(
     folder   for cells and graph; what lies there from an interrupted run is gone on with
     above    similarity over which two of each other's k nearest neighbours are linked
     largest  bound on a group, see `components`
-    pixels   (N,) sizes of the pictures: the largest of a group is kept. None: the first
+    pixels   (N,) sizes of the images: the largest of a group is kept. None: the first
     """
     alike = equal_rows(embeddings)
     different = np.flatnonzero(alike == np.arange(len(alike)))

@@ -1,4 +1,4 @@
-"""Pictures to vectors in shards on disk; a run that is stopped goes on with the shard it was at.
+"""Images to vectors in shards on disk; a run that is stopped goes on with the shard it was at.
 
 The vectors are those that an index holds: several layers of the backbone, whitened by statistics that are fitted on the
 pool itself (see `indexer.descriptor.whitening`). Among them similarities mean what the thresholds of `deduplicate`
@@ -25,19 +25,19 @@ from ..data.sources import ImageRef, ImageSource, cut_square, square_job
 from .embeddings import Embeddings, unit_rows
 from .whole_files import read_array, whole_file, write_array, write_text
 
-SHARD_PICTURES = 2048  # embedded between two files; so much is lost at most when a run is stopped
+SHARD_IMAGES = 2048  # embedded between two files; so much is lost at most when a run is stopped
 BATCH = 16
-FIT_SAMPLE = 2000  # pictures that the statistics are fitted on
-MOST_SAID = 10  # unreadable pictures that are named
+FIT_SAMPLE = 2000  # images that the statistics are fitted on
+MOST_SAID = 10  # unreadable images that are named
 
 Say = Callable[[str], object]
 Decoders = Callable[[], DecodePool]  # from `decoders_for`; asked for only where something must be decoded
 
 
-# N pictures, G numbers of a vector
+# N images, G numbers of a vector
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures with their vectors, and those that could not be read.
+class Images:
+    """Images with their vectors, and those that could not be read.
 
     places      N of them
     embeddings  (N, G)
@@ -68,14 +68,14 @@ class Describer:
 
 
 def decoders_for(embedder: Embedder, workers: int | None) -> DecodePool:
-    """Decoder processes that bring pictures to the size that is embedded; None: one per core."""
+    """Decoder processes that bring images to the size that is embedded; None: one per core."""
     return DecodePool(workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size, work=cut_square)
 
 
 def fit_describer(
     embedder: Embedder, source: ImageSource, path: Path, decoders: Decoders, *, progress: bool = False
 ) -> Describer:
-    """Statistics of a sample of the source, kept at `path` and read from there if they are of the same pictures."""
+    """Statistics of a sample of the source, kept at `path` and read from there if they are of the same images."""
     made_from = f"{embedder.backbone.hash} at {embedder.resolution} {embedder.recipe.version} {digest(source.places)}"
     label = path.with_suffix(".made_from")
     if not path.is_file() or not label.is_file() or label.read_text("utf-8") != made_from:
@@ -90,7 +90,7 @@ def fit_describer(
     return Describer(embedder, descriptor.load_fit(path.read_bytes()))
 
 
-def embed_pictures(
+def embed_images(
     describer: Describer,
     source: ImageSource,
     folder: Path,
@@ -98,12 +98,12 @@ def embed_pictures(
     *,
     progress: bool = False,
     say: Say = lambda line: None,
-) -> Pictures:
-    """Embed the pictures of a source into shards in `folder`; shards of the same pictures are not made again.
+) -> Images:
+    """Embed the images of a source into shards in `folder`; shards of the same images are not made again.
 
-    A file that changed under the same name is not noticed. SeenitError where no picture can be read.
+    A file that changed under the same name is not noticed. SeenitError where no image can be read.
     """
-    parts = [source.places[at : at + SHARD_PICTURES] for at in range(0, len(source), SHARD_PICTURES)]
+    parts = [source.places[at : at + SHARD_IMAGES] for at in range(0, len(source), SHARD_IMAGES)]
     missing = [number for number, part in enumerate(parts) if not _is_done(folder, number, describer, part)]
     for count, number in enumerate(missing, start=1):
         title = f"embedding, shard {count} of {len(missing)}"
@@ -118,11 +118,11 @@ def embed_pictures(
     _say_broken(broken, len(source), say)
     if not places:
         raise SeenitError(_none_readable(broken, len(source)))
-    return Pictures(tuple(places), Embeddings(tuple(shards)), np.array(pixels, np.int64), tuple(broken))
+    return Images(tuple(places), Embeddings(tuple(shards)), np.array(pixels, np.int64), tuple(broken))
 
 
 def digest(places: Iterable[ImageRef]) -> str:
-    """Of the pictures' names; of a picture in a tar file, without the folder that this lies in."""
+    """Of the images' names; of an image in a tar file, without the folder that this lies in."""
     hashed = blake2b(digest_size=16)
     for place in places:
         name = (PurePath(place.path).name, *place[1:]) if place.member else place[:3]
@@ -160,21 +160,19 @@ def _embed_shard(
 def _pooled(
     embedder: Embedder, pool: DecodePool, places: Sequence[ImageRef], progress: bool, title: str
 ) -> tuple[dict[int, PooledFeatures], dict[int, int], dict[int, str]]:
-    """What the descriptor needs of each picture, its pixels, and why there is none; by position among the places."""
+    """What the descriptor needs of each image, its pixels, and why there is none; by position among the places."""
     pooled: dict[int, PooledFeatures] = {}
     pixels: dict[int, int] = {}
     broken: dict[int, str] = {}
     waiting: dict[tuple[int, ...], list[Decoded]] = {}
 
     def forward(batch: list[Decoded]) -> None:
-        together = embedder.pooled([picture.pixels for picture in batch])
-        for at, picture in enumerate(batch):
+        together = embedder.pooled([image.pixels for image in batch])
+        for at, image in enumerate(batch):
             one = slice(at, at + 1)
-            pooled[int(picture.path)] = PooledFeatures(
-                together.parts[one], together.tokens[one], together.positions[one]
-            )
+            pooled[int(image.path)] = PooledFeatures(together.parts[one], together.tokens[one], together.positions[one])
 
-    with tqdm(total=len(places), unit="picture", desc=title, disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(total=len(places), unit="image", desc=title, disable=not progress, dynamic_ncols=True) as bar:
         for outcome in pool.run(square_job(str(number), place) for number, place in enumerate(places)):
             bar.update(1)
             if not isinstance(outcome, Decoded):
@@ -212,9 +210,9 @@ def _say_broken(broken: Sequence[tuple[str, str]], total: int, say: Say) -> None
     for name, reason in broken[:MOST_SAID]:
         say(f"left out {name}: {reason}")
     if len(broken) > MOST_SAID:
-        say(f"left out {len(broken):,} of {total:,} pictures that cannot be read")
+        say(f"left out {len(broken):,} of {total:,} images that cannot be read")
 
 
 def _none_readable(broken: Sequence[tuple[str, str]] | dict[int, str], total: int) -> str:
     reason = next(iter(broken.values())) if isinstance(broken, dict) else broken[0][1]
-    return f"none of the {total:,} pictures can be read ({reason}); give a folder or a list of pictures that are there"
+    return f"none of the {total:,} images can be read ({reason}); give a folder or a list of images that are there"

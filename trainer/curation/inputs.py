@@ -1,4 +1,4 @@
-"""What a user names (folders, lists, tar shards, indexes) to pictures with vectors that may be compared.
+"""What a user names (folders, lists, tar shards, indexes) to images with vectors that may be compared.
 
 An index brings its vectors along. Statistics whiten the vectors of each index in its own way, so the first index named
 decides for all: another one made by the same backbone but with other statistics has its files embedded again.
@@ -21,7 +21,7 @@ from indexer.index.manifest import Manifest
 from indexer.index.statistics import check_backbone
 
 from ..data.sources import ImageRef, ImageSource, open_source
-from .embed import Describer, Pictures, Say, decoders_for, embed_pictures, fit_describer
+from .embed import Describer, Images, Say, decoders_for, embed_images, fit_describer
 from .embeddings import BLOCK_ROWS, Embeddings, unit_rows
 from .whole_files import read_array, write_array
 
@@ -30,21 +30,21 @@ RESOLUTION = 224
 
 @dataclass(frozen=True, eq=False)
 class IndexVectors:
-    """An index that was read: where its pictures are and their vectors, before any choice among indexes."""
+    """An index that was read: where its images are and their vectors, before any choice among indexes."""
 
     location: str
     manifest: Manifest
     fit: descriptor.Whitening
-    pictures: Pictures
+    images: Images
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Every picture that a run is about, with vectors of one kind."""
+    """Every image that a run is about, with vectors of one kind."""
 
-    pool: Pictures
-    like: Pictures | None
-    avoid: Pictures | None
+    pool: Images
+    like: Images | None
+    avoid: Images | None
     described_by: str
     fit: descriptor.Whitening
 
@@ -60,7 +60,7 @@ def read_inputs(
     progress: bool = False,
     say: Say = lambda line: None,
 ) -> Inputs:
-    """Find and embed all pictures; see `pipeline.curate` for what may be named.
+    """Find and embed all images; see `pipeline.curate` for what may be named.
 
     backbone  None: the one of the first index, or `auto` where there is none
     """
@@ -83,8 +83,8 @@ def read_inputs(
         role: [one for one in given if not _usable(indexes.get(str(one)), first)] for role, given in roles.items()
     }
     sources = {role: _source(given, indexes, work, say) for role, given in folders.items() if given}
-    parts: dict[str, list[Pictures]] = {
-        role: [indexes[one].pictures for one in dict.fromkeys(map(str, given)) if _usable(indexes.get(one), first)]
+    parts: dict[str, list[Images]] = {
+        role: [indexes[one].images for one in dict.fromkeys(map(str, given)) if _usable(indexes.get(one), first)]
         for role, given in roles.items()
     }
     described_by, fit = ("", None) if first is None else (first.manifest.backbone, first.fit)
@@ -100,7 +100,7 @@ def read_inputs(
                 describer = fit_describer(embedder, sources["pool"], path, decoders, progress=progress)
                 fit = describer.fit
             for role, source in sources.items():
-                parts[role].append(embed_pictures(describer, source, work / role, decoders, progress=progress, say=say))
+                parts[role].append(embed_images(describer, source, work / role, decoders, progress=progress, say=say))
     assert fit is not None, "without an index the pool is a source"
     return Inputs(
         pool=join(parts["pool"]),
@@ -111,11 +111,11 @@ def read_inputs(
     )
 
 
-def join(parts: Sequence[Pictures]) -> Pictures:
-    """Several as one; a picture that is named twice counts once."""
+def join(parts: Sequence[Images]) -> Images:
+    """Several as one; an image that is named twice counts once."""
     places = [place for part in parts for place in part.places]
     first = {place: number for number, place in reversed(list(enumerate(places)))}
-    joined = Pictures(
+    joined = Images(
         tuple(places),
         Embeddings(tuple(shard for part in parts for shard in part.embeddings.shards)),
         np.concatenate([part.pixels for part in parts]),
@@ -141,8 +141,8 @@ def _source(given: Sequence[str | Path], indexes: dict[str, IndexVectors], work:
     places: dict[ImageRef, None] = {}
     for one in given:
         if str(one) in indexes:
-            say(f"the index at {one} has statistics of its own; its pictures are embedded again")
-            places |= dict.fromkeys(indexes[str(one)].pictures.places)
+            say(f"the index at {one} has statistics of its own; its images are embedded again")
+            places |= dict.fromkeys(indexes[str(one)].images.places)
         else:
             places |= dict.fromkeys(open_source(one, exclude_dirs=[work]).places)
     return ImageSource(tuple(places))
@@ -165,7 +165,7 @@ def _read_index(location: str, folder: Path, say: Say) -> IndexVectors:
         return IndexVectors(location, index.manifest, index.fit, _copy_vectors(index, folder, say))
 
 
-def _copy_vectors(index: Index, folder: Path, say: Say) -> Pictures:
+def _copy_vectors(index: Index, folder: Path, say: Say) -> Images:
     places: list[ImageRef] = []
     pixels: list[int] = []
     vectors: list[np.ndarray] = []
@@ -186,7 +186,7 @@ def _copy_vectors(index: Index, folder: Path, say: Say) -> Pictures:
     for record in index.store.scroll(vectors=True):
         if record.fit != index.manifest.fit:
             raise SeenitError(
-                f"pictures of the index at {index.location} await refitting; to finish: seenit index --index"
+                f"images of the index at {index.location} await refitting; to finish: seenit index --index"
                 f" {index.location}"
             )
         assert record.global_vector is not None
@@ -199,4 +199,4 @@ def _copy_vectors(index: Index, folder: Path, say: Say) -> Pictures:
         flush()
     if num_bad:
         say(f"left out {num_bad:,} vectors of {index.location} that are zero or not finite")
-    return Pictures(tuple(places), Embeddings(tuple(shards)), np.array(pixels, np.int64))
+    return Images(tuple(places), Embeddings(tuple(shards)), np.array(pixels, np.int64))

@@ -1,8 +1,8 @@
-"""Vectors that tell kinds of pictures, from those that tell single pictures: most of the whitening taken back.
+"""Vectors that tell kinds of images, from those that tell single images: most of the whitening taken back.
 
-Whitening plays down what many pictures share, which is what copies are found by, and what a kind is. A `Whitening` is
+Whitening plays down what many images share, which is what copies are found by, and what a kind is. A `Whitening` is
 one affine map, so its stretching can be undone where the vectors are. On a pool of ten classes at 100:1, with the
-shipped backbone, 60 pictures drawn at random are worth 4.8 equal classes, drawn from clusters of the whitened vectors
+shipped backbone, 60 images drawn at random are worth 4.8 equal classes, drawn from clusters of the whitened vectors
 5.0, from clusters of these 6.1 (means of 5 and more draws; 16 clusters, 10 resamplings).
 """
 

@@ -1,4 +1,4 @@
-"""What became of every picture of a pool: its fate and the reason, the list of those chosen, and the numbers."""
+"""What became of every image of a pool: its fate and the reason, the list of those chosen, and the numbers."""
 
 import csv
 import io
@@ -13,13 +13,13 @@ from indexer.images.decode import DEFAULT_LIMITS
 
 from ..data.sources import ImageRef, read_place
 from .deduplicate import Copies
-from .embed import Pictures
+from .embed import Images
 from .inputs import Inputs
 from .whole_files import whole_file, write_text
 
 
 class Fate(IntEnum):
-    """What became of a picture of the pool."""
+    """What became of an image of the pool."""
 
     KEPT = 0
     COPY = 1
@@ -32,24 +32,24 @@ class Fate(IntEnum):
     def in_words(self) -> str:
         return (
             "in the list",
-            "a copy of another picture",
+            "a copy of another image",
             "near the evaluation set",
-            "not like the curated pictures",
+            "not like the curated images",
             "enough of its kind",
             "gone, or its name fits no line",
         )[self]
 
 
-# N pictures in the pool
+# N images in the pool
 @dataclass(frozen=True, eq=False)
 class Curated:
-    """What came of every picture of the pool, for the summary and the page.
+    """What came of every image of the pool, for the summary and the page.
 
     fate        (N,) int8, a Fate
-    because_of  (N,) int64: of a copy the picture that is kept, of a leak the evaluation picture, of a retrieved picture
+    because_of  (N,) int64: of a copy the image that is kept, of a leak the evaluation image, of a retrieved image
                 the curated one; else -1
     likeness    (N,) float32, how similar they are; NaN where that was not looked at
-    cluster     (N,) int64, the kind of picture by the top of the hierarchy, -1 where it is not in it
+    cluster     (N,) int64, the kind of image by the top of the hierarchy, -1 where it is not in it
     """
 
     inputs: Inputs
@@ -69,7 +69,7 @@ class CurationSummary:
     """Numbers of a run. `effective` counts clusters by the exponential of their entropy, per level, finest first."""
 
     out: str
-    pool: int  # pictures that could be read
+    pool: int  # images that could be read
     unreadable: int
     copies: int
     equal: int  # of the copies, those with equal vectors
@@ -78,7 +78,7 @@ class CurationSummary:
     groups_cut: int
     leaks: int
     left: int  # after these
-    like: int  # curated pictures
+    like: int  # curated images
     retrieved: int
     written: int
     gone: int
@@ -95,12 +95,12 @@ def can_be_listed(place: ImageRef) -> bool:
 
 
 def write_list(out: Path, curated: Curated) -> list[str]:
-    """One path a line; pictures in tar files become files first, for a list names files."""
+    """One path a line; images in tar files become files first, for a list names files."""
     paths = []
     for row in curated.kept:
         place = curated.inputs.pool.places[row]
         if place.member:
-            copy = Path(f"{out.absolute()}.pictures") / f"{row:09d}_{Path(place.member).name}"
+            copy = Path(f"{out.absolute()}.images") / f"{row:09d}_{Path(place.member).name}"
             with whole_file(copy) as file:
                 file.write(read_place(place, DEFAULT_LIMITS.max_file_bytes))
             paths.append(str(copy))
@@ -111,12 +111,12 @@ def write_list(out: Path, curated: Curated) -> list[str]:
 
 
 def write_fates(path: Path, curated: Curated) -> None:
-    """Every picture with what became of it, for whoever asks why one is missing."""
+    """Every image with what became of it, for whoever asks why one is missing."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["path", "fate", "because_of"])
     pool, avoid, like = curated.inputs.pool, curated.inputs.avoid, curated.inputs.like
-    whose: dict[int, Pictures | None] = {Fate.COPY: pool, Fate.LEAK: avoid, Fate.KEPT: like, Fate.ENOUGH: like}
+    whose: dict[int, Images | None] = {Fate.COPY: pool, Fate.LEAK: avoid, Fate.KEPT: like, Fate.ENOUGH: like}
     for row, place in enumerate(pool.places):
         fate, other = Fate(curated.fate[row]), int(curated.because_of[row])
         group = whose.get(fate)

@@ -16,7 +16,7 @@ from PIL import Image
 from indexer.images.decode import DEFAULT_LIMITS
 
 from ..data.sources import ImageRef, decoded_place
-from .embed import Pictures
+from .embed import Images
 from .outcome import Curated, CurationSummary, Fate
 from .whole_files import whole_file
 
@@ -30,7 +30,7 @@ UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\ud
 
 
 def write_curation_page(path: str | Path, curated: Curated, summary: CurationSummary) -> None:
-    """Write the page to `path`, whole or not at all; a picture that is gone becomes a placeholder that says why."""
+    """Write the page to `path`, whole or not at all; an image that is gone becomes a placeholder that says why."""
     with whole_file(path) as file:
         for piece in _pieces(curated, summary):
             file.write(piece.encode("utf-8"))
@@ -39,19 +39,19 @@ def write_curation_page(path: str | Path, curated: Curated, summary: CurationSum
 def _pieces(curated: Curated, summary: CurationSummary) -> Iterator[str]:
     yield HEAD.format(title=f"Curated: {_shown(Path(summary.out).name)}", style=STYLE)
     yield _steps(summary)
-    yield "<h2>Kinds of pictures</h2>\n" + _effective(summary)
+    yield "<h2>Kinds of images</h2>\n" + _effective(summary)
     yield from _clusters(curated)
     yield "<h2>Copies</h2>\n<p>The first of each row was kept, the numbers are similarities to it.</p>\n"
     yield from _copies(curated)
     if summary.leaks:
-        yield "<h2>Near the evaluation set</h2>\n<p>Behind each removed picture the one that it is near to.</p>\n"
+        yield "<h2>Near the evaluation set</h2>\n<p>Behind each removed image the one that it is near to.</p>\n"
         yield from _leaks(curated)
     for fate in (Fate.UNLIKE, Fate.ENOUGH):
         rows = np.flatnonzero(curated.fate == fate)
         if len(rows):
             yield f"<h2>Left out: {fate.in_words}</h2>\n"
             yield _row([_figure(curated.inputs.pool, row) for row in _spread(rows, EXAMPLES)])
-    yield f"<footer><p>{_shown(summary.out)}; every picture's fate: {_shown(summary.work)}/fates.csv</p></footer>"
+    yield f"<footer><p>{_shown(summary.out)}; every image's fate: {_shown(summary.work)}/fates.csv</p></footer>"
     yield "</body></html>\n"
 
 
@@ -61,7 +61,7 @@ def _steps(summary: CurationSummary) -> str:
         ("without copies and leaks", summary.left, f"{summary.copies:,} copies, {summary.leaks:,} near the evaluation"),
     ]
     if summary.like:
-        rows.append(("like the curated pictures", summary.retrieved, f"{summary.like:,} curated pictures"))
+        rows.append(("like the curated images", summary.retrieved, f"{summary.like:,} curated images"))
     rows.append(("in the list", summary.written, f"{summary.gone:,} chosen ones were gone" if summary.gone else ""))
     cells = "".join(
         f'<tr><td>{name}</td><td class="number">{count:,}</td>'
@@ -86,7 +86,7 @@ def _effective(summary: CurationSummary) -> str:
 
 
 def _clusters(curated: Curated) -> Iterator[str]:
-    """The kinds at the top of the hierarchy, from the largest to the smallest, with pictures that were chosen."""
+    """The kinds at the top of the hierarchy, from the largest to the smallest, with images that were chosen."""
     before = np.bincount(curated.cluster[curated.cluster >= 0])
     after = np.bincount(curated.cluster[curated.kept], minlength=len(before))
     order = np.argsort(-before, kind="stable")
@@ -129,8 +129,8 @@ def _leaks(curated: Curated) -> Iterator[str]:
         yield _row([_figure(curated.inputs.pool, row, likeness), near])
 
 
-def _figure(pictures: Pictures, row: int, caption: str = "") -> str:
-    place = pictures.places[row]
+def _figure(images: Images, row: int, caption: str = "") -> str:
+    place = images.places[row]
     name = _shown(place.member or Path(place.path).name)
     return (
         f'<figure title="{_shown(place.name)}">{_thumbnail(place)}<figcaption>{caption or name}</figcaption></figure>'
@@ -138,11 +138,11 @@ def _figure(pictures: Pictures, row: int, caption: str = "") -> str:
 
 
 def _thumbnail(place: ImageRef) -> str:
-    picture = decoded_place(place.name, place, THUMBNAIL_PX, DEFAULT_LIMITS)
-    reason = getattr(picture, "reason", None)
+    image = decoded_place(place.name, place, THUMBNAIL_PX, DEFAULT_LIMITS)
+    reason = getattr(image, "reason", None)
     if reason is not None:
         return f'<p class="missing">{_shown(reason)}</p>'
-    small = Image.fromarray(picture.pixels)  # type: ignore[union-attr]
+    small = Image.fromarray(image.pixels)  # type: ignore[union-attr]
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
     small.save(packed, "JPEG", quality=80)

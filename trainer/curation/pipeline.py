@@ -1,7 +1,7 @@
-"""The whole way from a pool to a list: embed, deduplicate, retrieve, balance; and what became of every picture.
+"""The whole way from a pool to a list: embed, deduplicate, retrieve, balance; and what became of every image.
 
 Each step goes on where an interrupted run left it, from the files in the work folder; the list itself appears whole at
-the end. A picture that is not in the list has one reason for it, the first that applied.
+the end. An image that is not in the list has one reason for it, the first that applied.
 """
 
 import os
@@ -41,14 +41,14 @@ def curate(
     progress: bool = False,
     say: Say = lambda line: None,
 ) -> CurationSummary:
-    """Choose pictures of a pool for training, and write their paths to a list that `train` reads.
+    """Choose images of a pool for training, and write their paths to a list that `train` reads.
 
     pool, like, avoid  folders, lists of paths, tar shards (see `sources.open_source`), or indexes, whose vectors serve
     choices            None: the values of the papers
-    out                the list, one path a line, written whole at the end. Chosen pictures that lie in tar files are
+    out                the list, one path a line, written whole at the end. Chosen images that lie in tar files are
                        copied to a folder beside it
-    like               pictures chosen by hand; without them everything that is left after deduplication goes on
-    avoid              pictures that models will be judged on
+    like               images chosen by hand; without them everything that is left after deduplication goes on
+    avoid              images that models will be judged on
     work               for what is computed on the way; None: OUT.work. Running again goes on from there
     html               write a page of what was chosen and removed
     workers            processes that decode, and that search the graph; None: one per core, and this one
@@ -106,7 +106,7 @@ def choose(
     progress: bool = False,
     say: Say = lambda line: None,
 ) -> tuple[Curated, Tree, int]:
-    """All steps on vectors: what becomes of every picture, the hierarchy of those left, and how many were retrieved."""
+    """All steps on vectors: what becomes of every image, the hierarchy of those left, and how many were retrieved."""
     vectors, count = inputs.pool.embeddings, len(inputs.pool)
     fate, because_of = np.full(count, Fate.KEPT, np.int8), np.full(count, -1)
     likeness = np.full(count, np.nan, np.float32)
@@ -131,20 +131,20 @@ def choose(
     left = np.flatnonzero(fate == Fate.KEPT)
     if not len(left):
         raise SeenitError(
-            f"none of {count:,} pictures is left after deduplication; give a higher --copy or --leak, or more pictures"
+            f"none of {count:,} images is left after deduplication; give a higher --copy or --leak, or more images"
         )
-    say(f"{len(left):,} of {count:,} pictures left after deduplication")
+    say(f"{len(left):,} of {count:,} images left after deduplication")
 
     kinds = vectors_of_kinds(vectors, inputs.fit, work / "kinds")
     if inputs.like is not None:
         retrieved = _retrieve(inputs, kinds, left, work, choices)
         if not len(retrieved.rows):
             raise SeenitError(
-                f"no cluster holds {choices.least_curated} curated pictures; give fewer --clusters or --mode nearest"
+                f"no cluster holds {choices.least_curated} curated images; give fewer --clusters or --mode nearest"
             )
         fate[left] = Fate.UNLIKE
         fate[retrieved.rows], because_of[retrieved.rows] = Fate.KEPT, retrieved.because_of
-        say(f"{len(retrieved.rows):,} of them are like the {len(inputs.like):,} curated pictures")
+        say(f"{len(retrieved.rows):,} of them are like the {len(inputs.like):,} curated images")
     num_retrieved = int((fate == Fate.KEPT).sum())
 
     with _bar("clusters", progress) as bar:
@@ -152,14 +152,14 @@ def choose(
         tree = build_tree(kinds, choices.levels, rows=left, progress=bar, **options)
     if choices.size is not None:
         if choices.size > num_retrieved:
-            say(f"--size {choices.size:,} is more than the {num_retrieved:,} pictures left; all are taken")
+            say(f"--size {choices.size:,} is more than the {num_retrieved:,} images left; all are taken")
         drawn = left[draw(tree, choices.size, allowed=fate[left] == Fate.KEPT, seed=choices.seed)]
         fate[fate == Fate.KEPT] = Fate.ENOUGH
         fate[drawn] = Fate.KEPT
     gone = [row for row in np.flatnonzero(fate == Fate.KEPT) if not can_be_listed(inputs.pool.places[row])]
     fate[gone] = Fate.GONE
     if gone:
-        say(f"left out {len(gone):,} chosen pictures that are gone, such as {inputs.pool.places[gone[0]].name}")
+        say(f"left out {len(gone):,} chosen images that are gone, such as {inputs.pool.places[gone[0]].name}")
     cluster = np.full(count, -1)
     cluster[left] = tree.top
     cluster = np.where(fate == Fate.COPY, cluster[copies.kept_for], cluster)
@@ -184,7 +184,7 @@ def _retrieve(inputs: Inputs, kinds: Embeddings, left: np.ndarray, work: Path, c
 
 
 def _counts(curated: Curated, tree: Tree, left: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Pictures in each cluster at each level: of the pool with its copies, and of the list."""
+    """Images in each cluster at each level: of the pool with its copies, and of the list."""
     position = np.full(len(curated.fate), -1)
     position[left] = np.arange(len(left))
     inside = position[curated.copies.kept_for] >= 0
@@ -241,9 +241,7 @@ def in_words(summary: CurationSummary) -> str:
     if summary.leaks:
         lines.append(f"leaks       {-summary.leaks:>11,}  near the evaluation set")
     if summary.like:
-        lines.append(
-            f"retrieved   {summary.retrieved:>11,}  of {summary.left:,}, for {summary.like:,} curated pictures"
-        )
+        lines.append(f"retrieved   {summary.retrieved:>11,}  of {summary.left:,}, for {summary.like:,} curated images")
     if summary.gone:
         lines.append(f"gone        {-summary.gone:>11,}  since they were embedded")
     lines.append(f"in the list {summary.written:>11,}  {summary.out}")

@@ -1,7 +1,7 @@
-"""What in a pool resembles pictures chosen by hand; the two ways of the paper (Oquab et al., 2023, appendix A).
+"""What in a pool resembles images chosen by hand; the two ways of the paper (Oquab et al., 2023, appendix A).
 
-For a large curated set each of its pictures brings its N nearest of the pool. A small one would bring few, and mostly
-copies of itself; so the pool is clustered, and of every cluster that holds more than 3 curated pictures M are drawn.
+For a large curated set each of its images brings its N nearest of the pool. A small one would bring few, and mostly
+copies of itself; so the pool is clustered, and of every cluster that holds more than 3 curated images M are drawn.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from .embeddings import Embeddings
 from .kmeans import assign, kmeans
 from .neighbours import nearest
 
-CLUSTER_ROWS = 100  # pictures of the pool in a cluster, on average, in a small pool
+CLUSTER_ROWS = 100  # images of the pool in a cluster, on average, in a small pool
 MOST_CLUSTERS = 100_000  # in a large one, as in the paper
 
 
-# N rows of the pool, M curated pictures
+# N rows of the pool, M curated images
 @dataclass(frozen=True, eq=False)
 class Retrieved:
-    """Rows of the pool, ascending; and for each the curated picture that brought it, -1 where a cluster did."""
+    """Rows of the pool, ascending; and for each the curated image that brought it, -1 where a cluster did."""
 
     rows: np.ndarray
     because_of: np.ndarray
@@ -31,7 +31,7 @@ class Retrieved:
 def retrieve_nearest(
     cells: Cells, curated: Embeddings, *, count: int = NEAREST, allowed: np.ndarray | None = None, recall: float = 0.95
 ) -> Retrieved:
-    """The `count` rows nearest to each curated picture.
+    """The `count` rows nearest to each curated image.
 
     cells    the pool, see `neighbours.build_cells`
     allowed  (N,) bool, False for rows that shall not be taken
@@ -54,11 +54,11 @@ def retrieve_clusters(
     most: int = MOST,
     seed: int = 0,
 ) -> Retrieved:
-    """Draw from the clusters of the pool in which curated pictures lie.
+    """Draw from the clusters of the pool in which curated images lie.
 
     rows          numbers of the rows of the pool that may be taken
     num_clusters  of the pool; None: one for CLUSTER_ROWS of them, MOST_CLUSTERS at most, and no more than could hold
-                  `least_curated` curated pictures each
+                  `least_curated` curated images each
     """
     if num_clusters is None:
         num_clusters = max(1, min(len(rows) // CLUSTER_ROWS, len(curated) // least_curated, MOST_CLUSTERS))

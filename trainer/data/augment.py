@@ -2,7 +2,7 @@
 
 Drawing and doing are apart. `draw_views` decides everything by chance (box, flip, light, blur, ...) and writes it
 into a table, one row a crop; two engines carry the same table out, Pillow here and torch in `augment_torch.py`. So
-they have one distribution by construction, and a test can hold them together picture by picture. Order and constants
+they have one distribution by construction, and a test can hold them together image by image. Order and constants
 are those of DINOv2's augmentation: crop, flip, jitter in random order, grey, blur, solarise.
 
 This module does not import torch: the decoder processes import it.
@@ -29,7 +29,7 @@ BRIGHTEN, CONTRASTEN, SATURATE, TURN_HUE = range(4)  # the numbers in a view's `
 # One row of the table: what happens to one crop
 VIEW = np.dtype(
     [
-        ("top", "<i4"),  # the box, in pixels of the decoded picture
+        ("top", "<i4"),  # the box, in pixels of the decoded image
         ("left", "<i4"),
         ("height", "<i4"),
         ("width", "<i4"),
@@ -49,10 +49,10 @@ VIEW = np.dtype(
 
 @dataclass(frozen=True)
 class Crop:
-    """One of the crops made of every picture; probabilities in [0, 1]."""
+    """One of the crops made of every image; probabilities in [0, 1]."""
 
     size: int  # pixels, side of the square
-    scale: tuple[float, float]  # share of the picture's area
+    scale: tuple[float, float]  # share of the image's area
     blur: float
     solarise: float
 
@@ -68,7 +68,7 @@ class Augmentation:
 
     @property
     def detail_px(self) -> int:
-        """How far a picture's shorter side may shrink before it is cropped, so that no crop is enlarged for it."""
+        """How far an image's shorter side may shrink before it is cropped, so that no crop is enlarged for it."""
         return max((math.ceil(crop.size / math.sqrt(crop.scale[0])) for crop in self.crops), default=1)
 
     def as_json(self) -> dict[str, Any]:
@@ -80,12 +80,12 @@ class Augmentation:
         return cls(**{**fields, "crops": crops})
 
 
-# V crops of one picture of H x W pixels
+# V crops of one image of H x W pixels
 def draw_views(rng: np.random.Generator, height: int, width: int, augmentation: Augmentation) -> np.ndarray:
-    """Draw what happens to each crop of one picture.  (V,) VIEW
+    """Draw what happens to each crop of one image.  (V,) VIEW
 
     A box has an area uniform in the crop's scale and the logarithm of its aspect uniform in ASPECT; the first of ten
-    that fits into the picture is taken, else the largest centred one of an aspect allowed.
+    that fits into the image is taken, else the largest centred one of an aspect allowed.
     """
     crops = augmentation.crops
     chance = rng.random((len(crops), 2 * CROP_ATTEMPTS + 16))  # each use has its own columns
@@ -122,14 +122,14 @@ def draw_views(rng: np.random.Generator, height: int, width: int, augmentation: 
 
 
 def cut_with_pillow(pixels: np.ndarray, views: np.ndarray, crops: Sequence[Crop]) -> list[np.ndarray]:
-    """Carry the table out on one picture.
+    """Carry the table out on one image.
 
     pixels   (H, W, 3) uint8 RGB
     views    (V,) VIEW
     returns  V arrays (S, S, 3) uint8, S each crop's size
     """
-    picture = Image.fromarray(pixels)
-    return [_distort(_cut(picture, view, crop.size), view) for view, crop in zip(views, crops, strict=True)]
+    image = Image.fromarray(pixels)
+    return [_distort(_cut(image, view, crop.size), view) for view, crop in zip(views, crops, strict=True)]
 
 
 def blur_kernel(sigma: float) -> np.ndarray:
@@ -148,9 +148,9 @@ def _largest_box(height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def _cut(picture: Image.Image, view: np.void, size: int) -> Image.Image:
+def _cut(image: Image.Image, view: np.void, size: int) -> Image.Image:
     top, left, height, width = (int(view[name]) for name in ("top", "left", "height", "width"))
-    cut = picture.crop((left, top, left + width, top + height))  # first: a crop does not see what is around it
+    cut = image.crop((left, top, left + width, top + height))  # first: a crop does not see what is around it
     cut = cut.resize((size, size), Image.Resampling.BICUBIC)
     return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view["flip"] else cut
 
@@ -183,7 +183,7 @@ def _turn_hue(cut: Image.Image, turns: float) -> Image.Image:
 
 
 def _blur(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of (S, S, 3) uint8; the picture is mirrored at its borders, without the border itself."""
+    """Gaussian blur of (S, S, 3) uint8; the image is mirrored at its borders, without the border itself."""
     kernel, margin = blur_kernel(sigma), BLUR_TAPS // 2
     mode: Literal["reflect", "edge"] = (
         "reflect" if min(values.shape[:2]) > margin else "edge"

@@ -14,23 +14,23 @@ from torch import Tensor
 
 from .augment import BLUR_TAPS, BRIGHTEN, CONTRASTEN, SATURATE, SOLARISE_FROM, TURN_HUE
 
-CHUNK_PIXELS = 8_000_000  # padded pixels of the pictures that are cropped together; bounds memory
+CHUNK_PIXELS = 8_000_000  # padded pixels of the images that are cropped together; bounds memory
 LUMA = (0.299, 0.587, 0.114)
 
 
-# B pictures, V crops of each, S side of a crop, H x W the largest picture's pixels, n crops of all pictures together
+# B images, V crops of each, S side of a crop, H x W the largest image's pixels, n crops of all images together
 def cut_with_torch(
-    pictures: Sequence[np.ndarray], views: np.ndarray, size: int, device: torch.device | str = "cpu"
+    images: Sequence[np.ndarray], views: np.ndarray, size: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Carry the table out on a batch, for the crops of one size.
 
-    pictures  B arrays (H_b, W_b, 3) uint8 RGB
+    images  B arrays (H_b, W_b, 3) uint8 RGB
     views     (B, V) VIEW
     returns   (B, V, 3, S, S) float32 in [0, 255], on the device
     """
-    crops: list[Tensor | None] = [None] * len(pictures)
-    for chunk in _chunks(pictures):
-        cut = _cut([pictures[index] for index in chunk], views[chunk], size, torch.device(device))
+    crops: list[Tensor | None] = [None] * len(images)
+    for chunk in _chunks(images):
+        cut = _cut([images[index] for index in chunk], views[chunk], size, torch.device(device))
         distorted = distort(cut.flatten(0, 1), views[chunk].ravel())  # (n, 3, S, S)
         for index, crop in zip(chunk, distorted.unflatten(0, (len(chunk), -1)), strict=True):
             crops[index] = crop
@@ -65,12 +65,12 @@ def distort(crops: Tensor, views: np.ndarray) -> Tensor:
     return crops
 
 
-def _chunks(pictures: Sequence[np.ndarray]) -> list[list[int]]:
-    """Indices of pictures of similar size that fit into CHUNK_PIXELS together, each padded to the largest."""
+def _chunks(images: Sequence[np.ndarray]) -> list[list[int]]:
+    """Indices of images of similar size that fit into CHUNK_PIXELS together, each padded to the largest."""
     chunks: list[list[int]] = []
     height = width = 0
-    for index in sorted(range(len(pictures)), key=lambda i: pictures[i].shape[:2]):
-        h, w = pictures[index].shape[:2]
+    for index in sorted(range(len(images)), key=lambda i: images[i].shape[:2]):
+        h, w = images[index].shape[:2]
         height, width = max(height, h), max(width, w)
         if not chunks or (len(chunks[-1]) + 1) * height * width > CHUNK_PIXELS:
             chunks.append([])
@@ -79,12 +79,12 @@ def _chunks(pictures: Sequence[np.ndarray]) -> list[list[int]]:
     return chunks
 
 
-def _cut(pictures: Sequence[np.ndarray], views: np.ndarray, size: int, device: torch.device) -> Tensor:
+def _cut(images: Sequence[np.ndarray], views: np.ndarray, size: int, device: torch.device) -> Tensor:
     """Crop, resize and flip.  (B, V, 3, S, S)"""
-    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-    padded = torch.zeros(len(pictures), height, width, 3, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for target, picture in zip(padded, pictures, strict=True):
-        target[: picture.shape[0], : picture.shape[1]] = torch.from_numpy(np.require(picture, requirements=["C", "W"]))
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    padded = torch.zeros(len(images), height, width, 3, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for target, image in zip(padded, images, strict=True):
+        target[: image.shape[0], : image.shape[1]] = torch.from_numpy(np.require(image, requirements=["C", "W"]))
     values = padded.to(device, non_blocking=True).float()  # (B, H, W, 3)
 
     rows = _bicubic(views["top"], views["height"], size, height, device)  # (B, V, S, H)

@@ -35,12 +35,12 @@ def draw_masks(
     own = config.batch_size // world_size
     masks = np.zeros((2 * own, grid[0] * grid[1]), dtype=bool)
     for view in range(2):
-        for picture in range(own):
-            slot = view * config.batch_size + rank * own + picture
+        for image in range(own):
+            slot = view * config.batch_size + rank * own + image
             if place[slot] < masked:
                 rng = np.random.default_rng([config.seed, batch_number, _TAG, slot + 1])
                 ratio = rng.uniform(edges[place[slot]], edges[place[slot] + 1])
-                masks[view * own + picture] = block_mask(grid, int(ratio * masks.shape[1]), rng).ravel()
+                masks[view * own + image] = block_mask(grid, int(ratio * masks.shape[1]), rng).ravel()
     return torch.from_numpy(masks)
 
 

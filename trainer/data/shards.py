@@ -33,7 +33,7 @@ UNKNOWN = (".tar.xz", ".tar.zst")  # one may ask for gigabytes to unpack, the ot
 
 
 class Member(NamedTuple):
-    """A picture in a tar file."""
+    """An image in a tar file."""
 
     tar: str  # path of the plain tar file
     start: int  # bytes
@@ -59,7 +59,7 @@ def is_shard(path: str) -> bool:
 
 
 def index_shard(path: str) -> list[Member]:
-    """The pictures in a shard, told by their first bytes, in their order."""
+    """The images in a shard, told by their first bytes, in their order."""
     if path.lower().endswith(UNKNOWN):
         raise SeenitError(f"{path} is compressed in a way that is not read here; unpack it to a plain .tar")
     plain = _unpack(path) if path.lower().endswith(COMPRESSED) else path

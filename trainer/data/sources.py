@@ -1,6 +1,6 @@
-"""Where training pictures are: folders, lists of paths, tar shards; and how a decoder process reads one and cuts it.
+"""Where training images are: folders, lists of paths, tar shards; and how a decoder process reads one and cuts it.
 
-A picture in a tar file is read where it lies: the shard is indexed once (name, place, size of each member, see
+An image in a tar file is read where it lies: the shard is indexed once (name, place, size of each member, see
 `shards.py`). Reading, decoding and cropping run in the decoder processes of `indexer`, so that a hostile file costs
 itself and nothing else. This module does not import torch: those processes import it.
 """
@@ -26,13 +26,13 @@ from .augment import Augmentation, cut_with_pillow, draw_views
 from .shards import expand_braces, index_shard, is_shard
 
 WHOLE_FILE = -1
-FINGERPRINTED = 1000  # files whose sizes tell one set of pictures from another
+FINGERPRINTED = 1000  # files whose sizes tell one set of images from another
 
 
 class ImageRef(NamedTuple):
-    """Where one picture's bytes are."""
+    """Where one image's bytes are."""
 
-    path: str  # a picture, or the tar file that it lies in
+    path: str  # an image, or the tar file that it lies in
     start: int = 0  # bytes
     size: int = WHOLE_FILE
     member: str = ""  # its name in the tar file
@@ -45,7 +45,7 @@ class ImageRef(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The pictures to train on, in an order that does not change from run to run."""
+    """The images to train on, in an order that does not change from run to run."""
 
     places: tuple[ImageRef, ...]
 
@@ -53,40 +53,40 @@ class ImageSource:
         return len(self.places)
 
 
-def open_source(pictures: str | Path | Sequence[str | Path], *, exclude_dirs: Iterable[str | Path] = ()) -> ImageSource:
-    """Find the training pictures.
+def open_source(images: str | Path | Sequence[str | Path], *, exclude_dirs: Iterable[str | Path] = ()) -> ImageSource:
+    """Find the training images.
 
-    pictures      a folder (its pictures and tar shards, at any depth), a tar shard (`.tar`, `.tar.gz`, `.tar.bz2`),
+    images      a folder (its images and tar shards, at any depth), a tar shard (`.tar`, `.tar.gz`, `.tar.bz2`),
                   many of them as `shard-{000..009}.tar`, a text file with one path a line (relative ones start at the
-                  file's own folder), a picture, or several of these
+                  file's own folder), an image, or several of these
     exclude_dirs  folders to leave out, such as the one that the run writes to
 
     What a folder holds is told by content; listed files are taken on trust and read when their turn comes.
     SeenitError where there is nothing to train on.
     """
-    given = [pictures] if isinstance(pictures, (str, Path)) else list(pictures)
+    given = [images] if isinstance(images, (str, Path)) else list(images)
     places: list[ImageRef] = []
     for path in _named(given):
         if os.path.isdir(path):
             for found in find_files([path], exclude_dirs=exclude_dirs, follow_links=True):
                 if not isinstance(found, Unreadable):
-                    places += _pictures_in(found.path)
+                    places += _images_in(found.path)
         elif not os.path.exists(path):
             raise SeenitError(f"there is nothing at {path}; give a folder, a list of paths or tar shards")
         elif path.lower().endswith((".txt", ".lst", ".list")):
             places += [ImageRef(line) for line in _read_list(path)]
         else:
-            inside = _pictures_in(path)
+            inside = _images_in(path)
             if not inside:
-                raise SeenitError(f"{path} is neither a picture nor a tar file with pictures; give one of these")
+                raise SeenitError(f"{path} is neither an image nor a tar file with images; give one of these")
             places += inside
     if not places:
-        raise SeenitError(f"no pictures in {', '.join(map(str, given))}; give a folder that holds some")
+        raise SeenitError(f"no images in {', '.join(map(str, given))}; give a folder that holds some")
     return ImageSource(tuple(places))
 
 
 def fingerprint(source: ImageSource) -> str:
-    """A digest of which pictures these are: names below their common folder, in order, and sizes of some files.
+    """A digest of which images these are: names below their common folder, in order, and sizes of some files.
 
     A folder that was moved as a whole keeps it. Sizes are asked of at most FINGERPRINTED files, evenly spread.
     """
@@ -105,7 +105,7 @@ def fingerprint(source: ImageSource) -> str:
 
 
 def read_place(place: ImageRef, limit: int) -> bytes:
-    """The bytes of a picture file; OSError where they cannot be had, PictureError where they are over the limit."""
+    """The bytes of an image file; OSError where they cannot be had, ImageError where they are over the limit."""
     with open_regular(place.path) as file:
         size = os.fstat(file.fileno()).st_size if place.size == WHOLE_FILE else place.size
         if size > limit:
@@ -129,24 +129,24 @@ def crop_job(name: str, place: ImageRef, seed: Sequence[int], augmentation: Augm
 
 
 def cut_crops(job: Job, settings: Settings) -> Outcome:
-    """Read, decode and crop one picture: the work of a decoder process.
+    """Read, decode and crop one image: the work of a decoder process.
 
     The answer's pixels are flat uint8. Engine `pillow`: the crops behind each other, (S, S, 3) each. Engine `torch`:
-    the table of views, then the decoded picture, whose height and width are the answer's grid.
+    the table of views, then the decoded image, whose height and width are the answer's grid.
     """
     order = json.loads(job.kind)
     place, augmentation = ImageRef(*order["place"]), Augmentation.from_json(order["augmentation"])
-    picture = decoded_place(job.path, place, augmentation.detail_px, settings.limits)
-    if isinstance(picture, Broken):
-        return picture
-    height, width = picture.pixels.shape[:2]
+    image = decoded_place(job.path, place, augmentation.detail_px, settings.limits)
+    if isinstance(image, Broken):
+        return image
+    height, width = image.pixels.shape[:2]
     views = draw_views(np.random.default_rng(order["seed"]), height, width, augmentation)
     if order["engine"] == "pillow":
-        parts = cut_with_pillow(picture.pixels, views, augmentation.crops)
+        parts = cut_with_pillow(image.pixels, views, augmentation.crops)
     else:
-        parts = [views.view(np.uint8), picture.pixels]
+        parts = [views.view(np.uint8), image.pixels]
     pixels = np.concatenate([part.ravel() for part in parts])
-    metadata = Metadata(picture.width, picture.height, picture.format)
+    metadata = Metadata(image.width, image.height, image.format)
     return Decoded(job.path, "", 0, 0, pixels, (height, width), metadata)
 
 
@@ -156,18 +156,18 @@ def square_job(name: str, place: ImageRef) -> Job:
 
 
 def cut_square(job: Job, settings: Settings) -> Outcome:
-    """Read and decode one picture and bring it to the pool's size: the work of a decoder process."""
-    picture = decoded_place(job.path, ImageRef(*json.loads(job.kind)), detail_px(settings.resolution), settings.limits)
-    if isinstance(picture, Broken):
-        return picture
+    """Read and decode one image and bring it to the pool's size: the work of a decoder process."""
+    image = decoded_place(job.path, ImageRef(*json.loads(job.kind)), detail_px(settings.resolution), settings.limits)
+    if isinstance(image, Broken):
+        return image
     patch = settings.patch_size
-    pixels = preprocess(picture.pixels, settings.mode, settings.resolution, patch)
+    pixels = preprocess(image.pixels, settings.mode, settings.resolution, patch)
     grid = (pixels.shape[0] // patch, pixels.shape[1] // patch)
-    return Decoded(job.path, "", 0, 0, pixels, grid, Metadata(picture.width, picture.height, picture.format))
+    return Decoded(job.path, "", 0, 0, pixels, grid, Metadata(image.width, image.height, image.format))
 
 
 def decoded_place(name: str, place: ImageRef, target_px: int, limits: Limits) -> DecodedImage | Broken:
-    """The picture at a place, its shorter side not below `target_px` by shrinking; or why there is none."""
+    """The image at a place, its shorter side not below `target_px` by shrinking; or why there is none."""
     try:
         data = read_place(place, limits.max_file_bytes)
         return decode(data, target_px=target_px, limits=limits, path=place.name)
@@ -184,8 +184,8 @@ def _named(given: Iterable[str | Path]) -> Iterator[str]:
         yield from [path] if os.path.exists(path) else expand_braces(path)
 
 
-def _pictures_in(path: str) -> list[ImageRef]:
-    """The picture at a path, or those in the tar file there; none if it is neither."""
+def _images_in(path: str) -> list[ImageRef]:
+    """The image at a path, or those in the tar file there; none if it is neither."""
     if is_shard(path):
         return [ImageRef(*member) for member in index_shard(path)]
     return [ImageRef(path)] if is_image(path) else []

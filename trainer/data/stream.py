@@ -1,8 +1,8 @@
 """An endless stream of cropped batches that is the same however a run is cut up.
 
-Which pictures a batch holds and what is done to them are functions of (seed, batch number, slot). So a run that is
+Which images a batch holds and what is done to them are functions of (seed, batch number, slot). So a run that is
 resumed at batch 500, or spread over 2 processes, sees exactly what one uninterrupted process sees. The decoder
-processes work ahead of the training; a picture that cannot be read is reported once and replaced by another, which is
+processes work ahead of the training; an image that cannot be read is reported once and replaced by another, which is
 again drawn from (seed, batch number, slot).
 """
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 BATCHES_AHEAD = 3  # decoded before they are asked for, the one in hand included
 _IMAGENET = Preprocessing()
-MAX_REPLACEMENTS = 50  # for one slot; so many broken pictures in a row are no accident
+MAX_REPLACEMENTS = 50  # for one slot; so many broken images in a row are no accident
 
 
-# B pictures, V_g global and V_l local views of each, G and L their sides in pixels
+# B images, V_g global and V_l local views of each, G and L their sides in pixels
 @dataclass(frozen=True)
 class CropBatch:
     """Crops with mean and deviation taken out.
 
-    global_crops  (V_g * B, 3, G, G)  float32, view-major: the first B are view 0 of each picture
+    global_crops  (V_g * B, 3, G, G)  float32, view-major: the first B are view 0 of each image
     local_crops   (V_l * B, 3, L, L)  float32, view-major; V_l may be 0
-    indices       (B,)                int64, which pictures of the source
+    indices       (B,)                int64, which images of the source
     """
 
     global_crops: Tensor
@@ -49,7 +49,7 @@ class CropBatch:
 
 
 def augmentation_of(config: "Config") -> Augmentation:
-    """The crops that a run makes of each picture: 2 global ones, then the local ones."""
+    """The crops that a run makes of each image: 2 global ones, then the local ones."""
     local = Crop(config.local_size, config.local_scale, config.blur_local, 0.0)
     return Augmentation(
         crops=(
@@ -63,16 +63,16 @@ def augmentation_of(config: "Config") -> Augmentation:
     )
 
 
-def check_batch(num_pictures: int, config: "Config", world_size: int) -> None:
-    """SeenitError where a batch has more pictures than there are, or cannot be dealt out to the processes."""
-    if config.batch_size > num_pictures:
+def check_batch(num_images: int, config: "Config", world_size: int) -> None:
+    """SeenitError where a batch has more images than there are, or cannot be dealt out to the processes."""
+    if config.batch_size > num_images:
         raise SeenitError(
-            f"a batch of {config.batch_size} pictures from {num_pictures}: set batch_size to {num_pictures} or less,"
-            " or give more pictures"
+            f"a batch of {config.batch_size} images from {num_images}: set batch_size to {num_images} or less,"
+            " or give more images"
         )
     if config.batch_size % world_size:
         raise SeenitError(
-            f"{config.batch_size} pictures do not divide among {world_size} processes;"
+            f"{config.batch_size} images do not divide among {world_size} processes;"
             f" set batch_size to a multiple of {world_size}"
         )
 
@@ -84,7 +84,7 @@ class CropStream:
     rank        this process's number; it gets the slots [rank * B, (rank + 1) * B) of each global batch
     world_size  how many processes share `config.batch_size`
     device      where the crops are to be; the torch engine makes them there
-    broken      why each unreadable picture was replaced, by name
+    broken      why each unreadable image was replaced, by name
     say         gets one line for each of them
 
     Close it, or use it in a `with` block: its decoder processes end with it.
@@ -148,11 +148,11 @@ class CropStream:
         indices = torch.tensor([index for index, _ in answers])
         crops = self._augmentation.crops
         if self._config.engine == "torch":
-            views, pictures = zip(*(_split_picture(answer, len(crops)) for _, answer in answers), strict=True)
+            views, images = zip(*(_split_image(answer, len(crops)) for _, answer in answers), strict=True)
             table = np.stack(views)  # (B, V)
-            cut = [cut_with_torch(pictures, table[:, :2], crops[0].size, self._device)]
+            cut = [cut_with_torch(images, table[:, :2], crops[0].size, self._device)]
             if len(crops) > 2:
-                cut.append(cut_with_torch(pictures, table[:, 2:], crops[2].size, self._device))
+                cut.append(cut_with_torch(images, table[:, 2:], crops[2].size, self._device))
         else:
             rows = np.stack([answer.pixels for _, answer in answers])  # (B, bytes of all crops)
             border = sum(3 * crop.size**2 for crop in crops[:2])
@@ -177,17 +177,17 @@ class CropStream:
 
 @dataclass
 class _Slot:
-    """One place of a batch, while its picture is on its way."""
+    """One place of a batch, while its image is on its way."""
 
     batch: int
     slot: int  # of the global batch
-    index: int  # of the picture
+    index: int  # of the image
     attempt: int = 0
 
 
 @dataclass
 class _Orders:
-    """The jobs of a stream, as far ahead as is allowed; replacements of broken pictures come first.
+    """The jobs of a stream, as far ahead as is allowed; replacements of broken images come first.
 
     It runs dry when everything allowed is under way, and gives jobs again once the stream has moved on.
     """
@@ -195,7 +195,7 @@ class _Orders:
     stream: CropStream
     waiting: dict[str, _Slot] = field(default_factory=dict)  # by the job's name
     again: list[_Slot] = field(default_factory=list)
-    done: dict[int, dict[int, tuple[int, Decoded]]] = field(default_factory=dict)  # batch -> slot -> picture, crops
+    done: dict[int, dict[int, tuple[int, Decoded]]] = field(default_factory=dict)  # batch -> slot -> image, crops
     batch: int = -1  # of the next job
     offset: int = 0  # in this process's part of that batch
 
@@ -213,7 +213,7 @@ class _Orders:
             number = stream._first_slot + self.offset
             config = stream._config
             sample = self.batch * config.batch_size + number
-            slot = _Slot(self.batch, number, _picture_of(sample, len(stream._source), config.seed))
+            slot = _Slot(self.batch, number, _image_of(sample, len(stream._source), config.seed))
             self.offset += 1
             if self.offset == stream._slots:
                 self.batch, self.offset = self.batch + 1, 0
@@ -225,7 +225,7 @@ class _Orders:
         return crop_job(name, stream._source.places[slot.index], seed, stream._augmentation, stream._config.engine)
 
     def take(self, outcome: Outcome) -> None:
-        """Keep a decoded picture, or report a broken one and order another in its place."""
+        """Keep a decoded image, or report a broken one and order another in its place."""
         slot = self.waiting.pop(outcome.path)
         if isinstance(outcome, Decoded):
             self.done.setdefault(slot.batch, {})[slot.slot] = (slot.index, outcome)
@@ -235,7 +235,7 @@ class _Orders:
         name = self.stream._source.places[slot.index].name
         if name not in self.stream.broken:
             self.stream.broken[name] = reason
-            self.stream._say(f"cannot read {name}: {reason}; another picture takes its place")
+            self.stream._say(f"cannot read {name}: {reason}; another image takes its place")
         self.again.append(slot)
 
     def _replace(self, slot: _Slot) -> None:
@@ -244,15 +244,15 @@ class _Orders:
         if slot.attempt > MAX_REPLACEMENTS:
             example, reason = next(iter(stream.broken.items()))
             raise SeenitError(
-                f"{len(stream.broken)} of {len(stream._source)} pictures cannot be read, {example} ({reason}) among"
-                " them; give pictures that can"
+                f"{len(stream.broken)} of {len(stream._source)} images cannot be read, {example} ({reason}) among"
+                " them; give images that can"
             )
         seed = (stream._config.seed, slot.batch, slot.slot, slot.attempt)
         slot.index = int(np.random.default_rng(seed).integers(len(stream._source)))
 
 
-def _picture_of(sample: int, count: int, seed: int) -> int:
-    """Which picture the sample of this number is: every picture once in each epoch, in an order of its own."""
+def _image_of(sample: int, count: int, seed: int) -> int:
+    """Which image the sample of this number is: every image once in each epoch, in an order of its own."""
     epoch, place = divmod(sample, count)
     return int(_order(epoch, count, seed)[place])
 
@@ -262,7 +262,7 @@ def _order(epoch: int, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch, count)).permutation(count)
 
 
-def _split_picture(answer: Decoded, num_views: int) -> tuple[np.ndarray, np.ndarray]:
-    """The views (V,) and the picture (H, W, 3) of an answer of the torch engine."""
+def _split_image(answer: Decoded, num_views: int) -> tuple[np.ndarray, np.ndarray]:
+    """The views (V,) and the image (H, W, 3) of an answer of the torch engine."""
     border = num_views * VIEW.itemsize
     return answer.pixels[:border].view(VIEW), answer.pixels[border:].reshape(*answer.grid, 3)

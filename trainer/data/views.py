@@ -38,16 +38,16 @@ def cut_views(job: Job, settings: Settings) -> Outcome:
     """
     order = json.loads(job.kind)
     detail = detail_px(settings.resolution)
-    picture = decoded_place(job.path, ImageRef(*order["place"]), detail, settings.limits)
-    if isinstance(picture, Broken):
-        return picture
+    image = decoded_place(job.path, ImageRef(*order["place"]), detail, settings.limits)
+    if isinstance(image, Broken):
+        return image
     behind = decoded_place(job.path, ImageRef(*order["background"]), detail, settings.limits)
-    background = picture.pixels[::-1, ::-1] if isinstance(behind, Broken) else behind.pixels
-    upright = preprocess(picture.pixels, settings.mode, settings.resolution, settings.patch_size)
+    background = image.pixels[::-1, ::-1] if isinstance(behind, Broken) else behind.pixels
+    upright = preprocess(image.pixels, settings.mode, settings.resolution, settings.patch_size)
     height, width = upright.shape[:2]
     rng = np.random.default_rng(order["seed"])
     sizes = (height, width, order["difficulty"])
-    views = [render_view(rng, picture.pixels, background, *sizes) for _ in range(order["num_views"])]
-    metadata = Metadata(picture.width, picture.height, picture.format)
+    views = [render_view(rng, image.pixels, background, *sizes) for _ in range(order["num_views"])]
+    metadata = Metadata(image.width, image.height, image.format)
     grid = (height // settings.patch_size, width // settings.patch_size)
     return Decoded(job.path, "", 0, 0, np.stack([upright, *views]), grid, metadata)

@@ -1,6 +1,6 @@
 """How good frozen patch features are for saying what is where: linear segmentation and linear depth.
 
-Pictures are squashed to a square, so that each target pixel has its patch. Without a set of its own to be scored on, a
+Images are squashed to a square, so that each target pixel has its patch. Without a set of its own to be scored on, a
 set is divided into folds, each scored by a head that was fitted on the others.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
 
-from .labelled import PicturePairs, Say, _say_to_stderr, embed_pictures
+from .labelled import ImagePairs, Say, _say_to_stderr, embed_images
 from .probes import format_table
 
 IGNORED = 255  # the class of pixels that do not count
@@ -35,7 +35,7 @@ class SegmentationScores:
     mean_iou: float  # [0, 1], over the classes that are in the true masks
     pixel_accuracy: float  # [0, 1]
     iou: dict[int, float]  # class -> intersection over union
-    num_pictures: int
+    num_images: int
     resolution: int
 
     def table(self) -> str:
@@ -44,10 +44,10 @@ class SegmentationScores:
                 f"{100 * self.mean_iou:.1f}",
                 f"{100 * self.pixel_accuracy:.1f}",
                 str(len(self.iou)),
-                str(self.num_pictures),
+                str(self.num_images),
             ]
         ]
-        return format_table(["mIoU %", "pixels right %", "classes", "pictures"], rows)
+        return format_table(["mIoU %", "pixels right %", "classes", "images"], rows)
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,17 @@ class DepthScores:
     rmse: float  # metres
     within_25_percent: float  # share of pixels with max(guess / truth, truth / guess) < 1.25
     relative_error: float  # mean of |guess - truth| / truth
-    num_pictures: int
+    num_images: int
     resolution: int
 
     def table(self) -> str:
         cells = [f"{self.rmse:.3f}", f"{100 * self.within_25_percent:.1f}", f"{100 * self.relative_error:.1f}"]
-        return format_table(
-            ["RMSE m", "delta<1.25 %", "relative error %", "pictures"], [[*cells, str(self.num_pictures)]]
-        )
+        return format_table(["RMSE m", "delta<1.25 %", "relative error %", "images"], [[*cells, str(self.num_images)]])
 
 
 @dataclass(frozen=True)
 class DenseFeatures:
-    """Patches of n pictures, squashed to a square, and what is true at their pixels.
+    """Patches of n images, squashed to a square, and what is true at their pixels.
 
     patches  (n, G * G, D)  float16, last block
     targets  n arrays (R, R): class numbers, or metres
@@ -87,22 +85,22 @@ class DenseFeatures:
 
 def embed_pairs(
     backbone: Backbone,
-    pairs: PicturePairs,
+    pairs: ImagePairs,
     *,
     resolution: int = 448,
     workers: int | None = None,
     progress: bool = False,
     say: Say = _say_to_stderr,
 ) -> DenseFeatures:
-    """Patch features of each readable picture, and its target brought to the same square by nearest neighbours.
+    """Patch features of each readable image, and its target brought to the same square by nearest neighbours.
 
     progress  show a bar on stderr
     """
     resolution = max(1, round(resolution / backbone.patch_size)) * backbone.patch_size
     patches: dict[int, Tensor] = {}
-    batches = embed_pictures(
+    batches = embed_images(
         backbone,
-        pairs.pictures,
+        pairs.images,
         [backbone.depth - 1],
         mode="squash",
         resolution=resolution,
@@ -113,7 +111,7 @@ def embed_pairs(
     for indices, (output,) in batches:
         patches |= zip(indices, output.patches.half().cpu(), strict=True)
     if len(patches) < 2:
-        raise SeenitError("fewer than 2 of the pictures can be read; give others")
+        raise SeenitError("fewer than 2 of the images can be read; give others")
     kept = sorted(patches)
     targets = tuple(read_target(pairs.targets[index], resolution) for index in kept)
     return DenseFeatures(torch.stack([patches[index] for index in kept]), targets, resolution)
@@ -141,7 +139,7 @@ def read_target(path: str | Path, side: int) -> np.ndarray:
     return values[np.ix_(rows.astype(int), cols.astype(int))]
 
 
-# n pictures, N = G * G patches each, D channels, C classes, R target pixels along a side, P = N * n patches of all
+# n images, N = G * G patches each, D channels, C classes, R target pixels along a side, P = N * n patches of all
 def segmentation(
     train: DenseFeatures,
     val: DenseFeatures | None = None,
@@ -176,7 +174,7 @@ def segmentation(
         mean_iou=sum(iou.values()) / len(iou),
         pixel_accuracy=float(right.sum() / confusion.sum()),
         iou=iou,
-        num_pictures=len(scored.targets),
+        num_images=len(scored.targets),
         resolution=scored.resolution,
     )
 
@@ -184,7 +182,7 @@ def segmentation(
 def depth(train: DenseFeatures, val: DenseFeatures | None = None, *, folds: int = 5, seed: int = 0) -> DepthScores:
     """Linear depth: ridge regression from standardised patches to the logarithm of depth, in closed form.
 
-    Answers are kept within the depths that the training pictures have.
+    Answers are kept within the depths that the training images have.
     """
     squares = within = relative = 0.0
     count = 0

@@ -1,6 +1,6 @@
-"""Pictures with known answers, and a frozen backbone's features of them.
+"""Images with known answers, and a frozen backbone's features of them.
 
-Classes come from one folder a class or from a CSV; masks and depths lie in folders beside the pictures. Features are
+Classes come from one folder a class or from a CSV; masks and depths lie in folders beside the images. Features are
 computed once and kept, since every probe reads the same ones.
 """
 
@@ -26,7 +26,7 @@ from indexer.images.jobs import Decoded, Job
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import Mode
 
-BATCH_PIXELS = 32 * 224 * 224  # of the pictures that go through the network together
+BATCH_PIXELS = 32 * 224 * 224  # of the images that go through the network together
 TARGET_SUFFIXES = {"masks": (".png",), "depth": (".npy", ".png")}
 
 Say = Callable[[str], object]
@@ -37,8 +37,8 @@ def _say_to_stderr(line: str) -> None:
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
-    """Pictures of known classes; `labels` are indices into `classes`."""
+class LabelledImages:
+    """Images of known classes; `labels` are indices into `classes`."""
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
@@ -47,7 +47,7 @@ class LabelledPictures:
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """What a backbone says of n labelled pictures, from its last few blocks.
+    """What a backbone says of n labelled images, from its last few blocks.
 
     cls     (n, K, D)  float32, CLS after the last K blocks and the final norm; [:, -1] is the last block's
     mean    (n, D)     float32, mean patch of the last block
@@ -61,36 +61,34 @@ class LabelledFeatures:
 
 
 @dataclass(frozen=True)
-class PicturePairs:
-    """Pictures and, for each, the file of what is true at each of its pixels."""
+class ImagePairs:
+    """Images and, for each, the file of what is true at each of its pixels."""
 
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     targets: tuple[str, ...]
 
 
-def read_labelled(path: str | Path, classes: Sequence[str] | None = None) -> LabelledPictures:
-    """Pictures and their classes.
+def read_labelled(path: str | Path, classes: Sequence[str] | None = None) -> LabelledImages:
+    """Images and their classes.
 
-    path     a folder with one folder of pictures a class, or a CSV with the columns `path` (relative to the CSV) and
+    path     a folder with one folder of images a class, or a CSV with the columns `path` (relative to the CSV) and
              `label`
-    classes  the classes to number by, those of the training pictures; None: those found here
+    classes  the classes to number by, those of the training images; None: those found here
     """
     path = Path(path)
     named = _from_csv(path) if path.is_file() else _from_folders(path)
     if not named:
-        raise SeenitError(f"no labelled pictures in {path}; give a folder with a folder for each class, or a CSV")
+        raise SeenitError(f"no labelled images in {path}; give a folder with a folder for each class, or a CSV")
     known = tuple(classes) if classes is not None else tuple(sorted({label for _, label in named}))
     number = {label: index for index, label in enumerate(known)}
     strange = sorted({label for _, label in named} - number.keys())
     if strange:
-        raise SeenitError(
-            f"{path} has the class {strange[0]!r}, which the training pictures lack; add some of it there"
-        )
-    return LabelledPictures(tuple(p for p, _ in named), tuple(number[label] for _, label in named), known)
+        raise SeenitError(f"{path} has the class {strange[0]!r}, which the training images lack; add some of it there")
+    return LabelledImages(tuple(p for p, _ in named), tuple(number[label] for _, label in named), known)
 
 
-def read_pairs(folder: str | Path, kind: Literal["masks", "depth"]) -> PicturePairs:
-    """The pictures of FOLDER/images that have a file of the same stem in FOLDER/masks or FOLDER/depth.
+def read_pairs(folder: str | Path, kind: Literal["masks", "depth"]) -> ImagePairs:
+    """The images of FOLDER/images that have a file of the same stem in FOLDER/masks or FOLDER/depth.
 
     masks  PNG of class numbers, one channel; 255 does not count
     depth  NPY of metres, or 16-bit PNG of millimetres; 0 is unknown
@@ -98,18 +96,18 @@ def read_pairs(folder: str | Path, kind: Literal["masks", "depth"]) -> PicturePa
     folder = Path(folder)
     if not (folder / "images").is_dir() or not (folder / kind).is_dir():
         raise SeenitError(
-            f"{folder} needs the folders images and {kind}; put pictures in one and their {kind} in the other"
+            f"{folder} needs the folders images and {kind}; put images in one and their {kind} in the other"
         )
     targets = {p.stem: p for p in sorted((folder / kind).iterdir()) if p.suffix.lower() in TARGET_SUFFIXES[kind]}
-    pictures = [p for p in sorted((folder / "images").iterdir()) if p.stem in targets and is_image(p)]
-    if len(pictures) < 2:
-        raise SeenitError(f"{len(pictures)} pictures in {folder}/images have a file in {kind}; at least 2 are needed")
-    return PicturePairs(tuple(map(str, pictures)), tuple(str(targets[p.stem]) for p in pictures))
+    images = [p for p in sorted((folder / "images").iterdir()) if p.stem in targets and is_image(p)]
+    if len(images) < 2:
+        raise SeenitError(f"{len(images)} images in {folder}/images have a file in {kind}; at least 2 are needed")
+    return ImagePairs(tuple(map(str, images)), tuple(str(targets[p.stem]) for p in images))
 
 
 def embed_labelled(
     backbone: Backbone,
-    pictures: LabelledPictures,
+    images: LabelledImages,
     *,
     resolution: int = 224,
     num_blocks: int = 4,
@@ -123,12 +121,12 @@ def embed_labelled(
     """
     num_blocks = min(num_blocks, backbone.depth)
     layers = range(backbone.depth - num_blocks, backbone.depth)
-    cls = torch.zeros(len(pictures.paths), num_blocks, backbone.embed_dim)
-    mean = torch.zeros(len(pictures.paths), backbone.embed_dim)
+    cls = torch.zeros(len(images.paths), num_blocks, backbone.embed_dim)
+    mean = torch.zeros(len(images.paths), backbone.embed_dim)
     seen = []
-    for indices, outputs in embed_pictures(
+    for indices, outputs in embed_images(
         backbone,
-        pictures.paths,
+        images.paths,
         layers,
         mode="crop",
         resolution=resolution,
@@ -140,12 +138,12 @@ def embed_labelled(
         mean[indices] = outputs[-1].patches.mean(1).cpu()
         seen += indices
     if not seen:
-        raise SeenitError("none of the labelled pictures can be read; give others")
+        raise SeenitError("none of the labelled images can be read; give others")
     kept = torch.tensor(sorted(seen))
-    return LabelledFeatures(cls[kept], mean[kept], torch.tensor(pictures.labels)[kept], pictures.classes)
+    return LabelledFeatures(cls[kept], mean[kept], torch.tensor(images.labels)[kept], images.classes)
 
 
-def embed_pictures(
+def embed_images(
     backbone: Backbone,
     paths: Sequence[str],
     layers: Sequence[int],
@@ -158,7 +156,7 @@ def embed_pictures(
 ) -> Iterator[tuple[list[int], list[TokenFeatures]]]:
     """Batches of (which of the paths, their tokens after the layers asked), in the order in which they are decoded.
 
-    A picture that cannot be read is said once and left out.
+    An image that cannot be read is said once and left out.
     """
     patch = backbone.patch_size
     places: dict[str, list[int]] = {}

@@ -18,7 +18,7 @@ from .labelled import LabelledFeatures
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)  # for 256 pictures a batch
+RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)  # for 256 images a batch
 BLOCKS = (1, 4)  # how many of the last blocks' CLS a linear probe reads
 LINEAR_BATCH = 128
 LINEAR_STEPS = (1250, 12_500)  # least and most
@@ -27,7 +27,7 @@ SHOTS = (1, 2, 5, 10)
 
 @dataclass(frozen=True)
 class KnnScores:
-    """Share of the pictures whose class the weighted vote of their k nearest training pictures gives."""
+    """Share of the images whose class the weighted vote of their k nearest training images gives."""
 
     accuracy: dict[int, float]  # k -> [0, 1]
     num_train: int
@@ -54,7 +54,7 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class LinearScores:
-    """Linear classifiers on frozen features; as in the reference, rates are chosen on the pictures that are scored."""
+    """Linear classifiers on frozen features; as in the reference, rates are chosen on the images that are scored."""
 
     probes: tuple[LinearProbe, ...]
     num_train: int
@@ -74,7 +74,7 @@ class LinearScores:
 
 @dataclass(frozen=True)
 class FewShotScore:
-    """Nearest class mean of `shots` pictures a class, over many draws of these."""
+    """Nearest class mean of `shots` images a class, over many draws of these."""
 
     shots: int
     accuracy: float  # [0, 1], mean over the draws
@@ -91,7 +91,7 @@ class FewShotScores:
         return format_table(["shots", "accuracy %", "draws"], rows)
 
 
-# n training and m validation pictures, D channels, C classes, R rates
+# n training and m validation images, D channels, C classes, R rates
 def knn(
     train: LabelledFeatures,
     val: LabelledFeatures,
@@ -102,7 +102,7 @@ def knn(
     """Weighted k-NN on the last CLS by cosine (Wu et al. 2018, as DINOv2 has it).
 
     for v: votes[c] = sum over v's k nearest t of class c of exp(cos(v, t) / temperature)
-    A k beyond the number of training pictures is left out; with none left, all of them vote.
+    A k beyond the number of training images is left out; with none left, all of them vote.
     """
     _check(train, val)
     ks = [k for k in neighbours if k <= len(train.labels)] or [len(train.labels)]
@@ -169,10 +169,10 @@ def few_shot(
     draws: int = 100,
     seed: int = 0,
 ) -> FewShotScores:
-    """The nearest mean (by cosine) of k pictures of each class, drawn again and again.
+    """The nearest mean (by cosine) of k images of each class, drawn again and again.
 
     A number of shots that some class does not have is left out. The interval is that of the mean over the draws; the
-    pictures that are scored stay the same.
+    images that are scored stay the same.
     """
     _check(train, val)
     members = [torch.nonzero(train.labels == label)[:, 0] for label in range(len(train.classes))]
@@ -180,7 +180,7 @@ def few_shot(
     kinds = torch.stack([train.labels[rows[0]] for rows in members])  # (C,)
     possible = [k for k in shots if k <= min(map(len, members))]
     if not possible:
-        raise SeenitError(f"a class has fewer than {min(shots)} training pictures; give more of it")
+        raise SeenitError(f"a class has fewer than {min(shots)} training images; give more of it")
     generator = torch.Generator().manual_seed(seed)
     gallery, queries = normalize(train.cls[:, -1], dim=-1), normalize(val.cls[:, -1], dim=-1)
     scores = []
@@ -217,4 +217,4 @@ def _with_one(rows: Tensor) -> Tensor:
 def _check(train: LabelledFeatures, val: LabelledFeatures) -> None:
     assert train.classes == val.classes, "both sets must number the same classes"
     if len(set(train.labels.tolist())) < 2:
-        raise SeenitError("all training pictures are of one class; give at least two classes")
+        raise SeenitError("all training images are of one class; give at least two classes")

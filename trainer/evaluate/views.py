@@ -141,7 +141,7 @@ def _vectors(parts: Tensor, fit: Whitening) -> Tensor:
 def _first_rows(pooled: dict[int, PooledFeatures]) -> PooledFeatures:
     """The photos themselves, out of the pooled batches of photo and views."""
     kept = [pooled[number] for number in sorted(pooled)]
-    fewest = min(one.tokens.shape[1] for one in kept)  # a tiny picture has fewer patches
+    fewest = min(one.tokens.shape[1] for one in kept)  # a tiny image has fewer patches
     return PooledFeatures(
         torch.cat([one.parts[:1] for one in kept]),
         torch.cat([one.tokens[:1, :fewest] for one in kept]),

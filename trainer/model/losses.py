@@ -1,6 +1,6 @@
 """Targets of the teacher and losses of the student, as pure functions; sums run over all processes.
 
-V, T views of the student and of the teacher, B pictures, K prototypes, M masked patches, D channels, W processes.
+V, T views of the student and of the teacher, B images, K prototypes, M masked patches, D channels, W processes.
 """
 
 import torch
@@ -95,7 +95,7 @@ def cross_entropy(scores: Tensor, targets: Tensor, temperature: float) -> Tensor
 
 
 def dino_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Every view of the student against every view of the teacher: the sum over pairs of the mean over pictures.
+    """Every view of the student against every view of the teacher: the sum over pairs of the mean over images.
 
     student  (V, B, K)  scores
     targets  (T, B, K)  assignments
@@ -123,7 +123,7 @@ def ibot_loss(student: Tensor, targets: Tensor, weights: Tensor, num_crops: int,
 def koleo_loss(embeddings: Tensor, eps: float = 1e-8) -> Tensor:
     """Minus the mean log distance to the nearest neighbour: spreads embeddings out (Sablayrolles et al. 2019).
 
-    embeddings  (B, D)  neighbours are looked for among all processes' pictures, so that a run does not depend on how
+    embeddings  (B, D)  neighbours are looked for among all processes' images, so that a run does not depend on how
                         many there are; the reference looks among those of one process
     returns     scalar, the same in every process
     """

@@ -24,7 +24,7 @@ from .heads import Head
 from .losses import centred_softmax, dino_loss, ibot_loss, koleo_loss, mask_weights, moved_center, sinkhorn
 
 
-# B pictures, V local views of each, N patches and M masked patches of global crops, D channels, K and K' prototypes
+# B images, V local views of each, N patches and M masked patches of global crops, D channels, K and K' prototypes
 class Outputs(NamedTuple):
     """What a network says of a batch; a tuple, since DDP and FSDP look for tensors in those."""
 
@@ -112,7 +112,7 @@ class FeatureTeacher(nn.Module):
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step needs of B pictures, on the device."""
+    """What a step needs of B images, on the device."""
 
     global_crops: Tensor  # (2 * B, 3, G, G), view-major
     local_crops: Tensor  # (V * B, 3, L, L), view-major
@@ -222,7 +222,7 @@ def _targets(said: Outputs, centers: Centers, config: Config, temperature: float
 
 
 def _koleo(outputs: Outputs, config: Config) -> Tensor:
-    """Within each view, since two views of one picture shall not be pushed apart; the sum of both."""
+    """Within each view, since two views of one image shall not be pushed apart; the sum of both."""
     if not config.koleo_weight:
         return outputs.global_cls.new_zeros((), dtype=torch.float32)
     first, second = outputs.global_cls.chunk(2)  # (B, D) each

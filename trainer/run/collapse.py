@@ -1,8 +1,8 @@
-"""Watches a run for collapse: a network that says the same of every picture, while its loss may look fine.
+"""Watches a run for collapse: a network that says the same of every image, while its loss may look fine.
 
-Signs are measured every few steps over the last pictures: how many directions the embeddings fill, how far they lie
+Signs are measured every few steps over the last images: how many directions the embeddings fill, how far they lie
 apart, how sharp and how varied the teacher's assignments are, and whether student and teacher agree more on one
-picture than on two. A network that starts from random weights says nearly the same of every picture, too, and may need
+image than on two. A network that starts from random weights says nearly the same of every image, too, and may need
 thousands of steps to leave that state, so it is the fall from what was reached that counts. One bad look is nothing;
 several in a row stop the run with a sentence on what to change.
 """
@@ -41,10 +41,10 @@ class CollapseSigns:
 
     effective_rank: float  # directions that the embeddings fill, 1 to min(D, MEMORY)
     spread: float  # one minus the squared length of the mean unit embedding, 0 where all are one
-    target_entropy: float  # of the teacher's assignments over its largest value; 1: it says nothing of any picture
+    target_entropy: float  # of the teacher's assignments over its largest value; 1: it says nothing of any image
     usage: float  # entropy of the mean assignment over its largest value; 0: one prototype for everything
-    agreement: float  # cosine of student and teacher on two views of a picture
-    contrast: float  # that, less the cosine on two pictures
+    agreement: float  # cosine of student and teacher on two views of an image
+    contrast: float  # that, less the cosine on two images
 
     def as_metrics(self) -> dict[str, float]:
         return {name: round(value, 6) for name, value in asdict(self).items() if math.isfinite(value)}
@@ -99,13 +99,13 @@ class CollapseMonitor:
         """
         unit = F.normalize(self.embeddings, dim=1)
         mine, theirs = F.normalize(student_cls.float(), dim=1), F.normalize(teacher_cls.float(), dim=1)
-        crossed = theirs.roll(len(theirs) // 2, 0)  # the other view of the same picture
+        crossed = theirs.roll(len(theirs) // 2, 0)  # the other view of the same image
         same = (mine * crossed).sum(1).mean()
-        other = (mine * crossed.roll(1, 0)).sum(1).mean()  # of the picture before
+        other = (mine * crossed.roll(1, 0)).sum(1).mean()  # of the image before
         entropy = usage = math.nan
         if targets is not None:
             entropy = float(torch.special.entr(targets.float()).sum(1).mean()) / math.log(max(targets.shape[1], 2))
-            # few pictures with sharp assignments cannot use many prototypes, so usage is held against their number
+            # few images with sharp assignments cannot use many prototypes, so usage is held against their number
             most = math.log(max(2, min(len(self.mean_target), len(self.embeddings))))
             usage = min(1.0, float(torch.special.entr(self.mean_target).sum()) / most)
         return CollapseSigns(
@@ -132,7 +132,7 @@ class CollapseMonitor:
     def _complaint(self, step: int, signs: CollapseSigns) -> str | None:
         if signs.spread < min(LARGEST_FALL * self.highest_spread, LOW_SPREAD):
             return (
-                f"the embeddings of all pictures are becoming one (spread {signs.spread:.4f}, it was"
+                f"the embeddings of all images are becoming one (spread {signs.spread:.4f}, it was"
                 f" {self.highest_spread:.2f}); lower rate, raise koleo_weight, or use targets=sinkhorn"
             )
         if signs.effective_rank - 1 < LARGEST_FALL * (self.highest_rank - 1) and signs.effective_rank < LOW_RANK:
@@ -142,12 +142,12 @@ class CollapseMonitor:
             )
         if signs.usage < LOWEST_USAGE:
             return (
-                f"the teacher assigns every picture to the same prototype (usage {signs.usage:.3f} of 1);"
+                f"the teacher assigns every image to the same prototype (usage {signs.usage:.3f} of 1);"
                 " use targets=sinkhorn, or raise teacher_temperature"
             )
         if step > LATE * self.steps and signs.spread < LEAST_SPREAD:
             return (
-                f"after {step} of {self.steps} steps the embeddings of all pictures are still one (spread"
+                f"after {step} of {self.steps} steps the embeddings of all images are still one (spread"
                 f" {signs.spread:.1e}); raise rate or layerscale, or start from a trained backbone"
             )
         return None

@@ -1,7 +1,7 @@
-"""A run as one HTML file: its curves and pictures, with nothing to fetch from anywhere.
+"""A run as one HTML file: its curves and images, with nothing to fetch from anywhere.
 
 `write_report(OUT)` reads what a run leaves behind: `metrics.jsonl` (one JSON object a line, `step` among its keys),
-`pictures/*.png`, and `config.json` where there is one. It may be called while the run goes on.
+`images/*.png`, and `config.json` where there is one. It may be called while the run goes on.
 """
 
 import base64
@@ -19,7 +19,7 @@ from indexer.images.find import os_reason
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 420, 180, 64, 22  # pixels of a curve; margins for the numbers beside it
 MAX_POINTS = 800  # of a curve; neighbours are averaged
-MAX_STEPS_SHOWN = 6  # of pictures
+MAX_STEPS_SHOWN = 6  # of images
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
@@ -51,7 +51,7 @@ def write_report(out: str | Path, *, title: str = "", notes: Sequence[str] = ())
             '<h2>Curves</h2><div class="curves">',
             *curves,
             "</div>",
-            *_pictures(out / "pictures"),
+            *_images(out / "images"),
             *_settings(out / "config.json"),
             "</body></html>",
         ]
@@ -151,8 +151,8 @@ def _notes(notes: Sequence[str]) -> list[str]:
     return ['<div class="notes">', *(f"<p>{html.escape(note)}</p>" for note in notes), "</div>"] if notes else []
 
 
-def _pictures(folder: Path) -> list[str]:
-    """The pictures of some steps, evenly spread from the first to the last."""
+def _images(folder: Path) -> list[str]:
+    """The images of some steps, evenly spread from the first to the last."""
     by_step: dict[int, list[Path]] = {}
     for path in sorted(folder.glob("step_*.png")):
         found = re.fullmatch(r"step_(\d+)_\w+", path.stem)
@@ -161,7 +161,7 @@ def _pictures(folder: Path) -> list[str]:
     steps = sorted(by_step)
     if len(steps) > MAX_STEPS_SHOWN:
         steps = [steps[round(n * (len(steps) - 1) / (MAX_STEPS_SHOWN - 1))] for n in range(MAX_STEPS_SHOWN)]
-    parts = ["<h2>Pictures</h2>"] if steps else []
+    parts = ["<h2>Images</h2>"] if steps else []
     for step in steps:
         for path in by_step[step]:
             kind = path.stem.split("_", 2)[2]

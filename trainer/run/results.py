@@ -57,7 +57,7 @@ def keep_snapshot(run: Run, out: Path, alarm: str = "") -> None:
             "scaler": run.scaler.state_dict(),
             "loss": run.loss if math.isfinite(run.loss) else None,
             "from": run.provenance.get("from", ""),
-            "pictures": run.pictures,
+            "images": run.images,
             "alarm": alarm,
         }
         write_metrics(run, out)
@@ -108,7 +108,7 @@ def _check_same_material(snapshot: Snapshot, run: Run) -> None:
             f"{snapshot.path} is of a run that started from {was}, not from {given};"
             " resume with the same --from, or start anew in another folder"
         )
-    if snapshot.state.get("pictures") != run.pictures:
+    if snapshot.state.get("images") != run.images:
         raise SeenitError(
             f"{snapshot.path} is of a run on other photos than those given;"
             " resume with the same ones, or start anew in another folder"
@@ -252,7 +252,7 @@ def write_results(run: Run, state: dict[str, Tensor], out: Path, comparison: Bef
 
 @dataclass
 class BeforeAndAfter:
-    """The backbone that a run started from against what became of it, on pictures that it was not trained on."""
+    """The backbone that a run started from against what became of it, on images that it was not trained on."""
 
     origin: Checkpoint
     trial: HeldOutTrial
@@ -282,7 +282,7 @@ class BeforeAndAfter:
 def compare_before(
     run: Run, origin: Checkpoint, source: ImageSource, held: ImageSource, say: Say
 ) -> BeforeAndAfter | None:
-    """Score the original; None where no pictures can be read for that."""
+    """Score the original; None where no images can be read for that."""
     trial = prepare_trial(
         source,
         held,
@@ -292,7 +292,7 @@ def compare_before(
         seed=run.config.seed,
     )
     if trial is None:
-        say("before and after cannot be compared: the pictures held out for that cannot be read")
+        say("before and after cannot be compared: the images held out for that cannot be read")
         return None
     comparison = BeforeAndAfter(origin, trial, trial.score(_backbone_of(build_model(origin), run)))
     say(f"before: {comparison.before.line()}")
@@ -300,7 +300,7 @@ def compare_before(
 
 
 class FeaturePreviews:
-    """Pictures for the eye and k-NN accuracy in the middle of a run, by the process that writes files."""
+    """Images for the eye and k-NN accuracy in the middle of a run, by the process that writes files."""
 
     def __init__(self, run: Run, source: ImageSource, labelled: str | Path | None, out: Path) -> None:
         self.run, self.source, self.out = run, source, out
@@ -308,7 +308,7 @@ class FeaturePreviews:
         self.watched: Watched | None = None
 
     def show(self) -> dict[str, float]:
-        """Write the pictures; returns further metrics."""
+        """Write the images; returns further metrics."""
         run = self.run
         if run.world.size > 1 and run.config.parallel == "fsdp":
             return {}  # no process has the whole network
@@ -316,7 +316,7 @@ class FeaturePreviews:
         if backbone.depth > 1 and len(self.source) > 1:
             if self.watched is None:
                 self.watched = Watched(self.source, size_px=run.config.global_size, patch=backbone.patch_size)
-            self.watched.save(backbone, self.out / "pictures", run.step)
+            self.watched.save(backbone, self.out / "images", run.step)
         if self.labelled is None:
             return {}
         features = embed_labelled(
@@ -326,7 +326,7 @@ class FeaturePreviews:
 
 
 def _halves(features: LabelledFeatures) -> tuple[LabelledFeatures, LabelledFeatures]:
-    """Every second picture to vote, the others to be told."""
+    """Every second image to vote, the others to be told."""
     return tuple(  # type: ignore[return-value]
         replace(features, cls=features.cls[n::2], mean=features.mean[n::2], labels=features.labels[n::2])
         for n in (0, 1)

@@ -1,4 +1,4 @@
-"""Pictures for the eye: what the patches of a photo have in common, where CLS looks, and what is near to what.
+"""Images for the eye: what the patches of a photo have in common, where CLS looks, and what is near to what.
 
 They show collapse and progress long before a number does: patch features of a trained network fall into objects and
 their parts, those of a random or collapsed one into noise, stripes or one colour.
@@ -27,7 +27,7 @@ NEIGHBOURS_SHOWN = 5
 
 
 def feature_sheet(backbone: Backbone, pixels: np.ndarray) -> Image.Image:
-    """One column a picture: the picture, its patches in colours, the attention of CLS.
+    """One column an image: the image, its patches in colours, the attention of CLS.
 
     pixels  (B, H, W, 3) uint8
     """
@@ -40,7 +40,7 @@ def feature_sheet(backbone: Backbone, pixels: np.ndarray) -> Image.Image:
 def neighbour_sheet(
     pixels: np.ndarray, vectors: Tensor, queries: Sequence[int], count: int = NEIGHBOURS_SHOWN
 ) -> Image.Image:
-    """One row a query: the query, then the pictures nearest to it by cosine, itself left out.
+    """One row a query: the query, then the images nearest to it by cosine, itself left out.
 
     pixels   (B, H, W, 3) uint8
     vectors  (B, D)
@@ -107,7 +107,7 @@ def _heat(values: np.ndarray) -> np.ndarray:
 
 
 def _sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """A table of pictures (H, W, 3), each enlarged or shrunk to a thumbnail; patches stay squares."""
+    """A table of images (H, W, 3), each enlarged or shrunk to a thumbnail; patches stay squares."""
     cell = THUMB_PX + GAP_PX
     sheet = Image.new("RGB", (max(map(len, rows)) * cell - GAP_PX, len(rows) * cell - GAP_PX), (255, 255, 255))
     for y, row in enumerate(rows):

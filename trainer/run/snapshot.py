@@ -25,7 +25,7 @@ from indexer.errors import CheckpointError, SeenitError
 
 from ..config import Config, ConfigError, config_from
 
-FORMAT_VERSION = 2  # 2: with what the run started from and its pictures
+FORMAT_VERSION = 2  # 2: with what the run started from and its images
 # Keys that say how and where a run computes, not what: they may change between a snapshot and its resumption.
 FREE_KEYS = {
     "workers",

@@ -51,7 +51,7 @@ class Run:
     architecture: Architecture
     preprocessing: Preprocessing
     provenance: dict[str, str]
-    pictures: str  # digest of what it is trained on, see sources.fingerprint
+    images: str  # digest of what it is trained on, see sources.fingerprint
     student: Network
     teacher: Network | FeatureTeacher  # whose word counts
     average: Network  # of the student's weights: the teacher itself, unless a larger one teaches
@@ -76,7 +76,7 @@ class Run:
         return partial(torch.autocast, self.device.type, dtype)
 
 
-def start_run(config: Config, origin: Checkpoint | None, device: torch.device, world: World, pictures: str = "") -> Run:
+def start_run(config: Config, origin: Checkpoint | None, device: torch.device, world: World, images: str = "") -> Run:
     """Networks with their first weights, spread over the processes; the same in each of them."""
     torch.manual_seed(config.seed)
     preprocessing, name, provenance = Preprocessing(), config.arch, {"trained_by": "seenit", "arch": config.arch}
@@ -128,7 +128,7 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
         architecture=replace(architecture, drop_path=0.0),
         preprocessing=preprocessing,
         provenance=provenance,
-        pictures=pictures,
+        images=images,
         student=student,
         teacher=teacher,
         average=average,
@@ -246,7 +246,7 @@ def telling_of_memory(config: Config, device: torch.device) -> Iterator[None]:
         if not known and "allocate memory" not in str(error) and "not enough memory" not in str(error):
             raise
         raise SeenitError(
-            f"no memory for {config.prototypes:,} prototypes and a batch of {config.batch_size} pictures on {device}:"
+            f"no memory for {config.prototypes:,} prototypes and a batch of {config.batch_size} images on {device}:"
             " lower batch_size (accumulate makes up for it) or prototypes, or set checkpoint_blocks=true"
         ) from error
 

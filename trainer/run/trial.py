@@ -1,6 +1,6 @@
 """Whether training helped: photos that it did not see, scored by the backbone before and after.
 
-Two questions are asked of the same pictures each time. Is a photo found again among others when it is photographed
+Two questions are asked of the same images each time. Is a photo found again among others when it is photographed
 anew (another perspective, other light), by the descriptor that an index would make? And, where the photos lie in one
 folder a class, do the nearest neighbours of its CLS tell its class?
 """
@@ -26,13 +26,13 @@ from ..evaluate.labelled import LabelledFeatures
 from ..evaluate.probes import knn
 from ..evaluate.views import JUDGED_DIFFICULTY, PhotoViews, view_ranks
 
-HELD_SHARE = 0.1  # of the pictures
+HELD_SHARE = 0.1  # of the images
 MOST_HELD, FEWEST_HELD = 100, 8
-MOST_OTHERS = 200  # pictures that were trained on and make the search harder
+MOST_OTHERS = 200  # images that were trained on and make the search harder
 VIEWS = 2  # of each held photo
 NEIGHBOURS = 10
 BOOTSTRAPS = 2000  # draws; the bounds then vary by about 1 % of the interval
-CHUNK = 16  # pictures that are embedded together
+CHUNK = 16  # images that are embedded together
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TrialScores:
 # n photos held out, V views of each, m others, S side in pixels, D channels, L parts of a descriptor
 @dataclass(frozen=True)
 class HeldOutTrial:
-    """Decoded pictures with their questions."""
+    """Decoded images with their questions."""
 
     held: np.ndarray  # (n, 1 + V, S, S, 3) uint8, each photo and behind it the same taken anew
     others: np.ndarray  # (m, S, S, 3) uint8
@@ -89,7 +89,7 @@ class HeldOutTrial:
 
 
 def split_source(source: ImageSource, batch_size: int, seed: int) -> tuple[ImageSource, ImageSource]:
-    """Pictures to train on, and pictures held out for the trial.
+    """Images to train on, and images held out for the trial.
 
     Where there are too few to spare any, all are in both.
     """
@@ -104,7 +104,7 @@ def split_source(source: ImageSource, batch_size: int, seed: int) -> tuple[Image
 def prepare_trial(
     train: ImageSource, held: ImageSource, *, size_px: int, patch_size: int, workers: int, seed: int
 ) -> HeldOutTrial | None:
-    """Decode the pictures and make the views; None where no two of them can be read."""
+    """Decode the images and make the views; None where no two of them can be read."""
     held = _pick(held, range(min(len(held), MOST_HELD)))
     step = max(1, len(train) // MOST_OTHERS)
     seen = set(held.places)
@@ -188,6 +188,6 @@ def _pick(source: ImageSource, indices: Iterable[int]) -> ImageSource:
 
 
 def _folder_of(source: ImageSource, index: int) -> str:
-    """The name of the folder that a picture lies in, in its tar file where it is in one."""
+    """The name of the folder that an image lies in, in its tar file where it is in one."""
     place = source.places[index]
     return str(PurePath(place.member or place.path).parent)

@@ -1,4 +1,4 @@
-"""Pictures made for the tests: one whose every turn looks different, and files that mean harm."""
+"""Images made for the tests: one whose every turn looks different, and files that mean harm."""
 
 import io
 import struct
