@@ -4,8 +4,8 @@ A score means different things with another backbone, another collection, anothe
 index's own images are photographed anew (see `rephotograph`) and searched with. Each view has one right answer, the
 image that it was made of, and one that is the best of the wrong: the top result that a photo of something unknown
 would get here. A logistic curve between the scores of the two (Platt, 1999) turns a score into a probability. A second
-one is learnt from the patches' agreement alone, and the lower of the two counts: two walls of the same brick look alike
-as a whole, and only their patches tell them apart.
+one is learnt from the consistency of the patches alone, and the lower of the two counts: two walls of the same brick
+look alike as a whole, and only their patches tell them apart.
 
 Views are made and no photos, so that they are easier than what a user takes; what is learnt is where the wrong answers
 end. Other photos of the same thing lie among the wrong answers: those above the middle of the right ones are left out.
@@ -105,8 +105,8 @@ def _learn_from(
     answers = _answers(searcher, VIEWS, stop)
     if len(answers) < FEWEST // 2 or stop():
         return None
-    scores, agreements = np.array(answers).transpose(1, 2, 0)  # each (2, n): right answers and wrong ones
-    return Calibration(*learn(*scores), *learn(*agreements), searcher.manifest.fit, count, len(answers))
+    scores, consistencies = np.array(answers).transpose(1, 2, 0)  # each (2, n): right answers and wrong ones
+    return Calibration(*learn(*scores), *learn(*consistencies), searcher.manifest.whitening_id, count, len(answers))
 
 
 def learn(right: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
@@ -134,7 +134,9 @@ def learn(right: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
     return slope, float(parameters[1] - slope * middle)
 
 
-Answers = tuple[tuple[float, float], tuple[float, float]]  # scores, agreements; of the right answer and the best wrong
+Answers = tuple[
+    tuple[float, float], tuple[float, float]
+]  # scores, consistencies; of the right answer and the best wrong
 
 
 def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list[Answers]:
@@ -155,10 +157,10 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
         height, width = image.shape[:2]
         view = render_view(rng, image, behind, height, width, rng.uniform(*DIFFICULTY))
         (found_here,) = searcher.candidates([view])
-        right = [(one.score, one.agreement) for one in found_here if one.id == ids[n % len(ids)]]
-        wrong = [(one.score, one.agreement) for one in found_here if one.id != ids[n % len(ids)]]
+        right = [(one.score, one.consistency) for one in found_here if one.id == ids[n % len(ids)]]
+        wrong = [(one.score, one.consistency) for one in found_here if one.id != ids[n % len(ids)]]
         if wrong:
-            best = (max(score for score, _ in wrong), max(agreement for _, agreement in wrong))
-            score, agreement = right[0] if right else (min(score for score, _ in wrong), 0.0)  # it was not among them
-            answers.append(((score, best[0]), (agreement, best[1])))
+            best = (max(score for score, _ in wrong), max(consistency for _, consistency in wrong))
+            score, consistency = right[0] if right else (min(score for score, _ in wrong), 0.0)  # it was not among them
+            answers.append(((score, best[0]), (consistency, best[1])))
     return answers

@@ -352,15 +352,15 @@ def explain(
     with Searcher.open(find_index(index, [query], say=say), say=say) as searcher:
         made_by = [f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"]
         if result is None:
-            from .show.look import draw_image
-            from .show.match_page import write_look_page
+            from .show.inspect import draw_inspection
+            from .show.match_page import write_inspection_page
             from .whole_file import save_image
 
-            drawn = draw_image(_photo(query), searcher.look(query))
+            drawn = draw_inspection(_photo(query), searcher.inspect(query))
             if output is not None:
                 save_image(drawn, output)
             if html is not None:
-                write_look_page(html, drawn, title=str(query.resolve()), made_by=made_by)
+                write_inspection_page(html, drawn, title=str(query.resolve()), made_by=made_by)
         else:
             from .show.draw_match import draw_match
             from .show.match_page import write_explain_page
@@ -369,7 +369,7 @@ def explain(
 
             box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
             found = searcher.explain(query, result, region=box)
-            parts = (_photo(query), _photo(result), found.evidence, found.query_heat, found.image_heat)
+            parts = (_photo(query), _photo(result), found.evidence, found.query_similarity, found.image_similarity)
             if output is not None:
                 save_image(draw_match(*parts, titles=(str(query), str(result))), output)
             if html is not None:

@@ -37,17 +37,17 @@ class Candidate:
 
     id: str
     score: float
-    agreement: float
+    consistency: float
 
 
 @dataclass(frozen=True, eq=False)
 class Explained:
     """Two images held against each other.
 
-    query_heat    (rows, columns) float32: the best cosine of each patch of the query in the other image
-    image_heat  likewise of the other image's patches in the query
+    query_similarity    (rows, columns) float32: the best cosine of each patch of the query in the other image
+    image_similarity  likewise of the other image's patches in the query
     """
 
     evidence: Evidence
-    query_heat: np.ndarray
-    image_heat: np.ndarray
+    query_similarity: np.ndarray
+    image_similarity: np.ndarray

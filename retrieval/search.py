@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from indexer.descriptor.whitening import Whitening
 
     from .rerank.rerank import Comparison
-    from .show.look import Look
+    from .show.inspect import Inspection
 
 RERANKED = 100  # candidates at least that are compared patch by patch
 RERANKED_EXACT = 10_000  # of them with `exact`
@@ -238,7 +238,7 @@ class Searcher:
         with self.store.snapshot():
             ranked = self._ranked(asked, SearchOptions(RERANKED))
         return [
-            [Candidate(hit.id, hit.score, found.agreement(n)) for n, hit in enumerate(found.hits)] for found in ranked
+            [Candidate(hit.id, hit.score, found.consistency(n)) for n, hit in enumerate(found.hits)] for found in ranked
         ]
 
     def explain(self, query: QueryImage, image: str | Path, *, region: Region | None = None) -> Explained:
@@ -251,25 +251,25 @@ class Searcher:
         from .rerank.heat import query_similarity_map, similarity_map
         from .rerank.rerank import Comparison
 
-        embedder, fit = self._ready()
+        embedder, whitening = self._ready()
         (asked,) = self.prepare([query], [region])
-        seen = embedder.indexed(self._pixels(image), fit)
+        seen = embedder.indexed(self._pixels(image), whitening)
         # where the image is in the index, it is compared as searches do it
         stored = self.store.patches([content_id(Path(image).read_bytes())])
         comparison = Comparison(asked.views, [next(iter(stored.values()), seen.packed)])
         cosine = max(float(view.vector @ seen.view.vector) for view in asked.views)
-        score = float(fuse_scores(np.array([cosine]), comparison.support, comparison.distinct)[0])
+        score = float(fuse_scores(np.array([cosine]), comparison.inlier_weight, comparison.distinctiveness)[0])
         return Explained(
             self._evidence(comparison, 0, score),
             query_similarity_map(asked.views, seen.view),
             np.max([similarity_map(seen.view, view) for view in asked.views], axis=0),
         )
 
-    def look(self, image: QueryImage) -> "Look":
+    def inspect(self, image: QueryImage) -> "Inspection":
         """What the index's descriptor sees in an image, patch by patch."""
-        from .show.look import look_at
+        from .show.inspect import inspect_image
 
-        return look_at(self._pixels(image), *self._ready())
+        return inspect_image(self._pixels(image), *self._ready())
 
     @property
     def dim(self) -> int:
@@ -277,7 +277,7 @@ class Searcher:
         return self.index.dim
 
     def awaiting_refit(self) -> int:
-        """Records whose vectors an older fit made, after a run that was cut short; results are poor until it is run."""
+        """Records whose vectors an older whitening made, after a run was cut short; until then results are poor."""
         return self.index.awaiting_refit()
 
     # ---- the steps ----
@@ -299,10 +299,10 @@ class Searcher:
 
     def _prepare_decoded(self, pixels: dict[str, np.ndarray], include_self: bool) -> list[EncodedQuery]:
         """Queries whose files were decoded in other processes, by path."""
-        embedder, fit = self._ready()
-        views = embedder.describe_queries(list(pixels.values()), fit)
+        embedder, whitening = self._ready()
+        views = embedder.describe_queries(list(pixels.values()), whitening)
         return [
-            EncodedQuery(tuple(of_path), own=() if include_self else (path,))
+            EncodedQuery(tuple(of_path), exclude_paths=() if include_self else (path,))
             for path, of_path in zip(pixels, views, strict=True)
         ]
 
@@ -320,10 +320,10 @@ class Searcher:
             else:
                 parts[n] = read_query(image, region, self.manifest.resolution)
         if wholes or parts:
-            embedder, fit = self._ready()
-            for n, of_image in zip(wholes, embedder.describe_queries(list(wholes.values()), fit), strict=True):
+            embedder, whitening = self._ready()
+            for n, of_image in zip(wholes, embedder.describe_queries(list(wholes.values()), whitening), strict=True):
                 views[n] = of_image
-            of_parts = embedder.describe([part.pixels for part in parts.values()], fit)
+            of_parts = embedder.describe([part.pixels for part in parts.values()], whitening)
             for (n, part), view in zip(parts.items(), of_parts, strict=True):
                 views[n] = [replace(view, frame=part.frame)]
         if wrong := {len(view.vector) for of_image in views for view in of_image} - {self.dim}:
@@ -339,7 +339,7 @@ class Searcher:
         """The backbone that made the index, loaded on first use, and the statistics of today."""
         if self._embedder is None:
             self._embedder = self.index.embedder(self._backbone.load(self.manifest.backbone))
-        return self._embedder, self.index.fit
+        return self._embedder, self.index.whitening
 
     def use(self, backbone: "Backbone | LoadOnce") -> None:
         """Embed queries with an already loaded backbone; SeenitError if another one made the index."""
@@ -355,14 +355,16 @@ class Searcher:
             asked = [self._expanded(one, found.hits[: how.expand]) for one, found in zip(asked, ranked, strict=True)]
             ranked = self._ranked(asked, how)
         # no more than its own files are left out of each, so these are the records that can be among the results
-        best = [found.hits[: how.top + len(one.own)] for one, found in zip(asked, ranked, strict=True)]
+        best = [found.hits[: how.top + len(one.exclude_paths)] for one, found in zip(asked, ranked, strict=True)]
         ids = dict.fromkeys(hit.id for hits in best for hit in hits)
         records = {record.id: record for record in self.store.retrieve(list(ids))}
-        return [self._to_results(found, records, how, one.own) for one, found in zip(asked, ranked, strict=True)]
+        return [
+            self._to_results(found, records, how, one.exclude_paths) for one, found in zip(asked, ranked, strict=True)
+        ]
 
     def _ranked(self, asked: "Sequence[EncodedQuery]", how: "SearchOptions") -> "list[_Ranked]":
         """The candidates of each query in their order."""
-        wanted = how.top + max(len(one.own) for one in asked)  # the query's own files may be among them
+        wanted = how.top + max(len(one.exclude_paths) for one in asked)  # the query's own files may be among them
         if how.rerank:
             wanted = max(wanted, min(self.store.count(), RERANKED_EXACT) if how.exact else RERANKED)
         vectors = np.stack([view.vector for one in asked for view in one.views])
@@ -417,7 +419,7 @@ class Searcher:
         return {record.id: record.global_vector for record in records if record.global_vector is not None}
 
     def _to_results(
-        self, ranked: "_Ranked", records: dict[str, Record], how: "SearchOptions", own: Sequence[str]
+        self, ranked: "_Ranked", records: dict[str, Record], how: "SearchOptions", exclude_paths: Sequence[str]
     ) -> list[Result]:
         """Results of one query; the query's own files are left out, their copies elsewhere are not."""
         results: list[Result] = []
@@ -428,7 +430,7 @@ class Searcher:
                 inside = [key for key in keys if any(key.startswith(folder + "/") for folder in how.where.under)]
                 keys = inside + [key for key in keys if key not in inside]
             paths = [self.roots.path(key) for key in keys]
-            paths = [path for path in paths if not any(_same_path(path, one) for one in own)]
+            paths = [path for path in paths if not any(_same_path(path, one) for one in exclude_paths)]
             if record is None or not paths:
                 continue
             comparison = ranked.comparison
@@ -452,7 +454,7 @@ class Searcher:
         from .rerank.rerank import to_evidence
 
         known = self.calibration
-        probability = known.probability(score, comparison.agreement(row)) if known else None
+        probability = known.probability(score, comparison.consistency(row)) if known else None
         return to_evidence(comparison.match(row), probability)
 
 
@@ -470,12 +472,12 @@ def _compared(packed: dict[str, bytes], asked: "EncodedQuery", hits: list[Hit]) 
     if not views or not of_hits:
         return _Ranked(hits)
     comparison = Comparison(views, of_hits)
-    agreement = np.stack([comparison.support, comparison.distinct])  # (2, candidates)
+    by_patches = np.stack([comparison.inlier_weight, comparison.distinctiveness])  # (2, candidates)
     if unlike := [view for view in asked.unlike if len(view.tokens)]:
         against = Comparison(unlike, of_hits)
-        agreement = np.maximum(agreement - np.stack([against.support, against.distinct]), 0)
-    agreement = np.pad(agreement, ((0, 0), (0, len(hits) - len(of_hits))))
-    scores = fuse_scores(np.array([hit.score for hit in hits]), *agreement)
+        by_patches = np.maximum(by_patches - np.stack([against.inlier_weight, against.distinctiveness]), 0)
+    by_patches = np.pad(by_patches, ((0, 0), (0, len(hits) - len(of_hits))))
+    scores = fuse_scores(np.array([hit.score for hit in hits]), *by_patches)
     order = np.argsort(-scores, kind="stable").tolist()
     return _Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
 
@@ -500,9 +502,9 @@ class _Ranked:
     comparison: "Comparison | None" = None
     rows: Sequence[int] = ()
 
-    def agreement(self, n: int) -> float:
+    def consistency(self, n: int) -> float:
         """Of the patches of hit number n, in [0, 1)."""
-        return self.comparison.agreement(self.rows[n]) if self.comparison else 0.0
+        return self.comparison.consistency(self.rows[n]) if self.comparison else 0.0
 
 
 def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:

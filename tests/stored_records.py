@@ -35,7 +35,7 @@ def make_record(number: int) -> Record:
             raw=number % 7 == 0,
             note="its end is missing" if number % 3 == 0 else None,
         ),
-        fit="fit-a" if number < 20 else "fit-b",
+        whitening_id="fit-a" if number < 20 else "fit-b",
         tags=("even",) if number % 2 == 0 else ("odd", "straße"),
         global_vector=unit(rng, 16),
         patches=rng.bytes(1000 + number),

@@ -121,8 +121,8 @@ def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     first, second = indexed / "a" / "0.jpg", indexed / "a" / "1.jpg"
     same = json.loads(seenit("explain", first, first, "--json").out)
     other = json.loads(seenit("explain", first, second, "--json").out)
-    assert same["support"] > other["support"] and same["probability"] > other["probability"]
-    assert len(same["pairs"]) == same["support"] and len(same["transform"]) == 2
+    assert same["num_inliers"] > other["num_inliers"] and same["probability"] > other["probability"]
+    assert len(same["pairs"]) == same["num_inliers"] and len(same["transform"]) == 2
     drawn, page = tmp_path / "match.png", tmp_path / "match.html"
     run = seenit("explain", first, second, "-o", drawn, "--html", page)
     assert run.code == 0 and "agree" in run.out, run.err

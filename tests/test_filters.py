@@ -82,7 +82,7 @@ def draw_records(rng: random.Random) -> list[Record]:
                 camera=maybe(rng, lambda: rng.choice(CAMERAS)),
                 gps=maybe(rng, lambda: draw_place(rng)),
             ),
-            fit=rng.choice(FITS),
+            whitening_id=rng.choice(FITS),
             tags=tuple(rng.sample(TAGS, rng.choice([0, 1, 2, 5]))),
             global_vector=vectors[number],
             patches=b"",
@@ -174,7 +174,7 @@ def meets(record: Record, where: Filter) -> bool:
         and words(where.camera or "") <= words(record.metadata.camera or "")
         and (where.near is None or is_within(record.metadata.gps, *where.near))
         and set(where.tags) <= set(record.tags)
-        and record.fit != where.not_fit
+        and record.whitening_id != where.not_whitening_id
         and record.id not in where.not_ids
     )
 

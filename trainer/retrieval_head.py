@@ -98,9 +98,9 @@ def train_head(
     head = head_from(seen)
     searched = [unseen.photos, seen.photos]  # an index has statistics of all photos that it searches
     fits = [descriptor.fit_whitening(searched, unseen.recipe, prior) for prior in (backbone.prior, head)]
-    before, after = (view_retrieval(unseen, fit, seen.photos.parts) for fit in fits)
+    before, after = (view_retrieval(unseen, whitening, seen.photos.parts) for whitening in fits)
     scores = f"mean 1/rank {before.mean_reciprocal_rank:.3f} before, {after.mean_reciprocal_rank:.3f} after"
-    if not gains(*(view_ranks(unseen, fit, seen.photos.parts) for fit in fits)):
+    if not gains(*(view_ranks(unseen, whitening, seen.photos.parts) for whitening in fits)):
         say(f"unseen photos do not gain ({scores}): the backbone stays as it is; more photos may help")
         return HeadSummary(before, after, None, len(seen))
     path = out / "backbone.safetensors"

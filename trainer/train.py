@@ -117,7 +117,7 @@ def train(
     with ExitStack() as cleanup:
         cleanup.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         cleanup.enter_context(telling_of_memory(config, device))
-        say = say if world.leads else _say_nothing
+        say = say if world.is_main else _say_nothing
         source = open_source(images, exclude_dirs=[out])
         images_digest = fingerprint(source)
         if from_backbone is None and config.needs_backbone:
@@ -145,7 +145,7 @@ def train(
             restore_run(run, last)
             say(f"going on after step {run.step} from {last}")
         comparison, shows = None, None
-        if world.leads:
+        if world.is_main:
             prepare_folder(out, run.step, run.config)
             run.board = open_board(out / "tensorboard")
             cleanup.callback(close_board, run.board)
@@ -154,7 +154,7 @@ def train(
         stopped, rate = _loop(run, source, out, progress, stop, say, shows)
         if not stopped:
             state = {name: full_tensor(value).cpu() for name, value in run.average.state_dict().items()}
-            if world.leads:
+            if world.is_main:
                 write_results(run, state, out, comparison, say)
         wait_for_all()
         return TrainSummary(
@@ -188,7 +188,7 @@ def _loop(
     spoken = started
     batches: Iterator[CropBatch] | None = None
     stage: Config | None = None
-    with ExitStack() as streams, _bar(config.steps, run.step, progress and world.leads) as bar:
+    with ExitStack() as streams, _bar(config.steps, run.step, progress and world.is_main) as bar:
         while run.step < config.steps:
             if any_process(stop(), run.device):
                 keep_snapshot(run, out)
@@ -333,7 +333,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _report(run: Run, out: Path) -> None:
-    if run.world.leads:
+    if run.world.is_main:
         write_report(out, title=run.name)
 
 

@@ -27,7 +27,7 @@ class Indexed:
 
 
 class Embedder:
-    """A backbone with the recipe that makes vectors of its features; the fit is handed in, for it belongs to an index.
+    """A backbone and how vectors are made of its features; the whitening is given, since it belongs to an index.
 
     resolution  pixels; an image is seen at about resolution x resolution pixels in its own aspect
     """
@@ -46,10 +46,10 @@ class Embedder:
         features = self.backbone.intermediate(np.stack(pixels), self.layers)
         return descriptor.pool(features, self.recipe, self.backbone.depth)
 
-    def fit(self, sample: Sequence[PooledFeatures]) -> Whitening:
+    def fit_whitening(self, sample: Sequence[PooledFeatures]) -> Whitening:
         return descriptor.fit_whitening(sample, self.recipe, self.backbone.prior)
 
-    def describe(self, images: Sequence[np.ndarray], fit: Whitening) -> list[CropFeatures]:
+    def describe(self, images: Sequence[np.ndarray], whitening: Whitening) -> list[CropFeatures]:
         """Each image, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
         seen = [preprocess(image, "aspect", self.resolution, self.backbone.patch_size) for image in images]
         by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -60,23 +60,25 @@ class Embedder:
             for start in range(0, len(numbers), QUERY_BATCH):
                 batch = numbers[start : start + QUERY_BATCH]
                 features = self.backbone.intermediate(np.stack([seen[n] for n in batch]), self.layers)
-                vectors, tokens = descriptor.apply(descriptor.pool(features, self._whole, self.backbone.depth), fit)
+                vectors, tokens = descriptor.apply(
+                    descriptor.pool(features, self._whole, self.backbone.depth), whitening
+                )
                 views |= {n: CropFeatures(vectors[at], tokens[at], features[0].grid) for at, n in enumerate(batch)}
         return [views[n] for n in range(len(images))]
 
-    def indexed(self, image: np.ndarray, fit: Whitening) -> "Indexed":
+    def indexed(self, image: np.ndarray, whitening: Whitening) -> "Indexed":
         """An image, (H, W, 3) uint8 of any size, as an index holds it."""
-        (view,) = self.describe([image], fit)
+        (view,) = self.describe([image], whitening)
         pixels = preprocess(image, "aspect", self.resolution, self.backbone.patch_size)
         pooled = self.pooled([pixels])
-        tokens = descriptor.apply(pooled, fit)[1][0]
+        tokens = descriptor.apply(pooled, whitening)[1][0]
         patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
         return Indexed(view, pack_patches(patches, self.recipe.token_bits))
 
-    def describe_queries(self, images: Sequence[np.ndarray], fit: Whitening) -> list[list[CropFeatures]]:
+    def describe_queries(self, images: Sequence[np.ndarray], whitening: Whitening) -> list[list[CropFeatures]]:
         """`describe` for queries: each image as a whole, then the other parts of it that `query_cuts` looks at."""
         cuts = [query_cuts(image) for image in images]
-        views = iter(self.describe([cut.pixels for of_image in cuts for cut in of_image], fit))
+        views = iter(self.describe([cut.pixels for of_image in cuts for cut in of_image], whitening))
         return [[replace(next(views), frame=cut.frame) for cut in of_image] for of_image in cuts]
 
 

@@ -3,7 +3,7 @@
 Raw DINOv2 tokens make poor descriptors for finding the same thing again: a few directions carry most of the variance
 and say "a photo", not "this photo". So several layers are read, and means and whitening are fitted on the indexed
 images themselves. The whole chain (centre, whiten each layer, keep the main directions of all of them together) is
-one affine map, which is what a `Whitening` holds. A small corpus has no statistics of its own to speak of: the fit then
+one affine map, which is what a `Whitening` holds. A small corpus has few statistics of its own: its whitening
 leans on a prior, the statistics of other photos that a backbone's file may carry, as if `PRIOR_IMAGES` of them had
 been indexed too.
 """
@@ -39,7 +39,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class DescriptorConfig:
-    """All that decides a vector besides the backbone and the fit. Depths are fractions: 1 is the last block."""
+    """All that decides a vector besides the backbone and the whitening. Depths are fractions: 1 is the last block."""
 
     cls_depths: tuple[float, ...] = (1.0, 11 / 12)  # where the CLS token is read
     mean_depths: tuple[float, ...] = (10 / 12, 9 / 12)  # where the mean of the patches is read
@@ -137,7 +137,7 @@ class Whitening:
 
     @cached_property
     def id(self) -> str:
-        """32 hex digits that tell this fit from every other; each record names the fit that made its vectors."""
+        """32 hex digits that tell this whitening from every other; each record names the one that made its vectors."""
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in _tensors(self).items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -204,7 +204,7 @@ def fit_whitening(
     image is then not its own mean, and has a descriptor.
     """
     parts = torch.cat([pooled.parts for pooled in sample]).double()  # (n, L, D)
-    assert len(parts) > 0, "a fit needs an image"
+    assert len(parts) > 0, "a whitening needs an image"
     num_parts, dim = parts.shape[1:]
     if prior is not None:
         _check_prior(prior, recipe, num_parts, dim)
@@ -234,10 +234,10 @@ def fit_whitening(
     )
 
 
-def apply(pooled: PooledFeatures, fit: Whitening) -> tuple[np.ndarray, np.ndarray]:
+def apply(pooled: PooledFeatures, whitening: Whitening) -> tuple[np.ndarray, np.ndarray]:
     """The vectors to store: global (B, G) and patch tokens (B, K, T), float32, every row L2-normalised."""
-    vectors = (pooled.parts.flatten(1) - fit.mean) @ fit.projection  # (B, G)
-    tokens = (pooled.tokens.float() - fit.token_mean) @ fit.token_projection  # (B, K, T)
+    vectors = (pooled.parts.flatten(1) - whitening.mean) @ whitening.projection  # (B, G)
+    tokens = (pooled.tokens.float() - whitening.token_mean) @ whitening.token_projection  # (B, K, T)
     return _unit_rows(vectors).numpy(), _unit_rows(tokens).numpy()
 
 
@@ -259,14 +259,14 @@ def prior_from(sample: Sequence[PooledFeatures], recipe: DescriptorConfig) -> di
     }
 
 
-def save_fit(fit: Whitening) -> bytes:
-    """A fit as the bytes of a safetensors file."""
-    metadata = {"format": "seenit-fit-1", "recipe": fit.recipe.version, "num_images": str(fit.num_images)}
-    return safetensors.torch.save(_tensors(fit), metadata)
+def save_whitening(whitening: Whitening) -> bytes:
+    """A whitening as the bytes of a safetensors file."""
+    metadata = {"format": "seenit-fit-1", "recipe": whitening.recipe.version, "num_images": str(whitening.num_images)}
+    return safetensors.torch.save(_tensors(whitening), metadata)
 
 
-def load_fit(data: bytes) -> Whitening:
-    """The fit that `save_fit` wrote; anything else raises SeenitError."""
+def load_whitening(data: bytes) -> Whitening:
+    """The whitening that `save_fit` wrote; anything else raises SeenitError."""
     try:
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
@@ -289,8 +289,8 @@ def _block(fraction: float, depth: int) -> int:
     return max(1, round(fraction * depth)) - 1
 
 
-def _tensors(fit: Whitening) -> dict[str, Tensor]:
-    return {name: getattr(fit, name) for name in ("mean", "projection", "token_mean", "token_projection")}
+def _tensors(whitening: Whitening) -> dict[str, Tensor]:
+    return {name: getattr(whitening, name) for name in ("mean", "projection", "token_mean", "token_projection")}
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -384,12 +384,12 @@ def _check_prior(prior: Mapping[str, Tensor], recipe: DescriptorConfig, num_part
         raise SeenitError("the backbone's descriptor prior was made for another recipe; make the prior anew")
 
 
-def _check(fit: Whitening) -> None:
-    wide, dim = fit.mean.numel(), fit.token_mean.numel()
-    parts = len(fit.recipe.cls_depths) + len(fit.recipe.mean_depths)
-    shapes = (fit.projection.shape[0] == wide, fit.token_projection.shape[0] == dim, wide == parts * dim)
-    if not all(shapes) or [tensor.ndim for tensor in _tensors(fit).values()] != [1, 2, 1, 2]:
+def _check(whitening: Whitening) -> None:
+    wide, dim = whitening.mean.numel(), whitening.token_mean.numel()
+    parts = len(whitening.recipe.cls_depths) + len(whitening.recipe.mean_depths)
+    shapes = (whitening.projection.shape[0] == wide, whitening.token_projection.shape[0] == dim, wide == parts * dim)
+    if not all(shapes) or [tensor.ndim for tensor in _tensors(whitening).values()] != [1, 2, 1, 2]:
         raise ValueError("its tensors do not fit together")
-    for name, tensor in _tensors(fit).items():
+    for name, tensor in _tensors(whitening).items():
         if tensor.dtype != torch.float32 or not math.isfinite(tensor.abs().sum().item()):
             raise ValueError(f"{name} is not finite float32")

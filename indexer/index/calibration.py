@@ -8,41 +8,41 @@ import math
 from dataclasses import asdict, dataclass
 
 BLOB = "calibration.json"
-FORMAT = 2  # 2: agreement is what is distinct
+FORMAT = 2  # 2: consistency is of what is distinctive
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """probability = 1 / (1 + exp(-(slope * x + offset))), the lower one of x = score and x = the patches' agreement.
+    """probability = 1 / (1 + exp(-(slope * x + offset))), the lower one of x = score and x = the patches' consistency.
 
     Platt scaling (Platt, 1999).
     """
 
     slope: float
     offset: float
-    agreement_slope: float
-    agreement_offset: float
-    fit: str  # of the descriptor, for whose scores it holds
+    consistency_slope: float
+    consistency_offset: float
+    whitening_id: str  # of the descriptor, for whose scores it holds
     images: int  # in the index when it was made
     views: int  # that it was learnt from
 
-    def probability(self, score: float, agreement: float) -> float:
-        """That a result with this score and agreement shows the same object, in (0, 1)."""
-        of_agreement = _logistic(self.agreement_slope * agreement + self.agreement_offset)
-        return min(_logistic(self.slope * score + self.offset), of_agreement)
+    def probability(self, score: float, consistency: float) -> float:
+        """That a result with this score and consistency shows the same object, in (0, 1)."""
+        of_consistency = _logistic(self.consistency_slope * consistency + self.consistency_offset)
+        return min(_logistic(self.slope * score + self.offset), of_consistency)
 
 
-def parse_calibration(data: bytes | None, fit: str) -> Calibration | None:
-    """From the index's blob; None where there is none for the vectors of this fit, or none that can be read."""
+def parse_calibration(data: bytes | None, whitening_id: str) -> Calibration | None:
+    """From the index's blob; None where there is none for the vectors of this whitening, or none that can be read."""
     try:
         values = json.loads(data or b"{}")
         if values.pop("format", None) != FORMAT:
             return None
         calibration = Calibration(**values)
-        numbers = (calibration.slope, calibration.offset, calibration.agreement_slope, calibration.agreement_offset)
+        numbers = (calibration.slope, calibration.offset, calibration.consistency_slope, calibration.consistency_offset)
         if not all(math.isfinite(number) for number in numbers):
             return None
-        return calibration if calibration.fit == fit else None  # vectors made anew have other scores
+        return calibration if calibration.whitening_id == whitening_id else None  # vectors made anew have other scores
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 

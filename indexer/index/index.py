@@ -99,11 +99,11 @@ class Index:
         return schema.global_dim if schema else 0
 
     @cached_property
-    def fit(self) -> "Whitening":
+    def whitening(self) -> "Whitening":
         """The statistics that made today's vectors; SeenitError where they are missing or another's."""
-        from .statistics import read_fit, recipe_of
+        from .statistics import read_whitening, recipe_of
 
-        return read_fit(self.store, self.manifest, recipe_of(self.manifest, self.location))
+        return read_whitening(self.store, self.manifest, recipe_of(self.manifest, self.location))
 
     def embedder(self, backbone: "Backbone") -> "Embedder":
         """What describes images as the index's were; SeenitError where another backbone made the index."""
@@ -115,14 +115,14 @@ class Index:
 
     def refresh(self) -> bool:
         """Take over what another process has changed; whether queries have to be described anew."""
-        fit = self.manifest.fit
+        whitening = self.manifest.whitening_id
         if self.store.read_blob(MANIFEST_BLOB) != self._manifest_data:
             self._read()
-            if self.manifest.fit != fit:
-                self.__dict__.pop("fit", None)
+            if self.manifest.whitening_id != whitening:
+                self.__dict__.pop("whitening", None)
         elif self.store.read_blob(CALIBRATION_BLOB) != self._calibration_data:
             self._read()
-        return self.manifest.fit != fit
+        return self.manifest.whitening_id != whitening
 
     def with_keys(self, where: Filter) -> Filter:
         """The conditions as the store takes them: folders as keys; SeenitError for one that is not in the index."""
@@ -141,7 +141,7 @@ class Index:
 
     def awaiting_refit(self) -> int:
         """Images whose vectors older statistics made, after a run that was cut short: results are poor."""
-        return self.store.count(Filter(not_fit=self.manifest.fit))
+        return self.store.count(Filter(not_whitening_id=self.manifest.whitening_id))
 
     def skipped(self) -> list[SkippedFile]:
         return read_skipped(self.store)
@@ -194,7 +194,7 @@ class Index:
             self._manifest_data = data
             self._calibration_data = self.store.read_blob(CALIBRATION_BLOB)
         self.roots = Roots(self.location, self.manifest.roots)
-        self.calibration: Calibration | None = parse_calibration(self._calibration_data, self.manifest.fit)
+        self.calibration: Calibration | None = parse_calibration(self._calibration_data, self.manifest.whitening_id)
 
 
 def is_index(location: str | Path) -> bool:

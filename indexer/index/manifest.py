@@ -21,7 +21,7 @@ class Manifest:
     backbone_hash: str  # hex, 128 bits, of the weights
     resolution: int  # an image is seen at about resolution x resolution pixels, in its own aspect
     descriptor: dict[str, object]  # the descriptor's settings by name, see `descriptor.Recipe`
-    fit: str  # id of the fitted statistics that make today's vectors
+    whitening_id: str  # id of the fitted statistics that make today's vectors
     fitted_on: int  # images that the statistics saw
     roots: dict[str, str] = field(default_factory=dict)  # key -> folder, relative to the index or absolute
     seenit: str = VERSION  # the version that wrote it

@@ -7,7 +7,7 @@ from ..errors import SeenitError
 from ..store.protocol import Store
 from .manifest import Manifest
 
-FIT_BLOB = "descriptor.safetensors"
+WHITENING_BLOB = "descriptor.safetensors"
 
 
 MEND = "mend it with: seenit check --repair --index {}"
@@ -33,15 +33,15 @@ def recipe_of(manifest: Manifest, location: object) -> DescriptorConfig:
         ) from None
 
 
-def read_fit(store: Store, manifest: Manifest, recipe: DescriptorConfig) -> Whitening:
+def read_whitening(store: Store, manifest: Manifest, recipe: DescriptorConfig) -> Whitening:
     """The statistics that made the index's vectors; SeenitError where they are missing, damaged or another's."""
-    data = store.read_blob(FIT_BLOB)
+    data = store.read_blob(WHITENING_BLOB)
     why = ""
     if data is None:
         why = "its descriptor's statistics are missing"
     else:
-        fit = descriptor.load_fit(data)
-        if fit.id == manifest.fit and fit.recipe == recipe:
-            return fit
+        whitening = descriptor.load_whitening(data)
+        if whitening.id == manifest.whitening_id and whitening.recipe == recipe:
+            return whitening
         why = "its descriptor's statistics are not the ones it names"
     raise SeenitError(f"the index at {store.location} cannot be used: {why}; {MEND.format(store.location)}")

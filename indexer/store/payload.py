@@ -26,14 +26,14 @@ INDEXED_FIELDS = {
     "camera_words": "keyword",
     "location": "geo",
     "tags": "keyword",
-    "fit": "keyword",
+    "whitening_id": "keyword",
 }
 
 HALF_EQUATOR_M = 20_040_000.0  # no two places are farther apart
 
 METRES_PER_DEGREE = 111_195.0  # of latitude, on the sphere that engines reckon with
 
-LISTED_FIELDS = ["files", "fit"]  # what `listed_from` needs
+LISTED_FIELDS = ["files", "whitening_id"]  # what `listed_from` needs
 PATCHES_FIELD = "patches"  # most of a payload's bytes, so read only where it is asked for
 _FOREIGN = "record {id} in {location} is not one that seenit wrote; remove it, or index into a new place"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -104,7 +104,7 @@ def record_payload(record: Record) -> dict[str, Any]:
     payload: dict[str, Any] = {
         **files_payload(record.files),
         **tags_payload(record.tags),
-        "fit": record.fit,
+        "whitening_id": record.whitening_id,
         "width": metadata.width,
         "height": metadata.height,
         "format": metadata.format,
@@ -185,7 +185,7 @@ def listed_from(id: str, payload: Mapping[str, Any] | None, location: str) -> Li
     """`record_from` for a payload of LISTED_FIELDS."""
     try:
         payload = payload or {}
-        return Listed(id, payload["fit"], _files_from(payload))
+        return Listed(id, payload["whitening_id"], _files_from(payload))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise StoreError(_FOREIGN.format(id=id, location=location)) from None
 
@@ -228,7 +228,7 @@ def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
             raw=bool(payload.get("raw", False)),
             note=None if note is None else from_engine(note),
         ),
-        fit=payload["fit"],
+        whitening_id=payload["whitening_id"],
         tags=tuple(from_engine(tag) for tag in payload["tags"]),
         global_vector=None if global_vector is None else np.asarray(global_vector, np.float32),  # (G,)
         patches=_patches_from(payload),

@@ -48,7 +48,7 @@ class Record:
     id: str  # a UUID in its 36-character form, see content_id
     files: tuple[StoredFile, ...]
     metadata: Metadata
-    fit: str  # which fit of the descriptor made the vectors
+    whitening_id: str  # which whitening of the descriptor made the vectors
     tags: tuple[str, ...] = ()
     global_vector: np.ndarray | None = None
     patches: bytes | None = None
@@ -59,7 +59,7 @@ class Listed:
     """What a sync compares of a record; a fraction of the whole, and quicker to read by the hundred thousand."""
 
     id: str
-    fit: str
+    whitening_id: str
     files: tuple[StoredFile, ...]
 
 
@@ -85,7 +85,7 @@ class Filter:
     camera: str | None = None  # every word of it occurs in the camera's name, case ignored
     near: tuple[float, float, float] | None = None  # latitude, longitude in degrees, radius in km
     tags: tuple[str, ...] = ()  # all of them
-    not_fit: str | None = None  # only records whose vectors another fit made
+    not_whitening_id: str | None = None  # only records whose vectors another whitening made
     not_ids: tuple[str, ...] = ()  # never these records
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ class Store(Protocol):
         """
 
     def list_files(self) -> Iterator[Listed]:
-        """Every record's id, fit and files, in no order of note; never all in memory."""
+        """Every record's id, whitening and files, in no order of note; never all in memory."""
 
     def retrieve(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
         """The records with these ids in the order asked; unknown ids are left out."""

@@ -35,8 +35,10 @@ def qdrant_filter(where: Filter) -> models.Filter | None:
             must.append(inside)
     for tag in where.tags:
         must.append(models.FieldCondition(key="tags", match=models.MatchValue(value=to_engine(tag))))
-    if where.not_fit is not None:
-        must_not.append(models.FieldCondition(key="fit", match=models.MatchValue(value=where.not_fit)))
+    if where.not_whitening_id is not None:
+        must_not.append(
+            models.FieldCondition(key="whitening_id", match=models.MatchValue(value=where.not_whitening_id))
+        )
     if where.not_ids:
         must_not.append(models.HasIdCondition(has_id=list(where.not_ids)))
     return models.Filter(must=must or None, must_not=must_not or None)

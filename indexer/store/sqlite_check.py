@@ -200,19 +200,19 @@ _RECORD = "number, id, whitening, crc, camera, width, height, format, taken_at, 
 
 def _sound_record(db: apsw.Connection, row: tuple[Any, ...], cameras: dict[int, bytes]) -> Record | None:
     """The record of a row with its vector and patches; None where any of them is not what was written."""
-    number, id, fit, crc, camera, width, height, format, taken_at, latitude, longitude, more = row
+    number, id, whitening_id, crc, camera, width, height, format, taken_at, latitude, longitude, more = row
     try:
         vectors = select(db, "SELECT vector FROM vectors WHERE number = ?", (number,)).fetchall()
         packed = select(db, "SELECT patches FROM patches WHERE number = ?", (number,)).fetchall()
         vector, patches = bytes(vectors[0][0]), bytes(packed[0][0]) if packed else None
         record_id = id_text(id)
-        if record_crc(record_id, fit, vector, patches) != crc:
+        if record_crc(record_id, whitening_id, vector, patches) != crc:
             return None
         metadata = metadata_of(width, height, format, taken_at, cameras.get(camera), latitude, longitude, more)
     except (apsw.Error, IndexError, TypeError, ValueError, OverflowError):
         return None
     values = np.frombuffer(vector, "<f2").astype(np.float32)
-    return Record(record_id, (), metadata, fit, global_vector=values, patches=patches)
+    return Record(record_id, (), metadata, whitening_id, global_vector=values, patches=patches)
 
 
 def _rows(db: apsw.Connection, table: str, columns: str, *, numbered: bool = True) -> Iterator[tuple[Any, ...]]:

@@ -93,8 +93,10 @@ def condition(db: apsw.Connection, where: Filter) -> tuple[str, list[object]]:
     if tags := sorted({to_bytes(tag).hex() for tag in where.tags}):
         with_one = "SELECT number FROM tags WHERE tag IN (SELECT unhex(value) FROM json_each(?))"
         add(f"number IN ({with_one} GROUP BY number HAVING count(*) = ?)", json.dumps(tags), len(tags))
-    if where.not_fit is not None:
-        add("(whitening < ? OR whitening > ?)", where.not_fit, where.not_fit)  # two ranges of the index; <> has none
+    if where.not_whitening_id is not None:
+        add(
+            "(whitening < ? OR whitening > ?)", where.not_whitening_id, where.not_whitening_id
+        )  # two ranges of the index; <> has none
     if where.not_ids:
         ids = json.dumps([id_bytes(id).hex() for id in where.not_ids])
         add("id NOT IN (SELECT unhex(value) FROM json_each(?))", ids)

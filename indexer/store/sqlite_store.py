@@ -652,7 +652,7 @@ def _record_row(number: int, record: Record, vector: np.ndarray, cameras: dict[s
     return (
         number,
         id_bytes(record.id),
-        record.fit,
+        record.whitening_id,
         metadata.width,
         metadata.height,
         metadata.format,
@@ -660,7 +660,7 @@ def _record_row(number: int, record: Record, vector: np.ndarray, cameras: dict[s
         None if metadata.camera is None else cameras[metadata.camera],
         *gps,
         more_of(metadata),
-        record_crc(record.id, record.fit, vector.tobytes(), record.patches),
+        record_crc(record.id, record.whitening_id, vector.tobytes(), record.patches),
     )
 
 
@@ -704,9 +704,9 @@ def metadata_of(
     )
 
 
-def record_crc(id: str, fit: str, vector: bytes, patches: bytes | None) -> int:
+def record_crc(id: str, whitening_id: str, vector: bytes, patches: bytes | None) -> int:
     """A checksum over what of a record only the network can give again."""
-    return zlib.crc32(patches or b"", zlib.crc32(vector, zlib.crc32(f"{id} {fit} {patches is None}".encode())))
+    return zlib.crc32(patches or b"", zlib.crc32(vector, zlib.crc32(f"{id} {whitening_id} {patches is None}".encode())))
 
 
 def _cameras(db: apsw.Connection, names: set[str]) -> dict[str, int]:
@@ -751,11 +751,13 @@ def _read(db: apsw.Connection, numbers: Sequence[int], vectors: bool, location: 
         (apsw.carray(wanted),),
     )
     found: dict[int, Record] = {}
-    for number, id, fit, crc, *of_metadata, vector, packed in rows:
+    for number, id, whitening_id, crc, *of_metadata, vector, packed in rows:
         try:
-            record = Record(id_text(id), files.get(number, ()), metadata_of(*of_metadata), fit, tags.get(number, ()))
+            record = Record(
+                id_text(id), files.get(number, ()), metadata_of(*of_metadata), whitening_id, tags.get(number, ())
+            )
             if vectors:
-                if vector is None or record_crc(record.id, fit, vector, packed) != crc:
+                if vector is None or record_crc(record.id, whitening_id, vector, packed) != crc:
                     raise ValueError("its checksum is not right")
                 record = replace(record, global_vector=np.frombuffer(vector, "<f2").astype(np.float32), patches=packed)
         except (ValueError, TypeError, OverflowError) as error:
@@ -793,8 +795,9 @@ def _tags_by_number(db: apsw.Connection, numbers: Iterable[int]) -> dict[int, tu
 def _listed(
     db: apsw.Connection, location: str, check_count: Callable[[apsw.Connection, int], None]
 ) -> Iterator[Listed]:
-    """Every record's id, fit and files, in the order of writing, which reads the tables from front to back; as many as
-    were written, or StoreError."""
+    """Every record\'s id, whitening and files, in the order of writing, which reads the tables from front to back.
+
+    As many as were written, or StoreError."""
     rows = select(
         db,
         "SELECT r.number, r.id, r.whitening, f.place, f.key, f.size, f.mtime_ns"
@@ -803,8 +806,8 @@ def _listed(
     seen = 0
     for _, of_record in groupby(rows, itemgetter(0)):
         files = sorted(of_record, key=itemgetter(3))
-        _, id, fit, place, *_ = files[0]
+        _, id, whitening_id, place, *_ = files[0]
         stored = [] if place is None else [StoredFile(from_bytes(key), size, at) for *_, key, size, at in files]
-        yield Listed(id_text(id), fit, tuple(stored))
+        yield Listed(id_text(id), whitening_id, tuple(stored))
         seen += 1
     check_count(db, seen)

@@ -60,13 +60,13 @@ class Ledger:
 
     # ---- filling ----
 
-    def add_known(self, records: Iterable[Listed], fit: str | None) -> None:
-        """The store's records; those whose vectors another fit than `fit` made become stale."""
+    def add_known(self, records: Iterable[Listed], whitening_id: str | None) -> None:
+        """The store's records; those whose vectors another whitening than this one made become stale."""
         stale: list[tuple[str]] = []
 
         def rows() -> Iterator[tuple[bytes, str, int, int]]:
             for record in records:
-                if record.fit != fit:
+                if record.whitening_id != whitening_id:
                     stale.append((record.id,))
                 for file in record.files:
                     yield _text(file.key), record.id, file.size, file.mtime_ns
@@ -165,7 +165,7 @@ class Ledger:
         self._db.execute("INSERT OR IGNORE INTO current SELECT * FROM known WHERE key = ?", (_text(key),))
 
     def claim(self, record_id: str) -> bool:
-        """Whether this content has to be embedded: it has no vectors yet, or those of an older fit."""
+        """Whether this content has to be embedded: it has no vectors yet, or those of an older whitening."""
         if self._db.execute("DELETE FROM stale WHERE id = ?", (record_id,)).rowcount:
             return True
         return self._db.execute("INSERT OR IGNORE INTO claimed VALUES (?)", (record_id,)).rowcount == 1

@@ -57,7 +57,7 @@ def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed
     """Fill the ledger from store and disk, and settle what is unchanged."""
     ledger = run.ledger
     if run.store is not None and manifest is not None:
-        ledger.add_known(run.store.list_files(), manifest.fit)
+        ledger.add_known(run.store.list_files(), manifest.whitening_id)
         ledger.add_skipped(read_skipped(run.store))
     for scope in run.scopes:
         if scope.split("/")[0] not in absorbed:

@@ -255,9 +255,9 @@ def _embed_all(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> tuple[Manifest | None, bool]:
-    """Decode, embed and write everything that has no vectors of today's fit; the manifest then, and whether stopped."""
+    """Decode, embed and write what has no vectors of today's whitening; the manifest then, and whether stopped."""
     from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, recipe_named
-    from ..index.statistics import check_backbone, read_fit, recipe_of
+    from ..index.statistics import check_backbone, read_whitening, recipe_of
     from .writer import FIT_SAMPLE, Writer
 
     assert run.store is not None
@@ -267,9 +267,9 @@ def _embed_all(
         check_backbone(manifest, backbone, run.store.location)
     recipe = recipe_of(manifest, run.store.location) if manifest else recipe_named(tokens or DEFAULT_TOKENS)
     embedder = Embedder(backbone, manifest.resolution if manifest else resolution or DEFAULT_RESOLUTION, recipe)
-    fit = None
+    whitening = None
     if manifest is not None:
-        fit = read_fit(run.store, manifest, embedder.recipe)
+        whitening = read_whitening(run.store, manifest, embedder.recipe)
         grown_to = ledger.num_known() + ledger.num_to_decode() - ledger.num_stale()
         if manifest.fitted_on < FIT_SAMPLE and grown_to >= OUTGROWN * max(manifest.fitted_on, 1):
             say(
@@ -277,12 +277,12 @@ def _embed_all(
                 " fitting them again"
             )
             ledger.make_all_stale()
-            fit = None
-    writer = Writer(run.store, ledger, run.roots, embedder, manifest, fit)
+            whitening = None
+    writer = Writer(run.store, ledger, run.roots, embedder, manifest, whitening)
     keys: dict[str, str] = {}
 
     def jobs() -> Iterator[Job]:
-        for key in ledger.to_decode(0 if fit else FIT_SAMPLE):
+        for key in ledger.to_decode(0 if whitening else FIT_SAMPLE):
             path = run.roots.path(key)
             keys[path] = key
             yield Job(path, "decode")

@@ -6,11 +6,11 @@ import numpy as np
 
 from ..descriptor.embedder import Embedder
 from ..descriptor.patch_codec import PatchTokens, pack_patches
-from ..descriptor.whitening import PooledFeatures, Whitening, apply, save_fit
+from ..descriptor.whitening import PooledFeatures, Whitening, apply, save_whitening
 from ..images.jobs import Decoded
 from ..index.keys import Roots
 from ..index.manifest import Manifest, write_manifest
-from ..index.statistics import FIT_BLOB
+from ..index.statistics import WHITENING_BLOB
 from ..store.protocol import Record, Schema, Store
 from .ledger import Ledger
 
@@ -23,7 +23,7 @@ _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 class Writer:
     """Collects decoded images into batches of one shape, embeds them, and writes records.
 
-    Without a fit, batches are held back until the sample is complete; then the statistics are fitted and all is
+    Without a whitening, batches are held back until the sample is complete; then the statistics are fitted and all is
     written.
     """
 
@@ -34,7 +34,7 @@ class Writer:
         roots: Roots,
         embedder: Embedder,
         manifest: Manifest | None,
-        fit: Whitening | None,
+        whitening: Whitening | None,
     ) -> None:
         self.manifest = manifest
         self.written = 0  # records
@@ -43,13 +43,13 @@ class Writer:
         self._ledger = ledger
         self._roots = roots
         self._embedder = embedder
-        self._fit = fit
+        self._whitening = whitening
         self._buckets: dict[tuple[int, int], list[Decoded]] = {}
         self._held: list[tuple[list[Decoded], PooledFeatures]] = []
         self._num_held = 0
         self._records: list[Record] = []
-        if fit is not None:
-            store.ensure(Schema(fit.global_dim))
+        if whitening is not None:
+            store.ensure(Schema(whitening.global_dim))
 
     def add(self, image: Decoded) -> None:
         bucket = self._buckets.setdefault(image.grid, [])
@@ -61,14 +61,14 @@ class Writer:
         """Embed and write what is left. A refit that was cut short is dropped: the index keeps its old statistics."""
         for grid in list(self._buckets):
             self._embed(self._buckets.pop(grid))
-        if self._fit is None and not (interrupted and self.manifest):
+        if self._whitening is None and not (interrupted and self.manifest):
             self._fit_on_held()
         self._write()
 
     def _embed(self, images: list[Decoded]) -> None:
         pooled = self._embedder.pooled([image.pixels for image in images])
         light = [replace(image, pixels=_NO_PIXELS) for image in images]
-        if self._fit is None:
+        if self._whitening is None:
             self._held.append((light, pooled))
             self._num_held += len(light)
             if self._num_held >= FIT_SAMPLE:
@@ -79,19 +79,19 @@ class Writer:
     def _fit_on_held(self) -> None:
         if not self._held:
             return
-        self._fit = self._embedder.fit([pooled for _, pooled in self._held])
+        self._whitening = self._embedder.fit_whitening([pooled for _, pooled in self._held])
         roots = {key: self._roots.stored_form(path) for key, path in self._roots.folders.items()}
         self.manifest = Manifest(
             backbone=self._embedder.backbone.spec,
             backbone_hash=self._embedder.backbone.hash,
             resolution=self._embedder.resolution,
             descriptor=self._embedder.recipe.settings,
-            fit=self._fit.id,
+            whitening_id=self._whitening.id,
             fitted_on=self._num_held,
             roots=roots,
         )
-        self._store.ensure(Schema(self._fit.global_dim))
-        self._store.write_blob(FIT_BLOB, save_fit(self._fit))
+        self._store.ensure(Schema(self._whitening.global_dim))
+        self._store.write_blob(WHITENING_BLOB, save_whitening(self._whitening))
         write_manifest(self._store, self.manifest)
         self.refitted = True
         held, self._held = self._held, []
@@ -99,9 +99,9 @@ class Writer:
             self._to_records(images, pooled)
 
     def _to_records(self, images: list[Decoded], pooled: PooledFeatures) -> None:
-        assert self._fit is not None
-        vectors, tokens = apply(pooled, self._fit)
-        bits = self._fit.recipe.token_bits
+        assert self._whitening is not None
+        vectors, tokens = apply(pooled, self._whitening)
+        bits = self._whitening.recipe.token_bits
         tags = self._store.tags_of([image.id for image in images])
         for n, image in enumerate(images):
             self._records.append(
@@ -109,7 +109,7 @@ class Writer:
                     id=image.id,
                     files=self._ledger.files(image.id),
                     metadata=image.metadata,
-                    fit=self._fit.id,
+                    whitening_id=self._whitening.id,
                     tags=tags.get(image.id, ()),
                     global_vector=vectors[n],
                     patches=pack_patches(PatchTokens(tokens[n], pooled.positions[n].numpy(), image.grid), bits),

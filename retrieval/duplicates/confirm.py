@@ -42,7 +42,7 @@ SURPLUS_SCALE = 6.0  # surplus at which a scene's similarity has gone 63 % of it
 class PatchMoves:
     """What the patches say of each candidate.
 
-    surplus    (P,)           agreement beyond chance, see Comparison
+    surplus    (P,)           consistency beyond chance, see Comparison
     transform  (P, 2, 2, 3)   from the first to the second: found plain, found mirrored
     """
 

@@ -42,7 +42,7 @@ class GroupMember:
 
     files       all files that have its bytes
     level       how it resembles the keeper; each level's meaning is told in the README
-    similarity  1 for the same bytes, the pixels' correlation for a copy, the patches' agreement for a scene
+    similarity  1 for the same bytes, the pixels' correlation for a copy, the patches' consistency for a scene
     how         what makes it of the keeper: `mirrored, cropped to 64 %`
     stays       why it is not given up for the keeper; empty where it may be
     differs_at  where it differs from the keeper, the plainest first

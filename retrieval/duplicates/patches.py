@@ -23,12 +23,12 @@ CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: o
 class Moves:
     """What B images have in common with one, by their patches.
 
-    support    (B,)       sum of the agreeing pairs' cosines above the floor, as reranking has it
+    inlier_weight    (B,)       sum of the agreeing pairs' cosines above the floor, as reranking has it
     surplus    (B,)       what of it is more than chance
     transform  (B, 2, 2, 3)  from fractions of the one to fractions of the other: found plain, found mirrored
     """
 
-    support: Tensor
+    inlier_weight: Tensor
     surplus: Tensor
     transform: Tensor
 
@@ -39,7 +39,7 @@ def moves_between(first: bytes, others: Sequence[bytes]) -> Moves:
     pairs = mutual_pairs(one.tokens[0], many.tokens, many.mask)
     rows, cols = one.grids[0]
     cells = torch.tensor([grid[::-1] for grid in many.grids], dtype=torch.float32)  # (B, 2) columns, rows
-    support, total, transforms = [], [], []
+    inlier_weight, total, transforms = [], [], []
     for sign in (1, -1):
         at = one.at[0] if sign == 1 else torch.stack([cols - one.at[0, :, 0], one.at[0, :, 1]], 1)
         found = find_inliers(pairs, at, many.at)
@@ -48,8 +48,8 @@ def moves_between(first: bytes, others: Sequence[bytes]) -> Moves:
         scaled = linear * torch.tensor([sign * cols, rows], dtype=torch.float32)
         moved = shift if sign == 1 else shift + linear[..., :1] * cols
         transforms.append(torch.cat([scaled, moved], 2) / cells[..., None])
-        support.append(found.weight)
+        inlier_weight.append(found.weight)
         total.append(found.total)
-    weight, best = torch.stack(support).max(0)  # (B,)
+    weight, best = torch.stack(inlier_weight).max(0)  # (B,)
     chance = CHANCE * torch.stack(total).gather(0, best[None])[0]
     return Moves(weight, (weight - chance).clamp(min=0), torch.stack(transforms, 1))

@@ -43,12 +43,12 @@ class EncodedQuery:
 
     views   of the images
     unlike  of disliked images
-    own     paths of the query's own files, which are no answers
+    exclude_paths  paths of the query's own files, which are no answers
     """
 
     views: "tuple[CropFeatures, ...]"
     unlike: "tuple[CropFeatures, ...]" = ()
-    own: tuple[str, ...] = ()
+    exclude_paths: tuple[str, ...] = ()
 
 
 Query: TypeAlias = QueryImage | MultiQuery | EncodedQuery
@@ -90,7 +90,7 @@ def combined(
     wanted: "Sequence[Sequence[CropFeatures]]",
     likes: "Sequence[Sequence[CropFeatures]]",
     unlike: "Sequence[Sequence[CropFeatures]]",
-    own: tuple[str, ...],
+    exclude_paths: tuple[str, ...],
 ) -> EncodedQuery:
     """All views as one query, moved towards what is liked and away from what is not (Rocchio, 1971)."""
     shift = np.float32(0)
@@ -100,7 +100,7 @@ def combined(
         shift = shift - DISLIKE * np.mean([views[0].vector for views in unlike], axis=0)
     towards = (view for of_image in (*wanted, *likes) for view in of_image)
     views = tuple(replace(view, vector=unit_vector(view.vector + shift)) for view in towards)
-    return EncodedQuery(views, tuple(view for of_image in unlike for view in of_image), own)
+    return EncodedQuery(views, tuple(view for of_image in unlike for view in of_image), exclude_paths)
 
 
 def cut(pixels: np.ndarray, region: Region) -> np.ndarray:

@@ -22,18 +22,18 @@ class Evidence:
 
     probability  that it is the same thing, calibrated on the index's own images; None where there is no calibration
     believed     probability at or above the index's threshold
-    support      pairs of patches that agree on one geometric transform
+    num_inliers  pairs of patches that are consistent with one affine transform
     pairs        (M, 5) float32: x, y in the query, x, y in the result (patch centres, fractions), cosine; the
-                 M = support pairs, best first
-    transform    (2, 3) float32, affine from fractions (x, y) of the query to those of the result; None where support
-                 is too small to tell
+                 M = num_inliers pairs, best first
+    transform    (2, 3) float32, affine from fractions (x, y) of the query to those of the result; None where there are
+                 too few inliers to tell
     box          of the thing in the result
     query_box    of the part of the query that was found
     """
 
     probability: float | None
     believed: bool
-    support: int
+    num_inliers: int
     pairs: np.ndarray
     transform: np.ndarray | None = None
     box: Box | None = None
@@ -50,13 +50,13 @@ class Evidence:
 
     @property
     def reason(self) -> str:
-        """What the verdict rests on: `97 % likely, 34 patches agree`."""
-        patches = "1 patch agrees" if self.support == 1 else f"{self.support} patches agree"
-        return patches if self.probability is None else f"{percent(self.probability)} likely, {patches}"
+        """What the verdict rests on: `97 % probable, 34 inliers`."""
+        patches = "1 inlier" if self.num_inliers == 1 else f"{self.num_inliers} inliers"
+        return patches if self.probability is None else f"{percent(self.probability)} probable, {patches}"
 
     @property
     def in_words(self) -> str:
-        """All of it: `same: 97 % likely, 34 patches agree`."""
+        """All of it: `same: 97 % probable, 34 inliers`."""
         return f"{self.verdict}: {self.reason}" if self.verdict else self.reason
 
 

@@ -2,17 +2,21 @@
 
 import numpy as np
 
-INLIER_SCALE = 6.0  # support at which agreement has gone 63 % of its way from 0 to 1
+INLIER_SCALE = 6.0  # weight of the inliers at which it has gone 63 % of its way from 0 to 1
 
 
-DISTINCTIVENESS_SCALE = 3.0  # likewise of what is distinct
+DISTINCTIVENESS_SCALE = 3.0  # likewise of the distinctiveness
 
 
-def fuse_scores(cosine: np.ndarray, support: np.ndarray, distinct: np.ndarray) -> np.ndarray:
+def fuse_scores(cosine: np.ndarray, inlier_weight: np.ndarray, distinctiveness: np.ndarray) -> np.ndarray:
     """Scores in [-1, 1] of candidates, each (B,): half their global cosine, half how far their patches agree."""
-    return 0.5 * cosine + 0.25 * saturate(support, INLIER_SCALE) + 0.25 * saturate(distinct, DISTINCTIVENESS_SCALE)
+    return (
+        0.5 * cosine
+        + 0.25 * saturate(inlier_weight, INLIER_SCALE)
+        + 0.25 * saturate(distinctiveness, DISTINCTIVENESS_SCALE)
+    )
 
 
-def saturate(support: np.ndarray, scale: float) -> np.ndarray:
+def saturate(weight: np.ndarray, scale: float) -> np.ndarray:
     """Support as a number in [0, 1): what an image has in common beyond some ten patches adds little."""
-    return 1 - np.exp(-support / scale)
+    return 1 - np.exp(-weight / scale)

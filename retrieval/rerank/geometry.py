@@ -39,17 +39,17 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class Inliers:
-    """The transform that most pairs of each candidate agree on.
+    """The transform that most pairs of each candidate are consistent with.
 
     weight     (B,)       sum of the agreeing pairs' cosines above FLOOR
     total      (B,)       likewise of all mutual pairs
-    agrees     (B, M)     True for the candidate's patches whose pair agrees
+    is_inlier  (B, M)     True for the candidate's patches whose pair is consistent with it
     transform  (B, 2, 3)  float32, affine: candidate position = transform @ (x, y, 1) of the query, in patches
     """
 
     weight: Tensor
     total: Tensor
-    agrees: Tensor
+    is_inlier: Tensor
     transform: Tensor
 
 
@@ -110,15 +110,15 @@ def agreement_of(cosine: Tensor, start_all: Tensor, end_all: Tensor) -> Inliers:
     transform = transforms[torch.arange(len(best)), best]  # (B, 2, 3)
 
     real = all_weights > 0
-    agrees = _lands(transform, start_all, end_all) & real  # (B, M)
-    refined = _affine(start_all, end_all, agrees * all_weights, transform)
-    agrees_refined = _lands(refined, start_all, end_all) & real
-    plain, affine = (agrees * all_weights).sum(1), (agrees_refined * all_weights).sum(1)  # (B,)
+    is_inlier = _lands(transform, start_all, end_all) & real  # (B, M)
+    refined = _affine(start_all, end_all, is_inlier * all_weights, transform)
+    is_inlier_refined = _lands(refined, start_all, end_all) & real
+    plain, affine = (is_inlier * all_weights).sum(1), (is_inlier_refined * all_weights).sum(1)  # (B,)
     better = affine > plain
     return Inliers(
         torch.where(better, affine, plain),
         all_weights.sum(1),
-        torch.where(better[:, None], agrees_refined, agrees),
+        torch.where(better[:, None], is_inlier_refined, is_inlier),
         torch.where(better[:, None, None], refined, transform),
     )
 
@@ -128,10 +128,10 @@ def far_apart(query_at: Tensor) -> Tensor:
     return torch.cdist(query_at, query_at) > ELSEWHERE
 
 
-def distinct_support(agrees: Tensor, pairs: Pairs, similarity: Tensor, apart: Tensor) -> Tensor:
+def distinctiveness_of(is_inlier: Tensor, pairs: Pairs, similarity: Tensor, apart: Tensor) -> Tensor:
     """How far the agreeing pairs stand out from what else they might have been paired with.  (B,) float32
 
-    agrees      (B, M)     True for the candidate's patches whose pair agrees
+    is_inlier   (B, M)     True for the candidate's patches whose pair agrees
     similarity  (B, M, N)  cosine of each candidate patch with each of the query's
     apart       (N, N)     see `far_apart`
 
@@ -143,11 +143,11 @@ def distinct_support(agrees: Tensor, pairs: Pairs, similarity: Tensor, apart: Te
 
     where n lies farther than ELSEWHERE from m's partner; a negative term counts 0.
     """
-    candidate, patch = agrees.nonzero(as_tuple=True)  # (P,)
+    candidate, patch = is_inlier.nonzero(as_tuple=True)  # (P,)
     paired = pairs.nearest[candidate, patch]  # (P,)
     elsewhere = similarity[candidate, patch].masked_fill_(~apart[paired], 0).amax(1).clamp(min=0).float()  # (P,)
     margin = (pairs.cosine[candidate, patch] - elsewhere).clamp(min=0)
-    return torch.zeros(len(agrees)).index_add_(0, candidate, margin)
+    return torch.zeros(len(is_inlier)).index_add_(0, candidate, margin)
 
 
 def _transforms_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:

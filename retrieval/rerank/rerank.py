@@ -17,7 +17,7 @@ from indexer.descriptor.features import CropFeatures
 
 from .evidence import BELIEVED, Box, Evidence
 from .fuse import DISTINCTIVENESS_SCALE, saturate
-from .geometry import agreement_of, distinct_support, far_apart, mutual_of
+from .geometry import agreement_of, distinctiveness_of, far_apart, mutual_of
 from .patches import batch_patches, patches_at
 
 X = TypeVar("X")
@@ -33,13 +33,13 @@ CHUNK = 50  # candidates that are compared at once
 class Match:
     """What one candidate has in common with a query.
 
-    support    sum of the agreeing pairs' cosines above the floor; the larger, the less by chance
+    inlier_weight  sum of the inliers' cosines above the floor; the larger, the less by chance
     pairs      (S, 5) float32: x, y in the query, x, y in the candidate, as fractions, and the cosine; best first
-    transform  (2, 3) float32, affine from fractions of the query to those of the candidate; None where nothing agrees
+    transform  (2, 3) float32, affine from fractions of the query to those of the candidate; None without inliers
     query_patch, patch  width and height of a patch, as fractions of the query and of the candidate
     """
 
-    support: float
+    inlier_weight: float
     pairs: np.ndarray
     transform: np.ndarray | None
     query_patch: tuple[float, float] = (0.0, 0.0)
@@ -50,11 +50,11 @@ NO_MATCH = Match(0.0, np.empty((0, 5), np.float32), None)
 
 
 class Comparison:
-    """A query's views against the patches of B candidates; of the views the one that agrees most counts.
+    """A query's views against the patches of B candidates; of the crops the one with the heaviest inliers counts.
 
-    support   (B,) float32: sum of the agreeing pairs' cosines above the floor
-    distinct  (B,) float32: how far they stand out, see `match.distinct_support`. Two lawns have many like patches, of
-              which any may be paired with any: support is high, distinct is not
+    inlier_weight    (B,) float32: sum of the inliers' cosines above the floor
+    distinctiveness  (B,) float32: how far the inliers stand out, see `geometry.distinctiveness_of`. Two lawns have many
+                     like patches, of which any may be paired with any: inlier_weight is high, distinctiveness is not
     """
 
     def __init__(self, views: Sequence[CropFeatures], packed: Sequence[bytes]) -> None:
@@ -63,25 +63,25 @@ class Comparison:
         chunks = [packed[start : start + CHUNK] for start in range(0, len(packed), CHUNK)]
         self._parts = map_threads(_compare, [self._queries] * len(chunks), chunks) if views else []
         shape = (max(len(views), 1), len(packed))
-        weight, distinct = np.zeros(shape, np.float32), np.zeros(shape, np.float32)  # (V, B)
+        weight, distinctiveness = np.zeros(shape, np.float32), np.zeros(shape, np.float32)  # (V, B)
         for n, part in enumerate(self._parts):
             columns = slice(n * CHUNK, n * CHUNK + len(part.grids))
-            weight[:, columns], distinct[:, columns] = part.weight, part.distinct
+            weight[:, columns], distinctiveness[:, columns] = part.weight, part.distinctiveness
         self._best = weight.argmax(0)  # (B,)
         candidates = np.arange(len(packed))
-        self.support: np.ndarray = weight[self._best, candidates]
-        self.distinct: np.ndarray = distinct[self._best, candidates]
+        self.inlier_weight: np.ndarray = weight[self._best, candidates]
+        self.distinctiveness: np.ndarray = distinctiveness[self._best, candidates]
 
-    def agreement(self, n: int) -> float:
+    def consistency(self, n: int) -> float:
         """How far candidate n's patches agree with the query's and with nothing else, in [0, 1)."""
-        return float(saturate(self.distinct[n], DISTINCTIVENESS_SCALE)) if n < len(self.distinct) else 0.0
+        return float(saturate(self.distinctiveness[n], DISTINCTIVENESS_SCALE)) if n < len(self.distinctiveness) else 0.0
 
     def match(self, n: int) -> Match:
         """What candidate n has in common with the query."""
-        if n >= len(self.support) or not self.support[n]:
+        if n >= len(self.inlier_weight) or not self.inlier_weight[n]:
             return NO_MATCH
         view = int(self._best[n])
-        return _match(n % CHUNK, view, self._queries[view], self._parts[n // CHUNK], float(self.support[n]))
+        return _match(n % CHUNK, view, self._queries[view], self._parts[n // CHUNK], float(self.inlier_weight[n]))
 
 
 def map_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> list[Z]:
@@ -153,8 +153,9 @@ class _Compared:
     """V views against B candidates; their tokens are not kept.
 
     grids            rows and columns of each candidate
-    weight, distinct (V, B)        float32, see `Comparison`
-    agrees           (V, B, M)     bool
+    weight           (V, B)        float32, see `Comparison`
+    distinctiveness  (V, B)        float32, likewise
+    is_inlier        (V, B, M)     bool
     cosine, nearest  (V, B, M)     float32 and int64, see `match.Pairs`
     transform        (V, B, 2, 3)  float32
     at               (B, M, 2)     float32
@@ -162,8 +163,8 @@ class _Compared:
 
     grids: tuple[tuple[int, int], ...]
     weight: np.ndarray
-    distinct: np.ndarray
-    agrees: np.ndarray
+    distinctiveness: np.ndarray
+    is_inlier: np.ndarray
     cosine: np.ndarray
     nearest: np.ndarray
     transform: np.ndarray
@@ -176,47 +177,47 @@ def _compare(queries: Sequence[_Query], packed: Sequence[bytes]) -> _Compared:
     tokens = candidates.tokens.to(best_dtype("cpu"))
     similar = [tokens @ query.tokens.T for query in queries]  # (B, M, N) each
     pairs = [mutual_of(similarity, candidates.mask) for similarity in similar]
-    agreement = agreement_of(
+    inliers = agreement_of(
         torch.cat([of_view.cosine for of_view in pairs]),
         torch.cat([query.at[of_view.nearest] for query, of_view in zip(queries, pairs, strict=True)]),
         candidates.at.repeat(len(queries), 1, 1),
     )
-    agrees = agreement.agrees.unflatten(0, (len(queries), -1))  # (V, B, M)
-    distinct = [
-        distinct_support(of_view, mutual, similarity, query.apart)
-        for of_view, mutual, similarity, query in zip(agrees, pairs, similar, queries, strict=True)
+    is_inlier = inliers.is_inlier.unflatten(0, (len(queries), -1))  # (V, B, M)
+    distinctiveness = [
+        distinctiveness_of(of_view, mutual, similarity, query.apart)
+        for of_view, mutual, similarity, query in zip(is_inlier, pairs, similar, queries, strict=True)
     ]
     return _Compared(
         grids=candidates.grids,
-        weight=agreement.weight.reshape(agrees.shape[:2]).numpy(),
-        distinct=torch.stack(distinct).numpy(),
-        agrees=agrees.numpy(),
+        weight=inliers.weight.reshape(is_inlier.shape[:2]).numpy(),
+        distinctiveness=torch.stack(distinctiveness).numpy(),
+        is_inlier=is_inlier.numpy(),
         cosine=torch.stack([of_view.cosine for of_view in pairs]).numpy(),
         nearest=torch.stack([of_view.nearest for of_view in pairs]).numpy(),
-        transform=agreement.transform.reshape(*agrees.shape[:2], 2, 3).numpy(),
+        transform=inliers.transform.reshape(*is_inlier.shape[:2], 2, 3).numpy(),
         at=candidates.at.numpy(),
     )
 
 
-def _match(n: int, v: int, query: _Query, compared: _Compared, support: float) -> Match:
+def _match(n: int, v: int, query: _Query, compared: _Compared, inlier_weight: float) -> Match:
     """What candidate n of a chunk has in common with view v."""
     view = query.view
-    (agrees,) = compared.agrees[v, n].nonzero()  # (S,)
-    cosine = compared.cosine[v, n, agrees]
+    (inliers,) = compared.is_inlier[v, n].nonzero()  # (S,)
+    cosine = compared.cosine[v, n, inliers]
     order = np.argsort(-cosine, kind="stable")
-    agrees, cosine = agrees[order], cosine[order]
+    inliers, cosine = inliers[order], cosine[order]
     size = np.array(view.grid[::-1], np.float32)  # columns, rows of the view
     cells = np.array(compared.grids[n][::-1], np.float32)  # columns, rows of the candidate
     turn, corner = view.frame[:, :2], view.frame[:, 2]
-    here = query.at.numpy()[compared.nearest[v, n, agrees]] / size @ turn.T + corner  # (S, 2)
-    there = compared.at[n, agrees] / cells  # (S, 2)
+    here = query.at.numpy()[compared.nearest[v, n, inliers]] / size @ turn.T + corner  # (S, 2)
+    there = compared.at[n, inliers] / cells  # (S, 2)
     # candidate * cells = linear @ (size * turn^-1 (query - corner)) + shift
     linear, shift = np.split(compared.transform[v, n], (2,), axis=1)
     scaled = (linear * size) @ np.linalg.inv(turn) / cells[:, None]  # (2, 2)
     moved = shift / cells[:, None] - scaled @ corner[:, None]  # (2, 1)
     wide, high = np.abs(turn) @ (1 / size)  # of the box around a patch, which may be turned
     return Match(
-        support=support,
+        inlier_weight=inlier_weight,
         pairs=np.concatenate([here, there, cosine[:, None]], axis=1),
         transform=np.concatenate([scaled, moved], axis=1),
         query_patch=(float(wide), float(high)),
@@ -229,7 +230,7 @@ def to_evidence(match: Match, probability: float | None) -> Evidence:
     return Evidence(
         probability=probability,
         believed=probability is not None and probability >= BELIEVED,
-        support=len(match.pairs),
+        num_inliers=len(match.pairs),
         pairs=match.pairs,
         transform=match.transform,
         box=box_of(match.pairs[:, 2:4], match.patch),

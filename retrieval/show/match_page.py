@@ -58,8 +58,10 @@ def write_explain_page(
     _write(path, "Why this is a match" if evidence.believed else "How alike these are", parts, made_by)
 
 
-def write_look_page(path: str | Path, drawn: Image.Image, *, title: str = "image", made_by: Sequence[str] = ()) -> None:
-    """Write a page around what `look.draw_image` drew of the image at the path `title`."""
+def write_inspection_page(
+    path: str | Path, drawn: Image.Image, *, title: str = "image", made_by: Sequence[str] = ()
+) -> None:
+    """Write a page around what `inspect.draw_inspection` drew of the image at the path `title`."""
     label = shown(f"What the descriptor looks at in {title}")
     parts = [
         f'<p class="names"><span>{link(title, title)}</span></p>\n',

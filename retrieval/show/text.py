@@ -49,7 +49,7 @@ def explained_json(query: str, image: str, evidence: Evidence) -> str:
             "image": image,
             "match": evidence.believed if evidence.probability is not None else None,
             "probability": evidence.probability,
-            "support": evidence.support,
+            "num_inliers": evidence.num_inliers,
             "box": evidence.box,
             "query_box": evidence.query_box,
             "transform": None if evidence.transform is None else evidence.transform.tolist(),
@@ -76,15 +76,15 @@ def _note(results: Sequence[Result]) -> str:
     return "" if verdicts & {"same", None} else NOT_BELIEVED
 
 
-PROOF_TITLES = "verdict   likely  agree"
+PROOF_TITLES = "verdict    prob.  inliers"
 
 
 def _proof(result: Result) -> str:
     """The columns under PROOF_TITLES; dashes where nothing was compared or nothing is calibrated."""
     evidence = result.evidence
     verdict = (evidence.verdict if evidence else None) or "-"
-    likely = percent(evidence.probability) if evidence and evidence.probability is not None else "-"
-    return f"{verdict:<8}  {likely:>6}  {evidence.support if evidence else '-':>5}"
+    probability = percent(evidence.probability) if evidence and evidence.probability is not None else "-"
+    return f"{verdict:<8}  {probability:>6}  {evidence.num_inliers if evidence else '-':>5}"
 
 
 def _page_result(result: Result) -> PageResult:
@@ -128,7 +128,7 @@ def _evidence_values(evidence: Evidence, metadata: Metadata) -> dict[str, object
     return {
         "match": evidence.believed if evidence.probability is not None else None,
         "probability": evidence.probability,
-        "support": evidence.support,
+        "num_inliers": evidence.num_inliers,
         "box": box,
     }
 

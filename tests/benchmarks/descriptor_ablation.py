@@ -133,14 +133,14 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
     else:
         for count in (1, 10, 100):
             made[f"full, prior and {count} of it"] = compare(features, "full", FULL, count, prior)
-    fit = descriptor.fit_whitening(features.gallery["full"], FULL, prior)
-    gallery = describe(features.gallery["full"], fit)[0]
-    views = [views_of(looks, fit) for looks in features.looks]
+    whitening = descriptor.fit_whitening(features.gallery["full"], FULL, prior)
+    gallery = describe(features.gallery["full"], whitening)[0]
+    views = [views_of(looks, whitening) for looks in features.looks]
     wholes, with_middles, all_looks = (cosines([of_query[:n] for of_query in views], gallery) for n in (1, 2, None))
     made["full, prior and the corpus"] = wholes
     made["+ the query's middle"] = with_middles
     made["+ turned level"] = all_looks
-    packed = pack(features.gallery["full"], fit, FULL)
+    packed = pack(features.gallery["full"], whitening, FULL)
     made["+ patches, anywhere"] = rerank(all_looks, views, packed, pairs_alone)
     made["+ patches, one geometry"] = rerank(all_looks, views, packed, support_alone)
     made["+ patches, distinct"] = rerank(all_looks, views, packed, geometry)
@@ -155,21 +155,21 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
     return made
 
 
-def views_of(pooled: list[PooledFeatures], fit: Whitening) -> list[CropFeatures]:
+def views_of(pooled: list[PooledFeatures], whitening: Whitening) -> list[CropFeatures]:
     """The looks at one query."""
     seen = []
     for one in pooled:
-        vectors, tokens = descriptor.apply(one, fit)
+        vectors, tokens = descriptor.apply(one, whitening)
         grid = (int(one.positions[0, :, 0].max()) + 1, int(one.positions[0, :, 1].max()) + 1)
         seen.append(CropFeatures(vectors[0], tokens[0], grid))
     return seen
 
 
-def pack(pooled: list[PooledFeatures], fit: Whitening, recipe: DescriptorConfig) -> list[bytes]:
+def pack(pooled: list[PooledFeatures], whitening: Whitening, recipe: DescriptorConfig) -> list[bytes]:
     """Each image's patches as an index stores them; positions outside of the true grid's last patch do not matter."""
     packed = []
     for one in pooled:
-        tokens = descriptor.apply(one, fit)[1][0]
+        tokens = descriptor.apply(one, whitening)[1][0]
         positions = one.positions[0].numpy()
         grid = (int(positions[:, 0].max()) + 1, int(positions[:, 1].max()) + 1)
         packed.append(pack_patches(PatchTokens(tokens, positions, grid), recipe.token_bits))
@@ -180,16 +180,16 @@ def compare(
     features: Features, step: str, recipe: DescriptorConfig, count: int, prior: dict[str, torch.Tensor] | None = None
 ) -> np.ndarray:
     """Similarities with the statistics fitted on `count` images of the gallery, drawn at random."""
-    fit = descriptor.fit_whitening(shuffled(features.gallery[step])[:count], recipe, prior)
-    return describe(features.queries[step], fit)[0] @ describe(features.gallery[step], fit)[0].T
+    whitening = descriptor.fit_whitening(shuffled(features.gallery[step])[:count], recipe, prior)
+    return describe(features.queries[step], whitening)[0] @ describe(features.gallery[step], whitening)[0].T
 
 
 def shuffled(pooled: list[PooledFeatures]) -> list[PooledFeatures]:
     return [pooled[n] for n in np.random.default_rng(0).permutation(len(pooled))]
 
 
-def describe(pooled: list[PooledFeatures], fit: descriptor.Whitening) -> tuple[np.ndarray, list[np.ndarray]]:
-    described = [descriptor.apply(one, fit) for one in pooled]
+def describe(pooled: list[PooledFeatures], whitening: descriptor.Whitening) -> tuple[np.ndarray, list[np.ndarray]]:
+    described = [descriptor.apply(one, whitening) for one in pooled]
     return np.concatenate([vectors for vectors, _ in described]), [tokens[0] for _, tokens in described]
 
 
@@ -198,12 +198,12 @@ Agreement = tuple[np.ndarray, np.ndarray]  # support and distinct support of eac
 
 def geometry(views: list[CropFeatures], packed: list[bytes]) -> Agreement:
     comparison = Comparison(views, packed)
-    return comparison.support, comparison.distinct
+    return comparison.inlier_weight, comparison.distinctiveness
 
 
 def support_alone(views: list[CropFeatures], packed: list[bytes]) -> Agreement:
     """Without what is distinct: support on the scale of either, so that the patches' weight stays."""
-    support = Comparison(views, packed).support
+    support = Comparison(views, packed).inlier_weight
     return support, support * (DISTINCTIVENESS_SCALE / INLIER_SCALE)
 
 

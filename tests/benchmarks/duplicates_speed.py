@@ -148,7 +148,7 @@ def make_records(job: tuple[Path, int, int]) -> list[Record]:
                 content_id(data),
                 (StoredFile(f"0/{path.name}", status.st_size, status.st_mtime_ns),),
                 Metadata(image.width, image.height, "JPEG"),
-                fit="synthetic",
+                whitening_id="synthetic",
                 global_vector=vector.astype(np.float32),
                 patches=pack_patches(PatchTokens(tokens.astype(np.float32), positions, GRID), recipe.token_bits),
             )

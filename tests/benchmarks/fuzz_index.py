@@ -245,10 +245,16 @@ def read_all(index: Index) -> Answer:
     vectors = np.stack([np.asarray(record.global_vector) for record in records])
     answer = {
         "count": store.count(),
-        "facts": [index.facts().images, index.fit.id, len(index.skipped())],
+        "facts": [index.facts().images, index.whitening.id, len(index.skipped())],
         "listed": sorted((one.id, [file.key for file in one.files]) for one in store.list_files()),
         "records": [
-            (one.id, [(file.key, file.size, file.mtime_ns) for file in one.files], one.tags, one.fit, str(one.metadata))
+            (
+                one.id,
+                [(file.key, file.size, file.mtime_ns) for file in one.files],
+                one.tags,
+                one.whitening_id,
+                str(one.metadata),
+            )
             for one in records
         ],
         "vectors": float(np.abs(vectors).sum().round(3)),

@@ -60,7 +60,7 @@ def acknowledging(name, told):
         if self.location == os.environ["ACKNOWLEDGED_OF"]:
             os.write(file, (json.dumps([name, told(what)]) + "\\n").encode())
     setattr(SqliteStore, name, written)
-acknowledging("upsert", lambda records: [[one.id, one.fit] for one in records])
+acknowledging("upsert", lambda records: [[one.id, one.whitening_id] for one in records])
 acknowledging("set_tags", lambda tags: [[id, list(words)] for id, words in tags.items()])
 acknowledging("delete", lambda ids: [[id, None] for id in ids])
 import cli
@@ -165,7 +165,7 @@ def _steps(seed: int, known: dict[str, Record]) -> "list[Step]":
 
 def _written(step: Step) -> list[Record]:
     _, numbers, word = step
-    return [replace(make_record(number), fit=f"fit-{word}", tags=(f"tag {word}",)) for number in numbers]
+    return [replace(make_record(number), whitening_id=f"fit-{word}", tags=(f"tag {word}",)) for number in numbers]
 
 
 def _after(state: dict[str, Record], step: Step) -> dict[str, Record]:
@@ -357,7 +357,7 @@ def verify(campaign: Campaign, mode: str, index: Path, acknowledged: Acknowledge
         if name == "delete":
             lost = id in held
         elif name == "upsert":
-            lost = id not in held or held[id].fit != value
+            lost = id not in held or held[id].whitening_id != value
         else:
             lost = id in held and list(held[id].tags) != value
         if lost:

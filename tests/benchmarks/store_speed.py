@@ -56,7 +56,7 @@ def record_chunks(args: argparse.Namespace) -> Iterator[list[Record]]:
                 content_id(str(start + i).encode()),
                 (StoredFile(f"0/{(start + i) // 1000:04d}/IMG_{start + i:07d}.jpg", 3_000_000, 1_700_000_000 * 10**9),),
                 Metadata(4032, 3024, "JPEG", None, "Apple iPhone 15", (48.1, 11.5)),
-                fit="synthetic",
+                whitening_id="synthetic",
                 global_vector=vectors[i],
                 patches=rng.bytes(args.patch_bytes),
             )

@@ -14,10 +14,10 @@ from indexer.descriptor.whitening import (
     Whitening,
     apply,
     fit_whitening,
-    load_fit,
+    load_whitening,
     pool,
     prior_from,
-    save_fit,
+    save_whitening,
     select_patches,
 )
 from indexer.errors import SeenitError
@@ -206,12 +206,12 @@ def test_the_prior_of_a_small_vit_is_under_three_megabytes() -> None:
 @pytest.fixture(scope="module")
 def saved() -> tuple[Whitening, bytes]:
     made = fit_whitening([pooled(30)], RECIPE)
-    return made, save_fit(made)
+    return made, save_whitening(made)
 
 
 def test_a_fit_survives_saving(saved: tuple[Whitening, bytes]) -> None:
     made, data = saved
-    loaded = load_fit(data)
+    loaded = load_whitening(data)
     assert (loaded.id, loaded.recipe, loaded.num_images) == (made.id, RECIPE, 30)
     for ours, theirs in zip(apply(pooled(3), made), apply(pooled(3), loaded), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -249,5 +249,5 @@ def damaged(data: bytes) -> dict[str, bytes]:
 def test_anything_but_a_fit_is_refused_in_one_line(saved: tuple[Whitening, bytes]) -> None:
     for name, data in damaged(saved[1]).items():
         with pytest.raises(SeenitError, match="descriptor statistics are damaged") as error:
-            load_fit(data)
+            load_whitening(data)
         assert "\n" not in str(error.value), name

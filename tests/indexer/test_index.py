@@ -78,13 +78,13 @@ def test_a_reader_takes_over_what_another_process_changes(photos: Path, tiny_bac
     build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
     with Searcher.open(photos / ".seenit") as searcher:
         asked = searcher.search(photos / "a" / "0.jpg", include_self=True)
-        fit = searcher.manifest.fit
+        whitening_id = searcher.manifest.whitening_id
         for n in range(30):  # more than four times as many: the statistics are fitted anew, every vector is another
             draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
         assert build_index(photos, workers=1).summary.refitted
         found = searcher.search(photos / "c" / "7.jpg", include_self=True)[0]
         assert found.path == str(photos / "c" / "7.jpg") and found.score > 0.9
-        assert searcher.manifest.fit != fit and searcher.index.count == 38
+        assert searcher.manifest.whitening_id != whitening_id and searcher.index.count == 38
         again = searcher.search(photos / "a" / "0.jpg", include_self=True)
         assert again[0].path == asked[0].path and again[0].score > 0.9
 
@@ -114,7 +114,14 @@ def test_settings_of_other_types_are_refused(settings: dict[str, object]) -> Non
 
 
 def test_manifests_of_other_formats_are_told() -> None:
-    good = {"backbone": "b", "backbone_hash": "0", "resolution": 56, "descriptor": {}, "fit": "f", "fitted_on": 8}
+    good = {
+        "backbone": "b",
+        "backbone_hash": "0",
+        "resolution": 56,
+        "descriptor": {},
+        "whitening_id": "f",
+        "fitted_on": 8,
+    }
     assert parse_manifest(json.dumps({**good, "format": 2, "later": [1]}).encode(), "x") == Manifest(**good)  # type: ignore[arg-type]
     for format, said in ((1, "first version"), (3, "newer seenit"), ("x", "damaged"), (None, "damaged")):
         with pytest.raises(SeenitError, match=said):

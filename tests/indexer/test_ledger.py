@@ -7,8 +7,8 @@ from indexer.store.protocol import Listed, StoredFile
 from indexer.sync.ledger import Ledger
 
 
-def record(record_id: str, *keys: str, fit: str = "f", size: int = 10) -> Listed:
-    return Listed(record_id, fit, tuple(StoredFile(key, size, 1) for key in keys))
+def record(record_id: str, *keys: str, whitening_id: str = "f", size: int = 10) -> Listed:
+    return Listed(record_id, whitening_id, tuple(StoredFile(key, size, 1) for key in keys))
 
 
 def test_counts_every_kind_of_change() -> None:
@@ -63,7 +63,7 @@ def test_skipped_files_are_not_tried_again_until_they_change() -> None:
 
 def test_claims_each_content_once_and_stale_ones_again() -> None:
     ledger = Ledger()
-    ledger.add_known([record("A", "0/a", fit="old"), record("B", "0/b")], "f")
+    ledger.add_known([record("A", "0/a", whitening_id="old"), record("B", "0/b")], "f")
     ledger.add_found([StoredFile("0/a", 10, 1), StoredFile("0/b", 10, 1), StoredFile("0/n", 3, 1)])
     ledger.settle(["0"])
     assert set(ledger.to_decode(10)) == {"0/a", "0/n"}

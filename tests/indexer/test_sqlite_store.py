@@ -63,7 +63,7 @@ def read_all(store: Store) -> list[object]:
             record.id,
             record.files,
             record.metadata,
-            record.fit,
+            record.whitening_id,
             record.tags,
             record.patches,
             record.global_vector.tobytes(),
@@ -772,7 +772,7 @@ def test_a_process_goes_on_over_a_database_that_was_replaced(memory_path: Path) 
     for name, seed in (("one", 1), ("two", 2)):
         with closing(open_store(memory_path / name, write=True)) as store:
             store.ensure(SCHEMA)
-            store.upsert([replace(plain_record(n + 100 * seed), fit=name) for n in range(50)])
+            store.upsert([replace(plain_record(n + 100 * seed), whitening_id=name) for n in range(50)])
     with closing(open_store(memory_path / "one")) as store:
         assert len(store.search(query(0), 100)[0]) == 50
         for name in (DATABASE + "-wal", DATABASE + "-shm"):

@@ -43,7 +43,12 @@ def test_before_the_first_write_everything_is_empty(empty: Store) -> None:
 def test_a_record_comes_back_as_it_was(store: Store) -> None:
     assert store.count() == len(RECORDS) and store.schema() == SCHEMA
     for got, want in zip(store.retrieve([r.id for r in RECORDS], vectors=True), RECORDS, strict=True):
-        assert (got.id, got.files, got.metadata, got.fit) == (want.id, want.files, want.metadata, want.fit)
+        assert (got.id, got.files, got.metadata, got.whitening_id) == (
+            want.id,
+            want.files,
+            want.metadata,
+            want.whitening_id,
+        )
         assert (got.tags, got.patches) == (want.tags, want.patches)
         assert_near(got.global_vector, want.global_vector, atol=1e-3)
     (bare,) = store.retrieve([RECORDS[4].id])
@@ -60,8 +65,8 @@ def test_scroll_goes_through_all_in_the_order_of_ids(store: Store) -> None:
     packed = {record.id: record.patches for record in RECORDS}
     assert {record.id: record.patches for record in store.scroll(vectors=True, batch=7)} == packed
     assert all(record.patches is record.global_vector is None for record in store.scroll())
-    whole = [(record.id, record.fit, record.files) for record in store.scroll()]
-    assert sorted((listed.id, listed.fit, listed.files) for listed in store.list_files()) == whole
+    whole = [(record.id, record.whitening_id, record.files) for record in store.scroll()]
+    assert sorted((listed.id, listed.whitening_id, listed.files) for listed in store.list_files()) == whole
 
 
 def test_search_agrees_with_the_exact_cosines(store: Store) -> None:
@@ -106,9 +111,12 @@ FILTERS: list[tuple[Filter, Callable[[int], bool]]] = [
     (Filter(tags=("odd",)), lambda n: n % 2 == 1),
     (Filter(tags=("odd", "straße")), lambda n: n % 2 == 1),
     (Filter(tags=("odd", "even")), lambda n: False),
-    (Filter(not_fit="fit-a"), lambda n: n >= 20),
+    (Filter(not_whitening_id="fit-a"), lambda n: n >= 20),
     (Filter(not_ids=(RECORDS[3].id, RECORDS[4].id)), lambda n: n not in (3, 4)),
-    (Filter(under=("0/album1",), tags=("even",), not_fit="fit-b"), lambda n: n % 3 == 1 and n % 2 == 0 and n < 20),
+    (
+        Filter(under=("0/album1",), tags=("even",), not_whitening_id="fit-b"),
+        lambda n: n % 3 == 1 and n % 2 == 0 and n < 20,
+    ),
 ]
 
 

@@ -180,7 +180,7 @@ def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path)
     aside.rename(photos / "b")
     second = run(photos, tiny_backbone)
     assert second.refitted and second.embedded == 8
-    assert len({record.fit for record in records(photos / ".seenit")}) == 1
+    assert len({record.whitening_id for record in records(photos / ".seenit")}) == 1
     fresh = run(photos, tiny_backbone, photos.parent / "fresh")
     assert fresh.images == 8
     grown = {record.id: record.global_vector for record in records(photos / ".seenit")}
@@ -271,7 +271,10 @@ def test_images_awaiting_a_refit_are_found_in_the_engine(photos: Path, tiny_back
     store = open_store(photos / ".seenit")
     manifest = read_manifest(store)
     assert manifest is not None
-    assert store.count(Filter(not_fit=manifest.fit)) == 0 and store.count(Filter(not_fit="another")) == 8
+    assert (
+        store.count(Filter(not_whitening_id=manifest.whitening_id)) == 0
+        and store.count(Filter(not_whitening_id="another")) == 8
+    )
     store.close()
 
 

@@ -51,7 +51,7 @@ def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Pat
         draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
     sync_folder(photos)  # 38 images: more than four times as many, and the statistics are fitted anew
     again = calibrate(index)
-    assert again is not None and again.images == 38 and again.fit != learnt.fit
+    assert again is not None and again.images == 38 and again.whitening_id != learnt.whitening_id
 
 
 def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> None:
@@ -71,7 +71,7 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
                 {"format": FORMAT + 1},
                 {"slope": float("nan")},
                 {"slope": "9"},
-                {"fit": "another"},
+                {"whitening_id": "another"},
                 {"more": 1},
             )
         ),

@@ -396,7 +396,7 @@ def test_two_images_and_damaged_vectors(tmp_path: Path, tiny_backbone: Path) -> 
     record = next(store.scroll(vectors=True))
     assert record.global_vector is not None
     zeros = np.zeros_like(record.global_vector)
-    store.upsert([Record(record.id, record.files, record.metadata, record.fit, (), zeros, record.patches)])
+    store.upsert([Record(record.id, record.files, record.metadata, record.whitening_id, (), zeros, record.patches)])
     store.close()
     assert "damaged vectors" in find_duplicates(tmp_path / ".seenit", workers=1).notes[0]
 

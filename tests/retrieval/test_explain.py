@@ -18,8 +18,8 @@ from indexer.descriptor.patch_maps import cls_attention, patch_colours
 from indexer.errors import SeenitError
 from retrieval.rerank.evidence import Evidence, percent
 from retrieval.show.draw_match import LINES, colour_of, draw_match, heat_image, heat_maps, side_by_side, spread_out
-from retrieval.show.look import draw_image, look_at, patch_share
-from retrieval.show.match_page import in_sentences, turned, write_explain_page, write_look_page
+from retrieval.show.inspect import draw_inspection, inspect_image, patch_share
+from retrieval.show.match_page import in_sentences, turned, write_explain_page, write_inspection_page
 
 GREY = (128, 128, 128)
 
@@ -41,10 +41,10 @@ def saturated(sheet: Image.Image) -> np.ndarray:
 
 
 def test_a_verdict_follows_belief_and_probability() -> None:
-    assert evidence([(0, 0, 0, 0, 1)], 0.9).in_words == "same: 90 % likely, 1 patch agrees"
-    assert evidence([], 0.3).in_words == "perhaps: 30 % likely, 0 patches agree"
+    assert evidence([(0, 0, 0, 0, 1)], 0.9).in_words == "same: 90 % probable, 1 inlier"
+    assert evidence([], 0.3).in_words == "perhaps: 30 % probable, 0 inliers"
     assert evidence([], 0.05).verdict == "no match"
-    assert evidence([], None).verdict is None and evidence([], None).in_words == "0 patches agree"
+    assert evidence([], None).verdict is None and evidence([], None).in_words == "0 inliers"
     assert Evidence(0.1, True, 0, np.empty((0, 5))).verdict == "same", "the index's threshold decides, not the word's"
 
 
@@ -190,7 +190,7 @@ def test_the_page_of_a_match_holds_every_pair_and_nothing_foreign(tmp_path: Path
     assert len(page.all("image")) == 4
     assert all((image["href"] or "").startswith("data:image/jpeg;base64,") for image in page.all("image"))
     assert not {"script", "link", "iframe", "img", "x"} & {tag for tag, _ in page.tags}
-    for words in ("same", "90 % likely", f"{LINES + 20} patches agree", "20 % of the result", names[0], "index <x>"):
+    for words in ("same", "90 % probable", f"{LINES + 20} patches agree", "20 % of the result", names[0], "index <x>"):
         assert words in page.text
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
     assert policy and "script-src" not in policy and "default-src 'none'" in policy
@@ -219,7 +219,7 @@ def test_pointing_at_a_patch_lights_up_its_pair(tmp_path: Path) -> None:
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SeenitError, match="cannot write the page"):
-        write_look_page(tmp_path / "no such folder" / "a.html", quarters())
+        write_inspection_page(tmp_path / "no such folder" / "a.html", quarters())
     assert not list(tmp_path.iterdir())
 
 
@@ -260,9 +260,11 @@ def embedder(tiny_backbone: Path) -> Embedder:
 
 
 @pytest.fixture
-def fit(embedder: Embedder) -> descriptor.Whitening:
+def whitening(embedder: Embedder) -> descriptor.Whitening:
     rng = np.random.default_rng(0)
-    return embedder.fit([embedder.pooled([rng.integers(0, 256, (140, 140, 3), dtype=np.uint8)]) for _ in range(6)])
+    return embedder.fit_whitening(
+        [embedder.pooled([rng.integers(0, 256, (140, 140, 3), dtype=np.uint8)]) for _ in range(6)]
+    )
 
 
 def drawn_photo(size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -271,28 +273,28 @@ def drawn_photo(size: tuple[int, int] = (160, 120)) -> Image.Image:
     return photo
 
 
-def test_a_look_has_every_map_on_the_grid(embedder: Embedder, fit: descriptor.Whitening) -> None:
-    look = look_at(np.asarray(drawn_photo()), embedder, fit)
-    grid = look.kept.shape
-    assert grid[0] < grid[1] and look.colours.shape == (*grid, 3)
-    assert look.share.shape == look.attention.shape == grid
-    assert look.kept.sum() == min(embedder.recipe.num_tokens, look.kept.size)
-    assert 0 < look.attention.sum() < 1 and np.isfinite(look.share).all()
+def test_a_look_has_every_map_on_the_grid(embedder: Embedder, whitening: descriptor.Whitening) -> None:
+    inspection = inspect_image(np.asarray(drawn_photo()), embedder, whitening)
+    grid = inspection.kept.shape
+    assert grid[0] < grid[1] and inspection.colours.shape == (*grid, 3)
+    assert inspection.share.shape == inspection.attention.shape == grid
+    assert inspection.kept.sum() == min(embedder.recipe.num_tokens, inspection.kept.size)
+    assert 0 < inspection.attention.sum() < 1 and np.isfinite(inspection.share).all()
 
 
-def test_the_share_is_what_the_formula_says(embedder: Embedder, fit: descriptor.Whitening) -> None:
+def test_the_share_is_what_the_formula_says(embedder: Embedder, whitening: descriptor.Whitening) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (1, 70, 98, 3), dtype=np.uint8)
     features = embedder.backbone.intermediate(pixels, embedder.layers)
-    share = patch_share(features, embedder, fit)
+    share = patch_share(features, embedder, whitening)
     pooled = descriptor.pool(features, embedder.recipe, embedder.backbone.depth)
-    vector = torch.from_numpy(descriptor.apply(pooled, fit)[0][0])
+    vector = torch.from_numpy(descriptor.apply(pooled, whitening)[0][0])
     num_cls, dim = len(embedder.recipe.cls_depths), embedder.backbone.embed_dim
     for n in (0, 17, 34):
         alone = [
             TokenFeatures(one.cls, one.registers, one.patches[:, n : n + 1], (1, 1)) for one in features
         ]  # CLS stays here, and its part of the sum is left out
         parts = descriptor.pool(alone, embedder.recipe, embedder.backbone.depth).parts.flatten(1)[0]
-        expected = ((parts - fit.mean)[num_cls * dim :] @ fit.projection[num_cls * dim :]) @ vector
+        expected = ((parts - whitening.mean)[num_cls * dim :] @ whitening.projection[num_cls * dim :]) @ vector
         assert share.flat[n] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
 
 
@@ -318,13 +320,13 @@ def test_attention_is_a_share_of_one(embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("size", [(160, 120), (120, 160)])
 def test_one_image_is_drawn_in_four_panels(
-    embedder: Embedder, fit: descriptor.Whitening, size: tuple[int, int], tmp_path: Path
+    embedder: Embedder, whitening: descriptor.Whitening, size: tuple[int, int], tmp_path: Path
 ) -> None:
     photo = drawn_photo(size)
-    sheet = draw_image(photo, look_at(np.asarray(photo), embedder, fit), width_px=800)
+    sheet = draw_inspection(photo, inspect_image(np.asarray(photo), embedder, whitening), width_px=800)
     lying = size[0] > size[1]  # then two rows of two, else one row of four
     assert sheet.width == 800 and (sheet.height > 600) == lying
-    write_look_page(tmp_path / "look.html", sheet, title="/photos/a.jpg", made_by=["backbone tiny"])
+    write_inspection_page(tmp_path / "look.html", sheet, title="/photos/a.jpg", made_by=["backbone tiny"])
     page = Page(tmp_path / "look.html")
     assert len(page.all("image")) == 1 and "backbone tiny" in page.text and not page.open
     assert re.search("file:///photos/a.jpg", str(page.all("a")))

@@ -11,7 +11,7 @@ from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
 from indexer.errors import SeenitError
 from retrieval.calibrate import learn
-from retrieval.rerank.geometry import ELSEWHERE, FLOOR, Pairs, distinct_support, far_apart, find_inliers, mutual_pairs
+from retrieval.rerank.geometry import ELSEWHERE, FLOOR, Pairs, distinctiveness_of, far_apart, find_inliers, mutual_pairs
 from retrieval.rerank.patches import patches_at
 from retrieval.rerank.rerank import CHUNK, Comparison, map_threads, to_evidence
 
@@ -87,26 +87,26 @@ def moved_pairs(
 def test_a_transform_is_found_among_chance_pairs() -> None:
     for seed in range(10):
         pairs, start, end, linear = moved_pairs(np.random.default_rng(seed), right=12, wrong=10)
-        agreement = find_inliers(pairs, start, end)
-        assert agreement.agrees[0, :12].sum() >= 11 and agreement.agrees[0, 12:].sum() <= 2
-        np.testing.assert_allclose(agreement.transform[0, :, :2].numpy(), linear, atol=0.15)
-        expected = (pairs.cosine[0] - FLOOR)[agreement.agrees[0]].sum()
-        assert agreement.weight[0] == pytest.approx(float(expected), rel=1e-5)
+        inliers = find_inliers(pairs, start, end)
+        assert inliers.is_inlier[0, :12].sum() >= 11 and inliers.is_inlier[0, 12:].sum() <= 2
+        np.testing.assert_allclose(inliers.transform[0, :, :2].numpy(), linear, atol=0.15)
+        expected = (pairs.cosine[0] - FLOOR)[inliers.is_inlier[0]].sum()
+        assert inliers.weight[0] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_chance_pairs_agree_on_little_and_padding_on_nothing() -> None:
     pairs, start, end, _ = moved_pairs(np.random.default_rng(3), right=0, wrong=22)
-    assert find_inliers(pairs, start, end).agrees.sum() <= 8
+    assert find_inliers(pairs, start, end).is_inlier.sum() <= 8
     nothing = Pairs(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.long))
     empty = find_inliers(nothing, torch.rand(9, 2), torch.rand(2, 5, 2))
-    assert not empty.agrees.any() and not empty.weight.any() and torch.isfinite(empty.transform).all()
+    assert not empty.is_inlier.any() and not empty.weight.any() and torch.isfinite(empty.transform).all()
     few = find_inliers(
         Pairs(torch.full((1, 1), 0.9), torch.zeros(1, 1, dtype=torch.long)), torch.rand(1, 2), torch.rand(1, 1, 2)
     )
     assert few.weight.tolist() == [0]  # one pair fixes no transform
 
 
-def test_distinct_support_is_what_stands_out_from_elsewhere() -> None:
+def test_distinctiveness_is_what_stands_out_from_elsewhere() -> None:
     """Against a slow twin; and a lawn, all patches alike, has support but nothing distinct."""
     rng = np.random.default_rng(3)
     query, gallery = (torch.from_numpy(unit(rng, *shape, 16)) for shape in ((30,), (3, 9)))
@@ -115,11 +115,11 @@ def test_distinct_support_is_what_stands_out_from_elsewhere() -> None:
     at = patches_at((5, 6))
     gallery_at = torch.cat([at[[0, 7, 14, 15, 22, 29]], torch.rand(3, 2)]).expand(3, -1, -1)
     pairs = mutual_pairs(query, gallery, torch.ones(3, 9, dtype=torch.bool))
-    agreement = find_inliers(pairs, at, gallery_at)
-    found = distinct_support(agreement.agrees, pairs, gallery @ query.T, far_apart(at))
+    inliers = find_inliers(pairs, at, gallery_at)
+    found = distinctiveness_of(inliers.is_inlier, pairs, gallery @ query.T, far_apart(at))
     for b in range(3):
         expected = 0.0
-        for m in agreement.agrees[b].nonzero()[:, 0].tolist():
+        for m in inliers.is_inlier[b].nonzero()[:, 0].tolist():
             n = int(pairs.nearest[b, m])
             others = [float(gallery[b, m] @ query[k]) for k in range(30) if torch.dist(at[k], at[n]) > ELSEWHERE]
             expected += max(float(pairs.cosine[b, m]) - max(0.0, *others), 0.0)
@@ -127,7 +127,7 @@ def test_distinct_support_is_what_stands_out_from_elsewhere() -> None:
     of_lawn = mutual_pairs(lawn, lawn[None], torch.ones(1, 30, dtype=torch.bool))
     alike = find_inliers(of_lawn, at, at[None])
     assert alike.weight[0] > 10
-    assert distinct_support(alike.agrees, of_lawn, (lawn @ lawn.T)[None], far_apart(at))[0] < 2
+    assert distinctiveness_of(alike.is_inlier, of_lawn, (lawn @ lawn.T)[None], far_apart(at))[0] < 2
 
 
 def test_many_candidates_are_compared_as_each_by_itself() -> None:
@@ -144,11 +144,11 @@ def test_many_candidates_are_compared_as_each_by_itself() -> None:
             pack_patches(PatchTokens(tokens, np.stack(np.divmod(cells, 8), 1).astype(np.uint8), (5 + n % 2, 8)), 8)
         )
     together = Comparison(views, packed)
-    assert (together.support > 1).all()
+    assert (together.inlier_weight > 1).all()
     for n, data in enumerate(packed):
         alone = Comparison(views, [data])
-        assert together.support[n] == pytest.approx(alone.support[0], abs=1e-5)
-        assert together.distinct[n] == pytest.approx(alone.distinct[0], abs=1e-5)
+        assert together.inlier_weight[n] == pytest.approx(alone.inlier_weight[0], abs=1e-5)
+        assert together.distinctiveness[n] == pytest.approx(alone.distinctiveness[0], abs=1e-5)
         np.testing.assert_allclose(together.match(n).pairs, alone.match(0).pairs, atol=1e-6)
 
 
@@ -187,9 +187,9 @@ def test_a_thing_in_another_place_is_boxed_there() -> None:
         pack_patches(PatchTokens(unit(rng, 256, 64), cells, (16, 16)), 8),
     ]
     comparison = Comparison([CropFeatures(np.zeros(4, np.float32), thing.reshape(64, 64), (8, 8))], packed)
-    assert comparison.support[0] > 10 * comparison.support[1]
+    assert comparison.inlier_weight[0] > 10 * comparison.inlier_weight[1]
     evidence = to_evidence(comparison.match(0), 0.9)
-    assert evidence.believed and evidence.support == 64 and evidence.verdict == "same"
+    assert evidence.believed and evidence.num_inliers == 64 and evidence.verdict == "same"
     assert_near(evidence.box, (0.5, 0.5, 0.5, 0.5), atol=1e-6)
     assert_near(evidence.query_box, (0, 0, 1, 1), atol=1e-6)
     assert_near(evidence.transform, [[0.5, 0, 0.5], [0, 0.5, 0.5]], atol=1e-3)
@@ -203,7 +203,7 @@ def test_a_thing_in_another_place_is_boxed_there() -> None:
     assert_near(of_middle.transform, [[0.5, 0, 0.5], [0, 0.5, 0.5]], atol=1e-3)
     assert_near(of_middle.query_box, (0.25, 0.25, 0.5, 0.5), atol=1e-6)
     nothing = to_evidence(Comparison([], packed).match(0), None)
-    assert nothing.box is None and nothing.support == 0 and nothing.verdict is None
+    assert nothing.box is None and nothing.num_inliers == 0 and nothing.verdict is None
 
 
 def test_a_calibration_puts_even_odds_between_right_and_wrong() -> None:

@@ -331,7 +331,7 @@ def test_page_shows_verdict_reason_and_box(tmp_path: Path) -> None:
     read = written(tmp_path, page_query(photo(tmp_path, "q.jpg"), results, None))
     badges = [span["class"] for span in read.all("span") if (span.get("class") or "").startswith("badge")]
     assert badges == ["badge same", "badge perhaps", "badge other"]
-    for text in ("same", "perhaps", "no match", "97 % likely, 12 patches agree", "1 % likely"):
+    for text in ("same", "perhaps", "no match", "97 % probable, 12 inliers", "1 % probable"):
         assert text in read.text
     boxes = [rect for rect in read.all("rect") if rect.get("class") == "box"]
     assert len(boxes) == 2, "no box where nothing is believed to be there"
@@ -340,7 +340,7 @@ def test_page_shows_verdict_reason_and_box(tmp_path: Path) -> None:
 def test_json_gives_the_box_in_pixels() -> None:
     line = json.loads(json_line("q.jpg", [result(1, 0.97), result(2, None), result(3, 0.1, compared=False)]))
     first, second, third = line["results"]
-    assert (first["match"], first["probability"], first["support"]) == (True, 0.97, 12)
+    assert (first["match"], first["probability"], first["num_inliers"]) == (True, 0.97, 12)
     assert first["box"] == [0, 0, 200, 100]
-    assert second["match"] is None and second["probability"] is None and second["support"] == 12
-    assert not {"match", "probability", "support", "box"} & set(third)
+    assert second["match"] is None and second["probability"] is None and second["num_inliers"] == 12
+    assert not {"match", "probability", "num_inliers", "box"} & set(third)

@@ -112,7 +112,7 @@ def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_
             assert Path(best.path).name == "1.jpg" and best.score > 0.85
             box = best.evidence.query_box if best.evidence else None  # in the whole image, within the region
             assert box and np.allclose(box, (0.5, 1 / 3, inner.width / 400, inner.height / 300), atol=0.12)
-            heat = searcher.explain(tmp_path / "scene.png", photos / "a" / "1.jpg", region=region).query_heat
+            heat = searcher.explain(tmp_path / "scene.png", photos / "a" / "1.jpg", region=region).query_similarity
             rows, cols = heat.shape
             hot = heat[round(rows / 3) + 1 : round(rows / 3 + rows * inner.height / 300) - 1, cols // 2 + 1 : -1]
             assert heat[: rows // 3, : cols // 2].max() == 0 < 0.5 < np.median(hot)
@@ -167,14 +167,14 @@ def test_a_result_says_where_the_thing_is_and_which_patches_agree(index: Path, p
         itself, *others = searcher.search(photos / "a" / "0.jpg", include_self=True)
         evidence = itself.evidence
         assert evidence is not None and evidence.probability is None  # nothing was calibrated
-        assert evidence.support > max(result.evidence.support for result in others if result.evidence)
+        assert evidence.num_inliers > max(result.evidence.num_inliers for result in others if result.evidence)
         np.testing.assert_allclose(evidence.pairs[:, :2], evidence.pairs[:, 2:4], atol=0.15)  # onto itself
         assert evidence.transform is not None
         np.testing.assert_allclose(evidence.transform, np.eye(2, 3), atol=0.25)
         assert evidence.box is not None and evidence.box[2] * evidence.box[3] > 0.3
         assert searcher.search(photos / "a" / "0.jpg", rerank=False)[0].evidence is None
         explained = searcher.explain(photos / "a" / "0.jpg", photos / "a" / "0.jpg")
-        assert explained.evidence.support == evidence.support and explained.query_heat.min() > 0.99
+        assert explained.evidence.num_inliers == evidence.num_inliers and explained.query_similarity.min() > 0.99
 
 
 def test_several_images_are_one_query(index: Path, photos: Path) -> None:

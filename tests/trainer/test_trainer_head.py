@@ -165,8 +165,8 @@ def test_a_head_travels_in_the_backbones_file(tiny_backbone: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_the_index_can_use_a_head(many_photos: Path, backbone: Backbone) -> None:
     views = embed_views(backbone, open_source(many_photos), num_views=2, resolution=56, workers=1)
-    fit = descriptor.fit_whitening([views.photos], views.recipe, head_from(views))
-    assert view_retrieval(views, fit).mean_reciprocal_rank > 0.2  # by chance: 0.16
+    whitening = descriptor.fit_whitening([views.photos], views.recipe, head_from(views))
+    assert view_retrieval(views, whitening).mean_reciprocal_rank > 0.2  # by chance: 0.16
 
 
 def test_a_gain_must_be_more_than_chance() -> None:
@@ -210,10 +210,10 @@ def test_a_head_is_judged_with_the_statistics_that_an_index_would_have(
 ):
     counted, plain = [], descriptor.fit_whitening
 
-    def fit(photos, recipe, prior):
+    def whitening(photos, recipe, prior):
         counted.append(sum(len(pooled.parts) for pooled in photos))
         return plain(photos, recipe, prior)
 
-    monkeypatch.setattr(descriptor, "fit", fit)
+    monkeypatch.setattr(descriptor, "fit_whitening", whitening)
     train_head(many_photos, tmp_path / "out", from_backbone=tiny_backbone, progress=False, say=lambda line: None)
     assert counted == [24, 24]  # before and after, each of all photos that are searched

@@ -59,12 +59,12 @@ class Describer:
     """A backbone and the statistics that make vectors of its features."""
 
     embedder: Embedder
-    fit: Whitening
+    whitening: Whitening
 
     @property
     def id(self) -> str:
         """Tells vectors that may be compared from all others."""
-        return f"{self.embedder.backbone.hash} at {self.embedder.resolution} fit {self.fit.id}"
+        return f"{self.embedder.backbone.hash} at {self.embedder.resolution} fit {self.whitening.id}"
 
 
 def decoders_for(embedder: Embedder, workers: int | None) -> DecodePool:
@@ -85,9 +85,9 @@ def fit_describer(
         if not pooled:
             raise SeenitError(_none_readable(broken, len(places)))
         with whole_file(path) as file:
-            file.write(descriptor.save_fit(embedder.fit([pooled[number] for number in sorted(pooled)])))
+            file.write(descriptor.save_whitening(embedder.fit_whitening([pooled[number] for number in sorted(pooled)])))
         write_text(label, made_from)
-    return Describer(embedder, descriptor.load_fit(path.read_bytes()))
+    return Describer(embedder, descriptor.load_whitening(path.read_bytes()))
 
 
 def embed_images(
@@ -141,10 +141,10 @@ def _embed_shard(
 ) -> None:
     pooled, pixels, broken = _pooled(describer.embedder, pool, places, progress, title)
     rows = sorted(pooled)
-    vectors = np.empty((len(rows), describer.fit.global_dim), np.float16)
+    vectors = np.empty((len(rows), describer.whitening.global_dim), np.float16)
     good = np.zeros(len(rows), bool)
     for at, row in enumerate(rows):
-        vectors[at : at + 1], good[at : at + 1] = unit_rows(descriptor.apply(pooled[row], describer.fit)[0])
+        vectors[at : at + 1], good[at : at + 1] = unit_rows(descriptor.apply(pooled[row], describer.whitening)[0])
     broken |= {row: "its features are not finite" for row, fine in zip(rows, good, strict=True) if not fine}
     rows = [row for row, fine in zip(rows, good, strict=True) if fine]
     write_array(folder / f"{number:05d}.npy", vectors[good])

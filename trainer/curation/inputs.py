@@ -34,7 +34,7 @@ class IndexVectors:
 
     location: str
     manifest: Manifest
-    fit: descriptor.Whitening
+    whitening: descriptor.Whitening
     images: Images
 
 
@@ -46,7 +46,7 @@ class Inputs:
     like: Images | None
     avoid: Images | None
     described_by: str
-    fit: descriptor.Whitening
+    whitening: descriptor.Whitening
 
 
 def read_inputs(
@@ -87,27 +87,27 @@ def read_inputs(
         role: [indexes[one].images for one in dict.fromkeys(map(str, given)) if _usable(indexes.get(one), first)]
         for role, given in roles.items()
     }
-    described_by, fit = ("", None) if first is None else (first.manifest.backbone, first.fit)
+    described_by, whitening = ("", None) if first is None else (first.manifest.backbone, first.whitening)
     if sources or backbone is not None:
         embedder = _embedder(first, backbone, say)
         described_by = embedder.backbone.name
         with ExitStack() as cleanup:
             decoders = cache(lambda: cleanup.enter_context(decoders_for(embedder, workers)))
             if first is not None:
-                describer = Describer(embedder, first.fit)
+                describer = Describer(embedder, first.whitening)
             else:
                 path = work / "descriptor.safetensors"
                 describer = fit_describer(embedder, sources["pool"], path, decoders, progress=progress)
-                fit = describer.fit
+                whitening = describer.whitening
             for role, source in sources.items():
                 parts[role].append(embed_images(describer, source, work / role, decoders, progress=progress, say=say))
-    assert fit is not None, "without an index the pool is a source"
+    assert whitening is not None, "without an index the pool is a source"
     return Inputs(
         pool=join(parts["pool"]),
         like=join(parts["like"]) if parts["like"] else None,
         avoid=join(parts["avoid"]) if parts["avoid"] else None,
         described_by=described_by,
-        fit=fit,
+        whitening=whitening,
     )
 
 
@@ -134,7 +134,7 @@ def join(parts: Sequence[Images]) -> Images:
 
 def _usable(index: IndexVectors | None, first: IndexVectors | None) -> bool:
     """Whether an index, if it is one, has vectors like the first."""
-    return index is not None and first is not None and index.manifest.fit == first.manifest.fit
+    return index is not None and first is not None and index.manifest.whitening_id == first.manifest.whitening_id
 
 
 def _source(given: Sequence[str | Path], indexes: dict[str, IndexVectors], work: Path, say: Say) -> ImageSource:
@@ -154,7 +154,7 @@ def _embedder(first: IndexVectors | None, backbone: str | Path | None, say: Say)
     if first is None:
         return Embedder(loaded, RESOLUTION)
     check_backbone(first.manifest, loaded, first.location)
-    return Embedder(loaded, first.manifest.resolution, first.fit.recipe)
+    return Embedder(loaded, first.manifest.resolution, first.whitening.recipe)
 
 
 def _read_index(location: str, folder: Path, say: Say) -> IndexVectors:
@@ -162,7 +162,7 @@ def _read_index(location: str, folder: Path, say: Say) -> IndexVectors:
     with Index.open(location) as index, index.store.snapshot():
         if not index.count:
             raise SeenitError(f"the index at {location} is empty; fill it with: seenit index FOLDER --index {location}")
-        return IndexVectors(location, index.manifest, index.fit, _copy_vectors(index, folder, say))
+        return IndexVectors(location, index.manifest, index.whitening, _copy_vectors(index, folder, say))
 
 
 def _copy_vectors(index: Index, folder: Path, say: Say) -> Images:
@@ -184,7 +184,7 @@ def _copy_vectors(index: Index, folder: Path, say: Say) -> Images:
         vectors.clear()
 
     for record in index.store.scroll(vectors=True):
-        if record.fit != index.manifest.fit:
+        if record.whitening_id != index.manifest.whitening_id:
             raise SeenitError(
                 f"images of the index at {index.location} await refitting; to finish: seenit index --index"
                 f" {index.location}"

@@ -19,15 +19,15 @@ TAKEN_BACK = 0.75  # exponent of the whitening's inverse; 1 takes it back wholly
 
 
 # N vectors, G numbers each
-def vectors_of_kinds(embeddings: Embeddings, fit: Whitening, folder: Path) -> Embeddings:
+def vectors_of_kinds(embeddings: Embeddings, whitening: Whitening, folder: Path) -> Embeddings:
     """The vectors (N, G) without most of their whitening, in shards in `folder`; shards that are there are kept.
 
-    fit  the statistics that made the vectors
+    whitening  the statistics that made the vectors
 
-    With the fit's projection P, unit(x P) becomes unit(x P (P^T P)^-t): for t = 1 its lengths are those before.
+    With the whitening's projection P, unit(x P) becomes unit(x P (P^T P)^-t): for t = 1 its lengths are those before.
     """
-    claim_folder(folder, f"kinds {TAKEN_BACK} fit {fit.id} of {embeddings.digest()}")
-    back = unstretch(fit.projection).numpy()  # (G, G)
+    claim_folder(folder, f"kinds {TAKEN_BACK} fit {whitening.id} of {embeddings.digest()}")
+    back = unstretch(whitening.projection).numpy()  # (G, G)
     shards = []
     for number, (_, block) in enumerate(embeddings.blocks()):
         path = folder / f"{number:05d}.npy"

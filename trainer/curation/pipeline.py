@@ -135,7 +135,7 @@ def choose(
         )
     say(f"{len(left):,} of {count:,} images left after deduplication")
 
-    kinds = vectors_of_kinds(vectors, inputs.fit, work / "kinds")
+    kinds = vectors_of_kinds(vectors, inputs.whitening, work / "kinds")
     if inputs.like is not None:
         retrieved = _retrieve(inputs, kinds, left, work, choices)
         if not len(retrieved.rows):
@@ -173,7 +173,7 @@ def _retrieve(inputs: Inputs, kinds: Embeddings, left: np.ndarray, work: Path, c
         return retrieve_nearest(cells, inputs.like.embeddings, count=choices.nearest, recall=choices.recall)
     return retrieve_clusters(
         kinds,
-        vectors_of_kinds(inputs.like.embeddings, inputs.fit, work / "kinds_like"),
+        vectors_of_kinds(inputs.like.embeddings, inputs.whitening, work / "kinds_like"),
         left,
         num_clusters=choices.clusters,
         per_cluster=choices.per_cluster,

@@ -107,13 +107,15 @@ def embed_views(
     return PhotoViews(_first_rows(pooled), torch.stack([pooled[n].parts for n in sorted(pooled)]), recipe)
 
 
-def view_retrieval(views: PhotoViews, fit: Whitening | None = None, distractors: Tensor | None = None) -> ViewScores:
+def view_retrieval(
+    views: PhotoViews, whitening: Whitening | None = None, distractors: Tensor | None = None
+) -> ViewScores:
     """Look for each view's photo among all photos, by cosine.
 
-    fit          how to describe them; None: the statistics of these photos alone
+    whitening  how to describe them; None: the statistics of these photos alone
     distractors  (m, L, D) parts of further photos to search among
     """
-    ranks = view_ranks(views, fit or descriptor.fit_whitening([views.photos], views.recipe), distractors).double()
+    ranks = view_ranks(views, whitening or descriptor.fit_whitening([views.photos], views.recipe), distractors).double()
     return ViewScores(
         recall_at_1=float((ranks == 1).double().mean()),
         mean_reciprocal_rank=float((1 / ranks).mean()),
@@ -122,10 +124,10 @@ def view_retrieval(views: PhotoViews, fit: Whitening | None = None, distractors:
     )
 
 
-def view_ranks(views: PhotoViews, fit: Whitening, distractors: Tensor | None = None) -> Tensor:
+def view_ranks(views: PhotoViews, whitening: Whitening, distractors: Tensor | None = None) -> Tensor:
     """The rank of each view's photo, from 1; an equal score counts as a better one, so that collapse fails.  (n, V)"""
-    vectors = _vectors(views.parts, fit)  # (n, 1 + V, G)
-    gallery = vectors[:, 0] if distractors is None else torch.cat([vectors[:, 0], _vectors(distractors, fit)])
+    vectors = _vectors(views.parts, whitening)  # (n, 1 + V, G)
+    gallery = vectors[:, 0] if distractors is None else torch.cat([vectors[:, 0], _vectors(distractors, whitening)])
     ranks = []
     for index, queries in enumerate(vectors[:, 1:]):
         cosines = queries @ gallery.T  # (V, n + m)
@@ -133,9 +135,9 @@ def view_ranks(views: PhotoViews, fit: Whitening, distractors: Tensor | None = N
     return torch.stack(ranks)
 
 
-def _vectors(parts: Tensor, fit: Whitening) -> Tensor:
+def _vectors(parts: Tensor, whitening: Whitening) -> Tensor:
     """(..., L, D) -> (..., G)"""
-    return normalize((parts.flatten(-2) - fit.mean) @ fit.projection, dim=-1)
+    return normalize((parts.flatten(-2) - whitening.mean) @ whitening.projection, dim=-1)
 
 
 def _first_rows(pooled: dict[int, PooledFeatures]) -> PooledFeatures:

@@ -138,12 +138,12 @@ def koleo_loss(embeddings: Tensor, eps: float = 1e-8) -> Tensor:
         return -torch.log(distances + eps).mean()
 
 
-def mask_weights(masks: Tensor, picked: Tensor) -> Tensor:
+def mask_weights(masks: Tensor, masked: Tensor) -> Tensor:
     """For each masked patch one over the number of them in its crop.
 
     masks    (C, N) bool
-    picked   (M,) int64  places of the masked patches in C * N
+    masked   (M,) int64  places of the masked patches in C * N
     returns  (M,)
     """
     share = 1 / masks.sum(1).clamp_min(1)  # (C,)
-    return share[picked // masks.shape[1]]
+    return share[masked // masks.shape[1]]

@@ -31,7 +31,7 @@ class Outputs(NamedTuple):
     global_cls: Tensor  # (2 * B, D)
     global_scores: Tensor  # (2 * B, K)
     local_scores: Tensor  # (V * B, K)
-    patch_scores: Tensor  # (M, K'), of the picked patches
+    patch_scores: Tensor  # (M, K'), of the masked patches
 
 
 class Network(nn.Module):
@@ -43,16 +43,16 @@ class Network(nn.Module):
         self.dino_head = dino_head
         self.ibot_head = ibot_head  # None: patches go through the other one
 
-    def forward(self, crops: Sequence[Tensor], masks: Tensor | None, picked: Tensor, packed: bool = True) -> Outputs:
+    def forward(self, crops: Sequence[Tensor], masks: Tensor | None, masked: Tensor, packed: bool = True) -> Outputs:
         """Scores of global and, where they are given, local crops.
 
         crops   (2 * B, 3, G, G) and perhaps (V * B, 3, L, L)
         masks   (2 * B, N) bool, what is hidden in the global crops
-        picked  (M,) int64, places in (2 * B * N) of the patches that are scored
+        masked  (M,) int64, places in (2 * B * N) of the patches that are scored
         packed  all crops in one sequence with block-diagonal attention; or one size after the other
         """
         features = self._features(crops, [masks, None][: len(crops)], packed)
-        patches = features[0].patches.flatten(0, 1)[picked]  # (M, D)
+        patches = features[0].patches.flatten(0, 1)[masked]  # (M, D)
         tokens = [output.cls for output in features]
         if self.ibot_head is None:
             tokens.append(patches)
@@ -105,9 +105,9 @@ class FeatureTeacher(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, crops: Sequence[Tensor], masks: Tensor | None, picked: Tensor, packed: bool = True) -> Outputs:
+    def forward(self, crops: Sequence[Tensor], masks: Tensor | None, masked: Tensor, packed: bool = True) -> Outputs:
         features = self.backbone(crops[0], masks)
-        return Outputs(features.cls, features.cls, features.cls[:0], features.patches.flatten(0, 1)[picked])
+        return Outputs(features.cls, features.cls, features.cls[:0], features.patches.flatten(0, 1)[masked])
 
 
 @dataclass(frozen=True)
@@ -162,17 +162,17 @@ def compute_losses(
     autocast     a function that gives the context in which networks run
     """
     distils = bool(config.distill_from)
-    picked = batch.masks.flatten().nonzero().squeeze(1)  # (M,)
+    masked = batch.masks.flatten().nonzero().squeeze(1)  # (M,)
     with torch.no_grad(), autocast():
-        said = teacher([batch.global_crops], None, picked)
+        teacher_out = teacher([batch.global_crops], None, masked)
     with autocast():
         # a distilled student sees everything: the mask only says which patches are scored
         crops = [batch.global_crops, batch.local_crops] if len(batch.local_crops) else [batch.global_crops]
         masks = None if distils or not config.ibot_weight else batch.masks
-        outputs = student(crops, masks, picked, config.packed)
+        outputs = student(crops, masks, masked, config.packed)
     if isinstance(teacher, FeatureTeacher):
-        return _feature_losses(outputs, said, centers, config)
-    targets, patch_targets = _targets(said, centers, config, temperature)  # (2 * B, K), (M, K')
+        return _feature_losses(outputs, teacher_out, centers, config)
+    targets, patch_targets = _targets(teacher_out, centers, config, temperature)  # (2 * B, K), (M, K')
 
     views = targets.unflatten(0, (2, -1))  # (2, B, K)
     global_scores = outputs.global_scores.unflatten(0, (2, -1))  # (2, B, K)
@@ -188,7 +188,7 @@ def compute_losses(
     ibot = ibot_loss(
         outputs.patch_scores,
         patch_targets,
-        mask_weights(batch.masks, picked),
+        mask_weights(batch.masks, masked),
         len(batch.masks),
         config.student_temperature,
     )
@@ -204,20 +204,22 @@ def compute_losses(
         ibot=ibot.detach(),
         koleo=koleo.detach(),
         student_cls=outputs.global_cls.detach().float(),
-        teacher_cls=said.global_cls.float(),
+        teacher_cls=teacher_out.global_cls.float(),
         targets=targets,
     )
 
 
-def _targets(said: Outputs, centers: Centers, config: Config, temperature: float) -> tuple[Tensor, Tensor]:
-    """The teacher's assignments of global crops (2 * B, K) and of picked patches (M, K')."""
+def _targets(teacher_out: Outputs, centers: Centers, config: Config, temperature: float) -> tuple[Tensor, Tensor]:
+    """The teacher's assignments of global crops (2 * B, K) and of masked patches (M, K')."""
     if config.targets == "sinkhorn":
-        patches = sinkhorn(said.patch_scores, temperature) if config.ibot_weight else said.patch_scores.float()
-        return sinkhorn(said.global_scores, temperature), patches
-    targets = centred_softmax(said.global_scores, centers.dino, temperature)
-    patches = centred_softmax(said.patch_scores, centers.ibot, temperature)
-    centers.dino.copy_(moved_center(centers.dino, said.global_scores))
-    centers.ibot.copy_(moved_center(centers.ibot, said.patch_scores))
+        patches = (
+            sinkhorn(teacher_out.patch_scores, temperature) if config.ibot_weight else teacher_out.patch_scores.float()
+        )
+        return sinkhorn(teacher_out.global_scores, temperature), patches
+    targets = centred_softmax(teacher_out.global_scores, centers.dino, temperature)
+    patches = centred_softmax(teacher_out.patch_scores, centers.ibot, temperature)
+    centers.dino.copy_(moved_center(centers.dino, teacher_out.global_scores))
+    centers.ibot.copy_(moved_center(centers.ibot, teacher_out.patch_scores))
     return targets, patches
 
 
@@ -229,9 +231,9 @@ def _koleo(outputs: Outputs, config: Config) -> Tensor:
     return koleo_loss(first) + koleo_loss(second)
 
 
-def _feature_losses(outputs: Outputs, said: Outputs, centers: Centers, config: Config) -> Losses:
+def _feature_losses(outputs: Outputs, teacher_out: Outputs, centers: Centers, config: Config) -> Losses:
     """One minus the cosine between predicted and real features, from whose mean direction both depart."""
-    dino_targets, ibot_targets = said.global_scores.float(), said.patch_scores.float()
+    dino_targets, ibot_targets = teacher_out.global_scores.float(), teacher_out.patch_scores.float()
     if not centers.dino.any():  # the first batch: start where the features are
         centers.dino.copy_(moved_center(centers.dino, dino_targets, momentum=0))
         centers.ibot.copy_(moved_center(centers.ibot, ibot_targets, momentum=0))
@@ -249,7 +251,7 @@ def _feature_losses(outputs: Outputs, said: Outputs, centers: Centers, config: C
         ibot=ibot.detach(),
         koleo=koleo.detach(),
         student_cls=outputs.global_cls.detach().float(),
-        teacher_cls=said.global_cls.float(),
+        teacher_cls=teacher_out.global_cls.float(),
         targets=dino_targets,
     )
 

@@ -49,7 +49,7 @@ def keep_snapshot(run: Run, out: Path, alarm: str = "") -> None:
     tensors = _gather_state(run)
     if run.rank > run.best[0]:
         run.best = (run.rank, run.step)
-    if run.world.leads:
+    if run.world.is_main:
         folder = out / "snapshots"
         state = {
             "watch": run.watch.state(),
@@ -131,7 +131,7 @@ def _gather_state(run: Run) -> dict[str, Tensor]:
 
     def gather(name: str, value: Tensor) -> None:
         value = full_tensor(value)  # every process must ask
-        if run.world.leads:
+        if run.world.is_main:
             tensors[name] = value.cpu()
 
     for prefix, network in _learnt_networks(run):
@@ -177,7 +177,7 @@ def _step_of(line: str) -> float:
 
 
 def write_metrics(run: Run, out: Path) -> None:
-    if run.world.leads and run.metrics:
+    if run.world.is_main and run.metrics:
         try:
             with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(_as_json_line(line) for line in run.metrics)

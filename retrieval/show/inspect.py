@@ -20,7 +20,7 @@ from .draw_match import EDGE, heat_image
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Inspection:
     """An image as the descriptor sees it, on the grid of its patches.
 
     colours    (R, C, 3) uint8: the main directions of the patches' features as red, green, blue; like means alike
@@ -35,7 +35,7 @@ class Look:
     kept: np.ndarray
 
 
-def look_at(image: np.ndarray, embedder: Embedder, fit: Whitening) -> Look:
+def inspect_image(image: np.ndarray, embedder: Embedder, whitening: Whitening) -> Inspection:
     """Look at (H, W, 3) uint8 pixels as indexing does."""
     backbone = embedder.backbone
     pixels = preprocess(image, "aspect", embedder.resolution, backbone.patch_size)[None]  # (1, H', W', 3)
@@ -43,15 +43,15 @@ def look_at(image: np.ndarray, embedder: Embedder, fit: Whitening) -> Look:
     kept = np.zeros(features[0].grid, bool)
     rows, cols = descriptor.pool(features, embedder.recipe, backbone.depth).positions[0].long().unbind(-1)
     kept[rows.numpy(), cols.numpy()] = True
-    return Look(
+    return Inspection(
         colours=patch_colours(features[-1])[0],
-        share=patch_share(features, embedder, fit),
+        share=patch_share(features, embedder, whitening),
         attention=cls_attention(backbone, pixels)[0],
         kept=kept,
     )
 
 
-def patch_share(features: list[TokenFeatures], embedder: Embedder, fit: Whitening) -> np.ndarray:
+def patch_share(features: list[TokenFeatures], embedder: Embedder, whitening: Whitening) -> np.ndarray:
     """How far each patch of one image moves the global vector its way, above what a patch of the corpus does.
 
     features  of the embedder's layers, of one image
@@ -65,15 +65,15 @@ def patch_share(features: list[TokenFeatures], embedder: Embedder, fit: Whitenin
     over the parts that are left. Patches count as equally long, which after the final norm they nearly are.
     """
     recipe, depth = embedder.recipe, embedder.backbone.depth
-    vector = torch.from_numpy(descriptor.apply(descriptor.pool(features, recipe, depth), fit)[0][0])  # (G,)
+    vector = torch.from_numpy(descriptor.apply(descriptor.pool(features, recipe, depth), whitening)[0][0])  # (G,)
     alone = [_each_alone(one) for one in features]
     parts = descriptor.pool(alone, recipe, depth).parts  # (N, L, D), zero where CLS would be
-    mean = fit.mean.view(parts.shape[1:]) * (parts != 0).any(-1).any(0)[:, None]  # (L, D)
-    share = ((parts - mean).flatten(1) @ fit.projection) @ vector  # (N,)
+    mean = whitening.mean.view(parts.shape[1:]) * (parts != 0).any(-1).any(0)[:, None]  # (L, D)
+    share = ((parts - mean).flatten(1) @ whitening.projection) @ vector  # (N,)
     return share.view(features[0].grid).numpy()
 
 
-def draw_image(image: Image.Image, look: Look, width_px: int = 1400) -> Image.Image:
+def draw_inspection(image: Image.Image, inspection: Inspection, width_px: int = 1400) -> Image.Image:
     """Four panels of an upright RGB photo: its kept patches, their likeness, their share, the attention of CLS."""
     unit = width_px / 1400
     edge, line = round(EDGE * unit), round(34 * unit)
@@ -82,10 +82,16 @@ def draw_image(image: Image.Image, look: Look, width_px: int = 1400) -> Image.Im
     height = max(1, round(width * image.height / image.width))
     photo = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     panels = [
-        (_framed(photo, look.kept, unit), f"{look.kept.sum()} of {look.kept.size} patches are kept as tokens"),
-        (_coloured(photo, look.colours), "like colours: patches that are alike"),
-        (heat_image(photo, _to_one(look.share), photo.size), "bright: what the global vector is made of, CLS aside"),
-        (heat_image(photo, _to_one(look.attention), photo.size), "bright: where the network attends"),
+        (
+            _framed(photo, inspection.kept, unit),
+            f"{inspection.kept.sum()} of {inspection.kept.size} patches are kept as tokens",
+        ),
+        (_coloured(photo, inspection.colours), "like colours: patches that are alike"),
+        (
+            heat_image(photo, _to_one(inspection.share), photo.size),
+            "bright: what the global vector is made of, CLS aside",
+        ),
+        (heat_image(photo, _to_one(inspection.attention), photo.size), "bright: where the network attends"),
     ]
     rows = len(panels) // columns
     sheet = Image.new("RGB", (width_px, edge + rows * (height + line + edge)), PAPER)
