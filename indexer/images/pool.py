@@ -113,7 +113,7 @@ class DecodePool:
             return outcomes
 
     def _serve(self) -> None:
-        """One thread for each process: hands it one message at a time and replaces it when it dies or takes too long."""
+        """One thread for each process: hands it one message at a time, and replaces one that dies or hangs."""
         seat = _Seat(self._start, self._end)
         try:
             seat.refill()

@@ -455,7 +455,8 @@ def test_a_batch_has_an_outcome_for_each_file_also_where_one_costs_the_process(t
     for n in (0, 2, 4):
         outcome = outcomes[paths[n]]
         assert isinstance(outcome, Hashed) and outcome.id == content_id(Path(paths[n]).read_bytes())
-    assert isinstance(outcomes[paths[1]], Broken) and "crashed" in outcomes[paths[1]].reason
+    crashed = outcomes[paths[1]]
+    assert isinstance(crashed, Broken) and "crashed" in crashed.reason
     assert isinstance(outcomes[paths[3]], Accident) and outcomes[paths[5]] == Vanished(paths[5])
     assert [type(outcome) for outcome in again] == [Hashed, Hashed, Decoded]
 
