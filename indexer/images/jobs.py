@@ -66,7 +66,7 @@ class Hashed:
 
 
 @dataclass(frozen=True)
-class NotAImage:
+class NotAnImage:
     """Something else than an image, told by its first bytes; the rest was not read."""
 
     path: str
@@ -109,7 +109,7 @@ class Accident(Unreadable):
     """
 
 
-Outcome = Decoded | Hashed | NotAImage | Broken | Vanished | Changed | Unreadable | Accident
+Outcome = Decoded | Hashed | NotAnImage | Broken | Vanished | Changed | Unreadable | Accident
 Work = Callable[[Job, Settings], Outcome]
 
 
@@ -122,7 +122,7 @@ def read_image(job: Job, settings: Settings) -> Outcome:
             size, mtime_ns = before.st_size, stamp_ns(before)
             format_name = sniff(file.read(SNIFF_BYTES))
             if format_name is None:
-                return NotAImage(path, size, mtime_ns)
+                return NotAnImage(path, size, mtime_ns)
             if format_name == "HEIF" and not heif_installed():
                 return Unreadable(path, HEIF_MISSING)
             if size > limits.max_file_bytes:
