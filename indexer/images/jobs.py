@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import ImageError
+from ..errors import ImageError, os_reason
 from .decode import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, DecodedImage, Limits, decode, heif_installed, sniff
 from .exif import date_in_name, plausible
-from .find import Unreadable, open_regular, os_reason, stamp_ns
+from .find import Unreadable, open_regular, stamp_ns
 from .metadata import Metadata, content_id
 from .preprocess import Grid, Mode, detail_px, preprocess
 from .raw import RAW_MISSING, is_raw, raw_installed
