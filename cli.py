@@ -42,18 +42,18 @@ app.add_typer(tag_app, name="tag")
 
 
 app.command(
-    epilog="Example: seenit index ~/Images        then: seenit search photo.jpg",
+    epilog="Example: seenit index ~/Pictures        then: seenit search photo.jpg",
 )(retrieval_commands.index)
 app.command(epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html results.html --open")(
     retrieval_commands.search
 )
 app.command(epilog="Example: seenit explain photo.jpg found.jpg -o match.png")(retrieval_commands.explain)
 app.command(epilog=duplicates.EXAMPLE)(duplicates.duplicates)
-app.command(epilog="Example: seenit info --index ~/Images/.seenit --skipped")(indexer_commands.info)
-app.command(epilog="Example: seenit check --index ~/Images/.seenit        then: seenit check --repair")(
+app.command(epilog="Example: seenit info --index ~/Pictures/.seenit --skipped")(indexer_commands.info)
+app.command(epilog="Example: seenit check --index ~/Pictures/.seenit        then: seenit check --repair")(
     indexer_commands.check
 )
-app.command(epilog="Example: seenit copy ~/Images/.seenit http://localhost:6333/photos")(indexer_commands.copy)
+app.command(epilog="Example: seenit copy ~/Pictures/.seenit http://localhost:6333/photos")(indexer_commands.copy)
 app.command(epilog="Example: seenit demo demo   then: seenit index demo/photos; seenit search demo/queries --batch")(
     retrieval_commands.demo
 )
@@ -62,17 +62,17 @@ backbone_app.command("import", epilog="Example: seenit backbone import dinov2_vi
     indexer_commands.backbone_import
 )
 backbone_app.command("path", epilog="Example: seenit backbone path dinov2_vits14")(indexer_commands.backbone_path_)
-tag_app.command("add", epilog="Example: seenit tag add holiday ~/Images/2023")(indexer_commands.tag_add)
-tag_app.command("remove", epilog="Example: seenit tag remove holiday ~/Images/2023/receipts")(
+tag_app.command("add", epilog="Example: seenit tag add holiday ~/Pictures/2023")(indexer_commands.tag_add)
+tag_app.command("remove", epilog="Example: seenit tag remove holiday ~/Pictures/2023/receipts")(
     indexer_commands.tag_remove
 )
 tag_app.command("list", epilog="Example: seenit tag list")(indexer_commands.tag_list)
 tag_app.command("export", epilog="Example: seenit tag export > tags.json")(indexer_commands.tag_export)
-tag_app.command("import", epilog="Example: seenit tag import tags.json --index ~/Images/.seenit")(
+tag_app.command("import", epilog="Example: seenit tag import tags.json --index ~/Pictures/.seenit")(
     indexer_commands.tag_import
 )
 app.command(epilog=curate.EXAMPLE)(curate.curate)
-app.command(epilog="Example: seenit train ~/Images --preset adapt --from dinov2_vits14 --out run")(
+app.command(epilog="Example: seenit train ~/Pictures --preset adapt --from dinov2_vits14 --out run")(
     trainer_commands.train
 )
 evaluate_app.command(

@@ -40,3 +40,8 @@ def first_line(what: object) -> str:
         return what.strerror.lower()
     lines = str(what).strip().splitlines() or [type(what).__name__ if isinstance(what, BaseException) else ""]
     return lines[0][:300]
+
+
+def os_reason(error: OSError) -> str:
+    """What the system says of an error, without number and path."""
+    return (error.strerror or type(error).__name__).lower()

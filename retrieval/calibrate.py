@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.images.jobs import Decoded, Job
-from indexer.images.pool import DecodePool
-from indexer.images.preprocess import MIDDLE
 from indexer.images.synthetic_views import render_view
 from indexer.index.calibration import BLOB, Calibration, calibration_json
 from indexer.index.index import WAIT_S, Index
@@ -143,8 +141,7 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
     """What `count` views of the index's images are answered; of a small index several of each."""
     records = list(islice(searcher.store.scroll(batch=count), count))  # ids are random, so the first are a sample
     paths = {searcher.roots.path(record.files[0].key): record.id for record in records if record.files}
-    resolution = round(searcher.manifest.resolution / MIDDLE)  # as queries are decoded
-    with DecodePool(resolution=resolution, patch_size=1) as pool:
+    with searcher.encoder.query_pool() as pool:
         found = {one.path: one.pixels for one in pool.run(Job(path) for path in paths) if isinstance(one, Decoded)}
     answers = []
     rng = np.random.default_rng(0)

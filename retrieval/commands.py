@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -180,8 +180,8 @@ def search(
     ] = None,
     batch: Annotated[bool, typer.Option("--batch", help="Every image, or every one of a folder, is a query.")] = False,
     rerank: Annotated[
-        bool | None, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches. [on]")
-    ] = None,
+        bool, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches.")
+    ] = True,
     like: Annotated[list[Path] | None, typer.Option(metavar="IMAGE", help="A result that was right.")] = None,
     unlike: Annotated[
         list[Path] | None, typer.Option("--not", metavar="IMAGE", help="A result that was wrong.")
@@ -190,11 +190,9 @@ def search(
         bool, typer.Option("--exact", help="Compare with every image, and rerank all of them up to 10,000.")
     ] = False,
     expand: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Ask again with the N first results mixed into the query.")
+        int, typer.Option(min=0, metavar="N", help="Query expansion (alpha-QE) over the top N results.")
     ] = 0,
-    augment: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Compare each candidate together with its N neighbours.")
-    ] = 0,
+    augment: Annotated[int, typer.Option(min=0, metavar="N", help="Database-side augmentation with N neighbours.")] = 0,
     include_self: Annotated[bool, typer.Option("--include-self", help="Keep the query's own file in.")] = False,
     under: Annotated[list[str] | None, typer.Option(metavar="SUBFOLDER", help="Only below this folder.")] = None,
     after: Annotated[str | None, typer.Option(metavar="DATE", help="Taken then or later: 2023, 2023-05-01.")] = None,
@@ -220,8 +218,9 @@ def search(
     from indexer.index.find_index import find_index
     from indexer.store.protocol import Filter
 
+    from .options import SearchOptions
     from .query.query import MultiQuery
-    from .search import RERANK_BY_DEFAULT, Searcher
+    from .search import Searcher
 
     location = find_index(index, images, say=say)
     with Searcher.open(location, say=say) as searcher:
@@ -235,21 +234,14 @@ def search(
         )
         if waiting := searcher.awaiting_refit():
             say(f"{plural(waiting, 'image')} of the index await refitting; to finish: seenit index --index {location}")
-        options: dict[str, Any] = {
-            "where": where,
-            "rerank": RERANK_BY_DEFAULT if rerank is None else rerank,
-            "exact": exact,
-            "include_self": include_self,
-            "expand": expand,
-            "augment": augment,
-        }
+        options = SearchOptions(top, where, rerank, exact, include_self, expand, augment)
         answers: Iterator[tuple[str, list[Result] | ImageError]]
         if batch or not together:
             queries = list(_query_files(images)) if batch else list(images)
-            answers = searcher.search_files(queries, top, region=box, **options)
+            answers = searcher.search_files(queries, options, region=box)
         else:
             query = MultiQuery(tuple(images), tuple(like or ()), tuple(unlike or ()))
-            answers = iter([(str(images[0]), searcher.search(query, top, region=box, **options))])
+            answers = iter([(str(images[0]), searcher.search(query, options, region=box))])
         failed = _show(answers, searcher, batch, as_json, html, open_page, sheet, box)
     if failed:
         sys.exit(1)

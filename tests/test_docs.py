@@ -97,7 +97,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Pa
 
 @pytest.fixture
 def workspace(indexed: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The present folder of an example: indexed photos in `photos/` and in ~/Images, and images to ask with.
+    """The present folder of an example: indexed photos in `photos/` and in ~/Pictures, and images to ask with.
 
     A tiny backbone lies where the official one would, so that `auto` takes it.
     """

@@ -9,7 +9,6 @@ from ..backbone.backbone import Backbone
 from ..errors import SeenitError
 from ..images.preprocess import preprocess
 from . import whitening as descriptor
-from .crops import query_cuts
 from .features import CropFeatures
 from .patch_codec import PatchTokens, pack_patches
 from .whitening import DESCRIPTOR_CONFIGS, DescriptorConfig, PooledFeatures, Whitening
@@ -46,6 +45,10 @@ class Embedder:
         features = self.backbone.intermediate(np.stack(pixels), self.layers)
         return descriptor.pool(features, self.recipe, self.backbone.depth)
 
+    def pooled_of(self, image: np.ndarray) -> PooledFeatures:
+        """`pooled` of one image, (H, W, 3) uint8 of any size."""
+        return self.pooled([preprocess(image, "aspect", self.resolution, self.backbone.patch_size)])
+
     def fit_whitening(self, sample: Sequence[PooledFeatures]) -> Whitening:
         return descriptor.fit_whitening(sample, self.recipe, self.backbone.prior)
 
@@ -69,17 +72,10 @@ class Embedder:
     def indexed(self, image: np.ndarray, whitening: Whitening) -> "Indexed":
         """An image, (H, W, 3) uint8 of any size, as an index holds it."""
         (view,) = self.describe([image], whitening)
-        pixels = preprocess(image, "aspect", self.resolution, self.backbone.patch_size)
-        pooled = self.pooled([pixels])
+        pooled = self.pooled_of(image)
         tokens = descriptor.apply(pooled, whitening)[1][0]
         patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
         return Indexed(view, pack_patches(patches, self.recipe.token_bits))
-
-    def describe_queries(self, images: Sequence[np.ndarray], whitening: Whitening) -> list[list[CropFeatures]]:
-        """`describe` for queries: each image as a whole, then the other parts of it that `query_cuts` looks at."""
-        cuts = [query_cuts(image) for image in images]
-        views = iter(self.describe([cut.pixels for of_image in cuts for cut in of_image], whitening))
-        return [[replace(next(views), frame=cut.frame) for cut in of_image] for of_image in cuts]
 
 
 def recipe_named(tokens: str) -> DescriptorConfig:

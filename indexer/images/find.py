@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from ..errors import SeenitError
+from ..errors import SeenitError, os_reason
 
 if TYPE_CHECKING:
     from pathspec import PathSpec
@@ -112,11 +112,6 @@ def open_regular(path: str) -> IO[bytes]:
         file.close()
         raise OSError(errno.EINVAL, NOT_REGULAR)
     return file
-
-
-def os_reason(error: OSError) -> str:
-    """What the system says of an error, without number and path."""
-    return (error.strerror or type(error).__name__).lower()
 
 
 def _identity_of_root(root: str) -> tuple[int, int]:

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import ImageError
+from ..errors import ImageError, os_reason
 from .decode import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, DecodedImage, Limits, decode, heif_installed, sniff
 from .exif import date_in_name, plausible
-from .find import Unreadable, open_regular, os_reason, stamp_ns
+from .find import Unreadable, open_regular, stamp_ns
 from .metadata import Metadata, content_id
 from .preprocess import Grid, Mode, detail_px, preprocess
 from .raw import RAW_MISSING, is_raw, raw_installed
@@ -76,7 +76,7 @@ class Hashed:
 
 
 @dataclass(frozen=True)
-class NotAImage:
+class NotAnImage:
     """Something else than an image, told by its first bytes; the rest was not read."""
 
     path: str
@@ -119,7 +119,7 @@ class Accident(Unreadable):
     """
 
 
-Outcome = Decoded | Hashed | NotAImage | Broken | Vanished | Changed | Unreadable | Accident
+Outcome = Decoded | Hashed | NotAnImage | Broken | Vanished | Changed | Unreadable | Accident
 Work = Callable[[Job, Settings], Outcome]
 
 
@@ -132,7 +132,7 @@ def read_image(job: Job, settings: Settings) -> Outcome:
             size, mtime_ns = before.st_size, stamp_ns(before)
             format_name = sniff(file.read(SNIFF_BYTES))
             if format_name is None:
-                return NotAImage(path, size, mtime_ns)
+                return NotAnImage(path, size, mtime_ns)
             if format_name == "HEIF" and not heif_installed():
                 return Unreadable(path, HEIF_MISSING)
             if size > limits.max_file_bytes:

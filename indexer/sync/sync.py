@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..backbone.load_once import LoadOnce, load_once
 from ..errors import SeenitError, StoreError
 from ..images.find import Unreadable
-from ..images.jobs import Batch, Broken, Changed, Decoded, Hashed, Job, NotAImage, Outcome, Vanished
+from ..images.jobs import Batch, Broken, Changed, Decoded, Hashed, Job, NotAnImage, Outcome, Vanished
 from ..images.pool import DecodePool
 from ..index.index import WAIT_S
 from ..index.manifest import BLOB as MANIFEST_BLOB
@@ -328,7 +328,7 @@ def _take(run: _Run, writer: "Writer", key: str, outcome: Outcome) -> None:
         ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
         if ledger.claim(outcome.id):
             writer.add(outcome)
-    elif isinstance(outcome, NotAImage):
+    elif isinstance(outcome, NotAnImage):
         ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, None))
     elif isinstance(outcome, Broken):
         ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, outcome.reason))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .move import Moved
     from .outcome import Duplicates
 
-EXAMPLE = "Example: seenit duplicates ~/Images --html duplicates.html   then: --move-to ~/duplicates --yes"
+EXAMPLE = "Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes"
 
 
 def duplicates(

@@ -7,7 +7,7 @@ search can do, so that each step's gain or loss shows.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from indexer.backbone.backbone import Backbone
 from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import decode_file
 
+from ..options import SearchOptions
 from ..query.query import Region
 from ..results import Result
 from .gallery_index import Gallery, is_made, open_gallery
@@ -43,16 +44,16 @@ PRECISION_AT = (10, 100, 1000)  # those beyond a task's depth are left out
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to search: a name for the table and what `Searcher.search_batch` is told."""
+    """A way to search: a name for the table and what is asked; `top` and `exact` are the evaluation's."""
 
     name: str
-    options: dict[str, Any]
+    options: SearchOptions
 
 
 VARIANTS = (
-    Variant("global", {"rerank": False}),
-    Variant("+ patches", {"rerank": True}),
-    Variant("+ expansion", {"rerank": True, "expand": 3}),
+    Variant("global", SearchOptions(rerank=False)),
+    Variant("+ patches", SearchOptions()),
+    Variant("+ expansion", SearchOptions(expand=3)),
 )
 
 
@@ -208,9 +209,9 @@ def _ask(
     with tqdm(total=len(paths), unit="query", disable=not progress, leave=False) as bar:
         for start in range(0, len(paths), QUERIES_AT_ONCE):
             group = paths[start : start + QUERIES_AT_ONCE]
-            queries = searcher.prepare(group, [regions[path] for path in group], include_self=True)
+            queries = searcher.encode(group, [regions[path] for path in group], include_self=True)
             for variant in variants:
-                found = searcher.search_batch(queries, top, exact=exact, **variant.options)
+                found = searcher.search_batch(queries, replace(variant.options, top=top, exact=exact))
                 for path, results in zip(group, found, strict=True):
                     rankings[variant.name][path] = [answer for one in results for answer in _answers(one, gallery)]
             bar.update(len(group))

@@ -84,7 +84,7 @@ def _proof(result: Result) -> str:
     evidence = result.evidence
     verdict = (evidence.verdict if evidence else None) or "-"
     probability = percent(evidence.probability) if evidence and evidence.probability is not None else "-"
-    return f"{verdict:<8}  {probability:>6}  {evidence.num_inliers if evidence else '-':>5}"
+    return f"{verdict:<8}  {probability:>6}  {evidence.num_inliers if evidence else '-':>7}"
 
 
 def _page_result(result: Result) -> PageResult:

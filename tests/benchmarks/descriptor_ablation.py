@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.crops import query_cuts
 from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
 from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS as OFFERED
@@ -30,7 +29,8 @@ from indexer.images.find import FoundFile, find_files
 from indexer.images.preprocess import detail_px, preprocess
 from retrieval.evaluate.ground_truth import Task, make_task, read_ground_truth_csv
 from retrieval.evaluate.metrics import Quality, evaluate_ranking
-from retrieval.query.query import read_query
+from retrieval.query.crops import query_crops
+from retrieval.query.encoder import read_query
 from retrieval.rerank import geometry as match
 from retrieval.rerank.fuse import DISTINCTIVENESS_SCALE, INLIER_SCALE, fuse_scores
 from retrieval.rerank.patches import batch_patches
@@ -110,7 +110,7 @@ def pool_looks(backbone: Backbone, path: Path, resolution: int) -> list[PooledFe
     """Every look at one query, with every patch."""
     recipe = RECIPES["every patch"]
     pooled = []
-    for cut in query_cuts(read_query(path, None, resolution).pixels):
+    for cut in query_crops(read_query(path, None, resolution).pixels):
         seen = preprocess(cut.pixels, resolution=resolution, patch_size=backbone.patch_size)
         outputs = backbone.intermediate(seen[None], recipe.layers_of(backbone.depth))
         pooled.append(descriptor.pool(outputs, recipe, backbone.depth))

@@ -31,6 +31,7 @@ from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
 from indexer.index.manifest import Manifest, write_manifest
 from indexer.store.open import open_store
 from indexer.store.protocol import Record, Schema
+from retrieval.options import SearchOptions
 from retrieval.query.query import EncodedQuery
 from retrieval.rerank.rerank import Comparison
 from retrieval.search import Searcher
@@ -82,7 +83,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             ),
             "ten records": median(lambda some: store.retrieve(some[:10]), ids),
             "one search, reranked": median(searcher.search, asked),
-            "one search, global only": median(partial(searcher.search, rerank=False), asked),
+            "one search, global only": median(partial(searcher.search, options=SearchOptions(rerank=False)), asked),
             f"a search in a batch of {BATCH}, reranked": batches(searcher.search_batch, asked),
         }
         report["compared"] -= report["their patches"]

@@ -31,7 +31,7 @@ from indexer.images.jobs import (
     Decoded,
     Hashed,
     Job,
-    NotAImage,
+    NotAnImage,
     Outcome,
     Settings,
     Vanished,
@@ -143,7 +143,7 @@ def test_each_kind_of_file_has_its_own_outcome(pool: DecodePool, tmp_path: Path)
     (tmp_path / "folder.jpg").mkdir()
     names = ["photo.txt", "text.jpg", "empty.jpg", "folder.jpg", "gone.jpg"]
     outcomes = {Path(outcome.path).name: outcome for outcome in pool.run(Job(str(tmp_path / name)) for name in names)}
-    assert [type(outcomes[name]) for name in names] == [Decoded, NotAImage, NotAImage, Unreadable, Vanished]
+    assert [type(outcomes[name]) for name in names] == [Decoded, NotAnImage, NotAnImage, Unreadable, Vanished]
 
 
 def test_hashing_only_gives_the_id(pool: DecodePool, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_large_files_and_movies_are_not_read(tmp_path: Path) -> None:
             file.write(head)
             file.truncate(1 << 34)  # 16 GB with nothing in it
     began = time.monotonic()
-    assert isinstance(read_image(Job(str(tmp_path / "movie.mp4")), settings), NotAImage)
+    assert isinstance(read_image(Job(str(tmp_path / "movie.mp4")), settings), NotAnImage)
     outcome = read_image(Job(str(tmp_path / "huge.jpg")), settings)
     assert isinstance(outcome, Broken) and outcome.reason == "17180 MB, more than the limit of 1074 MB"
     assert time.monotonic() - began < 1
@@ -422,7 +422,7 @@ def test_the_hostile_collection_ends_well(shared: Path) -> None:
         outcomes = list(pool.run(Job(path) for path in files))
     assert time.monotonic() - began < 20
     assert sorted(outcome.path for outcome in outcomes) == sorted(files) and len(files) >= 240
-    assert {type(outcome) for outcome in outcomes} <= {Decoded, NotAImage, Broken}
+    assert {type(outcome) for outcome in outcomes} <= {Decoded, NotAnImage, Broken}
     assert all(outcome.reason and len(outcome.reason) < 160 for outcome in outcomes if isinstance(outcome, Broken))
     reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Broken)]
     assert not [reason for reason in reasons if reason.startswith(("the decoder", "took", "internal"))]

@@ -21,6 +21,7 @@ from indexer.index.index import Index, index_in, is_index
 from indexer.index.keys import Roots
 from indexer.index.manifest import Manifest, parse_manifest, write_manifest
 from retrieval import Searcher, build_index
+from retrieval.options import SearchOptions
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_an_index_made_from_python_knows_probabilities(photos: Path, tiny_backbo
     built = build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
     assert built.summary.images == 8 and built.calibration is not None and built.notes == ()
     with Searcher.open(photos / ".seenit") as searcher:
-        evidence = searcher.search(photos / "a" / "0.jpg", include_self=True)[0].evidence
+        evidence = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].evidence
         assert evidence is not None and evidence.probability is not None
 
 
@@ -77,15 +78,15 @@ def test_facts_and_places(photos: Path, tiny_backbone: Path, tmp_path: Path) -> 
 def test_a_reader_takes_over_what_another_process_changes(photos: Path, tiny_backbone: Path) -> None:
     build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
     with Searcher.open(photos / ".seenit") as searcher:
-        asked = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        asked = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))
         whitening_id = searcher.manifest.whitening_id
         for n in range(30):  # more than four times as many: the statistics are fitted anew, every vector is another
             draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
         assert build_index(photos, workers=1).summary.refitted
-        found = searcher.search(photos / "c" / "7.jpg", include_self=True)[0]
+        found = searcher.search(photos / "c" / "7.jpg", SearchOptions(include_self=True))[0]
         assert found.path == str(photos / "c" / "7.jpg") and found.score > 0.9
         assert searcher.manifest.whitening_id != whitening_id and searcher.index.count == 38
-        again = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        again = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))
         assert again[0].path == asked[0].path and again[0].score > 0.9
 
 
@@ -97,7 +98,9 @@ def test_a_setting_that_is_added_later_leaves_old_indexes_usable(photos: Path, t
         assert without["token_bits"] == 2
         write_manifest(index.store, replace(index.manifest, descriptor=without))
     with Searcher.open(location) as searcher:
-        assert searcher.search(photos / "a" / "0.jpg", include_self=True)[0].path == str(photos / "a" / "0.jpg")
+        assert searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].path == str(
+            photos / "a" / "0.jpg"
+        )
     with Index.open(location, write=True) as index:
         write_manifest(index.store, replace(index.manifest, descriptor={**without, "surprise": 1}))
     with Searcher.open(location) as searcher, pytest.raises(SeenitError, match=r"unknown setting 'surprise'.*update"):
@@ -181,7 +184,9 @@ def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
         with Searcher.open(photos / ".seenit", wait_s=0) as searcher:
-            assert searcher.search(photos / "a" / "0.jpg", include_self=True)[0].path == str(photos / "a" / "0.jpg")
+            assert searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].path == str(
+                photos / "a" / "0.jpg"
+            )
         began = time.monotonic()
         with pytest.raises(LockedError, match=rf"process {holder.pid}, since .*--wait"):
             build_index(photos, workers=1, wait_s=0.2)

@@ -12,6 +12,7 @@ from indexer.index.calibration import BLOB, FORMAT, Calibration, calibration_jso
 from indexer.index.index import Index
 from retrieval import Searcher
 from retrieval.calibrate import VIEWS, calibrate
+from retrieval.options import SearchOptions
 
 
 @pytest.fixture
@@ -24,13 +25,13 @@ def index(photos: Path, tiny_backbone: Path) -> Path:
 def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path: Path) -> None:
     with Searcher.open(index) as searcher:
         assert searcher.calibration is None
-        unsure = searcher.search(photos / "a" / "0.jpg", include_self=True)[0].evidence
+        unsure = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].evidence
         assert unsure is not None and unsure.verdict is None and not unsure.believed
     learnt = calibrate(index)
     assert learnt is not None and (learnt.images, learnt.views) == (8, VIEWS)
     with Searcher.open(index) as searcher:
         assert searcher.calibration == learnt
-        itself, *others = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        itself, *others = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))
         assert itself.evidence is not None and itself.evidence.probability is not None
         for other in others:
             assert other.evidence is not None and other.evidence.probability is not None

@@ -24,6 +24,7 @@ from retrieval.evaluate.metrics import (
     no_match_auc,
     recall_at,
 )
+from retrieval.options import SearchOptions
 
 
 def query(name: str, correct: str, junk: str = "") -> Query:
@@ -204,7 +205,7 @@ def test_a_set_is_indexed_searched_and_scored(test_set: Path, tiny_backbone: Pat
         distractors=tmp_path / "others",
         backbone=str(tiny_backbone),
         resolution=56,
-        variants=(Variant("plain", {"rerank": False}), Variant("reranked", {"rerank": True})),
+        variants=(Variant("plain", SearchOptions(rerank=False)), Variant("reranked", SearchOptions())),
         say=said.append,
     )
     assert [(one.task, one.variant) for one in scores] == [("set", "plain"), ("set", "reranked")]

@@ -190,7 +190,7 @@ def test_the_page_of_a_match_holds_every_pair_and_nothing_foreign(tmp_path: Path
     assert len(page.all("image")) == 4
     assert all((image["href"] or "").startswith("data:image/jpeg;base64,") for image in page.all("image"))
     assert not {"script", "link", "iframe", "img", "x"} & {tag for tag, _ in page.tags}
-    for words in ("same", "90 % probable", f"{LINES + 20} patches agree", "20 % of the result", names[0], "index <x>"):
+    for words in ("same", "90 % probable", f"{LINES + 20} inliers", "20 % of the result", names[0], "index <x>"):
         assert words in page.text
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
     assert policy and "script-src" not in policy and "default-src 'none'" in policy

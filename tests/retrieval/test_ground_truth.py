@@ -23,6 +23,7 @@ from retrieval.evaluate.ground_truth import (
     read_tasks,
 )
 from retrieval.evaluate.plain_pickle import MAX_BYTES, MAX_DEPTH, read_plain_pickle
+from retrieval.options import SearchOptions
 
 # ---- manifests ----
 
@@ -150,7 +151,7 @@ def test_only_the_box_of_a_query_is_asked(tmp_path: Path, tiny_backbone: Path) -
     for name in ("query_a", "query_b"):
         both.save(tmp_path / "jpg" / f"{name}.jpg", quality=95)
     scores = evaluate_retrieval(
-        truth, backbone=str(tiny_backbone), resolution=56, variants=[Variant("plain", {"rerank": False})]
+        truth, backbone=str(tiny_backbone), resolution=56, variants=[Variant("plain", SearchOptions(rerank=False))]
     )
     assert [one.task.split()[1] for one in scores] == ["easy", "medium", "hard"]
     assert scores[0].quality.recall[1] == 1

@@ -23,7 +23,7 @@ from indexer.images.pool import DecodePool
 
 from ..data.sources import ImageRef, ImageSource, cut_square, square_job
 from .embeddings import Embeddings, unit_rows
-from .whole_files import read_array, whole_file, write_array, write_text
+from .whole_files import read_array, step_file, write_array, write_text
 
 SHARD_IMAGES = 2048  # embedded between two files; so much is lost at most when a run is stopped
 BATCH = 16
@@ -84,7 +84,7 @@ def fit_describer(
         pooled, _, broken = _pooled(embedder, decoders(), places, progress, "looking at a sample")
         if not pooled:
             raise SeenitError(_none_readable(broken, len(places)))
-        with whole_file(path) as file:
+        with step_file(path) as file:
             file.write(descriptor.save_whitening(embedder.fit_whitening([pooled[number] for number in sorted(pooled)])))
         write_text(label, made_from)
     return Describer(embedder, descriptor.load_whitening(path.read_bytes()))

@@ -18,7 +18,7 @@ from indexer.images.decode import DEFAULT_LIMITS
 from ..data.sources import ImageRef, decoded_place
 from .embed import Images
 from .outcome import Curated, CurationSummary, Fate
-from .whole_files import whole_file
+from .whole_files import step_file
 
 THUMBNAIL_PX = 150  # longer side
 GROUPS = 12  # of copies that are shown
@@ -31,7 +31,7 @@ UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\ud
 
 def write_curation_page(path: str | Path, curated: Curated, summary: CurationSummary) -> None:
     """Write the page to `path`, whole or not at all; an image that is gone becomes a placeholder that says why."""
-    with whole_file(path) as file:
+    with step_file(path) as file:
         for piece in _pieces(curated, summary):
             file.write(piece.encode("utf-8"))
 

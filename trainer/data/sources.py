@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from indexer.errors import ImageError, SeenitError
+from indexer.errors import ImageError, SeenitError, os_reason
 from indexer.images.decode import DecodedImage, Limits, decode, is_image
-from indexer.images.find import Unreadable, find_files, open_regular, os_reason
+from indexer.images.find import Unreadable, find_files, open_regular
 from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
 from indexer.images.metadata import Metadata
 from indexer.images.preprocess import detail_px, preprocess

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from indexer.errors import SeenitError
-from indexer.images.find import os_reason
+from indexer.errors import SeenitError, os_reason
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 420, 180, 64, 22  # pixels of a curve; margins for the numbers beside it
 MAX_POINTS = 800  # of a curve; neighbours are averaged
