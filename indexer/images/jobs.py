@@ -23,10 +23,15 @@ from .raw import RAW_MISSING, is_raw, raw_installed
 
 @dataclass(frozen=True)
 class Job:
-    """`decode`: everything, for an image to be embedded; `hash`: only the id, to recognise a renamed file."""
+    """What is wanted of a file.
+
+    decode  everything, for an image to be embedded
+    hash    only the id, to recognise a renamed file
+    sniff   only whether it begins like an image
+    """
 
     path: str
-    kind: Literal["decode", "hash"] = "decode"
+    kind: Literal["decode", "hash", "sniff"] = "decode"
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,13 @@ class Hashed:
 
 
 @dataclass(frozen=True)
+class BeginsLikeImage:
+    """The answer to a `sniff` job of such a file."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class NotAnImage:
     """Something else than an image, told by its first bytes; the rest was not read."""
 
@@ -119,7 +131,7 @@ class Accident(Unreadable):
     """
 
 
-Outcome = Decoded | Hashed | NotAnImage | Broken | Vanished | Changed | Unreadable | Accident
+Outcome = Decoded | Hashed | BeginsLikeImage | NotAnImage | Broken | Vanished | Changed | Unreadable | Accident
 Work = Callable[[Job, Settings], Outcome]
 
 
@@ -133,6 +145,8 @@ def read_image(job: Job, settings: Settings) -> Outcome:
             format_name = sniff(file.read(SNIFF_BYTES))
             if format_name is None:
                 return NotAnImage(path, size, mtime_ns)
+            if job.kind == "sniff":
+                return BeginsLikeImage(path)
             if format_name == "HEIF" and not heif_installed():
                 return Unreadable(path, HEIF_MISSING)
             if size > limits.max_file_bytes:
