@@ -93,6 +93,7 @@ class FolderWatch:
             self._ready.set()
 
     def _counts(self, path: str) -> bool:
+        path = os.path.join(path, "")  # so that the folder itself is told as well, when it is made
         return not path.startswith(self._own) and os.sep + ".seenit" + os.sep not in path
 
 

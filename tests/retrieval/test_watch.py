@@ -189,10 +189,11 @@ def test_pauses_grow_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_watch_hears_from_its_first_moment_and_not_of_the_index(tmp_path: Path) -> None:
-    (tmp_path / ".seenit").mkdir()
     stop = threading.Event()
     watch = FolderWatch([str(tmp_path)], str(tmp_path / "own"))
     try:
+        (tmp_path / ".seenit").mkdir()
+        (tmp_path / "own").mkdir()
         (tmp_path / ".seenit" / "index.sqlite").touch()
         assert not watch.wait(stop, 0.6)
         (tmp_path / "new.jpg").touch()
