@@ -261,7 +261,7 @@ def _show(
     from indexer.errors import ImageError
 
     from .show.contact_sheet import contact_sheet
-    from .show.results_page import PageQuery, write_page
+    from .show.results_page import PageQuery, write_results_page
     from .show.text import json_line, page_query, results_table
 
     failed = 0
@@ -291,7 +291,7 @@ def _show(
         html = Path(tempfile.mkdtemp(prefix="seenit-")) / "results.html"
     if html is not None:
         made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
-        write_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
+        write_results_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
         say(f"wrote {html}")
         if open_page:
             webbrowser.open(html.resolve().as_uri())
@@ -346,7 +346,7 @@ def explain(
         if result is None:
             from .show.inspect import draw_inspection
             from .show.match_page import write_inspection_page
-            from .whole_file import save_image
+            from .show.save_image import save_image
 
             drawn = draw_inspection(_photo(query), searcher.inspect(query))
             if output is not None:
@@ -356,8 +356,8 @@ def explain(
         else:
             from .show.draw_match import draw_match
             from .show.match_page import write_explain_page
+            from .show.save_image import save_image
             from .show.text import explained_json
-            from .whole_file import save_image
 
             box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
             found = searcher.explain(query, result, region=box)

@@ -8,7 +8,7 @@ from pathlib import Path
 from indexer.printable import quoted
 from indexer.store.protocol import Record
 
-from ..show.results_page import PageQuery, PageResult, write_page
+from ..show.results_page import PageQuery, PageResult, write_results_page
 from .groups import LEVELS
 from .outcome import Duplicates, File, Group, GroupMember
 
@@ -81,7 +81,7 @@ def write_duplicates_page(path: str | Path, found: Duplicates, made_by: Iterable
     lines = [summary(found), *(f"{level}: {words}" for level, words in LEVEL_WORDS.items()), *found.notes, *made_by]
     if shown < len(found.groups):
         lines.insert(1, f"this page shows the {shown} groups that free most")
-    write_page(path, _page_groups(found.groups[:shown]), title="Duplicates", made_by=lines)
+    write_results_page(path, _page_groups(found.groups[:shown]), title="Duplicates", made_by=lines)
     return shown
 
 

@@ -100,6 +100,7 @@ def _page_result(result: Result) -> PageResult:
         box=None if evidence.verdict == "no match" else evidence.box,
         verdict=evidence.verdict,
         reason=evidence.reason,
+        probability=evidence.probability,
     )
 
 

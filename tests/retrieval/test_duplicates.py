@@ -143,7 +143,7 @@ def test_one_image_has_no_neighbours() -> None:
 
 
 @pytest.mark.parametrize("turn", list(Image.Transpose))
-def test_patterns_know_a_image_in_any_position(turn: Image.Transpose) -> None:
+def test_patterns_know_an_image_in_any_position(turn: Image.Transpose) -> None:
     images = [scene(n) for n in range(12)] + [scene(3).transpose(turn), Image.new("RGB", (160, 120), "grey")]
     rows = patterns_of(torch.stack([grey(image) for image in images]))
     found = alike_in_any_position(rows, 0.4)

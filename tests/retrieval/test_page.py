@@ -19,7 +19,7 @@ from indexer.images.metadata import Metadata
 from retrieval.rerank.evidence import Evidence
 from retrieval.results import Result
 from retrieval.show.contact_sheet import contact_sheet
-from retrieval.show.results_page import PageQuery, PageResult, write_page
+from retrieval.show.results_page import PageQuery, PageResult, write_results_page
 from retrieval.show.text import NOT_BELIEVED, NOTHING, json_line, page_query, results_table
 
 
@@ -60,7 +60,7 @@ def photo(folder: Path, name: str, size: tuple[int, int] = (320, 240), colour: s
 
 def written(folder: Path, *queries: PageQuery, **options: object) -> Read:
     path = folder / "page.html"
-    assert write_page(path, queries, **options) == len(queries)  # type: ignore[arg-type]
+    assert write_results_page(path, queries, **options) == len(queries)  # type: ignore[arg-type]
     read = Read(path.read_text(encoding="utf-8"))
     assert not read.open, f"left open: {read.open}"
     return read
@@ -183,7 +183,7 @@ def test_sideways_photo_is_shown_upright(tmp_path: Path) -> None:
     assert read.all("svg")[0]["viewbox"] == "0 0 160 320"
 
 
-def test_a_image_is_embedded_once(tmp_path: Path) -> None:
+def test_an_image_is_embedded_once(tmp_path: Path) -> None:
     path = photo(tmp_path, "a.jpg")
     read = written(tmp_path, *[PageQuery([PageResult(path, 1, 0.5)]) for _ in range(5)])
     (image,) = read.all("image")
@@ -202,7 +202,7 @@ def test_memory_does_not_grow_with_the_page(tmp_path: Path) -> None:
     peaks, sizes = [], []
     for count in (5, 80):
         tracemalloc.start()
-        write_page(tmp_path / "page.html", queries(count))
+        write_results_page(tmp_path / "page.html", queries(count))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         sizes.append((tmp_path / "page.html").stat().st_size)
@@ -219,14 +219,14 @@ def test_page_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_page(path, breaks_off())
+        write_results_page(path, breaks_off())
     assert path.read_text() == "the page before"
     assert os.listdir(tmp_path) == ["page.html"]
 
 
 def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SeenitError, match="cannot write the page"):
-        write_page(tmp_path / "no such folder" / "page.html", [])
+    with pytest.raises(SeenitError, match=r"cannot write .*name another file"):
+        write_results_page(tmp_path / "no such folder" / "page.html", [])
     with pytest.raises(SeenitError, match="cannot write"):
         contact_sheet(PageQuery([]), tmp_path / "no such folder" / "sheet.jpg")
 
@@ -287,7 +287,7 @@ def test_table_tells_what_is_believed() -> None:
         "q.jpg", [result(1, 0.97), result(2, 0.3), result(3, 0.01), result(4, None)], heading=False
     ).split("\n")
     assert [line.split() for line in lines] == [
-        ["rank", "score", "verdict", "likely", "agree", "path"],
+        ["rank", "score", "verdict", "prob.", "inliers", "path"],
         ["1", "0.900", "same", "97", "%", "12", "/photos/a.jpg"],
         ["2", "0.800", "perhaps", "30", "%", "12", "/photos/a.jpg"],
         ["3", "0.700", "no", "match", "1", "%", "12", "/photos/a.jpg"],
