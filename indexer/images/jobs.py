@@ -30,6 +30,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Jobs on small files that go to a process in one message, as the message costs more than a small file's reading.
+
+    Each gets its own outcome. Where one of them costs the process, all are done again, one at a time.
+    """
+
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
 class Settings:
     """How an image is brought to the ViT's size, and what it may cost."""
 

@@ -11,6 +11,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..index.skipped import SkippedFile
 from ..store.protocol import Listed, StoredFile
@@ -121,9 +122,11 @@ class Ledger:
 
     # ---- what is to be done ----
 
-    def to_hash(self) -> Iterator[str]:
-        """Keys to be read whose size equals a known file's: likely renamed, moved or copied, so hashed first."""
-        yield from self._keys("SELECT key FROM todo WHERE hash_first ORDER BY key")
+    def to_hash(self) -> Iterator[tuple[str, int]]:
+        """Keys and sizes of files to be read whose size equals a known one's: likely renamed, moved or copied."""
+        query = "SELECT t.key, f.size FROM todo t JOIN found f USING (key) WHERE hash_first ORDER BY t.key"
+        for key, size in self._rows(query):
+            yield _key(key), size
 
     def to_decode(self, sample: int) -> Iterator[str]:
         """Keys to be decoded, a random sample of them first; the stale records' files among them."""
@@ -241,15 +244,20 @@ class Ledger:
         return int(self._db.execute(query, values).fetchone()[0])
 
     def _keys(self, query: str) -> Iterator[str]:
-        """A query's only column, read from a copy, so that the tables may change in between."""
+        """A query's only column, keys or record ids."""
+        for (value,) in self._rows(query):
+            yield _key(value) if isinstance(value, bytes) else value
+
+    def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """A query's rows, read from a copy, so that the tables may change in between."""
         self._copies += 1
         copy = f"copy_{self._copies}"
         self._db.execute(f"CREATE TEMP TABLE {copy} AS {query}")
         last = 0
         while rows := self._db.execute(f"SELECT rowid, * FROM {copy} WHERE rowid > ? LIMIT 1000", (last,)).fetchall():
             last = rows[-1][0]
-            for _, value in rows:
-                yield _key(value) if isinstance(value, bytes) else value
+            for _, *row in rows:
+                yield tuple(row)
         self._db.execute(f"DROP TABLE {copy}")
 
 

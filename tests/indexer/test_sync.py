@@ -12,12 +12,13 @@ from conftest import draw_photo, save_tiny
 
 from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
+from indexer.images.jobs import Job
 from indexer.index.manifest import read_manifest
 from indexer.index.skipped import read_skipped
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Record
 from indexer.sync.summary import Summary
-from indexer.sync.sync import sync_folder
+from indexer.sync.sync import BATCH_BYTES, BATCH_FILES, _in_batches, sync_folder
 
 
 def run(folder: Path, backbone: Path, index: Path | None = None, **options: object) -> Summary:
@@ -81,6 +82,15 @@ def test_renames_need_no_backbone(photos: Path, tiny_backbone: Path, monkeypatch
     summary = sync_folder(photos, workers=1)
     assert (summary.changes.renamed, summary.embedded) == (4, 0)
     assert "0/z/0.jpg" in keys(photos / ".seenit")
+
+
+def test_renamed_files_are_hashed_in_few_messages() -> None:
+    small = [(Job(f"/photos/{n}.jpg", "hash"), 1000) for n in range(2 * BATCH_FILES + 1)]
+    large = [(Job("/photos/a.tif", "hash"), BATCH_BYTES), (Job("/photos/b.tif", "hash"), 10 * BATCH_BYTES)]
+    batches = list(_in_batches([*small, *large]))
+    assert [job for batch in batches for job in batch.jobs] == [job for job, _ in [*small, *large]]
+    assert [len(batch.jobs) for batch in batches] == [BATCH_FILES, BATCH_FILES, 2, 1]
+    assert list(_in_batches([])) == []
 
 
 def test_an_index_moves_with_its_folder(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
