@@ -21,8 +21,8 @@ from .protocol import Progress, never, no_progress
 
 SCANNED = 30_000  # records that are scanned without a graph, 1.5 ms; store_speed.py, a graph takes .5 ms
 HELD = 300_000  # records of which the vectors are held in memory for that; beyond, a search reads them from the disk
-# Chosen on store_speed.py, recall@10 among 1,000,000 records of 512 numbers, 500 queries: 24 links, a construction of 80
-# and a search of 512 give .987 (256: .981, 768: .987), 16 and 64 give .92. Among 100,000 every choice gives .999.
+# Chosen on store_speed.py, recall@10 among 1,000,000 records of 512 numbers: 24 links, a construction of 80 and a
+# search of 512 give .987 (256: .981, 768: .987), 16 and 64 give .92. Among 100,000 every choice gives .999.
 LINKS = 24
 EF_CONSTRUCTION = 80
 EF_SEARCH = 128
