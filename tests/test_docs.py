@@ -87,11 +87,12 @@ def make_photos(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
     """A folder of photos with an index in it, to be copied for each page."""
+    from indexer.sync.options import SyncOptions
     from retrieval.build import build_index
 
     folder = tmp_path_factory.mktemp("indexed") / "Pictures"
     make_photos(folder)
-    build_index(folder, backbone=tiny_backbone, resolution=224, workers=1)
+    build_index(folder, options=SyncOptions(resolution=224, workers=1), backbone=tiny_backbone)
     return folder
 
 
