@@ -31,12 +31,10 @@ REFINED_ON = (384, 768)  # sides of the squares on which the alignment is refine
 REFINE_STEPS = 4
 WINDOWS = (8, 16, 40)  # pixels of the sides of windows
 FLOOR = 3.0  # grey levels that may remain in any window
-LEAST_RATIO = 0.10  # of a window's structure that may remain in any window,
-LEAST_SHIFT = 0.04  # or of luma as the mean over one
-SHIFT_WINDOW = (
-    16  # pixels of the sides of the smallest window whose mean is looked at; a strong JPEG shifts smaller ones
-)
+LEAST_RATIO = 0.10  # of a window's structure that may remain in any window
 LEAST_SLOPE = 0.4  # of a tone curve; where it is flatter a difference is hidden, but not all of a large one
+ONE_TONE = 0.3  # of an image in a single one of TONES shades, as in a page: there a curve's slope is a guess
+TONES = 32
 KINDS = 24  # of windows, by structure
 # chosen on drawn documents and photos, duplicates_local.py
 DIFFERS = 4.0  # times what is expected, from which on a window differs
@@ -175,13 +173,7 @@ def _differences(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor,
         rms = _pooled(worst, window).sqrt()
         expected, ratio = _expected(rms[whole], structure[whole], structure, LEAST_RATIO)
         blind = max(blind, ratio)
-        excess = rms / expected
-        # noise and compression leave as much above as below: a window's mean tells a change that letters hide
-        for left in remains if window >= SHIFT_WINDOW else ():
-            mean = _pooled(left[0], window).abs()
-            shifted, _ = _expected(mean[whole], structure[whole], structure, LEAST_SHIFT)
-            excess = torch.maximum(excess, mean / shifted)
-        excess = excess * whole
+        excess = rms / expected * whole
         spread = torch.nn.functional.interpolate(excess[None, None], size=size, mode="nearest")[0, 0]
         strength = torch.maximum(strength, spread)
     return strength, blind
@@ -195,12 +187,20 @@ def _remains(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, Ten
     targets = [planes[:1] if grey else planes for planes in (frame, warped)]
     toned = [in_tone_of(warped, targets[0], inside), in_tone_of(frame, targets[1], inside)]
 
+    least = LEAST_SLOPE if all(_has_many_tones(planes[0], inside) for planes in (frame, warped)) else 1.0
+
     def left(this: Toned, other: Toned, target: Tensor) -> Tensor:
-        # noise that the tone enlarged is no difference, nor is what the other image's black or white swallowed
-        grown = torch.maximum(this.slope, 1 / other.slope.clamp(min=LEAST_SLOPE)).clamp(min=1)
+        # noise that the tone enlarged is no difference, nor in full what the tone of the other image flattened
+        grown = torch.maximum(this.slope, 1 / other.slope.clamp(min=least)).clamp(min=1)
         return (this.planes - target) / grown
 
     return left(toned[0], toned[1], targets[0]), left(toned[1], toned[0], targets[1])
+
+
+def _has_many_tones(luma: Tensor, inside: Tensor) -> bool:
+    """Whether a plane (H, W) is no drawing or page with one ground."""
+    shades = torch.histc(luma[inside > 0], TONES, 0, 255)
+    return float(shades.max() / shades.sum()) < ONE_TONE
 
 
 def _pooled(values: Tensor, window: int) -> Tensor:
