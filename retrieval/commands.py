@@ -390,7 +390,7 @@ def explain(
             if html is not None:
                 titles = (str(query.resolve()), str(result.resolve()))
                 write_explain_page(html, *parts, titles=titles, made_by=made_by)
-            print(explained_json(str(query), str(result), found.evidence) if as_json else found.evidence.in_words)
+            print(explained_json(str(query), str(result), found) if as_json else found.evidence.in_words)
     for path in (output, html):
         if path is not None:
             say(f"wrote {path}")
