@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from indexer.errors import SeenitError
 from indexer.images.metadata import Metadata
 from indexer.store.protocol import Listed, Record, StoredFile
+from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import DuplicateOptions, Duplicates, find_duplicates
 from retrieval.duplicates import find as find_module
@@ -41,9 +42,9 @@ def searched(folder: Path, backbone: Path | None, options: DuplicateOptions | No
     """By the shipped backbone where none is given."""
     pytest.importorskip("faiss")
     if backbone is None:
-        sync_folder(folder, resolution=112, workers=1)
+        sync_folder(folder, options=SyncOptions(resolution=112, workers=1))
     else:
-        sync_folder(folder, backbone=backbone, workers=1)
+        sync_folder(folder, options=SyncOptions(workers=1), backbone=backbone)
     return find_duplicates(folder / ".seenit", options or DuplicateOptions(), workers=1)
 
 
