@@ -253,7 +253,7 @@ def _show(
     from indexer.errors import ImageError
 
     from .show.contact_sheet import contact_sheet
-    from .show.results_page import PageQuery, write_page
+    from .show.results_page import PageQuery, write_results_page
     from .show.text import json_line, page_query, results_table
 
     failed = 0
@@ -283,7 +283,7 @@ def _show(
         html = Path(tempfile.mkdtemp(prefix="seenit-")) / "results.html"
     if html is not None:
         made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
-        write_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
+        write_results_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
         say(f"wrote {html}")
         if open_page:
             webbrowser.open(html.resolve().as_uri())
@@ -338,7 +338,7 @@ def explain(
         if result is None:
             from .show.inspect import draw_inspection
             from .show.match_page import write_inspection_page
-            from .whole_file import save_image
+            from .show.save_image import save_image
 
             drawn = draw_inspection(_photo(query), searcher.inspect(query))
             if output is not None:
@@ -348,8 +348,8 @@ def explain(
         else:
             from .show.draw_match import draw_match
             from .show.match_page import write_explain_page
+            from .show.save_image import save_image
             from .show.text import explained_json
-            from .whole_file import save_image
 
             box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
             found = searcher.explain(query, result, region=box)
@@ -359,7 +359,7 @@ def explain(
             if html is not None:
                 titles = (str(query.resolve()), str(result.resolve()))
                 write_explain_page(html, *parts, titles=titles, made_by=made_by)
-            print(explained_json(str(query), str(result), found.evidence) if as_json else found.evidence.in_words)
+            print(explained_json(str(query), str(result), found) if as_json else found.evidence.in_words)
     for path in (output, html):
         if path is not None:
             say(f"wrote {path}")

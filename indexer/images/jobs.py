@@ -5,10 +5,10 @@ treated differently: remembered, forgotten, or tried again.
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,15 +23,17 @@ from .raw import RAW_MISSING, is_raw, raw_installed
 
 @dataclass(frozen=True)
 class Job:
-    """What is wanted of a file.
+    """What a decoder process is to do with a file.
 
-    decode  everything, for an image to be embedded
-    hash    only the id, to recognise a renamed file
-    sniff   only whether it begins like an image
+    path   of the file; for a `Work` of another module also any other name, which comes back with the outcome
+    kind   `decode`: everything, for an image to be embedded; `hash`: only the id, to recognise a renamed file;
+           `sniff`: only whether it begins like an image
+    order  what a `Work` of another module needs to know, in JSON's types
     """
 
     path: str
     kind: Literal["decode", "hash", "sniff"] = "decode"
+    order: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,22 @@ class Decoded:
     pixels: np.ndarray
     grid: Grid  # rows, columns of patches
     metadata: Metadata  # taken_at falls back on the file's name, then on its time
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What a `Work` of another module made of one image.
+
+    pixels  uint8, of the shape that the work says
+    grid    rows and columns, of patches or of pixels, as the work says
+    width, height  of the image
+    """
+
+    path: str
+    pixels: np.ndarray
+    grid: Grid
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +149,7 @@ class Accident(Unreadable):
     """
 
 
-Outcome = Decoded | Hashed | BeginsLikeImage | NotAnImage | Broken | Vanished | Changed | Unreadable | Accident
+Outcome = Decoded | Cut | Hashed | BeginsLikeImage | NotAnImage | Broken | Vanished | Changed | Unreadable | Accident
 Work = Callable[[Job, Settings], Outcome]
 
 

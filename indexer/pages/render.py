@@ -25,8 +25,8 @@ UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\
 def write_page(path: str | Path, templates: Path, name: str, **values: Any) -> None:
     """Write the page of a template to `path`, which appears whole or not at all.
 
-    templates  the folder of the template `name`; it may extend `page.html`, which needs `title` and `made_by`, the lines
-               of the footer
+    templates  the folder of the template `name`; it may extend `page.html`, which needs `title` and `made_by`, the
+               lines of the footer
     values     what the template names; iterators are taken one by one, so that long pages cost no memory
     Raises SeenitError where the page cannot be written.
     """

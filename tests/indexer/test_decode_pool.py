@@ -108,7 +108,7 @@ def cannot_be_found(job: Job, settings: Settings) -> Outcome:
 cannot_be_found.__qualname__ = "no_such_function"
 
 
-def test_a_image_comes_back_whole(pool: DecodePool, tmp_path: Path) -> None:
+def test_an_image_comes_back_whole(pool: DecodePool, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     save(path, (400, 300))
     os.utime(path, ns=(10**18, 10**18 + 123_456_000))

@@ -17,7 +17,7 @@ from indexer.store.open import open_store
 from indexer.store.protocol import Record, StoredFile
 from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
-from retrieval.duplicates import Duplicates, find_duplicates
+from retrieval.duplicates import DuplicateOptions, Duplicates, find_duplicates
 from retrieval.duplicates.candidates import DuplicateCandidates, are_among, near_pairs, with_pairs
 from retrieval.duplicates.groups import Pair, in_words, stars
 from retrieval.duplicates.keeper import keeping_order
@@ -144,7 +144,7 @@ def test_one_image_has_no_neighbours() -> None:
 
 
 @pytest.mark.parametrize("turn", list(Image.Transpose))
-def test_patterns_know_a_image_in_any_position(turn: Image.Transpose) -> None:
+def test_patterns_know_an_image_in_any_position(turn: Image.Transpose) -> None:
     images = [scene(n) for n in range(12)] + [scene(3).transpose(turn), Image.new("RGB", (160, 120), "grey")]
     rows = patterns_of(torch.stack([grey(image) for image in images]))
     found = alike_in_any_position(rows, 0.4)
@@ -349,7 +349,7 @@ def test_copies_are_found_and_other_photos_are_not(album: Path) -> None:
 
 
 def test_exact_reads_no_vectors(album: Path) -> None:
-    found = find_duplicates(album / ".seenit", level="exact")
+    found = find_duplicates(album / ".seenit", DuplicateOptions(level="exact"))
     assert names(found) == {"0.png": {"0_same.png"}}
     assert found.groups[0].members[0].similarity == 1.0
 
@@ -384,7 +384,7 @@ def test_images_that_are_all_equal_make_one_group(tmp_path: Path, tiny_backbone:
     for n in range(16):  # more than each one's neighbours
         scene(0).save(tmp_path / f"{n:02}.jpg", quality=80 + n)
     sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
-    found = find_duplicates(tmp_path / ".seenit", workers=1, neighbours=4)
+    found = find_duplicates(tmp_path / ".seenit", DuplicateOptions(neighbours=4), workers=1)
     assert [len(group.members) for group in found.groups] == [15]
 
 
