@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from indexer import commands as indexer_commands
+from indexer.terminal import say
 from retrieval import commands as retrieval_commands
 from retrieval.duplicates import command as duplicates
 from trainer import commands as trainer_commands
@@ -113,12 +114,12 @@ def main() -> None:
     except MemoryError:
         _fail("not enough memory; close other programs or take a smaller --backbone")
     except KeyboardInterrupt:
-        print("seenit: stopped", file=sys.stderr)
+        say("stopped")
         sys.exit(130)
 
 
 def _fail(message: str) -> None:
-    print(f"seenit: {' '.join(message.split())}", file=sys.stderr)
+    say(message.strip())
     sys.exit(1)
 
 

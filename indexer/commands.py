@@ -44,13 +44,13 @@ def info(
         print(json.dumps([{"path": path, "reason": reason} for path, reason in broken]))
     elif skipped:
         for path, reason in broken:
-            print(f"{path}: {reason}")
+            print(f"{quoted(path)}: {printable(reason)}")
     elif as_json:
         print(json.dumps(asdict(facts)))
     else:
         size = ", ".join(f"{part} {megabytes(count)}" for part, count in facts.bytes.items()) or "on the server"
         shown: dict[str, object] = {
-            "index": facts.index,
+            "index": quoted(facts.index),
             "images": facts.images,
             "folders": ", ".join(map(quoted, facts.folders)),
             "excluded": ", ".join(map(quoted, facts.exclude)) or "-",
@@ -116,7 +116,7 @@ def check(
     progress = not as_json and sys.stderr.isatty()
     if repair:
         repaired = repair_index(location, wait_s=wait, progress=progress)
-        print(json.dumps(asdict(repaired)) if as_json else repaired.in_words)
+        print(json.dumps(asdict(repaired)) if as_json else printable(repaired.in_words))
         return
     found = check_index(location, progress=progress)
     print(json.dumps(asdict(found)) if as_json else found.in_words)
@@ -133,7 +133,7 @@ def copy(
     from .index.copy import copy_index
 
     count = copy_index(source, target, progress=sys.stderr.isatty(), wait_s=wait)
-    print(f"copied {plural(count, 'image')} from {source} to {target}")
+    print(printable(f"copied {plural(count, 'image')} from {source} to {target}"))
 
 
 def backbone_list(as_json: JsonOption = False) -> None:
@@ -199,7 +199,7 @@ def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(counts))
     for tag, count in [] if as_json else counts.items():
-        print(f"{count:>7,}  {tag}")
+        print(f"{count:>7,}  {quoted(tag)}")
 
 
 def tag_export(index: IndexOption = None) -> None:

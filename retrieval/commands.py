@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.printable import printable, quoted
 from indexer.sync.options import SyncOptions
 from indexer.terminal import (
     BackboneOption,
@@ -145,18 +146,18 @@ def _summary_text(summary: "Summary") -> str:
     ]
     lines = [("would be: " if summary.dry_run else "") + ", ".join(parts)]
     if summary.skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in list(summary.skipped.items())[:4])
+        reasons = ", ".join(f"{count} {printable(reason)}" for reason, count in list(summary.skipped.items())[:4])
         lines.append(
             f"skipped {sum(summary.skipped.values()):,}: {reasons}"
             + (", ..." if len(summary.skipped) > 4 else "")
             + "  (all of them: seenit info --skipped)"
         )
-    lines += [f"not readable, kept as it was: {folder}" for folder in summary.unreadable]
-    lines += summary.notes
+    lines += [printable(f"not readable, kept as it was: {folder}") for folder in summary.unreadable]
+    lines += map(printable, summary.notes)
     if summary.interrupted:
         lines.append("stopped early: what was done is saved; run the same command again to go on")
     rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
-    lines.append(f"{summary.index}: {plural(summary.images, 'image')}; {summary.seconds:.1f} s{rate}")
+    lines.append(f"{quoted(summary.index)}: {plural(summary.images, 'image')}; {summary.seconds:.1f} s{rate}")
     return "\n".join(lines)
 
 
@@ -381,7 +382,8 @@ def demo(
     from .scenes import draw_scenes
 
     made = draw_scenes(folder)
-    print(f"images in {made / 'photos'}, queries in {made / 'queries'}, answers in {made / 'manifest.csv'}")
+    made_of = f"images in {made / 'photos'}, queries in {made / 'queries'}, answers in {made / 'manifest.csv'}"
+    print(printable(made_of))
 
 
 def evaluate_retrieval(

@@ -211,6 +211,59 @@ def test_info_of_an_image_says_where_its_date_is_from(indexed: Path, seenit: See
     assert seenit("info", dated, "--skipped").code == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="no such names on this system")
+@pytest.mark.slow
+def test_no_name_reaches_the_terminal_as_it_is(tiny_backbone: Path, seenit: Seenit, tmp_path: Path) -> None:
+    """Line breaks forge lines, escape sequences retitle or recolour: in results, errors, progress and notes."""
+    folder = tmp_path / "x\x1b]0;title\x07"
+    odd = [
+        folder / "new\nline.jpg",
+        folder / "red\x1b[31m.jpg",
+        Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg")),
+    ]
+    for n in range(9):
+        draw_photo(folder / f"{n}.jpg", n)
+    for n, path in enumerate(odd):
+        shutil.copy(draw_photo(tmp_path / "one.jpg", 20 + n), path)
+    shutil.copy(odd[0], folder / "copy\x1b[2J.jpg")
+    (folder / "broken\nhere.jpg").write_bytes(odd[0].read_bytes()[:300])
+    (folder / "away\x1b[1m").symlink_to(folder / "nowhere")
+    made = seenit("index", folder, "--backbone", tiny_backbone, "--resolution", 56, "--workers", 1)
+    runs = [
+        made,
+        seenit("index", folder, "--verify"),
+        seenit("index", folder, "--resolution", 112),
+        seenit("index", folder / "no\x1b[5m"),
+        seenit("search", odd[0], "--top", 12, "--include-self"),
+        seenit("search", folder, "--batch", "--top", 2),
+        seenit("search", folder / "broken\nhere.jpg"),
+        seenit("search", folder / "none\x1b[5m.jpg"),
+        seenit("search", odd[0], "--html", folder / "page\x1b.html", "--sheet", folder / "sheet\x1b.png"),
+        seenit("explain", odd[0], odd[1]),
+        seenit("explain", odd[0], folder / "broken\nhere.jpg"),
+        seenit("info"),
+        seenit("info", "--skipped"),
+        seenit("info", odd[0]),
+        seenit("info", folder / "none\x1b[5m.jpg"),
+        seenit("check"),
+        seenit("copy", folder / ".seenit", tmp_path / "copy\x1b"),
+        seenit("tag", "add", "bold\x1b[1m", odd[0]),
+        seenit("tag", "list"),
+        seenit("duplicates", folder),
+        seenit("duplicates", folder, "--move-to", folder / "spare\x1b"),
+    ]
+    assert made.code == 0, made.err
+    for number, run in enumerate(runs):
+        said = run.out + run.err
+        assert said and not re.search("[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]", said), (number, said)
+        assert not any(line.startswith(("line.jpg", "here.jpg")) for line in said.splitlines()), (number, said)
+    assert "$'" in runs[4].out and "red\\x1b[31m.jpg'" in runs[4].out
+    (answer,) = (json.loads(line) for line in seenit("search", odd[0], "--json", "--include-self").out.splitlines())
+    assert str(odd[0]) in [path for one in answer["results"] for path in (one["path"], *one["copies"])]
+    (broken,) = json.loads(seenit("info", "--skipped", "--json").out)
+    assert broken["path"] == str(folder / "broken\nhere.jpg")
+
+
 def test_backbones(seenit: Seenit, tiny_backbone: Path) -> None:
     listed = seenit("backbone", "list").out
     assert re.search(r"seenit_vits14 +shipped", listed) and re.search(r"dinov2_vitg14_reg +downloadable", listed)

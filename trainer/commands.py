@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.printable import printable
 from indexer.terminal import BackboneOption, JsonOption, say, stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def train(
 
         head = train_head(_as_images(photos), out, from_backbone=start or "auto", progress=progress, say=say)
         print(head.table())
-        print(f"wrote {head.backbone}" if head.backbone else "unseen photos do not gain; nothing was written")
+        print(
+            printable(f"wrote {head.backbone}") if head.backbone else "unseen photos do not gain; nothing was written"
+        )
         return
     from .config import make_config
     from .train import train as train_backbone
@@ -77,7 +80,7 @@ def train(
     if summary.before and summary.after:
         print(f"before {summary.before.line()}\nafter  {summary.after.line()}")
     print(f"{summary.steps:,} steps, loss {summary.loss:.3f}, {summary.images_per_s:.1f} images/s")
-    print("stopped early; go on with --resume" if summary.stopped else f"wrote {summary.backbone}")
+    print("stopped early; go on with --resume" if summary.stopped else printable(f"wrote {summary.backbone}"))
     if summary.kept_original:
         print("training made it worse: that file is the backbone it started from")
     if summary.stopped:

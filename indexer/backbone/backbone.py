@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SeenitError, first_line
+from ..printable import printable
 from .cache import offline_by_environment
 from .checkpoint import build_model, load_checkpoint
 from .dtype import best_dtype
@@ -29,7 +30,7 @@ Say = Callable[[str], object]
 
 
 def say_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, eq=False)

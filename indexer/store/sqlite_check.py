@@ -24,6 +24,7 @@ from ..errors import SeenitError, StoreError, first_line
 from ..index.index import WAIT_S, Index
 from ..index.manifest import BLOB as MANIFEST_BLOB
 from ..index.manifest import parse_manifest
+from ..printable import printable, quoted
 from .index_folder import claim_folder, refuse_missing, remove_blank
 from .protocol import Record, Schema, StoredFile, is_url
 from .sqlite_errors import sqlite_errors
@@ -51,10 +52,10 @@ class Checked:
     @property
     def in_words(self) -> str:
         if not self.problems:
-            return f"{self.index} is whole: {self.images:,} images"
-        told = [f"  {problem}" for problem in self.problems[:MOST_PROBLEMS]]
+            return f"{quoted(self.index)} is whole: {self.images:,} images"
+        told = [f"  {printable(problem)}" for problem in self.problems[:MOST_PROBLEMS]]
         more = [f"  and {len(self.problems) - MOST_PROBLEMS} more"] if len(self.problems) > MOST_PROBLEMS else []
-        return "\n".join([f"{self.index} is damaged:", *told, *more, mend(self.index)])
+        return "\n".join([f"{quoted(self.index)} is damaged:", *told, *more, mend(quoted(self.index))])
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,11 @@ def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: d
     size = sum(file.size for file in spare)
     values["would_move"] = {"files": len(spare), "bytes": size, "to": str(target)}
     todo = "; add --yes to do it" if spare else ""
-    print(json.dumps(values) if as_json else f"would move {_files(len(spare))}, {megabytes(size)}, to {target}{todo}")
+    print(
+        json.dumps(values)
+        if as_json
+        else f"would move {_files(len(spare))}, {megabytes(size)}, to {quoted(str(target))}{todo}"
+    )
 
 
 def _forget(index: str, keys: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from indexer.backbone.backbone import Backbone
 from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import decode_file
+from indexer.printable import printable
 
 from ..options import SearchOptions
 from ..query.query import Region
@@ -123,7 +124,7 @@ def evaluate_retrieval(
 def scores_table(scores: Sequence[RetrievalScores]) -> str:
     """All scores as one table in Markdown; what was measured nowhere has no column."""
     columns = {
-        "set": [one.task for one in scores],
+        "set": [printable(one.task) for one in scores],
         "search": [one.variant for one in scores],
         "queries": [str(one.quality.num_queries) for one in scores],
         "gallery": [str(one.num_gallery) for one in scores],

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from indexer.errors import ImageError
 from indexer.images.decode import decode_file
+from indexer.printable import quoted
 
 from ..query.query import Region, box_in_pixels
 from ..rerank.evidence import percent
@@ -16,14 +17,14 @@ def results_table(query: str, results: Sequence[Result], *, heading: bool) -> st
 
     With a heading the query's path stands above, an empty line below. Where no result is believed, a line says so.
     """
-    lines = [query] if heading else []
+    lines = [quoted(query)] if heading else []
     if note := note_on(results):
         lines.append(note)
     proven = any(result.evidence for result in results)
     if results:
         lines.append(f"rank  score  {f'{PROOF_TITLES}  ' if proven else ''}path")
     lines += [
-        f"{result.rank:>4}  {result.score:5.3f}  {f'{_proof(result)}  ' if proven else ''}{result.path}"
+        f"{result.rank:>4}  {result.score:5.3f}  {f'{_proof(result)}  ' if proven else ''}{quoted(result.path)}"
         for result in results
     ]
     return "\n".join(lines) + ("\n" if heading else "")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from indexer.errors import SeenitError
+from indexer.printable import printable
 
 from .choices import (
     COPY,
@@ -135,4 +136,4 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def _say(line: str) -> None:
-    print(f"seenit: {line}", file=sys.stderr)
+    print(f"seenit: {printable(line)}", file=sys.stderr)

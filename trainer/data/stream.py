@@ -20,6 +20,7 @@ from indexer.backbone.layouts import Preprocessing
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut, Job, Outcome, Settings
 from indexer.images.pool import DecodePool
+from indexer.printable import printable
 
 from .augment import VIEW, Augmentation, Crop
 from .augment_torch import cut_with_torch
@@ -100,7 +101,7 @@ class CropStream:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         preprocessing: Preprocessing = _IMAGENET,
-        say: Callable[[str], object] = lambda line: print(line, file=sys.stderr),
+        say: Callable[[str], object] = lambda line: print(printable(line), file=sys.stderr),
     ) -> None:
         check_batch(len(source), config, world_size)
         self.position = position

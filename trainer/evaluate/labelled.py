@@ -25,6 +25,7 @@ from indexer.images.find import Unreadable, find_files
 from indexer.images.jobs import Decoded, Job
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import Mode
+from indexer.printable import printable
 
 BATCH_PIXELS = 32 * 224 * 224  # of the images that go through the network together
 TARGET_SUFFIXES = {"masks": (".png",), "depth": (".npy", ".png")}
@@ -33,7 +34,7 @@ Say = Callable[[str], object]
 
 
 def _say_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
