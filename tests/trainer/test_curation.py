@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from indexer import SyncOptions, sync_folder
 from indexer.descriptor import whitening
 from indexer.errors import SeenitError
-from trainer.curation import command, embed
+from trainer.curation import commands, embed
 from trainer.curation.choices import Choices
 from trainer.curation.inputs import read_inputs
 from trainer.curation.outcome import CurationSummary
@@ -225,7 +225,7 @@ def test_mistakes_are_told_before_the_work(tmp_path: Path, pool: Path, run: Any,
 @pytest.mark.slow
 def test_the_command_prints_and_writes(tmp_path: Path, pool: Path, tiny_backbone: Path) -> None:
     app = typer.Typer()
-    app.command()(command.curate)
+    app.command()(commands.curate)
     page = tmp_path / "page.html"
     call = [str(pool), "--out", str(tmp_path / "l.txt"), "--backbone", str(tiny_backbone), "--html", str(page)]
     answer = CliRunner().invoke(
