@@ -1,10 +1,9 @@
 """Commands that index, search and explain."""
 
 import json
-import os
+import signal
 import sys
 import tempfile
-import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -33,12 +32,10 @@ if TYPE_CHECKING:
     from indexer.errors import ImageError
     from indexer.sync.summary import Summary
 
+    from .build import Built
     from .query.query import Region
     from .results import Result
     from .search import Searcher
-
-
-WATCH_AGAIN_S = 5.0  # until --watch asks again for an index that another process writes
 
 
 def index(
@@ -60,7 +57,9 @@ def index(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Decoding processes. [one per core]")
     ] = SyncOptions.workers,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C or SIGTERM.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = SyncOptions.dry_run,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept that a folder with indexed images is now empty.")
@@ -89,11 +88,11 @@ def index(
     The default index of one folder is FOLDER/.seenit.
     """
     from indexer.backbone.load_once import LoadOnce
-    from indexer.errors import LockedError
     from indexer.index.find_index import find_index, remember_index
     from indexer.sync.sync import default_index
 
     from .build import build_index
+    from .watch import watch_index
 
     folders = folders or []
     location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=say)
@@ -111,34 +110,27 @@ def index(
         verify=verify,
         wait_s=wait,
     )
-    with stop_on_interrupt() as stop:
-        while True:
-            try:
-                built = build_index(
-                    folders,
-                    location,
-                    options=options,
-                    backbone=once,
-                    progress=not as_json and sys.stderr.isatty(),
-                    stop=stop.is_set,
-                    say=say,
-                )
-            except LockedError as error:
-                if not watch:
-                    raise
-                say(f"{error}; trying again")
-                if stop.wait(WATCH_AGAIN_S):
-                    sys.exit(130)
-                continue
-            summary = built.summary
-            if not dry_run and summary.images:
-                remember_index(location)
-            print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
-            for note in built.notes:
-                say(note)
-            if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
-                break
-    if summary.interrupted:
+    progress = not as_json and sys.stderr.isatty()
+
+    def tell(built: "Built") -> None:
+        if not dry_run and built.summary.images:
+            remember_index(location)
+        print(json.dumps(asdict(built.summary)) if as_json else _summary_text(built.summary), flush=True)
+        for note in built.notes:
+            say(note)
+
+    with stop_on_interrupt(signal.SIGTERM) as stop:
+        if watch and not dry_run:
+            interrupted = watch_index(
+                folders, location, options=options, backbone=once, stop=stop, tell=tell, say=say, progress=progress
+            )
+        else:
+            built = build_index(
+                folders, location, options=options, backbone=once, progress=progress, stop=stop.is_set, say=say
+            )
+            tell(built)
+            interrupted = built.interrupted
+    if interrupted:
         sys.exit(130)
 
 
@@ -166,29 +158,6 @@ def _summary_text(summary: "Summary") -> str:
     rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
     lines.append(f"{summary.index}: {plural(summary.images, 'image')}; {summary.seconds:.1f} s{rate}")
     return "\n".join(lines)
-
-
-def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Event) -> bool:
-    """Sleep until files below the folders change; False on Ctrl-C. The index is free for searches meanwhile."""
-    from watchfiles import watch
-
-    from indexer.index.index import Index
-
-    watched = [str(folder) for folder in folders]
-    if not watched:
-        with Index.open(location) as index:
-            watched = list(index.roots.folders.values())
-    own = os.path.join(os.path.abspath(location), "")
-    say("watching for changes; Ctrl-C ends it")
-    for _ in watch(
-        *watched,
-        watch_filter=lambda _, path: not path.startswith(own) and os.sep + ".seenit" + os.sep not in path,
-        stop_event=stop,
-        debounce=2000,
-        raise_interrupt=False,
-    ):
-        return not stop.is_set()
-    return False
 
 
 def search(

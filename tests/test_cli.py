@@ -17,6 +17,7 @@ from conftest import draw_photo
 from PIL import Image
 
 import cli
+from indexer.index.index import Index
 from indexer.store.open import open_store
 from indexer.version import VERSION
 
@@ -298,22 +299,54 @@ def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
 @pytest.mark.slow
-def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(
+    ending: signal.Signals, tmp_path: Path, tiny_backbone: Path
+) -> None:
     folder = tmp_path / "many"
     for n in range(200):
         draw_photo(folder / f"{n}.jpg", n)
     command = [sys.executable, "-m", "cli", "index", str(folder), "--backbone", str(tiny_backbone)]
     command += ["--resolution", "56", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stderr is not None
     assert "backbone" in process.stderr.readline()
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, ending)  # as a terminal and systemd do, to the decoders as well
     out, err = process.communicate(timeout=60)
     assert "stopping after the batch in hand" in err and "Traceback" not in err
     assert process.returncode == 130 and "run the same command again" in out
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "200 images" in again.stdout
+
+
+STOPPED_WHILE_LEARNING = """
+import os, signal, sys
+import cli
+from retrieval import calibrate
+calibrate.render_view = lambda *given, __call=calibrate.render_view: (os.kill(os.getpid(), {ending}), __call(*given))[1]
+sys.argv = ["seenit", "index", sys.argv[1], "--backbone", sys.argv[2], "--resolution", "56", "--workers", "1"]
+cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_learning_probabilities(ending: signal.Signals, photos: Path, tiny_backbone: Path) -> None:
+    code = STOPPED_WHILE_LEARNING.replace("{ending}", str(int(ending)))
+    command = [sys.executable, "-c", code, str(photos), str(tiny_backbone)]
+    stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert stopped.returncode == 130 and "8 images" in stopped.stdout, stopped.stderr
+    assert "probability of a match remains to be learnt: run the same command again" in stopped.stderr
+    again = subprocess.run(
+        [sys.executable, "-m", "cli", "index", str(photos)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert again.returncode == 0 and "remains to be learnt" not in again.stderr
+    with Index.open(photos / ".seenit") as index:
+        assert index.calibration is not None
 
 
 @pytest.mark.slow
