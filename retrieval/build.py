@@ -9,6 +9,7 @@ from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import StoreError
 from indexer.index.calibration import Calibration
 from indexer.index.index import WAIT_S
+from indexer.sync.progress import Report, no_report
 from indexer.sync.summary import Summary
 from indexer.sync.sync import default_index, sync_folder
 
@@ -40,6 +41,7 @@ def build_index(
     follow_links: bool = False,
     wait_s: float = WAIT_S,
     progress: bool = False,
+    report: Report = no_report,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Built:
@@ -68,11 +70,13 @@ def build_index(
         follow_links=follow_links,
         wait_s=wait_s,
         progress=progress,
+        report=report,
         stop=stop,
         say=say,
     )
     if dry_run or summary.interrupted or not summary.images:
         return Built(summary, None)
+    report("learning probabilities", 0, 0)
     try:
         return Built(summary, calibrate(location, backbone=once, wait_s=wait_s, stop=stop, say=say))
     except StoreError as error:  # all images are written; the next run learns

@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ..backbone.load_once import LoadOnce, load_once
 from ..errors import SeenitError, StoreError
 from ..images.find import Unreadable
@@ -27,6 +25,7 @@ from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
 from ..store.open import open_store
 from ..store.protocol import Store, StoredFile, is_url
 from .ledger import Ledger
+from .progress import Report, no_report, stage
 from .scan import _Run, _scopes, _take_stock
 from .summary import Summary, _skip_reasons
 
@@ -61,6 +60,7 @@ def sync_folder(
     follow_links: bool = False,
     wait_s: float = WAIT_S,
     progress: bool = False,
+    report: Report = no_report,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Summary:
@@ -79,6 +79,7 @@ def sync_folder(
     follow_links also index what links to files and folders outside of the indexed folders lead to
     wait_s       how long to wait for another process that writes this index
     progress     a progress bar on stderr
+    report       gets what is being done, how much of it is done, and of how much
     stop         asked between images; once it says True the batch in hand is finished and the run ends
     say          gets one line for the user now and then
 
@@ -108,7 +109,7 @@ def sync_folder(
         if manifest is None and not ledger.num_to_decode():
             raise SeenitError(f"no files in {', '.join(map(str, folders))}; name a folder with images")
         if dry_run:
-            _hash_likely_renames(run, stop, workers, progress)
+            _hash_likely_renames(run, stop, workers, progress, report)
             return _dry_summary(run, manifest, str(location), started)
         if store is None:
             store = run.store = open_store(location, write=True, wait_s=wait_s)
@@ -116,9 +117,11 @@ def sync_folder(
         if manifest is not None:
             manifest = replace(manifest, roots={key: roots.stored_form(path) for key, path in roots.folders.items()})
             write_manifest(store, manifest)
-        interrupted = not _hash_likely_renames(run, stop, workers, progress)
+        interrupted = not _hash_likely_renames(run, stop, workers, progress, report)
         if not interrupted and ledger.num_to_decode():
-            manifest, interrupted = _embed_all(run, manifest, asked, resolution, tokens, workers, progress, stop, say)
+            manifest, interrupted = _embed_all(
+                run, manifest, asked, resolution, tokens, workers, progress, report, stop, say
+            )
         if manifest is None and not interrupted:
             reasons = ", ".join(f"{count} {reason}" for reason, count in _skip_reasons(ledger).items())
             raise SeenitError(
@@ -135,7 +138,7 @@ def sync_folder(
         if run.links_out:
             notes.append(f"{run.links_out:,} links lead out of the folders and were not followed; see --follow-links")
         if run.embedded and not interrupted:
-            notes += _optimize(store, progress, stop)
+            notes += _optimize(store, progress, report, stop)
         return Summary(
             index=str(location),
             changes=ledger.changes(),
@@ -160,16 +163,11 @@ def sync_folder(
                 remove_blank(Path(location))  # made by this run, holds nothing
 
 
-def _optimize(store: Store, progress: bool, stop: Callable[[], bool]) -> list[str]:
+def _optimize(store: Store, progress: bool, report: Report, stop: Callable[[], bool]) -> list[str]:
     """Build the graph of neighbours; what the user should know where that was not possible."""
-    with tqdm(unit=" images", desc="linking neighbours", disable=not progress, leave=False) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with stage("linking neighbours", 0, " images", shown=progress, report=report) as update:
         try:
-            store.optimize(progress=report, stop=stop)
+            store.optimize(progress=update, stop=stop)
         except StoreError as error:  # all is written; without the graph a search compares with every image
             return [f"searches are slower than need be: {error}"]
     return []
@@ -217,7 +215,9 @@ def _check_request(
 # ---- reading and embedding ----
 
 
-def _hash_likely_renames(run: _Run, stop: Callable[[], bool], workers: int | None, progress: bool) -> bool:
+def _hash_likely_renames(
+    run: _Run, stop: Callable[[], bool], workers: int | None, progress: bool, report: Report
+) -> bool:
     """Settle files whose size is a known one by their hash alone; False if stopped."""
     ledger = run.ledger
     total = ledger.num_to_hash()
@@ -233,11 +233,11 @@ def _hash_likely_renames(run: _Run, stop: Callable[[], bool], workers: int | Non
 
     with (
         DecodePool(workers=workers) as pool,
-        tqdm(total=total, unit="file", desc="comparing", disable=not progress, leave=False) as bar,
+        stage("comparing", total, "file", shown=progress, report=report) as update,
     ):
-        for outcome in pool.run(_in_batches(files())):
+        for done, outcome in enumerate(pool.run(_in_batches(files())), start=1):
             key = keys.pop(outcome.path)
-            bar.update()
+            update(done, total)
             if isinstance(outcome, Hashed) and ledger.is_known(outcome.id):
                 ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
                 ledger.done(key)
@@ -268,6 +268,7 @@ def _embed_all(
     tokens: str | None,
     workers: int | None,
     progress: bool,
+    report: Report,
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> tuple[Manifest | None, bool]:
@@ -305,12 +306,13 @@ def _embed_all(
 
     began = time.monotonic()
     interrupted = False
+    total = ledger.num_to_decode()
     with (
         DecodePool(workers=workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size) as pool,
-        tqdm(total=ledger.num_to_decode(), unit="img", desc="indexing", disable=not progress, smoothing=0.1) as bar,
+        stage("indexing", total, "img", shown=progress, report=report) as update,
     ):
-        for outcome in pool.run(jobs()):
-            bar.update()
+        for done, outcome in enumerate(pool.run(jobs()), start=1):
+            update(done, total)
             _take(run, writer, keys.pop(outcome.path), outcome)
             if stop():
                 interrupted = True
