@@ -4,6 +4,8 @@ Every message is one line that says what happened, where, and the next step to t
 exits 1. Our own mistakes are `assert`s.
 """
 
+WAIT_S = 10.0  # seconds that a writer waits for another one, before it is a LockedError
+
 
 class SeenitError(Exception):
     """Anything that a user can understand and act upon."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.sync.options import SyncOptions
 from indexer.terminal import (
     BackboneOption,
     IndexOption,
@@ -51,21 +52,36 @@ def index(
     ] = None,
     resolution: Annotated[
         int | None, typer.Option(metavar="PX", help="Images are seen at about PX x PX pixels. [224]")
-    ] = None,
+    ] = SyncOptions.resolution,
     tokens: Annotated[
         Literal["compact", "balanced", "full"] | None,
         typer.Option(help="Patches kept of each image, for reranking: 1, 3 or 49 kB. [balanced]"),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
+    ] = SyncOptions.tokens,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Decoding processes. [one per core]")
+    ] = SyncOptions.workers,
     watch: Annotated[bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = SyncOptions.dry_run,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept that a folder with indexed images is now empty.")
-    ] = False,
+    ] = SyncOptions.allow_empty,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Also what links out of the folders lead to.")
-    ] = False,
-    wait: WaitOption = 10.0,
+    ] = SyncOptions.follow_links,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out files like '*.tif', folders like 'raw/'; later runs do so too."),
+    ] = None,
+    no_exclude: Annotated[
+        list[str] | None, typer.Option("--no-exclude", metavar="GLOB", help="Forget such a pattern of an earlier run.")
+    ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again what was remembered as damaged or too large.")
+    ] = SyncOptions.retry,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read files again whose size and time are unchanged.")
+    ] = SyncOptions.verify,
+    wait: WaitOption = SyncOptions.wait_s,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the index in line with the folders: new, changed, deleted, renamed, moved and copied files.
@@ -82,20 +98,27 @@ def index(
     folders = folders or []
     location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=say)
     once = LoadOnce(backbone, say)
+    options = SyncOptions(
+        resolution=resolution,
+        tokens=tokens,
+        workers=workers,
+        dry_run=dry_run,
+        allow_empty=allow_empty,
+        follow_links=follow_links,
+        exclude=tuple(exclude or ()),
+        no_exclude=tuple(no_exclude or ()),
+        retry=retry,
+        verify=verify,
+        wait_s=wait,
+    )
     with stop_on_interrupt() as stop:
         while True:
             try:
                 built = build_index(
                     folders,
                     location,
+                    options=options,
                     backbone=once,
-                    resolution=resolution,
-                    tokens=tokens,
-                    workers=workers,
-                    dry_run=dry_run,
-                    allow_empty=allow_empty,
-                    follow_links=follow_links,
-                    wait_s=wait,
                     progress=not as_json and sys.stderr.isatty(),
                     stop=stop.is_set,
                     say=say,

@@ -25,7 +25,7 @@ from typing import IO, Any, get_args
 import numpy as np
 
 from .decode import NEEDS_MEMORY, Limits
-from .jobs import Batch, Decoded, Job, Outcome, Settings, Work, lost
+from .jobs import Batch, Cut, Decoded, Job, Outcome, Settings, Work, lost
 from .metadata import Metadata
 
 START_TIMEOUT_S = 180.0  # on a machine that is busy with other things
@@ -220,8 +220,9 @@ def pack(outcome: Outcome) -> tuple[dict[str, Any], np.ndarray | None]:
     """An outcome as JSON's types, and its pixels apart."""
     fields = dict(vars(outcome))
     pixels = fields.pop("pixels", None)
-    if isinstance(outcome, Decoded):
+    if pixels is not None:
         fields["shape"] = pixels.shape
+    if isinstance(outcome, Decoded):
         fields["metadata"] = dict(vars(outcome.metadata))
         if outcome.metadata.taken_at:
             fields["metadata"]["taken_at"] = outcome.metadata.taken_at.isoformat()
@@ -247,6 +248,7 @@ def _unpack(fields: dict[str, Any], pixels: np.ndarray) -> Outcome:
         if metadata["gps"]:
             metadata["gps"] = tuple(metadata["gps"])
         fields["metadata"] = Metadata(**metadata)
+    if kind in (Decoded, Cut):
         fields["grid"] = tuple(fields["grid"])
         fields["pixels"] = pixels.reshape(fields.pop("shape"))
     return kind(**fields)
