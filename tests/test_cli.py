@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import draw_photo
 from PIL import Image
 
 import cli
 from indexer.index.index import Index
 from indexer.store.open import open_store
+from indexer.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 
@@ -332,11 +334,27 @@ def test_a_broken_query_in_a_batch_costs_only_itself(indexed: Path, seenit: Seen
 
 
 def all_commands() -> list[tuple[str, ...]]:
-    groups = {"backbone": cli.backbone_app, "tag": cli.tag_app}
-    inner: list[tuple[str, ...]] = [
-        (name, str(command.name)) for name, app in groups.items() for command in app.registered_commands
+    """Every command, those of groups with their group's name before theirs."""
+    groups: dict[tuple[str, ...], typer.Typer] = {(): cli.app}
+    groups |= {(str(group.name),): group.typer_instance for group in cli.app.registered_groups if group.typer_instance}
+    return [
+        (*group, command.name or command.callback.__name__)
+        for group, app in groups.items()
+        for command in app.registered_commands
+        if command.callback
     ]
-    return [*((command.callback.__name__,) for command in cli.app.registered_commands if command.callback), *inner]
+
+
+def test_every_group_has_commands_and_a_help(seenit: Seenit) -> None:
+    assert {command[0] for command in all_commands() if len(command) > 1} == {"backbone", "evaluate", "tag"}
+    for group in ("backbone", "evaluate", "tag"):
+        run = seenit(group, "--help")
+        assert run.code == 0 and "Commands:" in run.out
+
+
+def test_the_version_is_told(seenit: Seenit) -> None:
+    run = seenit("--version")
+    assert run.code == 0 and run.out == f"seenit {VERSION}\n"
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=" ".join)
