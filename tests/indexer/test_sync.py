@@ -10,8 +10,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import draw_photo, save_tiny
+from PIL import Image
 
 from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
@@ -104,6 +106,41 @@ def test_renamed_files_are_hashed_in_few_messages() -> None:
     assert [job for batch in batches for job in batch.jobs] == [job for job, _ in [*small, *large]]
     assert [len(batch.jobs) for batch in batches] == [BATCH_FILES, BATCH_FILES, 2, 1]
     assert list(_in_batches([])) == []
+
+
+def test_odd_files_are_indexed_as_what_they_show(tmp_path: Path, tiny_backbone: Path) -> None:
+    """Turned TIFFs, 12 bits in 16, pages, a JPEG without its end, a time after 2262, names of any bytes."""
+    folder = tmp_path / "odd"
+    draw_photo(folder / "upright.png", 1, (96, 72))
+    with Image.open(folder / "upright.png") as upright:
+        pixels = upright.convert("RGB")
+        pixels.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.tif", tiffinfo={274: 6})
+        grey = np.asarray(pixels.convert("L"), np.uint16)
+        Image.fromarray(grey.astype(np.uint8)).save(folder / "grey.png")
+        Image.fromarray(grey * 16).save(folder / "12_of_16.tif")
+        pages = [pixels.rotate(90 * n) for n in range(4)]
+        pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
+    whole = draw_photo(folder / "whole.jpg", 2)
+    (folder / "cut.jpg").write_bytes(whole.read_bytes()[:-10])
+    late = draw_photo(folder / "late.png", 3)
+    os.utime(late, (10_413_792_000, 10_413_792_000))  # the year 2300
+    names = [b"caf\xe9.png", b"new\nline.png", b"x\x1b]0;t\x07.png", b"-dash.png", b"#hash%20?.png", b"<b>html&.png"]
+    for n, name in enumerate(names):
+        draw_photo(tmp_path / "one.png", 10 + n).rename(folder / os.fsdecode(name))
+    summary = run(folder, tiny_backbone)
+    assert (summary.images, summary.skipped, summary.unreadable) == (8 + len(names), {}, ())
+    held = {file.key[2:]: record for record in records(folder / ".seenit") for file in record.files}
+    assert set(held) == {os.fsdecode(name) for name in os.listdir(os.fsencode(folder)) if name != b".seenit"}
+
+    def cosine(one: str, other: str) -> float:
+        return float(np.dot(held[one].global_vector, held[other].global_vector))  # type: ignore[arg-type]
+
+    assert cosine("turned.tif", "upright.png") > 0.99 and cosine("pages.tif", "upright.png") > 0.99
+    assert cosine("12_of_16.tif", "grey.png") > 0.99
+    assert (held["turned.tif"].metadata.width, held["turned.tif"].metadata.height) == (96, 72)
+    assert held["pages.tif"].metadata.frames == 4 and held["late.png"].metadata.taken_at is None
+    assert "last bytes" in (held["cut.jpg"].metadata.note or "") and held["whole.jpg"].metadata.note is None
+    assert run(folder, tiny_backbone).changes.unchanged == summary.images
 
 
 def test_an_index_moves_with_its_folder(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
