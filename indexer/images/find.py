@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 from ..errors import SeenitError, os_reason
 
 if TYPE_CHECKING:
-    from pathspec import PathSpec
+    from pathspec import GitIgnoreSpec
 
 # Folders that cameras' software, systems and network drives fill with copies and leftovers
 SKIPPED_FOLDERS = frozenset(
@@ -129,7 +129,7 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-_Rules = list[tuple[str, "PathSpec"]]  # folders and the patterns that hold below them, the outermost first
+_Rules = list[tuple[str, "GitIgnoreSpec"]]  # folders and the patterns that hold below them, the outermost first
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _with_ignore_file(folder: str, rules: _Rules) -> tuple[_Rules, list[Unreadab
     return ([*rules, (folder, spec)] if spec else rules), problems
 
 
-def _patterns(lines: Iterable[str]) -> "PathSpec | None":
+def _patterns(lines: Iterable[str]) -> "GitIgnoreSpec | None":
     """Patterns as git reads them; None where there are none."""
     wanted = [line for line in lines if line.strip() and not line.startswith("#")]
     if not wanted:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from indexer.backbone import attention as attention_module
-from indexer.backbone.attention import attention
+from indexer.backbone.attention import Layout, attention
 from indexer.backbone.cpu_fusion import fuse_for_cpu
 from indexer.backbone.vit import ARCHITECTURES, Architecture, Block, Mlp, VisionTransformer
 
@@ -167,7 +168,7 @@ def test_compiles_without_graph_breaks() -> None:
 # Attention
 
 
-def slow_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout) -> torch.Tensor:
+def slow_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:
     """One image and one head at a time, in float64."""
     output = torch.zeros_like(query, dtype=torch.float64)
     start = 0
@@ -209,7 +210,7 @@ def test_large_common_part_of_keys_costs_no_precision() -> None:
 
 
 @pytest.mark.skipif(
-    attention_module.xformers_ops is None or not torch.cuda.is_available(), reason="xformers or CUDA is not there"
+    find_spec("xformers") is None or not torch.cuda.is_available(), reason="xformers or CUDA is not there"
 )
 def test_xformers_equals_torch() -> None:
     for layout in (((4, 257),), ((2, 257), (3, 50))):
