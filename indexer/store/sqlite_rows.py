@@ -129,6 +129,14 @@ def tags_by_number(db: apsw.Connection, numbers: Iterable[int]) -> dict[int, tup
     return {number: tuple(of_record) for number, of_record in tags.items()}
 
 
+def read_held_tags(db: apsw.Connection) -> dict[str, tuple[str, ...]]:
+    """The tags, ascending, of all records that have any, by id."""
+    held: dict[str, list[str]] = {}
+    for id, tag in select(db, "SELECT r.id, t.tag FROM tags t JOIN records r USING (number)"):
+        held.setdefault(id_text(id), []).append(from_bytes(tag))
+    return {id: tuple(sorted(tags)) for id, tags in held.items()}
+
+
 _MORE_TYPES: dict[str, type] = {"date_source": str, "frames": int, "raw": bool, "note": str}
 
 

@@ -26,7 +26,6 @@ from .protocol import Filter, Hit, Listed, Progress, Record, Schema, StoredFile,
 from .sqlite_errors import sqlite_errors
 from .sqlite_filter import (
     condition,
-    from_bytes,
     id_bytes,
     id_text,
 )
@@ -34,6 +33,7 @@ from .sqlite_readers import Readers
 from .sqlite_rows import (
     numbers_of,
     numbers_where,
+    read_held_tags,
     read_listed,
     read_meta,
     read_records,
@@ -44,7 +44,7 @@ from .sqlite_schema import NAME, check_schema, connect, create, mend, select, se
 from .sqlite_source import VectorSource
 from .sqlite_write import file_rows, insert_records, tag_rows
 from .tag_copy import NAME as TAGS_NAME
-from .tag_copy import Tags, put_aside, read_tags, write_tags
+from .tag_copy import KeptTags, Tags
 
 PAGE_OF_FILES = 5000  # records in one read of `list_files`
 UPSERT_RECORDS = 2000  # in one transaction; the log holds their pages until it is worked in
@@ -65,8 +65,7 @@ class SqliteStore:
         self._neighbours = Neighbours()
         self._schema: Schema | None = None
         self._epoch: str | None = None  # of this session, once it has written records
-        self._tags: Tags | None = None  # the second copy, once it was read
-        self._tags_waiting = False  # to be written
+        self._tags = KeptTags(folder, None if lock is None else self._held_tags)
 
     @classmethod
     def open(cls, folder: Path, *, write: bool = False, wait_s: float = 10.0) -> "SqliteStore":
@@ -103,7 +102,7 @@ class SqliteStore:
         try:
             self._readers.close()
             if self._lock is not None:
-                self._write_tags()
+                self._tags.write()
         finally:
             self._close_writer()
             if self._lock is not None:
@@ -179,7 +178,7 @@ class SqliteStore:
                 insert_records(db, last + 1, list(some.values()))
                 set_meta(db, "last_number", last + len(some))
                 set_meta(db, "records", int(read_meta(db, "records") or 0) + len(some) - replaced)
-        self._remember_tags({record.id: record.tags for record in records if record.tags}, at_once=False)
+        self._tags.remember({record.id: record.tags for record in records if record.tags})
 
     def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
         if not files:
@@ -200,17 +199,18 @@ class SqliteStore:
             for id, number in known.items():
                 db.execute("DELETE FROM tags WHERE number = ?", (number,))
                 db.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", tag_rows(number, tags[id]))
-        self._remember_tags(tags, at_once=True)
+        self._tags.remember(tags)
+        self._tags.write()
 
     def remembered_tags(self) -> Tags:
-        return dict(self._kept_tags())
+        return dict(self._tags.read())
 
     def tags_of(self, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
         with self._reading("read tags of") as db:
             numbers = numbers_of(db, ids)
             of_record = tags_by_number(db, numbers.values())
         known = {id: of_record.get(number, ()) for id, number in numbers.items()}
-        kept = self._kept_tags()
+        kept = self._tags.read()
         return {id: known[id] if id in known else kept[id] for id in ids if id in known or id in kept}
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -354,49 +354,7 @@ class SqliteStore:
                 f" written; {mend(self.location)}"
             )
 
-    def _kept_tags(self) -> Tags:
-        """The second copy, for a writer with what a run that was killed did not get into it."""
-        if self._tags is None:
-            try:
-                kept, sound = read_tags(self._folder), True
-            except (OSError, ValueError):
-                kept, sound = {}, False
-            if self._writer is not None:
-                if not sound:
-                    put_aside(self._folder)
-                held = self._held_tags()
-                self._tags_waiting = not sound or any(kept.get(id) != tags for id, tags in held.items())
-                kept = {**kept, **held}
-            self._tags = kept
-        return self._tags
-
     def _held_tags(self) -> Tags:
         """The tags of all records that are there and have any."""
-        held: dict[str, list[str]] = {}
         with self.snapshot_of_own() as db:
-            for id, tag in select(db, "SELECT r.id, t.tag FROM tags t JOIN records r USING (number)"):
-                held.setdefault(id_text(id), []).append(from_bytes(tag))
-        return {id: tuple(sorted(tags)) for id, tags in held.items()}
-
-    def _remember_tags(self, tags: Tags, *, at_once: bool) -> None:
-        """Into the second copy; what a run writes by the thousand is kept back until `close`."""
-        kept = self._kept_tags()
-        changed = {id: tuple(sorted(of_record)) for id, of_record in tags.items()}
-        changed = {id: of_record for id, of_record in changed.items() if kept.get(id, ()) != of_record}
-        if changed:
-            self._tags = {id: of_record for id, of_record in {**kept, **changed}.items() if of_record}
-            self._tags_waiting = True
-        if at_once:
-            self._write_tags()
-
-    def _write_tags(self) -> None:
-        if not self._tags_waiting or self._tags is None:
-            return
-        try:
-            write_tags(self._folder, self._tags)
-        except OSError as error:
-            raise StoreError(
-                f"the tags are in the index at {self.location}, but their second copy could not be written:"
-                f" {error.strerror or error}; make room and tag again"
-            ) from None
-        self._tags_waiting = False
+            return read_held_tags(db)
