@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .rerank.ranking import Ranked
     from .rerank.rerank import Comparison
-    from .soptions.inspect import Inspection
+    from .show.inspect import Inspection
 
 RERANKED = 100  # candidates at least that are compared patch by patch
 RERANKED_EXACT = 10_000  # of them with `exact`
@@ -200,7 +200,7 @@ class Searcher:
 
     def inspect(self, image: QueryImage) -> "Inspection":
         """What the index's descriptor sees in an image, patch by patch."""
-        from .soptions.inspect import inspect_image
+        from .show.inspect import inspect_image
 
         return inspect_image(self.encoder.pixels(image), *self._ready())
 

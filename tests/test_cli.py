@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import draw_photo
 from PIL import Image
 
 import cli
+from indexer.index.index import Index
 from indexer.store.open import open_store
+from indexer.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +73,7 @@ def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path
     found = seenit("search", query, "--top", 3)
     assert found.code == 0
     lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is believed to show this
-    assert lines[0].split() == ["rank", "score", "verdict", "likely", "agree", "path"]
+    assert lines[0].split() == ["rank", "score", "verdict", "prob.", "inliers", "path"]
     assert lines[1].split()[0] == "1" and lines[1].endswith(str(indexed / "a" / "2.jpg"))
 
 
@@ -125,7 +128,7 @@ def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     assert len(same["pairs"]) == same["num_inliers"] and len(same["transform"]) == 2
     drawn, page = tmp_path / "match.png", tmp_path / "match.html"
     run = seenit("explain", first, second, "-o", drawn, "--html", page)
-    assert run.code == 0 and "agree" in run.out, run.err
+    assert run.code == 0 and "inlier" in run.out, run.err
     assert opened_width(drawn) > 1000 and "<script" not in page.read_text()
     assert seenit("explain", first, "-o", drawn).code == 0 and opened_width(drawn) > 1000
     assert_one_line_error(seenit("explain", first, indexed / "nowhere.jpg"), "nowhere.jpg")
@@ -252,11 +255,27 @@ def test_a_broken_query_in_a_batch_costs_only_itself(indexed: Path, seenit: Seen
 
 
 def all_commands() -> list[tuple[str, ...]]:
-    groups = {"backbone": cli.backbone_app, "tag": cli.tag_app}
-    inner: list[tuple[str, ...]] = [
-        (name, str(command.name)) for name, app in groups.items() for command in app.registered_commands
+    """Every command, those of groups with their group's name before theirs."""
+    groups: dict[tuple[str, ...], typer.Typer] = {(): cli.app}
+    groups |= {(str(group.name),): group.typer_instance for group in cli.app.registered_groups if group.typer_instance}
+    return [
+        (*group, command.name or command.callback.__name__)
+        for group, app in groups.items()
+        for command in app.registered_commands
+        if command.callback
     ]
-    return [*((command.callback.__name__,) for command in cli.app.registered_commands if command.callback), *inner]
+
+
+def test_every_group_has_commands_and_a_help(seenit: Seenit) -> None:
+    assert {command[0] for command in all_commands() if len(command) > 1} == {"backbone", "evaluate", "tag"}
+    for group in ("backbone", "evaluate", "tag"):
+        run = seenit(group, "--help")
+        assert run.code == 0 and "Commands:" in run.out
+
+
+def test_the_version_is_told(seenit: Seenit) -> None:
+    run = seenit("--version")
+    assert run.code == 0 and run.out == f"seenit {VERSION}\n"
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=" ".join)
@@ -280,22 +299,54 @@ def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
 @pytest.mark.slow
-def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(
+    ending: signal.Signals, tmp_path: Path, tiny_backbone: Path
+) -> None:
     folder = tmp_path / "many"
     for n in range(200):
         draw_photo(folder / f"{n}.jpg", n)
     command = [sys.executable, "-m", "cli", "index", str(folder), "--backbone", str(tiny_backbone)]
     command += ["--resolution", "56", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stderr is not None
     assert "backbone" in process.stderr.readline()
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, ending)  # as a terminal and systemd do, to the decoders as well
     out, err = process.communicate(timeout=60)
     assert "stopping after the batch in hand" in err and "Traceback" not in err
     assert process.returncode == 130 and "run the same command again" in out
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "200 images" in again.stdout
+
+
+STOPPED_WHILE_LEARNING = """
+import os, signal, sys
+import cli
+from retrieval import calibrate
+calibrate.render_view = lambda *given, __call=calibrate.render_view: (os.kill(os.getpid(), {ending}), __call(*given))[1]
+sys.argv = ["seenit", "index", sys.argv[1], "--backbone", sys.argv[2], "--resolution", "56", "--workers", "1"]
+cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_learning_probabilities(ending: signal.Signals, photos: Path, tiny_backbone: Path) -> None:
+    code = STOPPED_WHILE_LEARNING.replace("{ending}", str(int(ending)))
+    command = [sys.executable, "-c", code, str(photos), str(tiny_backbone)]
+    stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert stopped.returncode == 130 and "8 images" in stopped.stdout, stopped.stderr
+    assert "probability of a match remains to be learnt: run the same command again" in stopped.stderr
+    again = subprocess.run(
+        [sys.executable, "-m", "cli", "index", str(photos)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert again.returncode == 0 and "remains to be learnt" not in again.stderr
+    with Index.open(photos / ".seenit") as index:
+        assert index.calibration is not None
 
 
 @pytest.mark.slow

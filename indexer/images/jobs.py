@@ -26,12 +26,13 @@ class Job:
     """What a decoder process is to do with a file.
 
     path   of the file; for a `Work` of another module also any other name, which comes back with the outcome
-    kind   `decode`: everything, for an image to be embedded; `hash`: only the id, to recognise a renamed file
+    kind   `decode`: everything, for an image to be embedded; `hash`: only the id, to recognise a renamed file;
+           `sniff`: only whether it begins like an image
     order  what a `Work` of another module needs to know, in JSON's types
     """
 
     path: str
-    kind: Literal["decode", "hash"] = "decode"
+    kind: Literal["decode", "hash", "sniff"] = "decode"
     order: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -98,6 +99,13 @@ class Hashed:
 
 
 @dataclass(frozen=True)
+class BeginsLikeImage:
+    """The answer to a `sniff` job of such a file."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class NotAnImage:
     """Something else than an image, told by its first bytes; the rest was not read."""
 
@@ -141,7 +149,7 @@ class Accident(Unreadable):
     """
 
 
-Outcome = Decoded | Cut | Hashed | NotAnImage | Broken | Vanished | Changed | Unreadable | Accident
+Outcome = Decoded | Cut | Hashed | BeginsLikeImage | NotAnImage | Broken | Vanished | Changed | Unreadable | Accident
 Work = Callable[[Job, Settings], Outcome]
 
 
@@ -155,6 +163,8 @@ def read_image(job: Job, settings: Settings) -> Outcome:
             format_name = sniff(file.read(SNIFF_BYTES))
             if format_name is None:
                 return NotAnImage(path, size, mtime_ns)
+            if job.kind == "sniff":
+                return BeginsLikeImage(path)
             if format_name == "HEIF" and not heif_installed():
                 return Unreadable(path, HEIF_MISSING)
             if size > limits.max_file_bytes:

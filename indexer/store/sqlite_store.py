@@ -17,7 +17,7 @@ import apsw
 import filelock
 import numpy as np
 
-from ..errors import StoreError
+from ..errors import StoreError, UnusableError
 from .index_folder import claim_folder, refuse_missing, shares_memory
 from .neighbour_cache import graph_bytes
 from .neighbours import Neighbours
@@ -130,7 +130,7 @@ class SqliteStore:
         with self._reading("read " + name) as db:
             for data, crc in select(db, "SELECT data, crc FROM blobs WHERE name = ?", (name,)):
                 if zlib.crc32(data) != crc:
-                    raise StoreError(f"{name} of the index at {self.location} is damaged; {mend(self.location)}")
+                    raise UnusableError(f"{name} of the index at {self.location} is damaged; {mend(self.location)}")
                 return bytes(data)
         return None
 

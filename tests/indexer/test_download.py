@@ -36,7 +36,7 @@ class Peer(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Asked)
-        self.answers: list[Answer] = [whole]
+        self.answers: list[Callable[[Asked], None]] = [whole]
         self.ranges: list[str | None] = []  # the Range header of each GET
         self.paths: list[str] = []
         self.released = threading.Event()  # lets stalled answers end
@@ -66,9 +66,6 @@ class Asked(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
-
-
-Answer = Callable[[Asked], None]  # what the peer does with one request
 
 
 def honest(asked: Asked, body: bytes = BODY, etag: str = '"one"', sent: int | None = None, stall: bool = False) -> None:
@@ -210,6 +207,9 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "model.pth"
+
+
+Answer = Callable[[Asked], None]
 
 
 def fetch(peer: Peer, target: Path, *script: Answer, **wanted: Any) -> Path:

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexer.errors import SeenitError
+from indexer.errors import ImageError, SeenitError
 from indexer.images.metadata import Metadata
 from retrieval.rerank.evidence import Evidence
-from retrieval.results import Result
+from retrieval.results import NOT_BELIEVED, NOTHING, Result
 from retrieval.show.contact_sheet import contact_sheet
 from retrieval.show.results_page import PageQuery, PageResult, write_results_page
-from retrieval.show.text import NOT_BELIEVED, NOTHING, json_line, page_query, results_table
+from retrieval.show.schema import json_schemas
+from retrieval.show.text import json_line, page_query, results_table
 
 
 class Read(HTMLParser):
@@ -338,10 +339,21 @@ def test_page_shows_verdict_reason_and_box(tmp_path: Path) -> None:
     assert len(boxes) == 2, "no box where nothing is believed to be there"
 
 
-def test_json_gives_the_box_in_pixels() -> None:
+def test_json_is_as_its_schema_says() -> None:
     line = json.loads(json_line("q.jpg", [result(1, 0.97), result(2, None), result(3, 0.1, compared=False)]))
+    assert line["schema"] == "seenit.search/1" and line["query"] == "q.jpg" and line["note"] is None
     first, second, third = line["results"]
     assert (first["match"], first["probability"], first["num_inliers"]) == (True, 0.97, 12)
-    assert first["box"] == [0, 0, 200, 100]
+    assert first["verdict"] == "same" and first["box"] == [0, 0, 0.5, 0.5], "fractions, as everywhere"
     assert second["match"] is None and second["probability"] is None and second["num_inliers"] == 12
-    assert not {"match", "probability", "num_inliers", "box"} & set(third)
+    assert [third[name] for name in ("match", "probability", "num_inliers", "box")] == [None] * 4
+    wanted = json_schemas()["seenit.search/1"]
+    assert set(line) == set(wanted["properties"]) and set(first) == set(wanted["$defs"]["FoundImage"]["properties"])
+
+
+def test_json_keeps_names_that_are_no_text() -> None:
+    name = os.fsdecode(b"/photos/caf\xe9.jpg")
+    line = json_line(name, [result(1, 0.97, name)])
+    assert line.isascii() and json.loads(line)["results"][0]["path"] == name
+    failed = json.loads(json_line(name, ImageError(name, "damaged")))
+    assert failed["schema"] == "seenit.error/1" and failed["query"] == name and "damaged" in failed["error"]

@@ -190,8 +190,12 @@ def adapt(images: Path, out: Path, **changes: object) -> tuple[TrainSummary, lis
 
 def test_adapting_compares_before_and_after_and_shows_what_it_does(images: Path, tmp_path: Path) -> None:
     summary, said, *_ = adapt(images, tmp_path, rate=1e-6)
-    assert summary.before is not None and summary.after is not None
-    assert summary.before.num_held == 8 and summary.before.knn is not None
+    assert (
+        summary.before is not None
+        and summary.before.num_held == 8
+        and summary.before.knn is not None
+        and summary.after is not None
+    )
     assert any(line.startswith("before: retrieval 0.") for line in said)
     names = {path.name for path in (tmp_path / "run" / "images").iterdir()}
     assert names == {f"step_000000{n}_{kind}.png" for n in (2, 4) for kind in ("features", "neighbours")}
