@@ -9,6 +9,7 @@ from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import StoreError
 from indexer.index.calibration import Calibration
 from indexer.sync.options import SyncOptions
+from indexer.sync.progress import Progress
 from indexer.sync.summary import Summary
 from indexer.sync.sync import default_index, sync_folder
 
@@ -41,7 +42,7 @@ def build_index(
     *,
     options: SyncOptions = SyncOptions(),
     backbone: "Backbone | LoadOnce | str | Path | None" = None,
-    progress: bool = False,
+    progress: Progress = False,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Built:
@@ -69,6 +70,8 @@ def build_index(
     )
     if options.dry_run or summary.interrupted or not summary.images:
         return Built(summary, None, interrupted=summary.interrupted)
+    if callable(progress):
+        progress("learning probabilities", 0, 0)
     try:
         calibration = calibrate(location, backbone=once, wait_s=options.wait_s, stop=stop, say=say)
     except StoreError as error:  # all images are written; the next run learns

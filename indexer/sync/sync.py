@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ..backbone.load_once import LoadOnce, load_once
 from ..errors import AwayError, SeenitError, StoreError
 from ..images.decode import SNIFF_BYTES
@@ -29,6 +27,7 @@ from ..store.open import open_store
 from ..store.protocol import Store, StoredFile, is_url
 from .ledger import Ledger
 from .options import SyncOptions
+from .progress import Progress, stage
 from .scan import _patterns, _Run, _scopes, _take_stock
 from .summary import Summary, _skip_reasons
 
@@ -57,7 +56,7 @@ def sync_folder(
     *,
     options: SyncOptions = SyncOptions(),
     backbone: "Backbone | LoadOnce | str | Path | None" = None,
-    progress: bool = False,
+    progress: Progress = False,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Summary:
@@ -67,7 +66,7 @@ def sync_folder(
     index        a folder or a server's URL; default: `.seenit` in the one folder
     options      see SyncOptions
     backbone     a name, a path, a loaded Backbone or a LoadOnce; default: the index's own, for a new index `auto`
-    progress     a progress bar on stderr
+    progress     True: a bar on stderr; a function: gets what is being done, how much of it is done, and of how much
     stop         asked between images; once it says True the batch in hand is finished and the run ends
     say          gets one line for the user now and then
 
@@ -165,14 +164,9 @@ def _verified_notes(run: _Run) -> list[str]:
     ]
 
 
-def _optimize(store: Store, progress: bool, stop: Callable[[], bool]) -> list[str]:
+def _optimize(store: Store, progress: Progress, stop: Callable[[], bool]) -> list[str]:
     """Build the graph of neighbours; what the user should know where that was not possible."""
-    with tqdm(unit=" images", desc="linking neighbours", disable=not progress, leave=False) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with stage("linking neighbours", 0, " images", progress) as report:
         try:
             store.optimize(progress=report, stop=stop)
         except StoreError as error:  # all is written; without the graph a search compares with every image
@@ -222,7 +216,7 @@ def _check_request(
 # ---- reading and embedding ----
 
 
-def _hash_likely_renames(run: _Run, stop: Callable[[], bool], progress: bool) -> bool:
+def _hash_likely_renames(run: _Run, stop: Callable[[], bool], progress: Progress) -> bool:
     """Settle files whose size is a known one by their hash alone; False if stopped."""
     ledger = run.ledger
     total = ledger.num_to_hash()
@@ -238,11 +232,11 @@ def _hash_likely_renames(run: _Run, stop: Callable[[], bool], progress: bool) ->
 
     with (
         DecodePool(workers=run.options.workers) as pool,
-        tqdm(total=total, unit="file", desc="comparing", disable=not progress, leave=False) as bar,
+        stage("comparing", total, "file", progress) as report,
     ):
-        for outcome in pool.run(_in_batches(files())):
+        for done, outcome in enumerate(pool.run(_in_batches(files())), start=1):
             key = keys.pop(outcome.path)
-            bar.update()
+            report(done, total)
             if isinstance(outcome, Hashed) and ledger.is_known(outcome.id):
                 ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
                 ledger.done(key)
@@ -269,7 +263,7 @@ def _embed_all(
     run: _Run,
     manifest: Manifest | None,
     asked: LoadOnce,
-    progress: bool,
+    progress: Progress,
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> tuple[Manifest | None, bool]:
@@ -306,12 +300,13 @@ def _embed_all(
 
     began = time.monotonic()
     interrupted = False
+    total = ledger.num_to_decode()
     with (
         DecodePool(options.workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size) as pool,
-        tqdm(total=ledger.num_to_decode(), unit="img", desc="indexing", disable=not progress, smoothing=0.1) as bar,
+        stage("indexing", total, "img", progress) as report,
     ):
-        for outcome in pool.run(jobs()):
-            bar.update()
+        for done, outcome in enumerate(pool.run(jobs()), start=1):
+            report(done, total)
             _take(run, writer, keys.pop(outcome.path), outcome)
             if stop():
                 interrupted = True

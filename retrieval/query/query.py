@@ -10,10 +10,12 @@ from PIL import Image
 
 from indexer.errors import SeenitError
 
+from .crops import QueryCrop
+
 if TYPE_CHECKING:
     from indexer.descriptor.features import CropFeatures
 
-QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray
+QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray | QueryCrop
 Region: TypeAlias = tuple[float, float, float, float]
 
 LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma
