@@ -22,6 +22,7 @@ from indexer.images.jobs import Decoded, Job
 from indexer.images.synthetic_views import render_view
 from indexer.index.calibration import BLOB, Calibration, calibration_json
 from indexer.index.index import WAIT_S, Index
+from indexer.messages import Say, say_nothing
 
 if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
@@ -42,7 +43,7 @@ def calibrate(
     backbone: "Backbone | LoadOnce | None" = None,
     wait_s: float = WAIT_S,
     stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
 ) -> Calibration | None:
     """Learn an index's calibration and store it; nothing is done where the one it has still holds.
 
@@ -71,7 +72,7 @@ def still_holds(index: Index, count: int) -> bool:
 
 
 def _calibrate(
-    index: Index, backbone: "Backbone | LoadOnce | None", stop: Callable[[], bool], say: Callable[[str], None]
+    index: Index, backbone: "Backbone | LoadOnce | None", stop: Callable[[], bool], say: Say
 ) -> Calibration | None:
     count = index.count
     if still_holds(index, count) or count < FEWEST:
@@ -92,7 +93,7 @@ def _learn_from(
     backbone: "Backbone | LoadOnce | None",
     count: int,
     stop: Callable[[], bool],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Calibration | None:
     from .search import Searcher
 

@@ -10,6 +10,11 @@ def inverse(transforms: Tensor) -> Tensor:
     return torch.linalg.pinv(_square(transforms))[..., :2, :]
 
 
+def inverse_numpy(transform: np.ndarray) -> np.ndarray:
+    """The transform (2, 3) back."""
+    return np.asarray(np.linalg.pinv(square(transform))[:2])
+
+
 def _square(transforms: Tensor) -> Tensor:
     """(..., 2, 3) -> (..., 3, 3)"""
     last = torch.tensor([0.0, 0.0, 1.0]).expand(*transforms.shape[:-2], 1, 3)

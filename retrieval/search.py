@@ -22,6 +22,7 @@ from indexer.index.calibration import Calibration
 from indexer.index.index import WAIT_S, Index
 from indexer.index.keys import Roots
 from indexer.index.manifest import Manifest
+from indexer.messages import Say, say_nothing
 from indexer.store.protocol import Hit, Record, Store
 
 from .options import SearchOptions
@@ -53,7 +54,7 @@ class Searcher:
         results = searcher.search("query.jpg", SearchOptions(top=10))
     """
 
-    def __init__(self, index: Index, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, index: Index, say: Say = say_nothing) -> None:
         self.index = index
         self._say = say
         self._backbone = LoadOnce(say=say)
@@ -61,9 +62,7 @@ class Searcher:
         self.encoder = QueryEncoder(self._ready, index.manifest.resolution, index.dim)
 
     @classmethod
-    def open(
-        cls, index: str | Path | Index, *, wait_s: float = WAIT_S, say: Callable[[str], None] = lambda line: None
-    ) -> "Searcher":
+    def open(cls, index: str | Path | Index, *, wait_s: float = WAIT_S, say: Say = say_nothing) -> "Searcher":
         """Open the index at a folder or a server's URL; SeenitError where there is none."""
         return cls(Index.open(index, wait_s=wait_s), say)
 

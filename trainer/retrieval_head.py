@@ -24,9 +24,9 @@ from indexer.backbone.layouts import EXTRA_PREFIX
 from indexer.backbone.tensor_file import read_tensors
 from indexer.descriptor import whitening as descriptor
 from indexer.errors import SeenitError, os_reason
+from indexer.messages import Say, say_to_stderr
 
 from .data.sources import ImageSource, open_source
-from .evaluate.labelled import Say, _say_to_stderr
 from .evaluate.probes import format_table
 from .evaluate.views import (
     JUDGED_DIFFICULTY,
@@ -70,7 +70,7 @@ def train_head(
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
-    say: Say = _say_to_stderr,
+    say: Say = say_to_stderr,
 ) -> HeadSummary:
     """Fit a head on photos and write OUT/backbone.safetensors, the same network with the head inside.
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from indexer.backbone.backbone import say_to_stderr
 from indexer.errors import SeenitError
+from indexer.messages import Say, say_to_stderr
 
 from .config import Config
 from .data.masking import draw_masks
@@ -37,7 +37,7 @@ from .model.distributed import (
     without_sync,
 )
 from .model.optim import ScheduleValues, clip_gradients, pace_at, set_pace, update_ema
-from .model.student_teacher import Batch, FeatureTeacher, Losses, compute_losses
+from .model.student_teacher import FeatureTeacher, Losses, MaskedCrops, compute_losses
 from .run.collapse import LOOK_EVERY, CollapseError, CollapseSigns
 from .run.report import write_report
 from .run.results import (
@@ -64,7 +64,6 @@ from .run.state import (
 )
 from .run.trial import TrialScores, split_source
 
-Say = Callable[[str], object]
 LOSS_NAMES = ("total", "dino", "dino_global", "dino_local", "ibot", "koleo")  # fields of Losses
 SAY_EVERY_S = 30.0  # without a bar
 
@@ -318,12 +317,12 @@ def _open_stream(run: Run, source: ImageSource, stage: Config, say: Say) -> Crop
     )
 
 
-def _to_batch(run: Run, crops: CropBatch, stage: Config, number: int) -> Batch:
+def _to_batch(run: Run, crops: CropBatch, stage: Config, number: int) -> MaskedCrops:
     side = stage.global_size // run.architecture.patch_size
     masks = draw_masks(stage, (side, side), number, rank=run.world.rank, world_size=run.world.size)
     if not stage.ibot_weight:
         masks = torch.zeros_like(masks)
-    return Batch(
+    return MaskedCrops(
         crops.global_crops.to(run.device), crops.local_crops.to(run.device), masks.to(run.device, non_blocking=True)
     )
 

@@ -2,13 +2,14 @@
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_state_path
 
 from ..errors import SeenitError
+from ..messages import Say, say_nothing
 from ..store.index_folder import is_index_folder
 from ..store.protocol import is_url
 from ..store.sqlite_schema import NAME as INDEX_NAME
@@ -23,7 +24,7 @@ def remember_index(location: str) -> None:
         file.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def find_index(given: str | None, near: Sequence[Path] = (), say: Callable[[str], None] = lambda line: None) -> str:
+def find_index(given: str | None, near: Sequence[Path] = (), say: Say = say_nothing) -> str:
     """The index meant: given, $SEENIT_INDEX, `.seenit` in or above this folder or `near`, else the last one made.
 
     A `.seenit` that merely lies there counts only if it is this user's own, and is named by `say`: the folder of a

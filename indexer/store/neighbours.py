@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .neighbour_cache import Epoch, Graph, faiss, given_by, load_graph, save_graph
-from .protocol import Progress, never, no_progress
+from .protocol import BuildProgress, never, no_progress
 
 # Q queries, G numbers in a vector, N records
 
@@ -137,7 +137,7 @@ class Neighbours:
         source: Source,
         location: str,
         *,
-        progress: Progress = no_progress,
+        progress: BuildProgress = no_progress,
         stop: Callable[[], bool] = never,
     ) -> bool:
         """Build or extend the graph where it is worth it; whether one was made. Nothing is kept of what is stopped.

@@ -105,7 +105,7 @@ class StoreSize:
     parts: dict[str, int] = field(default_factory=dict)
 
 
-Progress = Callable[[int, int], None]  # how much is done, and of how much
+BuildProgress = Callable[[int, int], None]  # how much is done, and of how much
 
 
 def no_progress(done: int, total: int) -> None:

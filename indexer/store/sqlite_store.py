@@ -22,7 +22,7 @@ from .index_folder import claim_folder, refuse_missing, shares_memory
 from .neighbour_cache import graph_bytes
 from .neighbours import Neighbours
 from .payload import checked_vector
-from .protocol import Filter, Hit, Listed, Progress, Record, Schema, StoredFile, StoreSize, never, no_progress
+from .protocol import BuildProgress, Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize, never, no_progress
 from .sqlite_errors import sqlite_errors
 from .sqlite_filter import (
     condition,
@@ -286,7 +286,7 @@ class SqliteStore:
                 self._check_count(db, found)
         return found
 
-    def optimize(self, *, progress: Progress = no_progress, stop: Callable[[], bool] = never) -> None:
+    def optimize(self, *, progress: BuildProgress = no_progress, stop: Callable[[], bool] = never) -> None:
         """See `store.Store`; also where the index cannot be written, for the graph lies in the user's cache."""
         schema = self.schema()
         if schema is None:

@@ -21,6 +21,7 @@ from ..images.pool import DecodePool
 from ..index.manifest import BLOB as MANIFEST_BLOB
 from ..index.manifest import Manifest, read_manifest, write_manifest
 from ..index.skipped import SkippedFile, write_skipped
+from ..messages import Say, say_nothing
 from ..printable import quoted
 from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
 from ..store.open import open_store
@@ -58,7 +59,7 @@ def sync_folder(
     backbone: "Backbone | LoadOnce | str | Path | None" = None,
     progress: Progress = False,
     stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
 ) -> Summary:
     """Bring the index in line with the folders; what it holds of other folders stays.
 
@@ -265,7 +266,7 @@ def _embed_all(
     asked: LoadOnce,
     progress: Progress,
     stop: Callable[[], bool],
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[Manifest | None, bool]:
     """Decode, embed and write what has no vectors of today's whitening; the manifest then, and whether stopped."""
     from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, recipe_named

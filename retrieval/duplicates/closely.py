@@ -12,8 +12,9 @@ from indexer.errors import ImageError, os_reason
 from indexer.images.decode import DEFAULT_LIMITS, decode
 from indexer.images.find import open_regular
 
-from .groups import AS_DETAILED, Pair, inverse
-from .local import Box, Place, compare_locally
+from ..geometry import inverse_numpy
+from .groups import AS_DETAILED, Pair
+from .local import PixelBox, Place, compare_locally
 from .provenance import Jpeg, made_from, read_jpeg
 
 BORDER_SIDE = 256  # pixels of the sides of the square on which is looked for what only one of two shows
@@ -68,7 +69,7 @@ class Closer:
         return ""
 
 
-def in_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+def in_pixels(box: PixelBox, width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, width and height in pixels of an image of that size."""
     x, y, across, down = box
     return round(x * width), round(y * height), max(1, round(across * width)), max(1, round(down * height))
@@ -91,7 +92,7 @@ def _looked_at(pair: Pair, path_of: Callable[[int], str]) -> Closer:
     except ImageError as error:
         return Closer(pair.first, pair.second, why=f"may be a copy: it could not be compared ({error.reason})")
     found = compare_locally(first.image, second.image, pair.transform)
-    only = _shows_more(first.image, pair.transform), _shows_more(second.image, inverse(pair.transform))
+    only = _shows_more(first.image, pair.transform), _shows_more(second.image, inverse_numpy(pair.transform))
     lesser, better = _lesser(pair, first, second, only)
     return Closer(pair.first, pair.second, found.places, *only, "" if found.can_tell else MAY_BE, lesser, better)
 
@@ -150,7 +151,7 @@ def _lesser(pair: Pair, first: _Opened, second: _Opened, only: tuple[bool, bool]
         made = [
             jpeg is not None and made_from(jpeg, image, way)
             for jpeg, image, way in (
-                (second.jpeg, first.image, inverse(pair.transform)),
+                (second.jpeg, first.image, inverse_numpy(pair.transform)),
                 (first.jpeg, second.image, pair.transform),
             )
         ]

@@ -82,9 +82,9 @@ def duplicates(
 
 def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: dict[str, object]) -> None:
     from indexer.index.index import Index
+    from indexer.terminal import megabytes
 
     from .move import check_target, move_spare
-    from .present import megabytes
 
     with Index.open(found.index) as index:
         check_target(found, target, index.roots)
@@ -115,8 +115,9 @@ def _forget(index: str, keys: tuple[str, ...]) -> None:
 
 
 def _undo(manifest: Path, yes: bool, as_json: bool) -> None:
+    from indexer.terminal import megabytes
+
     from .move import read_moves, undo_moves, what_to_undo
-    from .present import megabytes
 
     found = read_moves(manifest)
     if yes:
@@ -135,8 +136,9 @@ def _undo(manifest: Path, yes: bool, as_json: bool) -> None:
 
 
 def _hardlink(found: "Duplicates", yes: bool, as_json: bool, values: dict[str, object]) -> None:
+    from indexer.terminal import megabytes
+
     from .hardlink import join_same_bytes, same_bytes
-    from .present import megabytes
 
     if yes:
         joined = join_same_bytes(found)
@@ -154,7 +156,7 @@ def _hardlink(found: "Duplicates", yes: bool, as_json: bool, values: dict[str, o
 
 
 def _tell_moved(moved: "Moved", verb: str, as_json: bool, values: dict[str, object]) -> None:
-    from .present import megabytes
+    from indexer.terminal import megabytes
 
     _tell_left(moved)
     values[verb.replace(" ", "_")] = asdict(moved)

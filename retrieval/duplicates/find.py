@@ -31,7 +31,7 @@ from .confirm import (
     scenes_among,
     worth_a_look,
 )
-from .groups import SAME_IMAGE, Pair, in_words
+from .groups import SAME_IMAGE, Pair, describe_change
 from .keeper import Folders, files_in_order, keeping_order, why_file_before, why_never
 from .options import DuplicateOptions
 from .outcome import Difference, Duplicates, File, Group, GroupMember
@@ -242,7 +242,7 @@ class _Search:
         sizes = settling.sizes
         reason = closer.stays(pair.second, *sizes[pair.first]) if closer else ""
         places = closer.places if closer else ()
-        how = in_words(pair, sizes) if pair.stays != PAIR else "raw and image of one shot"
+        how = describe_change(pair, sizes) if pair.stays != PAIR else "raw and image of one shot"
         apart = OTHER_PHOTO if pair.level == "scene" else ""
         apart = IN_REFERENCE if self._is_reference(record) else apart
         return GroupMember(

@@ -45,15 +45,15 @@ MOST_PLACES = 8  # that are named
 EDGE = 3  # pixels at the border of what is shared that are not looked at
 
 
-Box = tuple[float, float, float, float]  # left, top, width, height
+PixelBox = tuple[float, float, float, float]  # left, top, width, height
 
 
 @dataclass(frozen=True)
 class Place:
     """Where two images differ, in fractions of the first and of the second."""
 
-    in_first: Box
-    in_second: Box
+    in_first: PixelBox
+    in_second: PixelBox
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ class Local:
         return self.blind < BLIND
 
 
-def compare_locally(first: Image.Image, second: Image.Image, transform: np.ndarray, boxes: Sequence[Box] = ()) -> Local:
+def compare_locally(
+    first: Image.Image, second: Image.Image, transform: np.ndarray, boxes: Sequence[PixelBox] = ()
+) -> Local:
     """Compare what two RGB images share.
 
     transform  (2, 3)  from fractions of the first to fractions of the second, as the proof found it
@@ -103,7 +105,7 @@ def compare_locally(first: Image.Image, second: Image.Image, transform: np.ndarr
     return Local(places, float(strength.max()), blind, within)
 
 
-def _part(values: Tensor, box: Box) -> Tensor:
+def _part(values: Tensor, box: PixelBox) -> Tensor:
     """What of (H, W) lies in a box."""
     height, width = values.shape
     rows = slice(math.floor(box[1] * height), math.ceil((box[1] + box[3]) * height))
@@ -274,7 +276,7 @@ def _place(box: tuple[int, int, int, int], way: Tensor, size: torch.Size, swap: 
     return Place(there, here) if swap else Place(here, there)
 
 
-def _moved(box: Box, way: Tensor) -> Box:
+def _moved(box: PixelBox, way: Tensor) -> PixelBox:
     """The box around a box that a transform (1, 2, 3) moved."""
     left, top, width, height = box
     corners = np.array([(x, y, 1) for x in (left, left + width) for y in (top, top + height)])

@@ -80,7 +80,7 @@ def curate(
     chosen_levels = None if levels is None else _whole_numbers(levels)
     if find_spec("faiss") is None:
         raise SeenitError("seenit curate needs FAISS; install it with: pip install faiss-cpu")
-    from .pipeline import as_dict, in_words
+    from .pipeline import as_dict, describe_selection
     from .pipeline import curate as run
 
     choices = Choices(
@@ -117,7 +117,7 @@ def curate(
     except KeyboardInterrupt:
         _say("what was done is kept; run the same command again to go on")
         raise
-    print(json.dumps(as_dict(summary)) if as_json else in_words(summary))
+    print(json.dumps(as_dict(summary)) if as_json else describe_selection(summary))
     if html is not None:
         _say(f"wrote {html}")
 

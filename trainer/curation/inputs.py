@@ -19,9 +19,10 @@ from indexer.errors import SeenitError
 from indexer.index.index import Index, is_index
 from indexer.index.manifest import Manifest
 from indexer.index.statistics import check_backbone
+from indexer.messages import Say, say_nothing
 
 from ..data.sources import ImageRef, ImageSource, open_source
-from .embed import Describer, Images, Say, decoders_for, embed_images, fit_describer
+from .embed import Describer, Images, decoders_for, embed_pool, fit_describer
 from .embeddings import BLOCK_ROWS, Embeddings, unit_rows
 from .whole_files import read_array, write_array
 
@@ -58,7 +59,7 @@ def read_inputs(
     backbone: str | Path | None = None,
     workers: int | None = None,
     progress: bool = False,
-    say: Say = lambda line: None,
+    say: Say = say_nothing,
 ) -> Inputs:
     """Find and embed all images; see `pipeline.curate` for what may be named.
 
@@ -100,7 +101,7 @@ def read_inputs(
                 describer = fit_describer(embedder, sources["pool"], path, decoders, progress=progress)
                 whitening = describer.whitening
             for role, source in sources.items():
-                parts[role].append(embed_images(describer, source, work / role, decoders, progress=progress, say=say))
+                parts[role].append(embed_pool(describer, source, work / role, decoders, progress=progress, say=say))
     assert whitening is not None, "without an index the pool is a source"
     return Inputs(
         pool=join(parts["pool"]),

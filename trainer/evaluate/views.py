@@ -18,10 +18,10 @@ from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, White
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
+from indexer.messages import Say, say_to_stderr
 
 from ..data.sources import ImageSource
 from ..data.views import cut_views, view_job
-from .labelled import Say, _say_to_stderr
 from .probes import format_table
 
 NUM_PHOTOS = 200
@@ -73,7 +73,7 @@ def embed_views(
     workers: int | None = None,
     seed: int = 0,
     progress: bool = False,
-    say: Say = _say_to_stderr,
+    say: Say = say_to_stderr,
 ) -> PhotoViews:
     """Draw photos from a source, make views of each, and send all through the frozen backbone once.
 

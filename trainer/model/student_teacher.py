@@ -111,7 +111,7 @@ class FeatureTeacher(nn.Module):
 
 
 @dataclass(frozen=True)
-class Batch:
+class MaskedCrops:
     """What a step needs of B images, on the device."""
 
     global_crops: Tensor  # (2 * B, 3, G, G), view-major
@@ -149,7 +149,7 @@ def compute_losses(
     student: nn.Module,
     teacher: nn.Module,
     centers: Centers,
-    batch: Batch,
+    batch: MaskedCrops,
     config: Config,
     *,
     temperature: float,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from indexer.backbone.checkpoint import build_model, save_checkpoint
 from indexer.backbone.layouts import Checkpoint
 from indexer.backbone.vit import VisionTransformer
 from indexer.errors import SeenitError
+from indexer.messages import Say
 
 from ..config import Config
 from ..data.sources import ImageSource
@@ -37,8 +37,6 @@ from .state import Run, enter_high_resolution, make_vit
 from .trial import NEIGHBOURS, HeldOutTrial, TrialScores, got_worse, prepare_trial, retrieval_change
 
 _HEAD_PARTS = ("dino_head.", "ibot_head.")
-
-Say = Callable[[str], object]
 
 
 def keep_snapshot(run: Run, out: Path, alarm: str = "") -> None:
