@@ -20,7 +20,7 @@ import numpy as np
 
 from indexer.images.jobs import Decoded, Job
 from indexer.images.synthetic_views import render_view
-from indexer.index.calibration import BLOB, Calibration, calibration_json
+from indexer.index.calibration import CALIBRATION_BLOB, Calibration, calibration_json
 from indexer.index.index import WAIT_S, Index
 from indexer.messages import Say, say_nothing
 
@@ -84,7 +84,7 @@ def _calibrate(
 
 
 def _keep(index: Index, learnt: Calibration) -> None:
-    index.store.write_blob(BLOB, calibration_json(learnt))
+    index.store.write_blob(CALIBRATION_BLOB, calibration_json(learnt))
     index.refresh()
 
 

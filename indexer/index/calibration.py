@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-BLOB = "calibration.json"
+CALIBRATION_BLOB = "calibration.json"
 FORMAT = 2  # 2: consistency is of what is distinctive
 
 

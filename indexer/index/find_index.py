@@ -12,7 +12,7 @@ from ..errors import SeenitError
 from ..messages import Say, say_nothing
 from ..store.index_folder import is_index_folder
 from ..store.protocol import is_url
-from ..store.sqlite_schema import NAME as INDEX_NAME
+from ..store.sqlite_schema import DATABASE_NAME
 
 
 def remember_index(location: str) -> None:
@@ -57,5 +57,5 @@ def _is_own(place: Path) -> bool:
     """Whether this user made the folder and the database in it, neither of them a link."""
     if not hasattr(os, "getuid"):
         return True
-    there = [os.lstat(path) for path in (place, place / INDEX_NAME)]
+    there = [os.lstat(path) for path in (place, place / DATABASE_NAME)]
     return all(status.st_uid == os.getuid() and not stat.S_ISLNK(status.st_mode) for status in there)

@@ -16,11 +16,9 @@ from ..errors import SeenitError
 from ..store.index_folder import is_index_folder
 from ..store.open import open_store
 from ..store.protocol import Filter, Schema, Store, is_url
-from .calibration import BLOB as CALIBRATION_BLOB
-from .calibration import Calibration, parse_calibration
+from .calibration import CALIBRATION_BLOB, Calibration, parse_calibration
 from .keys import Roots
-from .manifest import BLOB as MANIFEST_BLOB
-from .manifest import Manifest, parse_manifest
+from .manifest import MANIFEST_BLOB, Manifest, parse_manifest
 from .skipped import SkippedFile, read_skipped
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from ..store.protocol import Store
 from ..version import VERSION
 
 FORMAT = 2  # raised when an older seenit could not read the index rightly; 1 had the descriptor as opaque text
-BLOB = "manifest.json"
+MANIFEST_BLOB = "manifest.json"
 _TYPES = {"resolution": int, "fitted_on": int, "format": int, "roots": dict, "descriptor": dict, "exclude": tuple}
 
 
@@ -35,7 +35,7 @@ class Manifest:
 
 def read_manifest(store: Store) -> Manifest | None:
     """The index's manifest, None where nothing was indexed yet; see `parse_manifest`."""
-    data = store.read_blob(BLOB)
+    data = store.read_blob(MANIFEST_BLOB)
     return None if data is None else parse_manifest(data, store.location)
 
 
@@ -71,4 +71,4 @@ def parse_manifest(data: bytes, location: object) -> Manifest:
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
-    store.write_blob(BLOB, json.dumps(asdict(manifest), indent=2).encode())
+    store.write_blob(MANIFEST_BLOB, json.dumps(asdict(manifest), indent=2).encode())

@@ -40,11 +40,10 @@ from .sqlite_rows import (
     set_meta,
     tags_by_number,
 )
-from .sqlite_schema import NAME, check_schema, connect, create, mend, select, set_journal
+from .sqlite_schema import DATABASE_NAME, check_schema, connect, create, mend, select, set_journal
 from .sqlite_source import VectorSource
 from .sqlite_write import file_rows, insert_records, tag_rows
-from .tag_copy import NAME as TAGS_NAME
-from .tag_copy import KeptTags, Tags
+from .tag_copy import TAGS_NAME, KeptTags, Tags
 
 PAGE_OF_FILES = 5000  # records in one read of `list_files`
 UPSERT_RECORDS = 2000  # in one transaction; the log holds their pages until it is worked in
@@ -302,7 +301,7 @@ class SqliteStore:
         """Bytes on disk: the database with its log, the tags' second copy, the graph in the user's cache."""
         parts: dict[str, int] = {}
         for path in self._folder.iterdir():
-            if path.name.startswith(NAME) or path.name == TAGS_NAME:
+            if path.name.startswith(DATABASE_NAME) or path.name == TAGS_NAME:
                 part = "tags" if path.name == TAGS_NAME else "database"
                 parts[part] = parts.get(part, 0) + os.lstat(path).st_size
         with self._reading("read") as db:

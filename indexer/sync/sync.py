@@ -18,8 +18,7 @@ from ..images.decode import SNIFF_BYTES
 from ..images.find import Unreadable
 from ..images.jobs import Batch, BeginsLikeImage, Broken, Changed, Decoded, Hashed, Job, NotAnImage, Outcome, Vanished
 from ..images.pool import DecodePool
-from ..index.manifest import BLOB as MANIFEST_BLOB
-from ..index.manifest import Manifest, read_manifest, write_manifest
+from ..index.manifest import MANIFEST_BLOB, Manifest, read_manifest, write_manifest
 from ..index.skipped import SkippedFile, write_skipped
 from ..messages import Say, say_nothing
 from ..printable import quoted
