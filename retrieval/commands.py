@@ -189,6 +189,9 @@ def search(
     under: Annotated[list[str] | None, typer.Option(metavar="SUBFOLDER", help="Only below this folder.")] = None,
     after: Annotated[str | None, typer.Option(metavar="DATE", help="Taken then or later: 2023, 2023-05-01.")] = None,
     before: Annotated[str | None, typer.Option(metavar="DATE", help="Taken earlier than that.")] = None,
+    file_dates: Annotated[
+        bool, typer.Option("--file-dates", help="Where an image has no date of its own, go by its file's time.")
+    ] = False,
     camera: Annotated[str | None, typer.Option(help="Words of the camera's name: 'iphone 12'.")] = None,
     near: Annotated[str | None, typer.Option(metavar="LAT,LON,KM", help="Taken within KM of a place.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only images with this tag; repeat for several.")] = None,
@@ -223,7 +226,10 @@ def search(
             camera=camera,
             near=(place[0], place[1], place[2]) if place else None,
             tags=tuple(tag or ()),
+            file_dates=file_dates,
         )
+        if about_dates := searcher.index.about_dates(searcher.index.with_keys(where)):
+            say(about_dates)
         if waiting := searcher.awaiting_refit():
             say(f"{plural(waiting, 'image')} of the index await refitting; to finish: seenit index --index {location}")
         options = SearchOptions(top, where, rerank, exact, include_self, expand, augment)

@@ -187,6 +187,32 @@ def test_info(indexed: Path, seenit: Seenit) -> None:
     assert seenit("info", "--skipped").out.startswith(str(indexed / "bad.jpg") + ": ")
 
 
+@pytest.mark.slow
+def test_info_of_an_image_says_where_its_date_is_from(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2021:07:04 12:30:00"
+    named = draw_photo(indexed / "IMG_20190704_101500.jpg", 20)
+    dated = draw_photo(indexed / "dated.jpg", 21, exif=exif)
+    copy = Path(shutil.copy(dated, indexed / "copy\n.jpg"))
+    old = draw_photo(indexed / "old.jpg", 22)
+    os.utime(old, (10**9, 10**9))
+    seenit("index", indexed, "--workers", 1)
+    seenit("tag", "add", "kept", dated)
+    told = {path: json.loads(seenit("info", path, "--json").out) for path in (named, dated, old)}
+    assert [(one["taken_at"][:10], one["date_source"]) for one in told.values()] == [
+        ("2019-07-04", "name"),
+        ("2021-07-04", "exif"),
+        ("2001-09-09", "file"),
+    ]
+    assert set(told[dated]["files"]) == {str(dated), str(copy)} and told[dated]["tags"] == ["kept"]
+    assert "2001-09-09 (time of the file)" in seenit("info", old).out
+    lines = seenit("info", dated).out.splitlines()
+    assert len(lines) == 6 and "copy\\n.jpg" in "".join(lines)
+    assert_one_line_error(seenit("info", draw_photo(tmp_path / "other.jpg", 99)), "not in the index")
+    assert_one_line_error(seenit("info", tmp_path / "none.jpg"), "none.jpg")
+    assert seenit("info", dated, "--skipped").code == 2
+
+
 def test_backbones(seenit: Seenit, tiny_backbone: Path) -> None:
     listed = seenit("backbone", "list").out
     assert re.search(r"seenit_vits14 +shipped", listed) and re.search(r"dinov2_vitg14_reg +downloadable", listed)

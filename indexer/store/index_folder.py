@@ -19,15 +19,7 @@ from .tag_copy import TAGS_NAME
 
 # Kinds of drive that share no memory between the machines that use them.
 NETWORK_DRIVES = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "9p", "fuse.sshfs", "fuse.rclone", "davfs")
-_OURS = {
-    DATABASE_NAME,
-    f"{DATABASE_NAME}-wal",
-    f"{DATABASE_NAME}-shm",
-    f"{DATABASE_NAME}-journal",
-    TAGS_NAME,
-    "lock",
-    "lock.json",
-}
+_OURS = {DATABASE_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")} | {TAGS_NAME, "lock", "lock.json"}
 
 
 def is_index_folder(folder: str | Path) -> bool:

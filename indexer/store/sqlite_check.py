@@ -37,7 +37,10 @@ BATCH = 500  # records
 MOST_PROBLEMS = 20  # that are told
 LONGEST_STEP = 1000  # row numbers that are passed over at once behind a damaged page
 MOST_NUMBERS = 50_000_000  # of rows, where the largest cannot be read
-BEYOND = f"the index at {{}} cannot be repaired; move its {DATABASE_NAME} away and index anew, tags come back from {TAGS_NAME}"
+BEYOND = (
+    f"the index at {{}} cannot be repaired; move its {DATABASE_NAME} away and index anew,"
+    f" tags come back from {TAGS_NAME}"
+)
 
 
 @dataclass(frozen=True)
