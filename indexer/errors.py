@@ -65,5 +65,5 @@ def on_one_line(what: object) -> str:
 
 
 def os_reason(error: OSError) -> str:
-    """What the system says of an error, without number and path."""
+    """The system's text for an error, without number and path."""
     return (error.strerror or type(error).__name__).lower()

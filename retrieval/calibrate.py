@@ -1,7 +1,7 @@
 """How likely a result is the same thing: learnt from the index's own images.
 
 A score means different things with another backbone, another collection, another number of images. So some of the
-index's own images are photographed anew (see `rephotograph`) and searched with. Each view has one right answer, the
+index's own images are searched with as synthetic views (see `synthetic_views`). Each view has one right answer, the
 image that it was made of, and one that is the best of the wrong: the top result that a photo of something unknown
 would get here. A logistic curve between the scores of the two (Platt, 1999) turns a score into a probability. A second
 one is learnt from the consistency of the patches alone, and the lower of the two counts: two walls of the same brick
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .search import Searcher
 
-VIEWS = 32  # that images are photographed in anew
+VIEWS = 32  # synthetic views
 FEWEST = 8  # images with which there is something to learn
 DIFFICULTY = (0.8, 2.0)  # of the views
 GROWN = 4  # times as many images: the wrong answers score higher by then

@@ -319,7 +319,10 @@ def _query_files(images: Sequence[Path]) -> Iterator[Path]:
 def explain(
     query: Annotated[Path, typer.Argument(metavar="QUERY", help="The image that was searched with.")],
     result: Annotated[
-        Path | None, typer.Argument(metavar="RESULT", help="An image to hold against it; none: look at QUERY alone.")
+        Path | None,
+        typer.Argument(
+            metavar="RESULT", help="An image to compare it with; none: show what the descriptor keeps of QUERY."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw it: .png, .jpg.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to point at.")] = None,
@@ -329,7 +332,7 @@ def explain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Why two images are believed to show the same thing, or not; of one image, what the descriptor looks at."""
+    """Why two images are a match or none; of one image, what the descriptor keeps of it."""
     numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
     if result is None and (region or as_json):
         raise typer.BadParameter("--region and --json need a RESULT", param_hint="RESULT")

@@ -176,7 +176,7 @@ class Searcher:
     def explain(
         self, query: QueryImage, image: QueryImage, *, region: Region | None = None, image_id: str | None = None
     ) -> Explained:
-        """Why an image is believed to show what the query shows, or not; it need not be in the index.
+        """Why an image is a match for the query or none; it need not be in the index.
 
         region    of the query, as in `search`
         image_id  content id of the image where it is known, so that it is compared as searches do it; of a path it is

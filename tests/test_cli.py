@@ -72,7 +72,7 @@ def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path
     query = shutil.copy(indexed / "a" / "2.jpg", tmp_path / "elsewhere.jpg")
     found = seenit("search", query, "--top", 3)
     assert found.code == 0
-    lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is believed to show this
+    lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is a match
     assert lines[0].split() == ["rank", "score", "verdict", "prob.", "inliers", "path"]
     assert lines[1].split()[0] == "1" and lines[1].endswith(str(indexed / "a" / "2.jpg"))
 

@@ -96,7 +96,7 @@ def train_head(
 
     head = head_from(seen)
     searched = [unseen.photos, seen.photos]  # an index has statistics of all photos that it searches
-    fits = [descriptor.fit_whitening(searched, unseen.recipe, prior) for prior in (backbone.prior, head)]
+    fits = [descriptor.fit_whitening(searched, unseen.config, prior) for prior in (backbone.prior, head)]
     before, after = (view_retrieval(unseen, whitening, seen.photos.parts) for whitening in fits)
     scores = f"mean 1/rank {before.mean_reciprocal_rank:.3f} before, {after.mean_reciprocal_rank:.3f} after"
     if not gains(*(view_ranks(unseen, whitening, seen.photos.parts) for whitening in fits)):
@@ -113,7 +113,7 @@ def head_from(views: PhotoViews) -> dict[str, Tensor]:
 
     within  (L, D, D) float16, covariance of the views of one photo about their mean, scaled to a mean variance of 1
     """
-    return {**descriptor.prior_from([views.photos], views.recipe), "within": within_photo(views.parts).half()}
+    return {**descriptor.prior_from([views.photos], views.config), "within": within_photo(views.parts).half()}
 
 
 # n photos, V views of each, L parts of D channels

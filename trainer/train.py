@@ -77,7 +77,7 @@ class TrainSummary:
     loss: float  # of the last step
     images_per_s: float  # over all processes
     unreadable: int  # images that were replaced
-    stopped: bool  # because `stop` said so; resume=True goes on
+    stopped: bool  # because `stop` returned True; resume=True goes on
     before: TrialScores | None = None  # of the backbone that it started from, on photos that it was not trained on
     after: TrialScores | None = None  # of the trained one
     kept_original: bool = False  # because training made it worse; OUT/backbone_trained.safetensors has the trained one
@@ -234,7 +234,7 @@ def _loop(
 
 
 def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> CollapseSigns | None:
-    """One update of the student and, after it, of the average; a look at its health every few steps."""
+    """One update of the student and, after it, of the average; a check for collapse every few steps."""
     config = run.config
     pace = pace_at(config, run.step)
     set_pace(run.optimiser, pace)
@@ -268,7 +268,7 @@ def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> CollapseSign
 
 
 def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: ScheduleValues) -> CollapseSigns | None:
-    """Put the step into the metrics and into the watch's memory, and look where it is time.
+    """Put the step into the metrics and into the watch's memory, and check for collapse where it is time.
 
     numbers  (6,)  total and single losses in this process
     last     of the last batch before the update
@@ -291,7 +291,7 @@ def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: Schedule
     run.watch.remember(last.teacher_cls, targets)
     if (run.step + 1) % LOOK_EVERY:
         return None
-    signs = run.watch.look(last.student_cls, last.teacher_cls, targets)
+    signs = run.watch.measure(last.student_cls, last.teacher_cls, targets)
     run.metrics[-1] |= signs.as_metrics()
     run.rank = signs.effective_rank
     return signs

@@ -1,8 +1,8 @@
 """Asks a server for a file, or for the rest of one, and tells an answer worth reading from all others.
 
-Surprising: what a server says is compared with what was asked for and never believed, and urllib's one timeout is not
-enough. Connecting has a shorter one than reading, a connection that crawls counts as broken, and resolving a name can
-hang far beyond any timeout.
+Surprising: what a server answers is never trusted but checked against what was asked for, and urllib's one timeout is
+not enough. Connecting has a shorter one than reading, a connection that crawls counts as broken, and resolving a name
+can hang far beyond any timeout.
 """
 
 import http.client

@@ -105,20 +105,20 @@ class Index:
     @cached_property
     def whitening(self) -> "Whitening":
         """The statistics that made today's vectors; SeenitError where they are missing or another's."""
-        from .statistics import read_whitening, recipe_of
+        from .statistics import config_of, read_whitening
 
-        return read_whitening(self.store, self.manifest, recipe_of(self.manifest, self.location))
+        return read_whitening(self.store, self.manifest, config_of(self.manifest, self.location))
 
     def embedder(self, backbone: "Backbone") -> "Embedder":
         """What describes images as the index's were; SeenitError where another backbone made the index."""
         from ..descriptor.embedder import Embedder
-        from .statistics import check_backbone, recipe_of
+        from .statistics import check_backbone, config_of
 
         check_backbone(self.manifest, backbone, self.location)
-        return Embedder(backbone, self.manifest.resolution, recipe_of(self.manifest, self.location))
+        return Embedder(backbone, self.manifest.resolution, config_of(self.manifest, self.location))
 
     def refresh(self) -> bool:
-        """Take over what another process has changed; whether queries have to be described anew."""
+        """Take over what another process has changed; whether queries have to be embedded again."""
         whitening = self.manifest.whitening_id
         if self.store.read_blob(MANIFEST_BLOB) != self._manifest_data:
             self._read()

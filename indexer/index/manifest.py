@@ -21,7 +21,7 @@ class Manifest:
     backbone: str  # name or path, as Backbone.load takes it
     backbone_hash: str  # hex, 128 bits, of the weights
     resolution: int  # an image is seen at about resolution x resolution pixels, in its own aspect
-    descriptor: dict[str, object]  # the descriptor's settings by name, see `descriptor.Recipe`
+    descriptor: dict[str, object]  # the descriptor's settings by name, see `DescriptorConfig`
     whitening_id: str  # id of the fitted statistics that make today's vectors
     fitted_on: int  # images that the statistics saw
     roots: dict[str, str] = field(default_factory=dict)  # key -> folder, relative to the index or absolute
@@ -54,7 +54,7 @@ def parse_manifest(data: bytes, location: object) -> Manifest:
     if made_by > FORMAT:
         raise SeenitError(f"{location} was made by a newer seenit (format {made_by}); update seenit")
     if made_by < FORMAT:
-        raise SeenitError(f"{location} was made by the first version of seenit; move it away and index anew")
+        raise SeenitError(f"{location} was made by the first version of seenit; move it away and index again")
     known = {one.name: one for one in fields(Manifest)}
     try:
         manifest = Manifest(**{name: value for name, value in values.items() if name in known})

@@ -68,7 +68,7 @@ def refuse_first_version(folder: Path) -> None:
     if (folder / "shard").is_dir() or (folder / "shard.new").is_dir():
         raise SeenitError(
             f"the index at {folder} was made by the first version of seenit, which this one does not read; move it"
-            " away and index anew"
+            " away and index again"
         )
 
 

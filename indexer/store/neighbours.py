@@ -36,7 +36,7 @@ CHUNK = 4096  # records read or added at a time
 QUERIES_A_THREAD = 4  # at least, for a search in several threads; the crops of one image are one or two
 BLOCKS = 8  # in memory; more are read again as one
 TRAINED_ON = 20_000  # vectors that the 8-bit codes' ranges are taken from
-REBUILD = 0.3  # share of deleted records from which on a graph is made anew and not added to
+REBUILD = 0.3  # share of deleted records from which on a graph is rebuilt and not added to
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,7 @@ def _http_failure(error: Exception) -> RequestFailure:
     if status in (401, 403):
         return RequestFailure(f"the server refuses the API key ({status})", f"set ${KEY_VARIABLES[0]} to a valid one")
     if status == 404:
-        return RequestFailure("the collection is gone (404)", "check the address, or index anew")
+        return RequestFailure("the collection is gone (404)", "check the address, or index again")
     said = first_line(error.content.decode("utf-8", "replace")) or error.reason_phrase
     if _NO_SPACE in said.lower() or status == 507:
         return _full_disk(f"{status}: {said}")

@@ -38,7 +38,7 @@ MOST_PROBLEMS = 20  # that are told
 LONGEST_STEP = 1000  # row numbers that are passed over at once behind a damaged page
 MOST_NUMBERS = 50_000_000  # of rows, where the largest cannot be read
 BEYOND = (
-    f"the index at {{}} cannot be repaired; move its {DATABASE_NAME} away and index anew,"
+    f"the index at {{}} cannot be repaired; move its {DATABASE_NAME} away and index again,"
     f" tags come back from {TAGS_NAME}"
 )
 
@@ -110,17 +110,17 @@ def check_index(location: str | Path, *, progress: bool = False) -> Checked:
     try:
         read_tags(folder)
     except (OSError, ValueError) as error:
-        found.append(f"{TAGS_NAME}: {first_line(error)}; the next change of a tag writes it anew")
+        found.append(f"{TAGS_NAME}: {first_line(error)}; the next change of a tag writes it again")
     return Checked(str(location), seen, tuple(found))
 
 
 def repair_index(location: str | Path, *, wait_s: float = WAIT_S, progress: bool = False) -> Repaired:
     """Put a new database of all that is sound in the place of a damaged one, which is kept beside it.
 
-    SeenitError where so little can be read that the index has to be made anew; its tags are safe then, too.
+    SeenitError where so little can be read that the index has to be rebuilt; its tags are safe then, too.
     """
     if is_url(location):
-        raise SeenitError(f"{location} is a server's; restore one of its snapshots, or index anew")
+        raise SeenitError(f"{location} is a server's; restore one of its snapshots, or index again")
     folder = Path(location)
     refuse_missing(folder)
     lock = claim_folder(folder, wait_s)

@@ -165,7 +165,7 @@ def refuse_odd_files(folder: Path) -> bool:
         if not stat.S_ISREG(mode):
             what = "a link" if stat.S_ISLNK(mode) else "no regular file"
             raise UnusableError(
-                f"cannot open the index at {folder}: {path.name} in it is {what}; remove it, or index anew"
+                f"cannot open the index at {folder}: {path.name} in it is {what}; remove it, or index again"
             )
         if suffix == "-journal" and last_bytes(path, 8) == OTHER_JOURNAL:
             raise UnusableError(

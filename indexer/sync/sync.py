@@ -189,9 +189,9 @@ def _check_request(
         raise SeenitError(f"a resolution of {resolution} pixels makes no sense; take one from 56 to 1036")
     if manifest is None:
         if tokens is not None:
-            from ..descriptor.embedder import recipe_named
+            from ..descriptor.embedder import config_named
 
-            recipe_named(tokens)
+            config_named(tokens)
         return
     if resolution is not None and resolution != manifest.resolution:
         raise SeenitError(
@@ -199,10 +199,10 @@ def _check_request(
             " make another one with --index"
         )
     if tokens is not None:
-        from ..descriptor.embedder import recipe_named
-        from ..index.statistics import recipe_of
+        from ..descriptor.embedder import config_named
+        from ..index.statistics import config_of
 
-        if recipe_named(tokens) != recipe_of(manifest, location):
+        if config_named(tokens) != config_of(manifest, location):
             raise SeenitError(
                 f"the index at {location} was not made with --tokens {tokens}; make another one with --index"
             )
@@ -268,8 +268,8 @@ def _embed_all(
     say: Say,
 ) -> tuple[Manifest | None, bool]:
     """Decode, embed and write what has no vectors of today's whitening; the manifest then, and whether stopped."""
-    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, recipe_named
-    from ..index.statistics import check_backbone, read_whitening, recipe_of
+    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, config_named
+    from ..index.statistics import check_backbone, config_of, read_whitening
     from .writer import FIT_SAMPLE, Writer
 
     assert run.store is not None
@@ -277,11 +277,11 @@ def _embed_all(
     backbone = asked.load(manifest.backbone if manifest else "auto")
     if manifest is not None:
         check_backbone(manifest, backbone, run.store.location)
-    recipe = recipe_of(manifest, run.store.location) if manifest else recipe_named(options.tokens or DEFAULT_TOKENS)
-    embedder = Embedder(backbone, manifest.resolution if manifest else options.resolution or DEFAULT_RESOLUTION, recipe)
+    config = config_of(manifest, run.store.location) if manifest else config_named(options.tokens or DEFAULT_TOKENS)
+    embedder = Embedder(backbone, manifest.resolution if manifest else options.resolution or DEFAULT_RESOLUTION, config)
     whitening = None
     if manifest is not None:
-        whitening = read_whitening(run.store, manifest, embedder.recipe)
+        whitening = read_whitening(run.store, manifest, embedder.config)
         if manifest.fitted_on < FIT_SAMPLE and _has_grown_to(run, OUTGROWN * max(manifest.fitted_on, 1), stop):
             say(
                 f"the index has outgrown the {manifest.fitted_on} images that its statistics were fitted on:"

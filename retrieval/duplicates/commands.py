@@ -47,7 +47,7 @@ def duplicates(
         bool, typer.Option("--hardlink", help="Make files with the same bytes one file with several names.")
     ] = False,
     undo: Annotated[Path | None, typer.Option(metavar="MANIFEST", help="Put back what --move-to moved.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only show what would be done.")] = False,
 ) -> None:
     """Find copies of the same photo: resized, cropped, mirrored, turned, retouched. Nothing is ever deleted."""
     if (undo is not None) + (move_to is not None) + hardlink > 1:
@@ -101,7 +101,7 @@ def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: d
 
 
 def _forget(index: str, keys: tuple[str, ...]) -> None:
-    """The index lets go of the files that were moved; where it cannot now, how it will."""
+    """Remove the files that were moved from the index; where that fails now, say how it will be done."""
     from indexer.errors import SeenitError
 
     from .forget import forget_files

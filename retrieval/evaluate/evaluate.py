@@ -105,7 +105,7 @@ def evaluate_retrieval(
     progress     progress bars on stderr
     say          gets one line for the user now and then
 
-    A query that cannot be read is said and left out. Raises SeenitError in one line for everything else.
+    A query that cannot be read is reported and left out. Raises SeenitError in one line for everything else.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if index is not None and len(sources) > 1:
@@ -183,7 +183,7 @@ def _scores(
 
 
 def _readable(regions: dict[Path, Region | None], say: Say) -> dict[Path, Region | None]:
-    """The queries that can be decoded; the others are said."""
+    """The queries that can be decoded; the others are reported."""
     readable = {}
     for path, region in regions.items():
         try:
@@ -227,7 +227,7 @@ def _answers(result: Result, gallery: Gallery) -> list[RankedAnswer]:
             path,
             result.score,
             probability=evidence.probability if evidence else None,
-            believed=bool(evidence and evidence.believed),
+            is_match=bool(evidence and evidence.is_match),
         )
         for path in gallery.paths[result.id]
     ]

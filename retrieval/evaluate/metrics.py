@@ -26,7 +26,7 @@ class RankedAnswer:
     path: Path
     score: float
     probability: float | None = None
-    believed: bool = False  # whether the probability is at or above the index's threshold for a match
+    is_match: bool = False  # whether the probability is at or above the index's threshold for a match
 
 
 Rankings = Mapping[Path, Sequence[RankedAnswer]]  # query's path -> its answers, best first
@@ -45,11 +45,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class MatchQuality:
-    """Whether what is said to be a match is one; each in [0, 1], NaN where there is nothing to measure it on."""
+    """Whether what counts as a match is one; each in [0, 1], NaN where there is nothing to measure it on."""
 
-    precision: float  # share of the believed answers that are right
-    recall: float  # share of the answerable queries with a right answer that is believed
-    false_alarms: float  # share of the queries that believe an answer once the right ones are taken out
+    precision: float  # share of the matches that are right
+    recall: float  # share of the answerable queries with a right answer that is a match
+    false_alarms: float  # share of the queries with a match once the right answers are taken out
     no_match_auc: float  # see `no_match_auc`
 
 
@@ -119,11 +119,11 @@ def match_quality(rankings: Rankings, queries: Sequence[JudgedQuery]) -> MatchQu
     (A search of the smaller gallery would rescore a few more candidates, further down.)
     """
     _check_complete(rankings, queries)
-    believed = [
+    matches = [
         [
             answer.path in query.correct
             for answer in rankings[query.path]
-            if answer.believed and answer.path not in query.junk
+            if answer.is_match and answer.path not in query.junk
         ]
         for query in queries
     ]
@@ -131,9 +131,9 @@ def match_quality(rankings: Rankings, queries: Sequence[JudgedQuery]) -> MatchQu
     if all(answer.probability is None for query in queries for answer in rankings[query.path]):
         return MatchQuality(math.nan, math.nan, math.nan, auc)
     return MatchQuality(
-        precision=_mean([right for of_query in believed for right in of_query]),
-        recall=_mean([any(of_query) for of_query, query in zip(believed, queries, strict=True) if query.correct]),
-        false_alarms=_mean([not all(of_query) for of_query in believed]),
+        precision=_mean([right for of_query in matches for right in of_query]),
+        recall=_mean([any(of_query) for of_query, query in zip(matches, queries, strict=True) if query.correct]),
+        false_alarms=_mean([not all(of_query) for of_query in matches]),
         no_match_auc=auc,
     )
 

@@ -9,7 +9,7 @@ DISTINCTIVENESS_SCALE = 3.0  # likewise of the distinctiveness
 
 
 def fuse_scores(cosine: np.ndarray, inlier_weight: np.ndarray, distinctiveness: np.ndarray) -> np.ndarray:
-    """Scores in [-1, 1] of candidates, each (B,): half their global cosine, half how far their patches agree."""
+    """Scores in [-1, 1] of candidates, each (B,): half their global cosine, half their consistency."""
     return (
         0.5 * cosine
         + 0.25 * saturate(inlier_weight, INLIER_SCALE)

@@ -15,7 +15,7 @@ from torch import Tensor
 from indexer.backbone.dtype import best_dtype
 from indexer.descriptor.features import CropFeatures
 
-from .evidence import BELIEVED, Box, Evidence
+from .evidence import MATCH_PROBABILITY, Box, Evidence
 from .fuse import DISTINCTIVENESS_SCALE, saturate
 from .geometry import agreement_of, distinctiveness_of, far_apart, mutual_of
 from .patches import batch_patches, patches_at
@@ -73,7 +73,7 @@ class Comparison:
         self.distinctiveness: np.ndarray = distinctiveness[self._best, candidates]
 
     def consistency(self, n: int) -> float:
-        """How far candidate n's patches agree with the query's and with nothing else, in [0, 1)."""
+        """Consistency of candidate n's patches with the query's and with nothing else, in [0, 1)."""
         return float(saturate(self.distinctiveness[n], DISTINCTIVENESS_SCALE)) if n < len(self.distinctiveness) else 0.0
 
     def match(self, n: int) -> Match:
@@ -229,7 +229,7 @@ def to_evidence(match: Match, probability: float | None) -> Evidence:
     """A match as results tell it."""
     return Evidence(
         probability=probability,
-        believed=probability is not None and probability >= BELIEVED,
+        is_match=probability is not None and probability >= MATCH_PROBABILITY,
         num_inliers=len(match.pairs),
         pairs=match.pairs,
         transform=match.transform,

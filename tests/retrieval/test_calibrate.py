@@ -27,7 +27,7 @@ def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path
     with Searcher.open(index) as searcher:
         assert searcher.calibration is None
         unsure = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].evidence
-        assert unsure is not None and unsure.verdict is None and not unsure.believed
+        assert unsure is not None and unsure.verdict is None and not unsure.is_match
     learnt = calibrate(index)
     assert learnt is not None and (learnt.images, learnt.views) == (8, VIEWS)
     with Searcher.open(index) as searcher:

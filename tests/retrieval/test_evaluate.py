@@ -37,7 +37,7 @@ def paths(names: str) -> list[Path]:
 
 
 def answers(names: str, *probabilities: float | None, threshold: float = 0.5) -> list[RankedAnswer]:
-    """Answers in that order with these probabilities; believed from the threshold on."""
+    """Answers in that order with these probabilities; matches from the threshold on."""
     return [
         RankedAnswer(Path(name), 1 - 0.1 * n, probability, bool(probability and probability >= threshold))
         for n, (name, probability) in enumerate(zip(names, probabilities, strict=True))
@@ -133,9 +133,9 @@ def test_a_missing_ranking_is_an_error() -> None:
 def test_matches_counted_by_hand() -> None:
     queries = [query("p", "AB", junk="j"), query("q", "C"), query("r", "")]
     rankings = {
-        Path("p"): answers("jAxB", 0.99, 0.9, 0.6, 0.2),  # junk does not count; A right, x wrong, B not believed
-        Path("q"): answers("yC", 0.4, 0.3),  # nothing is believed
-        Path("r"): answers("z", 0.7),  # believed, and nothing is right
+        Path("p"): answers("jAxB", 0.99, 0.9, 0.6, 0.2),  # junk does not count; A right, x wrong, B no match
+        Path("q"): answers("yC", 0.4, 0.3),  # nothing is a match
+        Path("r"): answers("z", 0.7),  # a match, and nothing is right
     }
     quality = match_quality(rankings, queries)
     assert quality.precision == pytest.approx(1 / 3)

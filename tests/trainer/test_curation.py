@@ -164,7 +164,7 @@ def test_an_index_of_another_backbone_is_refused(tmp_path: Path, pool: Path, run
         )
     with pytest.raises(SeenitError, match=r"was made by backbone"):
         run([str(tmp_path / "one")], backbone=other)
-    with pytest.raises(SeenitError, match=r"two was made by backbone .*one by .*make one of them anew"):
+    with pytest.raises(SeenitError, match=r"two was made by backbone .*one by .*rebuild one of them"):
         run([str(tmp_path / "one"), str(tmp_path / "two")], backbone=None)
 
 

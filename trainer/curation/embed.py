@@ -76,7 +76,7 @@ def fit_describer(
     embedder: Embedder, source: ImageSource, path: Path, decoders: Decoders, *, progress: bool = False
 ) -> Describer:
     """Statistics of a sample of the source, kept at `path` and read from there if they are of the same images."""
-    made_from = f"{embedder.backbone.hash} at {embedder.resolution} {embedder.recipe.version} {digest(source.places)}"
+    made_from = f"{embedder.backbone.hash} at {embedder.resolution} {embedder.config.version} {digest(source.places)}"
     label = path.with_suffix(".made_from")
     if not path.is_file() or not label.is_file() or label.read_text("utf-8") != made_from:
         chosen = np.sort(np.random.default_rng(len(source)).permutation(len(source))[:FIT_SAMPLE])

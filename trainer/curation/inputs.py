@@ -78,7 +78,7 @@ def read_inputs(
         if other.manifest.backbone_hash != first.manifest.backbone_hash:
             raise SeenitError(
                 f"the index at {other.location} was made by backbone {other.manifest.backbone}, the one at"
-                f" {first.location} by {first.manifest.backbone}; make one of them anew with the other's --backbone"
+                f" {first.location} by {first.manifest.backbone}; rebuild one of them with the other's --backbone"
             )
     folders = {
         role: [one for one in given if not _usable(indexes.get(str(one)), first)] for role, given in roles.items()
@@ -155,11 +155,11 @@ def _embedder(first: IndexVectors | None, backbone: str | Path | None, say: Say)
     if first is None:
         return Embedder(loaded, RESOLUTION)
     check_backbone(first.manifest, loaded, first.location)
-    return Embedder(loaded, first.manifest.resolution, first.whitening.recipe)
+    return Embedder(loaded, first.manifest.resolution, first.whitening.config)
 
 
 def _read_index(location: str, folder: Path, say: Say) -> IndexVectors:
-    """Copy the vectors of an index to shards in `folder`; the index is let go of at once."""
+    """Copy the vectors of an index to shards in `folder`; the index is closed at once."""
     with Index.open(location) as index, index.store.snapshot():
         if not index.count:
             raise SeenitError(f"the index at {location} is empty; fill it with: seenit index FOLDER --index {location}")

@@ -41,7 +41,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """What a backbone says of n labelled images, from its last few blocks.
+    """What a backbone outputs for n labelled images, from its last few blocks.
 
     cls     (n, K, D)  float32, CLS after the last K blocks and the final norm; [:, -1] is the last block's
     mean    (n, D)     float32, mean patch of the last block
@@ -150,7 +150,7 @@ def embed_dataset(
 ) -> Iterator[tuple[list[int], list[TokenFeatures]]]:
     """Batches of (which of the paths, their tokens after the layers asked), in the order in which they are decoded.
 
-    An image that cannot be read is said once and left out.
+    An image that cannot be read is reported once and left out.
     """
     patch = backbone.patch_size
     places: dict[str, list[int]] = {}

@@ -92,7 +92,7 @@ def restore_run(run: Run, path: Path) -> None:
         run.loss = float("nan") if snapshot.state["loss"] is None else float(snapshot.state["loss"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise SeenitError(
-            f"{path} does not fit this run ({' '.join(str(error).split())[:120]}); start anew in another folder"
+            f"{path} does not fit this run ({' '.join(str(error).split())[:120]}); start again in another folder"
         ) from error
     run.step = snapshot.step
 
@@ -104,12 +104,12 @@ def _check_same_material(snapshot: Snapshot, run: Run) -> None:
         was, given = (f"the backbone {one[:12]}" if one else "random weights" for one in (started, now))
         raise SeenitError(
             f"{snapshot.path} is of a run that started from {was}, not from {given};"
-            " resume with the same --from, or start anew in another folder"
+            " resume with the same --from, or start again in another folder"
         )
     if snapshot.state.get("images") != run.images:
         raise SeenitError(
             f"{snapshot.path} is of a run on other photos than those given;"
-            " resume with the same ones, or start anew in another folder"
+            " resume with the same ones, or start again in another folder"
         )
 
 
@@ -118,7 +118,7 @@ def _check_sound(snapshot: Snapshot, config: Config) -> None:
     alarm = snapshot.state.get("alarm")
     if alarm and config.alarms:
         raise SeenitError(
-            f"{snapshot.path} is what an alarm left: {alarm}; start anew in another folder with that changed, or go on"
+            f"{snapshot.path} is what an alarm left: {alarm}; start again in another folder with that changed, or go on"
             " all the same by --resume --set alarms=false"
         )
 
