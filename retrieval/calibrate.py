@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from .search import Searcher
 
+# None of these was tuned. More views cost a forward each, once an index.
 VIEWS = 32  # synthetic views
 FEWEST = 8  # images with which there is something to learn
 DIFFICULTY = (0.8, 2.0)  # of the views

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from .rerank.rerank import Comparison
     from .show.inspect import Inspection
 
-RERANKED = 100  # candidates at least that are compared patch by patch
-RERANKED_EXACT = 10_000  # of them with `exact`
-QUERIES_AT_ONCE = 128
+RERANKED = 100  # candidates at least that are compared patch by patch; time is linear in them, see search_speed.py
+RERANKED_EXACT = 10_000  # of them with `exact`; not tuned
+QUERIES_AT_ONCE = 128  # that are decoded and embedded together; not tuned
 PATCHES_AT_ONCE = 20_000  # images whose patches are held in memory while queries are compared, 3 kB each
 TRIES = 5  # to describe queries by statistics that hold until their answers are there
 

@@ -13,7 +13,7 @@ from .features import CropFeatures
 from .patch_codec import PatchTokens, pack_patches
 from .whitening import DESCRIPTOR_CONFIGS, DescriptorConfig, PooledFeatures, Whitening
 
-QUERY_BATCH = 8
+QUERY_BATCH = 8  # crops in one forward; not tuned
 DEFAULT_TOKENS = "balanced"
 
 

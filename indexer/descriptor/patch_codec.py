@@ -24,7 +24,8 @@ from ..errors import SeenitError
 
 FORMAT = 1
 HEADER = 6
-LEVELS = np.array([-1.51, -0.4528, 0.4528, 1.51], np.float32)  # of a standard normal number in 2 bits
+# Lloyd-Max quantisation of a standard normal number to four levels (Max, 1960): the least mean squared error
+LEVELS = np.array([-1.51, -0.4528, 0.4528, 1.51], np.float32)
 SPLIT = 0.9816  # between the two levels of either sign
 BITS = (1, 2, 8)
 

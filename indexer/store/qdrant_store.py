@@ -42,7 +42,7 @@ REQUEST_BYTES = 2_400_000
 QUERY_NUMBERS = 500_000  # of the queries' vectors per request, likewise
 # Points per request, so that requests and answers keep to a few MB.
 POINTS_WITH_VECTORS, POINTS_WITHOUT, POINTS_PER_PAGE = 100, 500, 1000
-HNSW_EF_SEARCH = 256
+HNSW_EF_SEARCH = 256  # not tuned: no server was at hand
 
 V = TypeVar("V")
 

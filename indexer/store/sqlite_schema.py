@@ -34,7 +34,7 @@ APPLICATION_ID = 0x5EE41704  # marks the file as seenit's
 PAGE_BYTES = 8192  # two balanced records' patches a page; 4096 wastes a quarter of them, 16384 reads no quicker
 CHECKSUM_BYTES = 8  # what the checksum VFS keeps at the end of each page
 MAX_BLOB_BYTES = 256 << 20  # of one value; the descriptor's statistics of a large backbone are some 30 MB
-CACHE_KIB = 16_384  # of pages a connection; what is hot beyond that lies in the system's page cache
+CACHE_KIB = 16_384  # of pages a connection; what is hot beyond that lies in the system's page cache; not tuned
 OTHER_JOURNAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"  # ends a journal that names another file, which SQLite may delete
 WAL_BYTES = 64 << 20  # that a log left behind may keep on the disk
 

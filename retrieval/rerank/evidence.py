@@ -13,7 +13,7 @@ MATCH_PROBABILITY = 0.5  # match probability from which on a result is a match
 Box = tuple[float, float, float, float]  # x, y, width, height as fractions of the image, in [0, 1]
 Verdict = Literal["same", "perhaps", "no match"]
 
-PERHAPS = 0.2  # from this probability on an image that is no match is still shown as a perhaps
+PERHAPS = 0.2  # from this probability on an image that is no match is still shown as a perhaps; not tuned
 
 
 @dataclass(frozen=True, eq=False)
