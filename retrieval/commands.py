@@ -83,7 +83,9 @@ def index(
     wait: WaitOption = SyncOptions.wait_s,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the index in line with the folders: new, changed, deleted, renamed, moved and copied files.
+    """Bring the index in line with its folders.
+
+    New, changed, deleted, renamed, moved and copied files are found.
 
     The default index of one folder is FOLDER/.seenit.
     """
@@ -332,7 +334,10 @@ def explain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Why two images are a match or none; of one image, what the descriptor keeps of it."""
+    """Why two images are a match, or what is kept of one.
+
+    With RESULT: whether it is a match for QUERY, and why. Without: what the descriptor keeps of QUERY.
+    """
     numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
     if result is None and (region or as_json):
         raise typer.BadParameter("--region and --json need a RESULT", param_hint="RESULT")
@@ -386,7 +391,10 @@ def _photo(path: Path) -> "Image.Image":
 def demo(
     folder: Annotated[Path, typer.Argument(help="Filter to draw the images.")] = Path("demo"),
 ) -> None:
-    """Draw a small set of images to try seenit on: the same things in different rooms, angles and light."""
+    """Draw a small set of images to try seenit on.
+
+    The same things in different rooms, angles and light.
+    """
     from .scenes import draw_scenes
 
     made = draw_scenes(folder)
@@ -406,7 +414,9 @@ def evaluate_retrieval(
     resolution: Annotated[int | None, typer.Option(metavar="PX", help="For a new index. [224]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recall, mAP and trust in matches on photos with known answers, for every way to search side by side.
+    """Recall, mAP and trust in matches on known answers.
+
+    Every way to search is measured side by side.
 
     Each gallery is indexed into a temporary folder, or kept at --index, which must then hold nothing else.
     """

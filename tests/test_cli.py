@@ -299,6 +299,17 @@ def test_every_group_has_commands_and_a_help(seenit: Seenit) -> None:
         assert run.code == 0 and "Commands:" in run.out
 
 
+@pytest.mark.parametrize("group", [(), ("backbone",), ("evaluate",), ("tag",)], ids=" ".join)
+def test_no_description_in_a_list_of_commands_is_cut(
+    group: tuple[str, ...], seenit: Seenit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = seenit(*group, "--help").out.split("Commands:\n")[1].splitlines()
+    names = {command[len(group)] for command in all_commands() if command[: len(group)] == group}
+    assert names <= {line.split()[0] for line in listed}
+    assert not [line for line in listed if line.endswith("...") or not line.endswith(".")]
+
+
 def test_the_version_is_told(seenit: Seenit) -> None:
     run = seenit("--version")
     assert run.code == 0 and run.out == f"seenit {VERSION}\n"

@@ -49,7 +49,10 @@ def duplicates(
     undo: Annotated[Path | None, typer.Option(metavar="MANIFEST", help="Put back what --move-to moved.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only show what would be done.")] = False,
 ) -> None:
-    """Find copies of the same photo: resized, cropped, mirrored, turned, retouched. Nothing is ever deleted."""
+    """Find copies of the same photo; nothing is ever deleted.
+
+    Copies may be resized, cropped, mirrored, turned or retouched.
+    """
     if (undo is not None) + (move_to is not None) + hardlink > 1:
         raise typer.BadParameter("choose one of --move-to, --hardlink and --undo", param_hint="--move-to")
     if undo is not None:

@@ -76,7 +76,10 @@ def curate(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of what was chosen and why.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
 ) -> None:
-    """Choose images to train on: no copies, nothing of the evaluation set, like a curated set, kinds balanced."""
+    """Choose images to train on.
+
+    No copies, nothing of the evaluation set, like a curated set, kinds balanced.
+    """
     chosen_levels = None if levels is None else _whole_numbers(levels)
     if find_spec("faiss") is None:
         raise SeenitError("seenit curate needs FAISS; install it with: pip install faiss-cpu")
