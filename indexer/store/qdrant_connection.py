@@ -66,7 +66,7 @@ class Connection:
         lock = _lock(address, location, wait_s) if write else None
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a key over http, which `api_key` looked at
+                warnings.simplefilter("ignore")  # of a key over http, which `api_key` has checked
                 client = QdrantClient(
                     url=address.url,
                     prefix=address.prefix,

@@ -245,7 +245,7 @@ def _most_rows(db: apsw.Connection, table: str) -> int:
 
 
 def _unchecked(folder: Path) -> apsw.Connection:
-    """The database as it lies, page checksums not looked at: each record's own one decides."""
+    """The database as it lies, page checksums unchecked: each record's own one decides."""
     db = connect(folder)
     try:
         db.execute("PRAGMA checksum_verification = OFF")

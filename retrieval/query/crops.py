@@ -3,7 +3,7 @@
 Who takes a photo to ask about a thing holds the camera at it, so the middle says more of the thing and the whole more
 of the place. And who holds a book in the hand holds it aslant, while the index has it upright: features of DINOv2 bear
 some twenty degrees of turn, not forty. Books, pictures, packets and houses have straight edges at right angles, which
-show by how much they are turned, but not which side is up; so both ways of setting them level are looked at.
+show by how much they are turned, but not which side is up; so a crop is taken for both ways of setting them level.
 tests/benchmarks/descriptor_ablation.py shows what each is worth.
 """
 

@@ -53,7 +53,7 @@ def neighbour_sheet(
 
 
 class Watched:
-    """Fixed photos of a run, looked at again and again: `Watched(source).save(backbone, folder, step)`.
+    """Fixed photos of a run, shown again and again: `Watched(source).save(backbone, folder, step)`.
 
     They are spread evenly over the source, so that a resumed run has the same ones. `save` writes
     `step_NNNNNNN_features.png` and `step_NNNNNNN_neighbours.png`.
