@@ -46,7 +46,6 @@ from .sqlite_write import file_rows, insert_records, tag_rows
 from .tag_copy import NAME as TAGS_NAME
 from .tag_copy import KeptTags, Tags
 
-PAGE_OF_FILES = 5000  # records in one read of `list_files`
 UPSERT_RECORDS = 2000  # in one transaction; the log holds their pages until it is worked in
 MANY_FREE = 0.25  # share of a file's pages that are free, from which on they are given back to the disk
 
