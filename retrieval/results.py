@@ -48,7 +48,7 @@ class Candidate:
 class Explained:
     """Two images held against each other.
 
-    query_similarity    (rows, columns) float32: the best cosine of each patch of the query in the other image
+    query_similarity  (rows, columns) float32: the best cosine of each patch of the query in the other image
     image_similarity  likewise of the other image's patches in the query
     """
 

@@ -8,7 +8,7 @@ that gives the order, the place of the thing in each result, and how likely it i
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import numpy as np
 
 from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import ImageError, SeenitError
+from indexer.images.decode import read_image_file
 from indexer.images.metadata import content_id
 from indexer.index.calibration import Calibration
 from indexer.index.index import WAIT_S, Index
@@ -59,7 +60,6 @@ class Searcher:
         self._say = say
         self._backbone = LoadOnce(say=say)
         self._embedder: Embedder | None = None
-        self.encoder = QueryEncoder(self._ready, index.manifest.resolution, index.dim)
 
     @classmethod
     def open(cls, index: str | Path | Index, *, wait_s: float = WAIT_S, say: Say = say_nothing) -> "Searcher":
@@ -81,6 +81,11 @@ class Searcher:
     @property
     def calibration(self) -> Calibration | None:
         return self.index.calibration
+
+    @cached_property
+    def encoder(self) -> QueryEncoder:
+        """Made for the first query, since the vectors' length is asked of the store."""
+        return QueryEncoder(self._ready, self.manifest.resolution, self.dim)
 
     def close(self) -> None:
         self.index.close()
@@ -190,7 +195,7 @@ class Searcher:
         embedder, whitening = self._ready()
         (asked,) = self.encode([query], [region])
         seen = embedder.indexed(self.encoder.pixels(image), whitening)
-        id = image_id or (content_id(Path(image).read_bytes()) if isinstance(image, (str, Path)) else "")
+        id = image_id or (content_id(read_image_file(image)) if isinstance(image, (str, Path)) else "")
         # where the image is in the index, it is compared as searches do it
         packed = self.store.patches([id] if id else []).get(id, seen.packed)
         ranked = rank_by_patches({id: packed}, asked, [Hit(id, best_cosine(asked, seen.view.vector))])

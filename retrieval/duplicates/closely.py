@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from indexer.errors import ImageError, os_reason
-from indexer.images.decode import DEFAULT_LIMITS, decode
-from indexer.images.find import open_regular
+from indexer.errors import ImageError
+from indexer.images.decode import decode, read_image_file
 
-from ..geometry import inverse_numpy
+from ..geometry import inverse_numpy, zoom
 from .groups import AS_DETAILED, Pair
 from .local import PixelBox, Place, compare_locally
 from .provenance import Jpeg, made_from, read_jpeg
@@ -107,13 +106,7 @@ class _Opened:
 
 def _read(path: str) -> _Opened:
     """ImageError where it cannot be read any more."""
-    try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > DEFAULT_LIMITS.max_file_bytes:
-                raise ImageError(path, "it is too large")
-            data = file.read()
-    except OSError as error:
-        raise ImageError(path, os_reason(error)) from None
+    data = read_image_file(path)
     return _Opened(decode(data, path=path).image, read_jpeg(data))
 
 
@@ -157,17 +150,12 @@ def _lesser(pair: Pair, first: _Opened, second: _Opened, only: tuple[bool, bool]
         ]
         if made[0] != made[1]:
             return (pair.first if made[0] else pair.second), "the other was made from it"
-    zoom = _pixels_for_each(pair.transform, first.image, second.image)
-    for number, (row, inner) in enumerate(((pair.first, zoom), (pair.second, 1 / zoom))):
+    larger = zoom(pair.transform, first.image.size, second.image.size)
+    for number, (row, inner) in enumerate(((pair.first, larger), (pair.second, 1 / larger))):
         framed = pair.overlap[number] <= FRAMED and pair.overlap[1 - number] >= COVERED and not only[number]
         if framed and inner >= AS_DETAILED:
             return row, "it shows as much without a frame or empty corners"
     return None, ""
-
-
-def _pixels_for_each(transform: np.ndarray, first: Image.Image, second: Image.Image) -> float:
-    """Pixels along a line in the second image for each in the first."""
-    return float(abs(np.linalg.det(transform[:, :2]) * np.prod(second.size) / np.prod(first.size)) ** 0.5)
 
 
 def _colour(image: Image.Image) -> float:

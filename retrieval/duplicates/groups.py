@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..geometry import inverse_numpy
+from ..geometry import inverse_numpy, zoom
 
 Level = Literal["exact", "near", "scene"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -182,7 +182,8 @@ def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
 
 def zoom_of(pair: Pair, sizes: dict[int, tuple[int, int]]) -> float:
     """Pixels along a line in the second image for each in the first."""
-    return math.sqrt(abs(float(np.linalg.det(_in_pixels(pair, sizes)))))
+    assert pair.transform is not None
+    return zoom(pair.transform, sizes[pair.first], sizes[pair.second])
 
 
 def describe_change(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:

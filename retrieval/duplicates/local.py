@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
 
-from ..geometry import inverse
+from ..geometry import inverse, zoom
 from .appearance import Toned, blurred, equally_sharp, in_tone_of
 from .proof import better, refined
 
@@ -84,15 +84,14 @@ def compare_locally(
     transform  (2, 3)  from fractions of the first to fractions of the second, as the proof found it
     boxes      places in fractions of the first that are asked about
     """
-    to_second = np.diag(second.size) @ transform[:, :2] @ np.diag(1 / np.array(first.size, float))
-    zoom = math.sqrt(max(abs(float(np.linalg.det(to_second))), 1e-6))  # pixels of the second for each of the first
-    swap = zoom < 1
+    larger = max(zoom(transform, first.size, second.size), 1e-3)
+    swap = larger < 1
     frame, moving = (second, first) if swap else (first, second)
     way = torch.from_numpy(np.asarray(transform, np.float32))[None]
     way = inverse(way) if swap else way
     share = min(1.0, math.sqrt(MOST_PIXELS / (frame.width * frame.height)))
     frame = _sized(frame, share)
-    moving = _sized(moving, share * (zoom if swap else 1 / zoom))
+    moving = _sized(moving, share * (larger if swap else 1 / larger))
     way = _refined_on_squares(frame, moving, way)
     colours, others = _planes(frame), _planes(moving)  # (3, H, W)
     warped, inside = _warped(others, way, colours.shape[1:])

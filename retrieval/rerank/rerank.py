@@ -129,7 +129,7 @@ class _Query:
 
     tokens  (N, T)  float32 or bfloat16
     at      (N, 2)  see `patches_at`
-    apart   (N, N)  see `match.far_apart`
+    apart   (N, N)  see `geometry.far_apart`
     """
 
     view: CropFeatures
@@ -156,7 +156,7 @@ class _Compared:
     weight           (V, B)        float32, see `Comparison`
     distinctiveness  (V, B)        float32, likewise
     is_inlier        (V, B, M)     bool
-    cosine, nearest  (V, B, M)     float32 and int64, see `match.Pairs`
+    cosine, nearest  (V, B, M)     float32 and int64, see `geometry.Pairs`
     transform        (V, B, 2, 3)  float32
     at               (B, M, 2)     float32
     """
