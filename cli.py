@@ -26,11 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 backbone_app = typer.Typer(help="The networks that describe images: list, import, path.", no_args_is_help=True)
-tag_app = typer.Typer(
-    help="Words of your own on images, to search among: add, remove, list, export, import.", no_args_is_help=True
-)
+tag_app = typer.Typer(help="Tags on images: add, remove, list, export, import.", no_args_is_help=True)
 evaluate_app = typer.Typer(
-    help="How well things are found (retrieval), and how good a backbone's features are (the others).",
+    help="How good retrieval is, or a backbone's features.",
     no_args_is_help=True,
 )
 

@@ -25,7 +25,10 @@ def info(
     skipped: Annotated[bool, typer.Option("--skipped", help="List the files that were skipped, and why.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """What the index holds and what made it; of an image its date and its source, camera, place, tags, copies."""
+    """What the index holds, or what it knows of one image.
+
+    Of the index what made it; of an image its date and its source, camera, place, tags, copies.
+    """
     from .index.find_index import find_index
     from .index.index import Index
 
@@ -105,7 +108,9 @@ def check(
     wait: WaitOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Whether the index is whole: its database page by page, every record against its checksum, every count.
+    """Whether the index is whole; repair it where it is not.
+
+    Checked are its database page by page, every record against its checksum, every count.
 
     After a repair, images whose records were lost are embedded again by the next: seenit index. Tags are kept.
     """
@@ -129,7 +134,10 @@ def copy(
     target: Annotated[str, typer.Argument(metavar="DST", help="Where to: folder or URL.")],
     wait: WaitOption = 10.0,
 ) -> None:
-    """Copy an index, between folder and server in either direction; may be repeated after a break."""
+    """Copy an index between folders and servers.
+
+    In any direction; may be repeated after a break.
+    """
     from .index.copy import copy_index
 
     count = copy_index(source, target, progress=sys.stderr.isatty(), wait_s=wait)
@@ -164,7 +172,10 @@ def backbone_import(
 
 
 def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
-    """Where a backbone's file lies; an official one is downloaded first if need be."""
+    """Where a backbone's file lies, fetched if need be.
+
+    An official one is downloaded first.
+    """
     from .backbone.cache import backbone_path
 
     print(backbone_path(name))

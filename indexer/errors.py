@@ -59,6 +59,11 @@ def first_line(what: object) -> str:
     return lines[0][:300]
 
 
+def on_one_line(what: object) -> str:
+    """All lines of an exception or a text as one, shortened; of an exception without words its kind."""
+    return " ".join(str(what).split())[:200] or type(what).__name__
+
+
 def os_reason(error: OSError) -> str:
-    """What the system says of an error, without number and path."""
+    """The system's text for an error, without number and path."""
     return (error.strerror or type(error).__name__).lower()

@@ -60,7 +60,8 @@ def stop_on_interrupt(*also: signal.Signals) -> Iterator[threading.Event]:
 
 
 def megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+    """Bytes as MB, or kB where they are few."""
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
 def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import StoreError
 from indexer.index.calibration import Calibration
+from indexer.messages import Say, say_nothing
 from indexer.sync.options import SyncOptions
 from indexer.sync.progress import Progress
 from indexer.sync.summary import Summary
@@ -44,7 +45,7 @@ def build_index(
     backbone: "Backbone | LoadOnce | str | Path | None" = None,
     progress: Progress = False,
     stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
 ) -> Built:
     """Bring an index in line with folders, and learn the probability of a match where that is due.
 

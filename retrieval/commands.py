@@ -84,7 +84,9 @@ def index(
     wait: WaitOption = SyncOptions.wait_s,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the index in line with the folders: new, changed, deleted, renamed, moved and copied files.
+    """Bring the index in line with its folders.
+
+    New, changed, deleted, renamed, moved and copied files are found.
 
     The default index of one folder is FOLDER/.seenit.
     """
@@ -320,7 +322,10 @@ def _query_files(images: Sequence[Path]) -> Iterator[Path]:
 def explain(
     query: Annotated[Path, typer.Argument(metavar="QUERY", help="The image that was searched with.")],
     result: Annotated[
-        Path | None, typer.Argument(metavar="RESULT", help="An image to hold against it; none: look at QUERY alone.")
+        Path | None,
+        typer.Argument(
+            metavar="RESULT", help="An image to compare it with; none: show what the descriptor keeps of QUERY."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw it: .png, .jpg.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to point at.")] = None,
@@ -330,7 +335,10 @@ def explain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Why two images are believed to show the same thing, or not; of one image, what the descriptor looks at."""
+    """Why two images are a match, or what is kept of one.
+
+    With RESULT: whether it is a match for QUERY, and why. Without: what the descriptor keeps of QUERY.
+    """
     numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
     if result is None and (region or as_json):
         raise typer.BadParameter("--region and --json need a RESULT", param_hint="RESULT")
@@ -384,7 +392,10 @@ def _photo(path: Path) -> "Image.Image":
 def demo(
     folder: Annotated[Path, typer.Argument(help="Filter to draw the images.")] = Path("demo"),
 ) -> None:
-    """Draw a small set of images to try seenit on: the same things in different rooms, angles and light."""
+    """Draw a small set of images to try seenit on.
+
+    The same things in different rooms, angles and light.
+    """
     from .scenes import draw_scenes
 
     made = draw_scenes(folder)
@@ -405,7 +416,9 @@ def evaluate_retrieval(
     resolution: Annotated[int | None, typer.Option(metavar="PX", help="For a new index. [224]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recall, mAP and trust in matches on photos with known answers, for every way to search side by side.
+    """Recall, mAP and trust in matches on known answers.
+
+    Every way to search is measured side by side.
 
     Each gallery is indexed into a temporary folder, or kept at --index, which must then hold nothing else.
     """

@@ -8,7 +8,7 @@ that gives the order, the place of the thing in each result, and how likely it i
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,11 +17,13 @@ import numpy as np
 
 from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import ImageError, SeenitError
+from indexer.images.decode import read_image_file
 from indexer.images.metadata import content_id
 from indexer.index.calibration import Calibration
 from indexer.index.index import WAIT_S, Index
 from indexer.index.keys import Roots
 from indexer.index.manifest import Manifest
+from indexer.messages import Say, say_nothing
 from indexer.store.protocol import Hit, Record, Store
 
 from .options import SearchOptions
@@ -39,9 +41,9 @@ if TYPE_CHECKING:
     from .rerank.rerank import Comparison
     from .show.inspect import Inspection
 
-RERANKED = 100  # candidates at least that are compared patch by patch
-RERANKED_EXACT = 10_000  # of them with `exact`
-QUERIES_AT_ONCE = 128
+RERANKED = 100  # candidates at least that are compared patch by patch; time is linear in them, see search_speed.py
+RERANKED_EXACT = 10_000  # of them with `exact`; not tuned
+QUERIES_AT_ONCE = 128  # that are decoded and embedded together; not tuned
 PATCHES_AT_ONCE = 20_000  # images whose patches are held in memory while queries are compared, 3 kB each
 TRIES = 5  # to describe queries by statistics that hold until their answers are there
 
@@ -53,17 +55,14 @@ class Searcher:
         results = searcher.search("query.jpg", SearchOptions(top=10))
     """
 
-    def __init__(self, index: Index, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, index: Index, say: Say = say_nothing) -> None:
         self.index = index
         self._say = say
         self._backbone = LoadOnce(say=say)
         self._embedder: Embedder | None = None
-        self.encoder = QueryEncoder(self._ready, index.manifest.resolution, index.dim)
 
     @classmethod
-    def open(
-        cls, index: str | Path | Index, *, wait_s: float = WAIT_S, say: Callable[[str], None] = lambda line: None
-    ) -> "Searcher":
+    def open(cls, index: str | Path | Index, *, wait_s: float = WAIT_S, say: Say = say_nothing) -> "Searcher":
         """Open the index at a folder or a server's URL; SeenitError where there is none."""
         return cls(Index.open(index, wait_s=wait_s), say)
 
@@ -82,6 +81,11 @@ class Searcher:
     @property
     def calibration(self) -> Calibration | None:
         return self.index.calibration
+
+    @cached_property
+    def encoder(self) -> QueryEncoder:
+        """Made for the first query, since the vectors' length is asked of the store."""
+        return QueryEncoder(self._ready, self.manifest.resolution, self.dim)
 
     def close(self) -> None:
         self.index.close()
@@ -177,7 +181,7 @@ class Searcher:
     def explain(
         self, query: QueryImage, image: QueryImage, *, region: Region | None = None, image_id: str | None = None
     ) -> Explained:
-        """Why an image is believed to show what the query shows, or not; it need not be in the index.
+        """Why an image is a match for the query or none; it need not be in the index.
 
         region    of the query, as in `search`
         image_id  content id of the image where it is known, so that it is compared as searches do it; of a path it is
@@ -191,7 +195,7 @@ class Searcher:
         embedder, whitening = self._ready()
         (asked,) = self.encode([query], [region])
         seen = embedder.indexed(self.encoder.pixels(image), whitening)
-        id = image_id or (content_id(Path(image).read_bytes()) if isinstance(image, (str, Path)) else "")
+        id = image_id or (content_id(read_image_file(image)) if isinstance(image, (str, Path)) else "")
         # where the image is in the index, it is compared as searches do it
         packed = self.store.patches([id] if id else []).get(id, seen.packed)
         ranked = rank_by_patches({id: packed}, asked, [Hit(id, best_cosine(asked, seen.view.vector))])

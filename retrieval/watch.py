@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from indexer.errors import AwayError, SeenitError, first_line, may_pass
 from indexer.index.index import Index, is_index
+from indexer.messages import Say
 from indexer.printable import printable
 from indexer.sync.options import SyncOptions
 from indexer.sync.watch import Backoff, FolderWatch
@@ -26,7 +27,7 @@ def watch_index(
     backbone: "LoadOnce",
     stop: threading.Event,
     tell: Callable[[Built], None],
-    say: Callable[[str], None],
+    say: Say,
     progress: bool = False,
 ) -> bool:
     """`build_index` now and after each change below the folders, until `stop`; whether a round was cut short by that.
@@ -81,9 +82,7 @@ def _renewed(watch: FolderWatch | None, folders: Sequence[str | Path], index: st
     return FolderWatch(watched, str(index))
 
 
-def _wait(
-    watch: FolderWatch, built: Built, backoff: Backoff, stop: threading.Event, say: Callable[[str], None]
-) -> bool:
+def _wait(watch: FolderWatch, built: Built, backoff: Backoff, stop: threading.Event, say: Say) -> bool:
     """Until another round is due; False on `stop`."""
     if watch.problem:
         _pause(f"cannot watch the folders ({watch.problem}); looking again", backoff, stop, say)
@@ -98,7 +97,7 @@ def _wait(
     return watch.wait(stop)
 
 
-def _pause(why: str, backoff: Backoff, stop: threading.Event, say: Callable[[str], None]) -> None:
+def _pause(why: str, backoff: Backoff, stop: threading.Event, say: Say) -> None:
     pause_s = backoff.next_s()
     say(printable(f"{why} in {pause_s:.0f} s; Ctrl-C ends it"))
     stop.wait(pause_s)

@@ -72,7 +72,7 @@ def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path
     query = shutil.copy(indexed / "a" / "2.jpg", tmp_path / "elsewhere.jpg")
     found = seenit("search", query, "--top", 3)
     assert found.code == 0
-    lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is believed to show this
+    lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is a match
     assert lines[0].split() == ["rank", "score", "verdict", "prob.", "inliers", "path"]
     assert lines[1].split()[0] == "1" and lines[1].endswith(str(indexed / "a" / "2.jpg"))
 
@@ -350,6 +350,17 @@ def test_every_group_has_commands_and_a_help(seenit: Seenit) -> None:
     for group in ("backbone", "evaluate", "tag"):
         run = seenit(group, "--help")
         assert run.code == 0 and "Commands:" in run.out
+
+
+@pytest.mark.parametrize("group", [(), ("backbone",), ("evaluate",), ("tag",)], ids=" ".join)
+def test_no_description_in_a_list_of_commands_is_cut(
+    group: tuple[str, ...], seenit: Seenit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = seenit(*group, "--help").out.split("Commands:\n")[1].splitlines()
+    names = {command[len(group)] for command in all_commands() if command[: len(group)] == group}
+    assert names <= {line.split()[0] for line in listed}
+    assert not [line for line in listed if line.endswith("...") or not line.endswith(".")]
 
 
 def test_the_version_is_told(seenit: Seenit) -> None:

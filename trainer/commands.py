@@ -48,7 +48,10 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last snapshot in DIR.")] = False,
 ) -> None:
-    """Train a backbone with DINOv2 on photos, adapt one to them, or fit a head for retrieval on them."""
+    """Train or adapt a backbone, or fit a retrieval head.
+
+    By DINOv2 on photos, from random weights or from a backbone that is adapted to them.
+    """
     progress = sys.stderr.isatty()
     if preset == "head":
         from .retrieval_head import train_head
@@ -103,7 +106,10 @@ def evaluate_knn(
 def evaluate_linear(
     train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
 ) -> None:
-    """Linear classifiers: the reference's grid of rates, blocks and pooling in one pass."""
+    """Linear classifiers on frozen features.
+
+    The reference's grid of rates, blocks and pooling in one pass.
+    """
     from .evaluate.probes import linear
 
     _print_scores(linear(*_labelled_features(backbone, train_photos, val_photos)), as_json)
@@ -112,7 +118,7 @@ def evaluate_linear(
 def evaluate_fewshot(
     train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
 ) -> None:
-    """The nearest class mean of a few photos each, drawn many times."""
+    """The nearest class mean of a few photos each."""
     from .evaluate.probes import few_shot
 
     _print_scores(few_shot(*_labelled_features(backbone, train_photos, val_photos)), as_json)

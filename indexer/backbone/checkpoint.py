@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic_file import atomic_path
-from ..errors import CheckpointError
+from ..errors import CheckpointError, on_one_line
 from .cpu_fusion import fuse_for_cpu
 from .layouts import (
     _SCALE_SUFFIX,
@@ -35,7 +35,7 @@ from .layouts import (
     _own_layout,
     infer_architecture,
 )
-from .tensor_file import SHARD, one_line, read_tensors
+from .tensor_file import SHARD, read_tensors
 from .vit import Architecture, VisionTransformer
 
 _MATMUL = re.compile(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))\.weight")
@@ -60,7 +60,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         provenance = {key: str(value) for key, value in metadata.items()} | layout
         return Checkpoint(_name_of(path), digest, architecture, Preprocessing(), tensors, {}, provenance)
     except _Mismatch as error:
-        raise CheckpointError(f"{path} is not a DINOv2 backbone that can be used: {one_line(error)}") from error
+        raise CheckpointError(f"{path} is not a DINOv2 backbone that can be used: {on_one_line(error)}") from error
 
 
 def save_checkpoint(

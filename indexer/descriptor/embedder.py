@@ -13,7 +13,7 @@ from .features import CropFeatures
 from .patch_codec import PatchTokens, pack_patches
 from .whitening import DESCRIPTOR_CONFIGS, DescriptorConfig, PooledFeatures, Whitening
 
-QUERY_BATCH = 8
+QUERY_BATCH = 8  # crops in one forward; not tuned
 DEFAULT_TOKENS = "balanced"
 
 
@@ -32,25 +32,25 @@ class Embedder:
     """
 
     def __init__(
-        self, backbone: Backbone, resolution: int, recipe: DescriptorConfig = DESCRIPTOR_CONFIGS[DEFAULT_TOKENS]
+        self, backbone: Backbone, resolution: int, config: DescriptorConfig = DESCRIPTOR_CONFIGS[DEFAULT_TOKENS]
     ) -> None:
         self.backbone = backbone
         self.resolution = resolution
-        self.recipe = recipe
-        self.layers = recipe.layers_of(backbone.depth)
-        self._whole = replace(recipe, num_tokens=DESCRIPTOR_CONFIGS["full"].num_tokens)
+        self.config = config
+        self.layers = config.layers_of(backbone.depth)
+        self._whole = replace(config, num_tokens=DESCRIPTOR_CONFIGS["full"].num_tokens)
 
     def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
         """What the descriptor needs of images of one shape, (rows * P, cols * P, 3) uint8 each."""
         features = self.backbone.intermediate(np.stack(pixels), self.layers)
-        return descriptor.pool(features, self.recipe, self.backbone.depth)
+        return descriptor.pool(features, self.config, self.backbone.depth)
 
     def pooled_of(self, image: np.ndarray) -> PooledFeatures:
         """`pooled` of one image, (H, W, 3) uint8 of any size."""
         return self.pooled([preprocess(image, "aspect", self.resolution, self.backbone.patch_size)])
 
     def fit_whitening(self, sample: Sequence[PooledFeatures]) -> Whitening:
-        return descriptor.fit_whitening(sample, self.recipe, self.backbone.prior)
+        return descriptor.fit_whitening(sample, self.config, self.backbone.prior)
 
     def describe(self, images: Sequence[np.ndarray], whitening: Whitening) -> list[CropFeatures]:
         """Each image, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
@@ -75,11 +75,11 @@ class Embedder:
         pooled = self.pooled_of(image)
         tokens = descriptor.apply(pooled, whitening)[1][0]
         patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
-        return Indexed(view, pack_patches(patches, self.recipe.token_bits))
+        return Indexed(view, pack_patches(patches, self.config.token_bits))
 
 
-def recipe_named(tokens: str) -> DescriptorConfig:
-    """The recipe that a user asks for; SeenitError for an unknown name."""
+def config_named(tokens: str) -> DescriptorConfig:
+    """The descriptor config that a user asks for; SeenitError for an unknown name."""
     if tokens not in DESCRIPTOR_CONFIGS:
         raise SeenitError(f"unknown --tokens {tokens!r}; choose {', '.join(DESCRIPTOR_CONFIGS)}")
     return DESCRIPTOR_CONFIGS[tokens]

@@ -208,12 +208,17 @@ def decode_file(
     path: str | Path, *, target_px: int | None = None, limits: Limits = DEFAULT_LIMITS, region: Region | None = None
 ) -> DecodedImage:
     """`decode` for a file, in this process; ImageError if it is not there, not a regular file, or no image."""
+    return decode(read_image_file(path, limits), target_px=target_px, limits=limits, region=region, path=str(path))
+
+
+def read_image_file(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """The bytes of a file; ImageError if it is not there, not a regular file, or larger than the limit."""
     name = str(path)
     try:
         with open_regular(name) as file:
             if os.fstat(file.fileno()).st_size > limits.max_file_bytes:
                 raise ImageError(name, f"larger than {limits.max_file_bytes / 1e6:.0f} MB")
-            return decode(file.read(), target_px=target_px, limits=limits, region=region, path=name)
+            return file.read()
     except OSError as error:
         raise ImageError(name, os_reason(error)) from None
 

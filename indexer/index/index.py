@@ -13,17 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..errors import WAIT_S as WAIT_S
-from ..errors import SeenitError, os_reason
-from ..images.find import open_regular
+from ..errors import ImageError, SeenitError
+from ..images.decode import read_image_file
 from ..images.metadata import content_id
 from ..store.index_folder import is_index_folder
 from ..store.open import open_store
 from ..store.protocol import Filter, Record, Schema, Store, is_url
-from .calibration import BLOB as CALIBRATION_BLOB
-from .calibration import Calibration, parse_calibration
+from .calibration import CALIBRATION_BLOB, Calibration, parse_calibration
 from .keys import Roots
-from .manifest import BLOB as MANIFEST_BLOB
-from .manifest import Manifest, parse_manifest
+from .manifest import MANIFEST_BLOB, Manifest, parse_manifest
 from .skipped import SkippedFile, read_skipped
 
 if TYPE_CHECKING:
@@ -107,20 +105,20 @@ class Index:
     @cached_property
     def whitening(self) -> "Whitening":
         """The statistics that made today's vectors; SeenitError where they are missing or another's."""
-        from .statistics import read_whitening, recipe_of
+        from .statistics import config_of, read_whitening
 
-        return read_whitening(self.store, self.manifest, recipe_of(self.manifest, self.location))
+        return read_whitening(self.store, self.manifest, config_of(self.manifest, self.location))
 
     def embedder(self, backbone: "Backbone") -> "Embedder":
         """What describes images as the index's were; SeenitError where another backbone made the index."""
         from ..descriptor.embedder import Embedder
-        from .statistics import check_backbone, recipe_of
+        from .statistics import check_backbone, config_of
 
         check_backbone(self.manifest, backbone, self.location)
-        return Embedder(backbone, self.manifest.resolution, recipe_of(self.manifest, self.location))
+        return Embedder(backbone, self.manifest.resolution, config_of(self.manifest, self.location))
 
     def refresh(self) -> bool:
-        """Take over what another process has changed; whether queries have to be described anew."""
+        """Take over what another process has changed; whether queries have to be embedded again."""
         whitening = self.manifest.whitening_id
         if self.store.read_blob(MANIFEST_BLOB) != self._manifest_data:
             self._read()
@@ -152,27 +150,23 @@ class Index:
         """
         if not where.has_dates:
             return None
-        all_times = replace(where, after=None, before=None)
-        count = self.store.count(all_times)
-        own, known = (
-            self.store.count(replace(all_times, after=_FIRST_MOMENT, file_dates=file_dates))
-            for file_dates in (False, True)
-        )
+        dated = replace(where, after=_FIRST_MOMENT, before=None, file_dates=False)
+        count, own = self.store.count(replace(dated, after=None)), self.store.count(dated)
         if own == count:
             return None
         start = f"{count - own:,} of {count:,} images have no date in their metadata or name"
         if not where.file_dates:
             return f"{start} and are left out; to go by the times of their files: --file-dates"
+        known = self.store.count(replace(dated, file_dates=True))
         unknown = f"; {count - known:,} have no time either and are left out" if known < count else ""
         return f"{start}; the times of their files count{unknown}"
 
     def record_of(self, path: str | Path) -> Record:
         """What the index holds of an image file's content, without vectors; SeenitError where it does not hold it."""
         try:
-            with open_regular(os.path.abspath(os.path.expanduser(path))) as file:
-                id = content_id(file.read())
-        except OSError as error:
-            raise SeenitError(f"cannot read {path}: {os_reason(error)}; name an image file") from None
+            id = content_id(read_image_file(os.path.abspath(os.path.expanduser(path))))
+        except ImageError as error:
+            raise SeenitError(f"cannot read {path}: {error.reason}; name an image file") from None
         found = self.store.retrieve([id])
         if not found:
             raise SeenitError(

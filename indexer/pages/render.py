@@ -11,13 +11,15 @@ import os
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from ..atomic_file import whole_file
+
+if TYPE_CHECKING:  # a search that writes no page does without
+    from jinja2 import Environment
 
 UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
@@ -37,8 +39,10 @@ def write_page(path: str | Path, templates: Path, name: str, **values: Any) -> N
 
 
 @cache
-def environment(templates: Path) -> Environment:
+def environment(templates: Path) -> "Environment":
     """Templates of a folder and those that all pages share."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     made = Environment(
         loader=FileSystemLoader([templates, Path(__file__).parent]),
         autoescape=True,

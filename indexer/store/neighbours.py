@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .neighbour_cache import Epoch, Graph, faiss, given_by, load_graph, save_graph
-from .protocol import Progress, never, no_progress
+from .protocol import BuildProgress, never, no_progress
 
 # Q queries, G numbers in a vector, N records
 
@@ -28,15 +28,16 @@ EF_CONSTRUCTION = 80
 EF_SEARCH = 128
 EF_SEARCH_LARGE = 512
 LARGE = 300_000  # records from which on a search is that thorough
+# From here on values were set by reasoning and not tuned, but for what says otherwise.
 RESCORED = 1.5  # candidates of the graph for each that is wanted, as its 8-bit codes are not exact
 FEWEST_RESCORED = 50
 FEW = 1000  # records left by a filter that are read and compared one by one
 NARROW = 0.2  # of the records: with a narrower filter the codes are scanned, for a graph loses its paths
 CHUNK = 4096  # records read or added at a time
-QUERIES_A_THREAD = 4  # at least, for a search in several threads; the crops of one image are one or two
+QUERIES_A_THREAD = 4  # at least, for a search in several threads: idle threads of FAISS cost 30 ms on a busy machine
 BLOCKS = 8  # in memory; more are read again as one
 TRAINED_ON = 20_000  # vectors that the 8-bit codes' ranges are taken from
-REBUILD = 0.3  # share of deleted records from which on a graph is made anew and not added to
+REBUILD = 0.3  # share of deleted records from which on a graph is rebuilt and not added to
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,7 @@ class Neighbours:
         source: Source,
         location: str,
         *,
-        progress: Progress = no_progress,
+        progress: BuildProgress = no_progress,
         stop: Callable[[], bool] = never,
     ) -> bool:
         """Build or extend the graph where it is worth it; whether one was made. Nothing is kept of what is stopped.

@@ -73,7 +73,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Filter:
-    """Conditions that a record must meet, all of them; answered inside the store, before its vectors are looked at.
+    """Conditions that a record must meet, all of them; answered inside the store, before its vectors are compared.
 
     A record with several files is under a folder when any of its files is. A search takes folders as paths, absolute or
     below an indexed folder; a store takes the keys that `Index.with_keys` makes of them.
@@ -110,7 +110,7 @@ class StoreSize:
     parts: dict[str, int] = field(default_factory=dict)
 
 
-Progress = Callable[[int, int], None]  # how much is done, and of how much
+BuildProgress = Callable[[int, int], None]  # how much is done, and of how much
 
 
 def no_progress(done: int, total: int) -> None:

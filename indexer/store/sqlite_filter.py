@@ -1,4 +1,4 @@
-"""Conditions on records as SQL: which numbers meet them, answered before any vector is looked at.
+"""Conditions on records as SQL: which numbers meet them, answered before any vector is compared.
 
 A list of folders, tags, cameras or ids is one value, JSON with bytes in hexadecimal: SQLite bounds both the depth of an
 expression and the number of values, and a filter may name thousands of folders.

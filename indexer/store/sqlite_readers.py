@@ -16,7 +16,7 @@ from ..errors import StoreError
 from .index_folder import refuse_missing
 from .sqlite_errors import is_passing, sqlite_errors
 from .sqlite_filter import add_functions
-from .sqlite_schema import NAME, check_schema, connect
+from .sqlite_schema import DATABASE_NAME, check_schema, connect
 
 
 class Readers:
@@ -115,13 +115,13 @@ def _opened(folder: Path) -> tuple[apsw.Connection, bool]:
             if not is_passing(error):
                 raise
             failure = error
-        if isinstance(failure, apsw.ReadOnlyError) and (folder / f"{NAME}-journal").exists():
+        if isinstance(failure, apsw.ReadOnlyError) and (folder / f"{DATABASE_NAME}-journal").exists():
             with closing(connect(folder, write=True)) as db:  # undoes what a killed writer left half written
                 db.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
             return _checked(connect(folder), folder), False
         for suffix in ("-wal", "-journal"):
             with suppress(FileNotFoundError):
-                if os.lstat(folder / (NAME + suffix)).st_size:
+                if os.lstat(folder / (DATABASE_NAME + suffix)).st_size:
                     raise failure
         return _checked(connect(folder, immutable=True), folder), True
 
@@ -145,7 +145,7 @@ def file_state(folder: Path) -> tuple[int, ...]:
     state: list[int] = []
     for suffix in ("", "-wal"):
         with suppress(OSError):
-            status = os.lstat(folder / (NAME + suffix))
+            status = os.lstat(folder / (DATABASE_NAME + suffix))
             state += [status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size]
     return tuple(state[:4]) if len(state) == 8 and not state[7] else tuple(state)
 

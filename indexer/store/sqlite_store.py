@@ -22,7 +22,7 @@ from .index_folder import claim_folder, refuse_missing, shares_memory
 from .neighbour_cache import graph_bytes
 from .neighbours import Neighbours
 from .payload import checked_vector
-from .protocol import Filter, Hit, Listed, Progress, Record, Schema, StoredFile, StoreSize, never, no_progress
+from .protocol import BuildProgress, Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize, never, no_progress
 from .sqlite_errors import sqlite_errors
 from .sqlite_filter import (
     condition,
@@ -40,15 +40,13 @@ from .sqlite_rows import (
     set_meta,
     tags_by_number,
 )
-from .sqlite_schema import NAME, check_schema, connect, create, mend, select, set_journal
+from .sqlite_schema import DATABASE_NAME, check_schema, connect, create, mend, select, set_journal
 from .sqlite_source import VectorSource
 from .sqlite_write import file_rows, insert_records, tag_rows
-from .tag_copy import NAME as TAGS_NAME
-from .tag_copy import KeptTags, Tags
+from .tag_copy import TAGS_NAME, KeptTags, Tags
 
-PAGE_OF_FILES = 5000  # records in one read of `list_files`
-UPSERT_RECORDS = 2000  # in one transaction; the log holds their pages until it is worked in
-MANY_FREE = 0.25  # share of a file's pages that are free, from which on they are given back to the disk
+UPSERT_RECORDS = 2000  # in one transaction; the log holds their pages until it is worked in. Not tuned
+MANY_FREE = 0.25  # share of a file's pages that are free, from which on they are given back to the disk; not tuned
 
 
 class SqliteStore:
@@ -286,7 +284,7 @@ class SqliteStore:
                 self._check_count(db, found)
         return found
 
-    def optimize(self, *, progress: Progress = no_progress, stop: Callable[[], bool] = never) -> None:
+    def optimize(self, *, progress: BuildProgress = no_progress, stop: Callable[[], bool] = never) -> None:
         """See `store.Store`; also where the index cannot be written, for the graph lies in the user's cache."""
         schema = self.schema()
         if schema is None:
@@ -302,7 +300,7 @@ class SqliteStore:
         """Bytes on disk: the database with its log, the tags' second copy, the graph in the user's cache."""
         parts: dict[str, int] = {}
         for path in self._folder.iterdir():
-            if path.name.startswith(NAME) or path.name == TAGS_NAME:
+            if path.name.startswith(DATABASE_NAME) or path.name == TAGS_NAME:
                 part = "tags" if path.name == TAGS_NAME else "database"
                 parts[part] = parts.get(part, 0) + os.lstat(path).st_size
         with self._reading("read") as db:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..atomic_file import atomic_file, read_plain
 from ..errors import StoreError
 
-NAME = "tags.json"
+TAGS_NAME = "tags.json"
 FORMAT = 1
 MAX_BYTES = 1 << 30
 
@@ -78,7 +78,7 @@ class KeptTags:
 def read_tags(folder: Path) -> Tags:
     """The copy in an index folder; empty where there is none, ValueError or OSError where it cannot be read."""
     try:
-        data = read_plain(folder / NAME, MAX_BYTES)
+        data = read_plain(folder / TAGS_NAME, MAX_BYTES)
     except FileNotFoundError:
         return {}
     return parse_tags(data)
@@ -103,16 +103,16 @@ def tags_json(tags: Tags) -> bytes:
 
 def write_tags(folder: Path, tags: Tags) -> None:
     """OSError where the folder cannot be written; the old copy is there then."""
-    with atomic_file(folder / NAME) as file:
+    with atomic_file(folder / TAGS_NAME) as file:
         file.write(tags_json(tags))
 
 
 def put_aside(folder: Path) -> None:
     """Give a copy that cannot be read another name, so that the next write does not take its place."""
-    aside = folder / f"{NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    aside = folder / f"{TAGS_NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     with suppress(OSError):
         if not os.path.lexists(aside):
-            os.rename(folder / NAME, aside)
+            os.rename(folder / TAGS_NAME, aside)
 
 
 def _text(value: object) -> str:

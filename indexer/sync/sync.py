@@ -18,9 +18,9 @@ from ..images.decode import SNIFF_BYTES
 from ..images.find import Unreadable
 from ..images.jobs import Batch, BeginsLikeImage, Broken, Changed, Decoded, Hashed, Job, NotAnImage, Outcome, Vanished
 from ..images.pool import DecodePool
-from ..index.manifest import BLOB as MANIFEST_BLOB
-from ..index.manifest import Manifest, read_manifest, write_manifest
+from ..index.manifest import MANIFEST_BLOB, Manifest, read_manifest, write_manifest
 from ..index.skipped import SkippedFile, write_skipped
+from ..messages import Say, say_nothing
 from ..printable import quoted
 from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
 from ..store.open import open_store
@@ -58,7 +58,7 @@ def sync_folder(
     backbone: "Backbone | LoadOnce | str | Path | None" = None,
     progress: Progress = False,
     stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
 ) -> Summary:
     """Bring the index in line with the folders; what it holds of other folders stays.
 
@@ -189,9 +189,9 @@ def _check_request(
         raise SeenitError(f"a resolution of {resolution} pixels makes no sense; take one from 56 to 1036")
     if manifest is None:
         if tokens is not None:
-            from ..descriptor.embedder import recipe_named
+            from ..descriptor.embedder import config_named
 
-            recipe_named(tokens)
+            config_named(tokens)
         return
     if resolution is not None and resolution != manifest.resolution:
         raise SeenitError(
@@ -199,10 +199,10 @@ def _check_request(
             " make another one with --index"
         )
     if tokens is not None:
-        from ..descriptor.embedder import recipe_named
-        from ..index.statistics import recipe_of
+        from ..descriptor.embedder import config_named
+        from ..index.statistics import config_of
 
-        if recipe_named(tokens) != recipe_of(manifest, location):
+        if config_named(tokens) != config_of(manifest, location):
             raise SeenitError(
                 f"the index at {location} was not made with --tokens {tokens}; make another one with --index"
             )
@@ -265,11 +265,11 @@ def _embed_all(
     asked: LoadOnce,
     progress: Progress,
     stop: Callable[[], bool],
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[Manifest | None, bool]:
     """Decode, embed and write what has no vectors of today's whitening; the manifest then, and whether stopped."""
-    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, recipe_named
-    from ..index.statistics import check_backbone, read_whitening, recipe_of
+    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, config_named
+    from ..index.statistics import check_backbone, config_of, read_whitening
     from .writer import FIT_SAMPLE, Writer
 
     assert run.store is not None
@@ -277,11 +277,11 @@ def _embed_all(
     backbone = asked.load(manifest.backbone if manifest else "auto")
     if manifest is not None:
         check_backbone(manifest, backbone, run.store.location)
-    recipe = recipe_of(manifest, run.store.location) if manifest else recipe_named(options.tokens or DEFAULT_TOKENS)
-    embedder = Embedder(backbone, manifest.resolution if manifest else options.resolution or DEFAULT_RESOLUTION, recipe)
+    config = config_of(manifest, run.store.location) if manifest else config_named(options.tokens or DEFAULT_TOKENS)
+    embedder = Embedder(backbone, manifest.resolution if manifest else options.resolution or DEFAULT_RESOLUTION, config)
     whitening = None
     if manifest is not None:
-        whitening = read_whitening(run.store, manifest, embedder.recipe)
+        whitening = read_whitening(run.store, manifest, embedder.config)
         if manifest.fitted_on < FIT_SAMPLE and _has_grown_to(run, OUTGROWN * max(manifest.fitted_on, 1), stop):
             say(
                 f"the index has outgrown the {manifest.fitted_on} images that its statistics were fitted on:"

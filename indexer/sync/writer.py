@@ -88,7 +88,7 @@ class Writer:
             backbone=self._embedder.backbone.spec,
             backbone_hash=self._embedder.backbone.hash,
             resolution=self._embedder.resolution,
-            descriptor=self._embedder.recipe.settings,
+            descriptor=self._embedder.config.settings,
             whitening_id=self._whitening.id,
             fitted_on=self._num_held,
             roots=roots,
@@ -105,7 +105,7 @@ class Writer:
     def _to_records(self, images: list[Decoded], pooled: PooledFeatures) -> None:
         assert self._whitening is not None
         vectors, tokens = apply(pooled, self._whitening)
-        bits = self._whitening.recipe.token_bits
+        bits = self._whitening.config.token_bits
         tags = self._store.tags_of([image.id for image in images])
         for n, image in enumerate(images):
             self._records.append(

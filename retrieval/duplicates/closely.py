@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from indexer.errors import ImageError, os_reason
-from indexer.images.decode import DEFAULT_LIMITS, decode
-from indexer.images.find import open_regular
+from indexer.errors import ImageError
+from indexer.images.decode import decode, read_image_file
 
-from .groups import AS_DETAILED, Pair, inverse
-from .local import Box, Place, compare_locally
+from ..geometry import inverse_numpy, zoom
+from .groups import AS_DETAILED, Pair
+from .local import PixelBox, Place, compare_locally
 from .provenance import Jpeg, made_from, read_jpeg
 
 BORDER_SIDE = 256  # pixels of the sides of the square on which is looked for what only one of two shows
@@ -68,7 +68,7 @@ class Closer:
         return ""
 
 
-def in_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+def in_pixels(box: PixelBox, width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, width and height in pixels of an image of that size."""
     x, y, across, down = box
     return round(x * width), round(y * height), max(1, round(across * width)), max(1, round(down * height))
@@ -91,7 +91,7 @@ def _looked_at(pair: Pair, path_of: Callable[[int], str]) -> Closer:
     except ImageError as error:
         return Closer(pair.first, pair.second, why=f"may be a copy: it could not be compared ({error.reason})")
     found = compare_locally(first.image, second.image, pair.transform)
-    only = _shows_more(first.image, pair.transform), _shows_more(second.image, inverse(pair.transform))
+    only = _shows_more(first.image, pair.transform), _shows_more(second.image, inverse_numpy(pair.transform))
     lesser, better = _lesser(pair, first, second, only)
     return Closer(pair.first, pair.second, found.places, *only, "" if found.can_tell else MAY_BE, lesser, better)
 
@@ -106,13 +106,7 @@ class _Opened:
 
 def _read(path: str) -> _Opened:
     """ImageError where it cannot be read any more."""
-    try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > DEFAULT_LIMITS.max_file_bytes:
-                raise ImageError(path, "it is too large")
-            data = file.read()
-    except OSError as error:
-        raise ImageError(path, os_reason(error)) from None
+    data = read_image_file(path)
     return _Opened(decode(data, path=path).image, read_jpeg(data))
 
 
@@ -150,23 +144,18 @@ def _lesser(pair: Pair, first: _Opened, second: _Opened, only: tuple[bool, bool]
         made = [
             jpeg is not None and made_from(jpeg, image, way)
             for jpeg, image, way in (
-                (second.jpeg, first.image, inverse(pair.transform)),
+                (second.jpeg, first.image, inverse_numpy(pair.transform)),
                 (first.jpeg, second.image, pair.transform),
             )
         ]
         if made[0] != made[1]:
             return (pair.first if made[0] else pair.second), "the other was made from it"
-    zoom = _pixels_for_each(pair.transform, first.image, second.image)
-    for number, (row, inner) in enumerate(((pair.first, zoom), (pair.second, 1 / zoom))):
+    larger = zoom(pair.transform, first.image.size, second.image.size)
+    for number, (row, inner) in enumerate(((pair.first, larger), (pair.second, 1 / larger))):
         framed = pair.overlap[number] <= FRAMED and pair.overlap[1 - number] >= COVERED and not only[number]
         if framed and inner >= AS_DETAILED:
             return row, "it shows as much without a frame or empty corners"
     return None, ""
-
-
-def _pixels_for_each(transform: np.ndarray, first: Image.Image, second: Image.Image) -> float:
-    """Pixels along a line in the second image for each in the first."""
-    return float(abs(np.linalg.det(transform[:, :2]) * np.prod(second.size) / np.prod(first.size)) ** 0.5)
 
 
 def _colour(image: Image.Image) -> float:

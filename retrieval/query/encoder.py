@@ -90,7 +90,7 @@ class QueryEncoder:
         """A whole query image, (H, W, 3) uint8, at the size from which it is cropped."""
         return read_query(image, None, self._resolution).pixels
 
-    def of_wholes(self, pixels: Sequence[np.ndarray]) -> list[list[CropFeatures]]:
+    def _of_wholes(self, pixels: Sequence[np.ndarray]) -> list[list[CropFeatures]]:
         """The features of every crop of whole images."""
         if not pixels:
             return []
@@ -112,7 +112,7 @@ class QueryEncoder:
                 wholes[n] = self.pixels(image)
             else:
                 parts[n] = read_query(image, region, self._resolution)
-        for n, of_image in zip(wholes, self.of_wholes(list(wholes.values())), strict=True):
+        for n, of_image in zip(wholes, self._of_wholes(list(wholes.values())), strict=True):
             views[n] = of_image
         if parts:
             embedder, whitening = self._ready()
@@ -141,10 +141,10 @@ class FileQueries:
 
     def encode(self) -> list[EncodedQuery]:
         """One query for each of `pixels`, in their order, as `QueryEncoder.encode` makes it."""
-        of_images = self.encoder.of_wholes(list(self.pixels.values()))
+        encoded = self.encoder.encode([QueryCrop(pixels, WHOLE) for pixels in self.pixels.values()])
         return [
-            EncodedQuery(tuple(views), exclude_paths=() if self.include_self else (path,))
-            for path, views in zip(self.pixels, of_images, strict=True)
+            replace(query, exclude_paths=() if self.include_self else (path,))
+            for path, query in zip(self.pixels, encoded, strict=True)
         ]
 
 

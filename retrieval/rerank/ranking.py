@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Candidates, best first; `rows` says where each stands in the comparison, None where nothing was compared."""
+    """Candidates, best first; `rows` says where each stands in the comparison; without one there are none."""
 
     hits: list[Hit]
     comparison: Comparison | None = None

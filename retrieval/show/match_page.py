@@ -1,4 +1,4 @@
-"""The same as pages: a match whose pairs of patches can be pointed at, or a look at one image.
+"""The same as pages: a match whose inliers can be pointed at, or the descriptor's view of one image.
 
 One HTML file each, which needs nothing else. Pointing works by style sheets alone (a pair lights up, the others fade),
 so that the page forbids scripts as the results page does, and prints as it is shown.
@@ -54,7 +54,7 @@ def write_explain_page(
         path,
         TEMPLATES,
         "match.html",
-        title="Why this is a match" if evidence.believed else "How alike these are",
+        title="Why this is a match" if evidence.is_match else "How alike these are",
         made_by=made_by,
         drawn=None,
         verdict=evidence.verdict,
@@ -75,14 +75,16 @@ def write_inspection_page(
 ) -> None:
     """Write a page around what `inspect.draw_inspection` drew of the image at the path `title`."""
     shown = {"path": title, "width": drawn.width, "height": drawn.height, "uri": data_uri(drawn)}
-    write_page(path, TEMPLATES, "match.html", title="What the descriptor looks at", made_by=made_by, drawn=shown)
+    write_page(
+        path, TEMPLATES, "match.html", title="What the descriptor keeps of an image", made_by=made_by, drawn=shown
+    )
 
 
 def in_sentences(evidence: Evidence, query_size: tuple[int, int], result_size: tuple[int, int]) -> str:
     """What was found, in words; sizes are (width, height) in pixels."""
     sentences = []
     if evidence.verdict == "no match":
-        sentences.append("The same thing is not believed to be in both images.")
+        sentences.append("This is no match: the same thing is not in both images.")
     elif evidence.box is not None:
         share = evidence.box[2] * evidence.box[3]
         sentences.append(f"What the query shows fills {_share(share)} of the result.")

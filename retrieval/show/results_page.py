@@ -51,7 +51,7 @@ class PageQuery:
     path: str | None = None
     image: Image.Image | np.ndarray | None = None  # shown instead of the file: uint8 (H, W, 3) or (H, W), or PIL
     region: Box | None = None  # the part that was searched for
-    note: str = ""  # why there are no results or none is believed, or what was asked beside the image
+    note: str = ""  # why there are no results or none is a match, or what was asked beside the image
 
     @property
     def source(self) -> str | Image.Image | np.ndarray | None:

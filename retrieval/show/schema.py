@@ -57,7 +57,7 @@ class FoundImage(Answer):
     path: Text = Field(description="absolute")
     score: float = Field(description="-1 to 1, higher is more similar")
     verdict: VerdictWord | None = Field(None, description="null where patches were not compared or nothing calibrated")
-    match: bool | None = Field(None, description="whether it is believed to show the same thing")
+    match: bool | None = Field(None, description="whether the probability reaches the threshold of a match")
     probability: Fraction | None = Field(None, description="that it shows the same thing")
     num_inliers: int | None = Field(None, description="null where patches were not compared")
     box: JsonBox | None = Field(None, description="of the thing in this image")
@@ -98,7 +98,7 @@ class SearchAnswer(Answer):
 
     schema_: Literal["seenit.search/1"] = Field("seenit.search/1", alias="schema")
     query: Text = Field(description="path, name or id of the first image")
-    note: Text | None = Field(None, description="what is to be said of the results as a whole")
+    note: Text | None = Field(None, description="a note on the results as a whole")
     asked: Asked | None = Field(None, description="what was asked; null on the command line")
     results: tuple[FoundImage, ...] = ()
     seconds: float | None = Field(None, description="that the server took")
@@ -110,7 +110,7 @@ class BatchAnswer(Answer):
 
 
 class Explanation(Answer):
-    """Why two images are believed to show the same thing, or not."""
+    """Why two images are a match or none."""
 
     schema_: Literal["seenit.explain/1"] = Field("seenit.explain/1", alias="schema")
     query: Text
@@ -210,8 +210,8 @@ def _found_image(result: Result) -> FoundImage:
 
 
 def _match(evidence: Evidence) -> bool | None:
-    """The belief; None where nothing is calibrated."""
-    return evidence.believed if evidence.probability is not None else None
+    """Whether it is a match; None where nothing is calibrated."""
+    return evidence.is_match if evidence.probability is not None else None
 
 
 def _box(box: Sequence[float] | None) -> JsonBox | None:

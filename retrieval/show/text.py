@@ -13,16 +13,16 @@ from .results_page import PageQuery, PageResult
 
 
 def results_table(query: str, results: Sequence[Result], *, heading: bool) -> str:
-    """A result a line: rank, score and path, between them the verdict with its probability and the patches that agree.
+    """A result a line: rank, score and path, between them the verdict, the match probability and the number of inliers.
 
-    With a heading the query's path stands above, an empty line below. Where no result is believed, a line says so.
+    With a heading the query's path stands above, an empty line below. Where no result is a match, a line says so.
     """
     lines = [quoted(query)] if heading else []
     if note := note_on(results):
         lines.append(note)
     proven = any(result.evidence for result in results)
     if results:
-        lines.append(f"rank  score  {f'{PROOF_TITLES}  ' if proven else ''}path")
+        lines.append(f"rank  score  {f'{EVIDENCE_TITLES}  ' if proven else ''}path")
     lines += [
         f"{result.rank:>4}  {result.score:5.3f}  {f'{_proof(result)}  ' if proven else ''}{quoted(result.path)}"
         for result in results
@@ -56,11 +56,11 @@ def page_query(query: str, results: Sequence[Result], region: Region | None) -> 
     )
 
 
-PROOF_TITLES = "verdict    prob.  inliers"
+EVIDENCE_TITLES = "verdict    prob.  inliers"
 
 
 def _proof(result: Result) -> str:
-    """The columns under PROOF_TITLES; dashes where nothing was compared or nothing is calibrated."""
+    """The columns under EVIDENCE_TITLES; dashes where nothing was compared or nothing is calibrated."""
     evidence = result.evidence
     verdict = (evidence.verdict if evidence else None) or "-"
     probability = percent(evidence.probability) if evidence and evidence.probability is not None else "-"
@@ -68,7 +68,7 @@ def _proof(result: Result) -> str:
 
 
 def _page_result(result: Result) -> PageResult:
-    """The box is drawn unless the thing is believed not to be there."""
+    """The box is drawn unless it is no match."""
     evidence = result.evidence
     if evidence is None:
         return PageResult(result.path, result.rank, result.score, _caption(result))

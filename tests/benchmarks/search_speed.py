@@ -45,10 +45,12 @@ KINDS = 256  # of images whose patches are repeated all over the index
 def make(args: argparse.Namespace) -> None:
     """An index of made-up records."""
     rng = np.random.default_rng(0)
-    recipe = DESCRIPTOR_CONFIGS[args.tokens]
-    packed = [candidate(rng, view(rng, args.dim), recipe) for _ in range(KINDS)]
+    descriptor_config = DESCRIPTOR_CONFIGS[args.tokens]
+    packed = [candidate(rng, view(rng, args.dim), descriptor_config) for _ in range(KINDS)]
     store = open_store(args.index, write=True)
-    write_manifest(store, Manifest("none", "0" * 32, 224, recipe.settings, "synthetic", args.records, {"0": "/photos"}))
+    write_manifest(
+        store, Manifest("none", "0" * 32, 224, descriptor_config.settings, "synthetic", args.records, {"0": "/photos"})
+    )
     store.ensure(Schema(args.dim))
     for number, records in enumerate(record_chunks(args)):
         store.upsert([with_patches(record, packed[(number + n) % KINDS]) for n, record in enumerate(records)])

@@ -55,7 +55,7 @@ def test_layers_scale_with_depth() -> None:
     assert DescriptorConfig().layers_of(1) == [0]
 
 
-def test_the_version_tells_recipes_apart() -> None:
+def test_the_version_tells_configs_apart() -> None:
     assert DescriptorConfig().version == DescriptorConfig().version
     assert DescriptorConfig().version != DescriptorConfig(shrinkage=0.2).version
 
@@ -145,9 +145,9 @@ def test_images_of_different_grids_are_fitted_together_and_tiny_ones_keep_fewer_
 
 
 def test_a_large_corpus_is_centred_and_every_part_is_white() -> None:
-    recipe = DescriptorConfig(num_tokens=8, shrinkage=0.0, global_dim=4 * DIM)
+    config = DescriptorConfig(num_tokens=8, shrinkage=0.0, global_dim=4 * DIM)
     corpus = pooled(1000)
-    made = fit_whitening([corpus], recipe)
+    made = fit_whitening([corpus], config)
     rows = (corpus.parts.flatten(1) - made.mean) @ made.projection  # (n, 4 D), before the rows are normalised
     assert float(rows.mean(0).abs().max()) < 0.2
     np.testing.assert_allclose(float(rows.square().sum(1).mean()), 4 * DIM, rtol=0.05)
@@ -186,11 +186,11 @@ def test_fits_are_repeatable_and_told_apart() -> None:
     assert len(fit_whitening([corpus], RECIPE).id) == 32
 
 
-def test_a_prior_of_another_recipe_or_backbone_is_refused() -> None:
+def test_a_prior_of_another_config_or_backbone_is_refused() -> None:
     prior = prior_from([pooled(30)], RECIPE)
-    with pytest.raises(SeenitError, match="another recipe"):
+    with pytest.raises(SeenitError, match="another descriptor config"):
         fit_whitening([pooled(5)], DescriptorConfig(num_tokens=8, cls_depths=(1.0, 0.5)), prior)
-    with pytest.raises(SeenitError, match="another recipe"):
+    with pytest.raises(SeenitError, match="another descriptor config"):
         fit_whitening([pooled(5, dim=12)], RECIPE, prior)
     with pytest.raises(SeenitError, match="lacks factors"):
         fit_whitening([pooled(5)], RECIPE, {name: value for name, value in prior.items() if name != "factors"})
@@ -212,7 +212,7 @@ def saved() -> tuple[Whitening, bytes]:
 def test_a_fit_survives_saving(saved: tuple[Whitening, bytes]) -> None:
     made, data = saved
     loaded = load_whitening(data)
-    assert (loaded.id, loaded.recipe, loaded.num_images) == (made.id, RECIPE, 30)
+    assert (loaded.id, loaded.config, loaded.num_images) == (made.id, RECIPE, 30)
     for ours, theirs in zip(apply(pooled(3), made), apply(pooled(3), loaded), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

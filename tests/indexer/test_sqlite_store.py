@@ -31,7 +31,7 @@ from indexer.images.metadata import content_id
 from indexer.index import find_index as last_index
 from indexer.index.keys import Roots
 from indexer.store import index_folder, neighbour_cache, neighbours, sqlite_readers, sqlite_schema
-from indexer.store.neighbour_cache import cache_folder
+from indexer.store.neighbour_cache import graph_folder
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Record, Store, StoredFile
 from indexer.store.sqlite_check import check_index, repair_index
@@ -643,7 +643,7 @@ def large(memory_path: Path, graphs: None) -> Path:
 def graph_of(folder: Path) -> Path:
     with closing(connect(folder)) as db:
         ((id,),) = db.execute("SELECT value FROM meta WHERE name = 'index'")
-    return cache_folder(id.hex())
+    return graph_folder(id.hex())
 
 
 def recall(store: Store, where: Filter = Filter(), top: int = 10) -> float:

@@ -1,4 +1,4 @@
-"""Two walls of the same brick are not the same wall: what is believed of pairs that share a texture."""
+"""Two walls of the same brick are not the same wall: what is a match among pairs that share a texture."""
 
 from pathlib import Path
 
@@ -28,6 +28,6 @@ def test_texture_alone_is_no_match(tmp_path: Path) -> None:
         (own,) = (result for result in results if Path(result.path).name == pair.first.name)
         assert own.evidence is not None
         if pair.same:
-            assert own.rank == 1 and own.evidence.believed, pair
+            assert own.rank == 1 and own.evidence.is_match, pair
         else:
-            assert not own.evidence.believed, pair
+            assert not own.evidence.is_match, pair

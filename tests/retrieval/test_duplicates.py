@@ -19,7 +19,7 @@ from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import DuplicateOptions, Duplicates, find_duplicates
 from retrieval.duplicates.candidates import DuplicateCandidates, are_among, near_pairs, with_pairs
-from retrieval.duplicates.groups import Pair, in_words, stars
+from retrieval.duplicates.groups import Pair, describe_change, stars
 from retrieval.duplicates.keeper import keeping_order
 from retrieval.duplicates.patterns import (
     Patterns,
@@ -272,12 +272,12 @@ def test_a_collage_is_named_but_not_given_up_and_no_keeper_of_its_parts() -> Non
     ],
 )
 def test_what_was_done_is_told_in_words(transform: np.ndarray, overlap: tuple[float, float], words: str) -> None:
-    assert in_words(near(0, 1, transform, overlap), {0: (100, 100), 1: (100, 100)}) == words
+    assert describe_change(near(0, 1, transform, overlap), {0: (100, 100), 1: (100, 100)}) == words
 
 
 def test_a_quarter_turn_is_told_for_any_shape() -> None:
     turn = np.array([[0.0, 1, 0], [-1, 0, 1]])
-    assert in_words(near(0, 1, turn), {0: (400, 300), 1: (300, 400)}) == "turned by 90 degrees"
+    assert describe_change(near(0, 1, turn), {0: (400, 300), 1: (300, 400)}) == "turned by 90 degrees"
 
 
 def test_each_order_keeps_what_it_says() -> None:

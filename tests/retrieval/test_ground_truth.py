@@ -15,7 +15,7 @@ from PIL import Image
 from indexer import SeenitError
 from retrieval.evaluate.evaluate import Variant, evaluate_retrieval
 from retrieval.evaluate.ground_truth import (
-    Query,
+    JudgedQuery,
     is_neighbour,
     make_task,
     read_distractors,
@@ -51,9 +51,9 @@ def test_leave_one_out_and_the_instance_junk(tmp_path: Path) -> None:
     task = make_task(read_ground_truth_csv(write_manifest(tmp_path / "set", rows)))
     a, b, j, w = (tmp_path / "set" / f"{name}.jpg" for name in "abjw")
     assert task.queries == (
-        Query(a, frozenset({b}), frozenset({a, j})),
-        Query(b, frozenset({a}), frozenset({b, j})),
-        Query(w, frozenset({a, b}), frozenset({j})),
+        JudgedQuery(a, frozenset({b}), frozenset({a, j})),
+        JudgedQuery(b, frozenset({a}), frozenset({b, j})),
+        JudgedQuery(w, frozenset({a, b}), frozenset({j})),
     )
 
 
@@ -201,8 +201,8 @@ def test_lists_of_ilias(tmp_path: Path) -> None:
     core = folder / "ilias_core"
     assert task.gallery == tuple(core / name for name in places)
     assert task.queries == (
-        Query(core / asked[0], frozenset({core / places[0], core / places[1]}), frozenset()),
-        Query(core / asked[1], frozenset({core / places[2]}), frozenset()),
+        JudgedQuery(core / asked[0], frozenset({core / places[0], core / places[1]}), frozenset()),
+        JudgedQuery(core / asked[1], frozenset({core / places[2]}), frozenset()),
     )
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from indexer.errors import ImageError, SeenitError
 from indexer.images.metadata import Metadata
 from retrieval.rerank.evidence import Evidence
-from retrieval.results import NOT_BELIEVED, NOTHING, Result
+from retrieval.results import NO_MATCH, NOTHING, Result
 from retrieval.show.contact_sheet import contact_sheet
 from retrieval.show.results_page import PageQuery, PageResult, write_results_page
 from retrieval.show.schema import json_schemas
@@ -277,14 +277,14 @@ def test_contact_sheet_keeps_to_its_size(tmp_path: Path) -> None:
 
 
 def result(rank: int, probability: float | None, path: str = "/photos/a.jpg", compared: bool = True) -> Result:
-    """A result whose upper left quarter shows the thing; believed from one half on."""
-    believed = probability is not None and probability >= 0.5
-    proof = Evidence(probability, believed, 12, np.zeros((12, 5), np.float32), box=(0, 0, 0.5, 0.5))
+    """A result whose upper left quarter shows the thing; a match from one half on."""
+    is_match = probability is not None and probability >= 0.5
+    proof = Evidence(probability, is_match, 12, np.zeros((12, 5), np.float32), box=(0, 0, 0.5, 0.5))
     metadata = Metadata(400, 200, "JPEG")
     return Result(rank, path, 1 - rank / 10, f"id{rank}", metadata, evidence=proof if compared else None)
 
 
-def test_table_tells_what_is_believed() -> None:
+def test_table_tells_what_is_a_match() -> None:
     lines = results_table(
         "q.jpg", [result(1, 0.97), result(2, 0.3), result(3, 0.01), result(4, None)], heading=False
     ).split("\n")
@@ -310,14 +310,14 @@ def test_table_without_evidence_has_no_columns_for_it() -> None:
     "results, note",
     [
         ([], NOTHING),
-        ([result(1, 0.3), result(2, 0.01)], NOT_BELIEVED),
+        ([result(1, 0.3), result(2, 0.01)], NO_MATCH),
         ([result(1, 0.3), result(2, 0.9)], ""),
         ([result(1, None)], ""),  # nothing is calibrated, so nothing can be said
         ([result(1, 0.3), result(2, 0.1, compared=False)], ""),  # one was never compared
     ],
 )
 def test_no_match_is_said_in_every_form(results: list[Result], note: str, tmp_path: Path) -> None:
-    for text in (NOTHING, NOT_BELIEVED):
+    for text in (NOTHING, NO_MATCH):
         assert (text in results_table("q.jpg", results, heading=True)) == (text == note)
     query = page_query(photo(tmp_path, "q.jpg"), results, None)
     assert query.note == note
@@ -336,7 +336,7 @@ def test_page_shows_verdict_reason_and_box(tmp_path: Path) -> None:
     for text in ("same", "perhaps", "no match", "97 % probable, 12 inliers", "1 % probable"):
         assert text in read.text
     boxes = [rect for rect in read.all("rect") if rect.get("class") == "box"]
-    assert len(boxes) == 2, "no box where nothing is believed to be there"
+    assert len(boxes) == 2, "no box where there is no match"
 
 
 def test_json_is_as_its_schema_says() -> None:

@@ -15,7 +15,7 @@ from indexer.backbone.load_once import LoadOnce
 from indexer.errors import AwayError, DownloadError, LockedError, SeenitError, StoreError, UnusableError, may_pass
 from indexer.index.index import Index
 from indexer.store.open import open_store
-from indexer.store.sqlite_schema import NAME
+from indexer.store.sqlite_schema import DATABASE_NAME
 from indexer.sync import watch as sync_watch
 from indexer.sync.options import SyncOptions
 from indexer.sync.watch import Backoff, FolderWatch
@@ -166,7 +166,7 @@ def test_ends_for_what_cannot_pass(damage: str, photos: Path, tiny_backbone: Pat
     elif damage == "pattern":
         options = SyncOptions(no_exclude=("never.asked",))
     else:
-        (index / NAME).write_bytes(b"something else" * 1000)
+        (index / DATABASE_NAME).write_bytes(b"something else" * 1000)
     with watching([photos], index, tiny_backbone, options) as one:
         one.thread.join(30)
         assert isinstance(one.error, SeenitError) and not may_pass(one.error)

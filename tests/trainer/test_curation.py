@@ -164,7 +164,7 @@ def test_an_index_of_another_backbone_is_refused(tmp_path: Path, pool: Path, run
         )
     with pytest.raises(SeenitError, match=r"was made by backbone"):
         run([str(tmp_path / "one")], backbone=other)
-    with pytest.raises(SeenitError, match=r"two was made by backbone .*one by .*make one of them anew"):
+    with pytest.raises(SeenitError, match=r"two was made by backbone .*one by .*rebuild one of them"):
         run([str(tmp_path / "one"), str(tmp_path / "two")], backbone=None)
 
 
@@ -248,10 +248,10 @@ def test_the_page_stands_foreign_names_and_lost_files(tmp_path: Path, tiny_backb
     for n, name in enumerate(["<script>alert(1)</script>.png", "b\u202e.png", "c.png"]):
         draw_photo(folder / name.replace("/", "_"), n)
     shutil.copy(folder / "c.png", folder / "d.png")
-    from trainer.curation.pipeline import choose
+    from trainer.curation.pipeline import choose_images
 
     inputs = read_inputs([folder], [], [], tmp_path / "w", backbone=tiny_backbone, workers=1)
-    curated, _, _ = choose(inputs, tmp_path / "w2", Choices())
+    curated, _, _ = choose_images(inputs, tmp_path / "w2", Choices())
     summary = run(folder)
     (folder / "c.png").unlink()
     write_curation_page(tmp_path / "page.html", curated, summary)

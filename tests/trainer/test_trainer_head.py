@@ -125,12 +125,12 @@ def test_view_retrieval_ranks_by_cosine() -> None:
     scores = view_retrieval(views)
     assert scores.num_photos == 20 and scores.num_queries == 80
     assert 0.05 < scores.recall_at_1 < 1 and scores.recall_at_1 < scores.mean_reciprocal_rank < 1
-    same = PhotoViews(views.photos, views.parts[:, :1].expand(-1, 3, -1, -1), views.recipe)
+    same = PhotoViews(views.photos, views.parts[:, :1].expand(-1, 3, -1, -1), views.config)
     assert view_retrieval(same).mean_reciprocal_rank == 1
     further = torch.nn.functional.normalize(torch.randn(80, 4, 16, generator=torch.Generator().manual_seed(7)), dim=-1)
-    harder = view_retrieval(views, descriptor.fit_whitening([views.photos], views.recipe), further)
+    harder = view_retrieval(views, descriptor.fit_whitening([views.photos], views.config), further)
     assert 0 < harder.mean_reciprocal_rank < scores.mean_reciprocal_rank and harder.num_queries == 80
-    flat = PhotoViews(views.photos, torch.ones_like(views.parts) / 4, views.recipe)
+    flat = PhotoViews(views.photos, torch.ones_like(views.parts) / 4, views.config)
     assert view_retrieval(flat).mean_reciprocal_rank == pytest.approx(1 / 20)  # a collapsed network finds nothing
 
 
@@ -166,7 +166,7 @@ def test_a_head_travels_in_the_backbones_file(tiny_backbone: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_the_index_can_use_a_head(many_photos: Path, backbone: Backbone) -> None:
     views = embed_views(backbone, open_source(many_photos), num_views=2, resolution=56, workers=1)
-    whitening = descriptor.fit_whitening([views.photos], views.recipe, head_from(views))
+    whitening = descriptor.fit_whitening([views.photos], views.config, head_from(views))
     assert view_retrieval(views, whitening).mean_reciprocal_rank > 0.2  # by chance: 0.16
 
 

@@ -15,10 +15,10 @@ from trainer.config import Config, make_config
 from trainer.data.masking import draw_masks
 from trainer.model.optim import clip_gradients, update_ema
 from trainer.model.student_teacher import (
-    Batch,
     Centers,
     FeatureTeacher,
     Losses,
+    MaskedCrops,
     Network,
     compute_losses,
     make_network,
@@ -44,15 +44,19 @@ def network(config: Config, seed: int, architecture: Architecture = TINY) -> Net
     return made
 
 
-def batch_of(config: Config) -> Batch:
+def batch_of(config: Config) -> MaskedCrops:
     torch.manual_seed(9)
     masks = draw_masks(replace(config, mask_probability=0.7, mask_ratio=(0.3, 0.5)), (4, 4), 0)
     assert masks.sum() > 8
-    return Batch(torch.randn(2 * B, 3, 56, 56), torch.randn(V * B, 3, 28, 28), masks)
+    return MaskedCrops(torch.randn(2 * B, 3, 56, 56), torch.randn(V * B, 3, 28, 28), masks)
 
 
 def step(
-    student: Network, teacher: Network | FeatureTeacher, config: Config, batch: Batch, centers: Centers | None = None
+    student: Network,
+    teacher: Network | FeatureTeacher,
+    config: Config,
+    batch: MaskedCrops,
+    centers: Centers | None = None,
 ) -> Losses:
     centers = centers or Centers(config.prototypes, config.ibot_prototypes)
     losses = compute_losses(student, teacher, centers, batch, config, temperature=0.05, autocast=nullcontext)
@@ -128,7 +132,7 @@ def slow_entropy(target: Tensor, scores: Tensor) -> Tensor:
     return -(target * torch.log(torch.softmax(scores / 0.1, 0))).sum()
 
 
-def slow_total(student: Network, teacher: Network, batch: Batch, config: Config) -> Tensor:
+def slow_total(student: Network, teacher: Network, batch: MaskedCrops, config: Config) -> Tensor:
     first = 1 + TINY.num_registers
     places = [(crop, patch) for crop, mask in enumerate(batch.masks) for patch in mask.nonzero().flatten().tolist()]
     with torch.no_grad():

@@ -77,11 +77,14 @@ def curate(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of what was chosen and why.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
 ) -> None:
-    """Choose images to train on: no copies, nothing of the evaluation set, like a curated set, kinds balanced."""
+    """Choose images to train on.
+
+    No copies, nothing of the evaluation set, like a curated set, kinds balanced.
+    """
     chosen_levels = None if levels is None else _whole_numbers(levels)
     if find_spec("faiss") is None:
         raise SeenitError("seenit curate needs FAISS; install it with: pip install faiss-cpu")
-    from .pipeline import as_dict, in_words
+    from .pipeline import as_dict, describe_selection
     from .pipeline import curate as run
 
     choices = Choices(
@@ -118,7 +121,7 @@ def curate(
     except KeyboardInterrupt:
         _say("what was done is kept; run the same command again to go on")
         raise
-    print(json.dumps(as_dict(summary)) if as_json else in_words(summary))
+    print(json.dumps(as_dict(summary)) if as_json else describe_selection(summary))
     if html is not None:
         _say(f"wrote {html}")
 

@@ -20,6 +20,7 @@ from indexer.descriptor.whitening import PooledFeatures, Whitening
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
+from indexer.messages import Say, say_nothing
 
 from ..data.sources import ImageRef, ImageSource, cut_square, square_job
 from .embeddings import Embeddings, unit_rows
@@ -30,7 +31,6 @@ BATCH = 16
 FIT_SAMPLE = 2000  # images that the statistics are fitted on
 MOST_SAID = 10  # unreadable images that are named
 
-Say = Callable[[str], object]
 Decoders = Callable[[], DecodePool]  # from `decoders_for`; asked for only where something must be decoded
 
 
@@ -76,7 +76,7 @@ def fit_describer(
     embedder: Embedder, source: ImageSource, path: Path, decoders: Decoders, *, progress: bool = False
 ) -> Describer:
     """Statistics of a sample of the source, kept at `path` and read from there if they are of the same images."""
-    made_from = f"{embedder.backbone.hash} at {embedder.resolution} {embedder.recipe.version} {digest(source.places)}"
+    made_from = f"{embedder.backbone.hash} at {embedder.resolution} {embedder.config.version} {digest(source.places)}"
     label = path.with_suffix(".made_from")
     if not path.is_file() or not label.is_file() or label.read_text("utf-8") != made_from:
         chosen = np.sort(np.random.default_rng(len(source)).permutation(len(source))[:FIT_SAMPLE])
@@ -90,14 +90,14 @@ def fit_describer(
     return Describer(embedder, descriptor.load_whitening(path.read_bytes()))
 
 
-def embed_images(
+def embed_pool(
     describer: Describer,
     source: ImageSource,
     folder: Path,
     decoders: Decoders,
     *,
     progress: bool = False,
-    say: Say = lambda line: None,
+    say: Say = say_nothing,
 ) -> Images:
     """Embed the images of a source into shards in `folder`; shards of the same images are not made again.
 

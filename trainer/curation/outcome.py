@@ -48,7 +48,7 @@ class Curated:
     fate        (N,) int8, a Fate
     because_of  (N,) int64: of a copy the image that is kept, of a leak the evaluation image, of a retrieved image
                 the curated one; else -1
-    likeness    (N,) float32, how similar they are; NaN where that was not looked at
+    likeness    (N,) float32, how similar they are; NaN where that was not compared
     cluster     (N,) int64, the kind of image by the top of the hierarchy, -1 where it is not in it
     """
 

@@ -48,7 +48,7 @@ def read_array(path: Path) -> np.ndarray:
         raise SeenitError(f"{path} is damaged: {error}; remove it and run the same again") from error
 
 
-def claim_folder(folder: Path, made_from: str) -> None:
+def claim_work_folder(folder: Path, made_from: str) -> None:
     """Make a folder for results of `made_from` (a text that names all inputs); those of other inputs are removed."""
     label = folder / "made_from"
     if label.is_file() and label.read_text("utf-8", errors="replace") == made_from:

@@ -6,8 +6,7 @@ processes work ahead of the training; an image that cannot be read is reported o
 again drawn from (seed, batch number, slot).
 """
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from indexer.backbone.layouts import Preprocessing
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut, Job, Outcome, Settings
 from indexer.images.pool import DecodePool
-from indexer.printable import printable
+from indexer.messages import Say, say_to_stderr
 
 from .augment import VIEW, Augmentation, Crop
 from .augment_torch import cut_with_torch
@@ -101,7 +100,7 @@ class CropStream:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         preprocessing: Preprocessing = _IMAGENET,
-        say: Callable[[str], object] = lambda line: print(printable(line), file=sys.stderr),
+        say: Say = say_to_stderr,
     ) -> None:
         check_batch(len(source), config, world_size)
         self.position = position

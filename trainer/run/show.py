@@ -1,4 +1,4 @@
-"""Images for the eye: what the patches of a photo have in common, where CLS looks, and what is near to what.
+"""Images for the eye: what the patches of a photo have in common, what CLS attends to, and what is near to what.
 
 They show collapse and progress long before a number does: patch features of a trained network fall into objects and
 their parts, those of a random or collapsed one into noise, stripes or one colour.
@@ -53,7 +53,7 @@ def neighbour_sheet(
 
 
 class Watched:
-    """Fixed photos of a run, looked at again and again: `Watched(source).save(backbone, folder, step)`.
+    """Fixed photos of a run, shown again and again: `Watched(source).save(backbone, folder, step)`.
 
     They are spread evenly over the source, so that a resumed run has the same ones. `save` writes
     `step_NNNNNNN_features.png` and `step_NNNNNNN_neighbours.png`.

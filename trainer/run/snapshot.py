@@ -123,12 +123,12 @@ def check_same_run(snapshot: Snapshot, config: Config) -> None:
             if snapshot.step > (start := config_from(snapshot.config).high_res_start) and value > snapshot.config[key]:
                 raise ConfigError(
                     f"{snapshot.path} is in the stage of high resolution, which began after step {start}: steps cannot"
-                    f" be raised any more; leave them at {snapshot.config[key]}, or start anew in another folder"
+                    f" be raised any more; leave them at {snapshot.config[key]}, or start again in another folder"
                 )
         elif key not in FREE_KEYS and snapshot.config.get(key) != value:
             raise ConfigError(
                 f"{snapshot.path} was made with {key} = {snapshot.config.get(key)}, not {value};"
-                f" resume with the same value, or start anew in another folder"
+                f" resume with the same value, or start again in another folder"
             )
 
 
