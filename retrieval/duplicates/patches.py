@@ -42,7 +42,7 @@ def moves_between(first: bytes, others: Sequence[bytes]) -> Moves:
     inlier_weight, total, transforms = [], [], []
     for sign in (1, -1):
         at = one.at[0] if sign == 1 else torch.stack([cols - one.at[0, :, 0], one.at[0, :, 1]], 1)
-        found = find_inliers(pairs, at, many.at)
+        found = find_inliers(pairs.cosine, at[pairs.nearest], many.at)
         # other * cells = linear @ (x of cols or 1 - x of cols, y of rows) + shift
         linear, shift = found.transform.split((2, 1), dim=2)
         scaled = linear * torch.tensor([sign * cols, rows], dtype=torch.float32)

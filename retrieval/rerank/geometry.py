@@ -81,39 +81,25 @@ def mutual_of(similarity: Tensor, mask: Tensor) -> Pairs:
     return Pairs(torch.where(mutual & mask, cosine.float(), 0.0), nearest)
 
 
-def find_inliers(pairs: Pairs, query_at: Tensor, gallery_at: Tensor) -> Inliers:
+def find_inliers(cosine: Tensor, start: Tensor, end: Tensor) -> Inliers:
     """The similarity transform that carries most pairs of each candidate to their places, made affine.
 
-    query_at    (N, 2)     x, y of the query's patches, in patches
-    gallery_at  (B, M, 2)  likewise of the candidates'
+    cosine  (B, M)     float32, of the pairs; 0 where there is none
+    start   (B, M, 2)  float32, x, y of each pair's query patch, in patches
+    end     (B, M, 2)  float32, x, y of its candidate patch
 
     for b: over all transforms T that two of the strongest pairs fix, the largest sum of (cosine - FLOOR) over the
-    pairs m with |T query_at[nearest[m]] - gallery_at[m]| < TOLERANCE
-    """
-    return agreement_of(pairs.cosine, query_at[pairs.nearest], gallery_at)
-
-
-def agreement_of(cosine: Tensor, start_all: Tensor, end_all: Tensor) -> Inliers:
-    """`find_inliers` for pairs that each have a start in a query of their own.
-
-    cosine     (B, M)     of the pairs; 0 where there is none
-    start_all  (B, M, 2)  x, y of each pair's query patch, in patches
-    end_all    (B, M, 2)  x, y of its candidate patch
+    strongest pairs m with |T start[m] - end[m]| < TOLERANCE
     """
     all_weights = (cosine - FLOOR).clamp(min=0)  # (B, M)
     weight, strongest = all_weights.topk(min(PAIRS, all_weights.shape[1]), dim=1)  # (B, K)
     at = strongest[..., None].expand(-1, -1, 2)
-    start, end = start_all.gather(1, at), end_all.gather(1, at)  # (B, K, 2)
-    transforms = _transforms_of_two(start, end, weight)  # (B, H, 2, 3)
-
-    landed = _squared_miss(transforms, start, end) < _squared_tolerance(transforms)[..., None]  # (B, H, K)
-    best = (landed * weight[:, None]).sum(2).argmax(1)  # (B,)
-    transform = transforms[torch.arange(len(best)), best]  # (B, 2, 3)
+    transform = _best_of_two(start.gather(1, at), end.gather(1, at), weight)  # (B, 2, 3)
 
     real = all_weights > 0
-    is_inlier = _lands(transform, start_all, end_all) & real  # (B, M)
-    refined = _affine(start_all, end_all, is_inlier * all_weights, transform)
-    is_inlier_refined = _lands(refined, start_all, end_all) & real
+    is_inlier = _lands(transform, start, end) & real  # (B, M)
+    refined = _affine(start, end, is_inlier * all_weights, transform)
+    is_inlier_refined = _lands(refined, start, end) & real
     plain, affine = (is_inlier * all_weights).sum(1), (is_inlier_refined * all_weights).sum(1)  # (B,)
     better = affine > plain
     return Inliers(
@@ -151,42 +137,59 @@ def distinctiveness_of(is_inlier: Tensor, pairs: Pairs, similarity: Tensor, apar
     return torch.zeros(len(is_inlier)).index_add_(0, candidate, margin)
 
 
-def _transforms_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """Every similarity transform (B, H, 2, 3) that two pairs fix; zeros where two fix none, and first of all.
+def _best_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Of the similarity transforms that two pairs fix, the one (B, 2, 3) that carries the heaviest to their ends.
 
-    As complex numbers z -> a z + b with a = (end_j - end_i) / (start_j - start_i).
+    start, end  (B, K, 2)
+    weight      (B, K)     descending
+
+    With places as complex numbers a transform is z -> a z + b, where a = (end_j - end_i) / (start_j - start_i). By how
+    much it misses an end w, squared, is a product of what is known of it and of what is known of the pair, so that all
+    transforms meet all pairs in one multiplication of matrices:
+
+        |a z + b - w|^2 = |a|^2 |z|^2 + |b|^2 + |w|^2 + 2 Re(a conj(b) z) - 2 Re(a z conj(w)) - 2 Re(b conj(w))
     """
     count = start.shape[1]
-    first, second = torch.triu_indices(min(ANCHORS, count), count, 1)
-    pairs = torch.cat([start, end, weight[..., None]], -1)  # (B, K, 5)
-    one, other = pairs.index_select(1, first), pairs.index_select(1, second)  # (B, H, 5)
-    x, y, to_x, to_y, _ = (other - one).unbind(-1)  # (B, H)
-    square, to_square = x * x + y * y, to_x * to_x + to_y * to_y
-    fixed = (square > APART**2) & (to_square > APART**2) & (one[..., 4] > 0) & (other[..., 4] > 0)
+    i, j = torch.triu_indices(min(ANCHORS, count), count)  # with each pair by itself, which fixes none: one is there
+    pairs = torch.cat([start.mT, end.mT, weight[:, None]], 1)  # (B, 5, K)
+    x, y, to_x, to_y, weight_i = pairs.index_select(2, i).unbind(1)  # (B, H)
+    x_j, y_j, to_x_j, to_y_j, weight_j = pairs.index_select(2, j).unbind(1)
+    dx, dy, to_dx, to_dy = x_j - x, y_j - y, to_x_j - to_x, to_y_j - to_y
+    square, to_square = dx * dx + dy * dy, to_dx * to_dx + to_dy * to_dy
+    fixed = (square > APART**2) & (to_square > APART**2) & (weight_i > 0) & (weight_j > 0)
     fixed &= (to_square < LARGEST_ZOOM**2 * square) & (square < LARGEST_ZOOM**2 * to_square)
     share = fixed / square.clamp(min=1e-6)
-    real, imaginary = (x * to_x + y * to_y) * share, (x * to_y - y * to_x) * share
-    at_x, at_y, lands_x, lands_y, _ = one.unbind(-1)
-    shift_x = lands_x * fixed - real * at_x + imaginary * at_y
-    shift_y = lands_y * fixed - imaginary * at_x - real * at_y
-    transforms = torch.stack([real, -imaginary, shift_x, imaginary, real, shift_y], -1).unflatten(-1, (2, 3))
-    return torch.cat([transforms.new_zeros(len(start), 1, 2, 3), transforms], 1)  # one at least
+    a, a_i = (dx * to_dx + dy * to_dy) * share, (dx * to_dy - dy * to_dx) * share  # real and imaginary part
+    b, b_i = to_x * fixed - a * x + a_i * y, to_y * fixed - a_i * x - a * y
+    area = a * a + a_i * a_i
+    allowed = _squared_tolerance(area)
+    of_transform = torch.stack(
+        [area, 2 * (a * b + a_i * b_i), 2 * (a * b_i - a_i * b), a, a_i, b, b_i, b * b + b_i * b_i - allowed], 1
+    )  # (B, 8, H)
+    x, y, to_x, to_y = pairs[:, :4].unbind(1)  # (B, K)
+    of_pair = torch.stack(
+        [x * x + y * y, x, y, -2 * (x * to_x + y * to_y), 2 * (y * to_x - x * to_y), -2 * to_x, -2 * to_y]
+        + [torch.ones_like(x)],
+        2,
+    )  # (B, K, 8)
+    miss = torch.baddbmm((to_x * to_x + to_y * to_y)[..., None], of_pair, of_transform)  # (B, K, H), less what may be
+    landed = miss.lt_(0)  # 1.0 where it lands
+    best = (weight[:, None] @ landed)[:, 0].argmax(1)  # (B,)
+    chosen = torch.stack([a, -a_i, b, a_i, a, b_i], 1).gather(2, best[:, None, None].expand(-1, 6, 1))
+    return chosen.view(-1, 2, 3)
 
 
-def _squared_miss(transforms: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """How far from its end each start lands, squared, (B, H, K)."""
-    points = torch.cat([start, torch.ones_like(start[..., :1])], -1).mT  # (B, 3, K)
-    x = (transforms[..., 0, :] @ points).sub_(end[:, None, :, 0])  # (B, H, K)
-    y = (transforms[..., 1, :] @ points).sub_(end[:, None, :, 1])
-    return x.square_().add_(y.square_())
+def _squared_miss(transform: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """How far from its end each start (B, M, 2) lands under one transform (B, 2, 3) for each candidate, squared."""
+    landed = torch.baddbmm(transform[:, None, :, 2], start, transform[..., :2].mT)  # (B, M, 2)
+    return landed.sub_(end).square_().sum(2)
 
 
-def _squared_tolerance(transforms: Tensor) -> Tensor:
+def _squared_tolerance(area: Tensor) -> Tensor:
     """How far a pair may miss, squared; where the candidate shows the thing larger, a query patch is a larger spot.
 
-    Below 0 for a transform that is none, and for one that mirrors.
+    area  by how much the transform enlarges areas; below 0 it mirrors, and nothing lands
     """
-    area = _area(transforms)
     return torch.where(area > 0, TOLERANCE**2 * area.clamp(min=1), -1.0)
 
 
@@ -197,8 +200,7 @@ def _area(transforms: Tensor) -> Tensor:
 
 def _lands(transform: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Which starts (B, M) land near their ends under one transform (B, 2, 3) for each candidate."""
-    one = transform[:, None]
-    return _squared_miss(one, start, end)[:, 0] < _squared_tolerance(one)
+    return _squared_miss(transform, start, end) < _squared_tolerance(_area(transform))[:, None]
 
 
 def _affine(start: Tensor, end: Tensor, weight: Tensor, otherwise: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from indexer.descriptor.features import CropFeatures
 
 from .evidence import MATCH_PROBABILITY, Box, Evidence
 from .fuse import DISTINCTIVENESS_SCALE, saturate
-from .geometry import agreement_of, distinctiveness_of, far_apart, mutual_of
+from .geometry import distinctiveness_of, far_apart, find_inliers, mutual_of
 from .patches import batch_patches, patches_at
 
 X = TypeVar("X")
@@ -177,7 +177,7 @@ def _compare(queries: Sequence[_Query], packed: Sequence[bytes]) -> _Compared:
     tokens = candidates.tokens.to(best_dtype("cpu"))
     similar = [tokens @ query.tokens.T for query in queries]  # (B, M, N) each
     pairs = [mutual_of(similarity, candidates.mask) for similarity in similar]
-    inliers = agreement_of(
+    inliers = find_inliers(
         torch.cat([of_view.cosine for of_view in pairs]),
         torch.cat([query.at[of_view.nearest] for query, of_view in zip(queries, pairs, strict=True)]),
         candidates.at.repeat(len(queries), 1, 1),

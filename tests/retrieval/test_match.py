@@ -87,7 +87,7 @@ def moved_pairs(
 def test_a_transform_is_found_among_chance_pairs() -> None:
     for seed in range(10):
         pairs, start, end, linear = moved_pairs(np.random.default_rng(seed), right=12, wrong=10)
-        inliers = find_inliers(pairs, start, end)
+        inliers = find_inliers(pairs.cosine, start[pairs.nearest], end)
         assert inliers.is_inlier[0, :12].sum() >= 11 and inliers.is_inlier[0, 12:].sum() <= 2
         np.testing.assert_allclose(inliers.transform[0, :, :2].numpy(), linear, atol=0.15)
         expected = (pairs.cosine[0] - FLOOR)[inliers.is_inlier[0]].sum()
@@ -96,13 +96,10 @@ def test_a_transform_is_found_among_chance_pairs() -> None:
 
 def test_chance_pairs_agree_on_little_and_padding_on_nothing() -> None:
     pairs, start, end, _ = moved_pairs(np.random.default_rng(3), right=0, wrong=22)
-    assert find_inliers(pairs, start, end).is_inlier.sum() <= 8
-    nothing = Pairs(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.long))
-    empty = find_inliers(nothing, torch.rand(9, 2), torch.rand(2, 5, 2))
+    assert find_inliers(pairs.cosine, start[pairs.nearest], end).is_inlier.sum() <= 8
+    empty = find_inliers(torch.zeros(2, 5), torch.rand(2, 5, 2), torch.rand(2, 5, 2))
     assert not empty.is_inlier.any() and not empty.weight.any() and torch.isfinite(empty.transform).all()
-    few = find_inliers(
-        Pairs(torch.full((1, 1), 0.9), torch.zeros(1, 1, dtype=torch.long)), torch.rand(1, 2), torch.rand(1, 1, 2)
-    )
+    few = find_inliers(torch.full((1, 1), 0.9), torch.rand(1, 1, 2), torch.rand(1, 1, 2))
     assert few.weight.tolist() == [0]  # one pair fixes no transform
 
 
@@ -115,7 +112,7 @@ def test_distinctiveness_is_what_stands_out_from_elsewhere() -> None:
     at = patches_at((5, 6))
     gallery_at = torch.cat([at[[0, 7, 14, 15, 22, 29]], torch.rand(3, 2)]).expand(3, -1, -1)
     pairs = mutual_pairs(query, gallery, torch.ones(3, 9, dtype=torch.bool))
-    inliers = find_inliers(pairs, at, gallery_at)
+    inliers = find_inliers(pairs.cosine, at[pairs.nearest], gallery_at)
     found = distinctiveness_of(inliers.is_inlier, pairs, gallery @ query.T, far_apart(at))
     for b in range(3):
         expected = 0.0
@@ -125,7 +122,7 @@ def test_distinctiveness_is_what_stands_out_from_elsewhere() -> None:
             expected += max(float(pairs.cosine[b, m]) - max(0.0, *others), 0.0)
         assert found[b] == pytest.approx(expected, abs=1e-5) and found[b] > 2
     of_lawn = mutual_pairs(lawn, lawn[None], torch.ones(1, 30, dtype=torch.bool))
-    alike = find_inliers(of_lawn, at, at[None])
+    alike = find_inliers(of_lawn.cosine, at[of_lawn.nearest], at[None])
     assert alike.weight[0] > 10
     assert distinctiveness_of(alike.is_inlier, of_lawn, (lawn @ lawn.T)[None], far_apart(at))[0] < 2
 
