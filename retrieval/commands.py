@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -92,6 +91,7 @@ def index(
     from indexer.errors import LockedError
     from indexer.index.find_index import find_index, remember_index
     from indexer.sync.sync import default_index
+    from indexer.sync.watch import wait_for_changes
 
     from .build import build_index
 
@@ -136,7 +136,7 @@ def index(
             print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
             for note in built.notes:
                 say(note)
-            if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
+            if not watch or dry_run or stop.is_set() or not wait_for_changes(folders, location, stop, say):
                 break
     if summary.interrupted:
         sys.exit(130)
@@ -166,29 +166,6 @@ def _summary_text(summary: "Summary") -> str:
     rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
     lines.append(f"{summary.index}: {plural(summary.images, 'image')}; {summary.seconds:.1f} s{rate}")
     return "\n".join(lines)
-
-
-def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Event) -> bool:
-    """Sleep until files below the folders change; False on Ctrl-C. The index is free for searches meanwhile."""
-    from watchfiles import watch
-
-    from indexer.index.index import Index
-
-    watched = [str(folder) for folder in folders]
-    if not watched:
-        with Index.open(location) as index:
-            watched = list(index.roots.folders.values())
-    own = os.path.join(os.path.abspath(location), "")
-    say("watching for changes; Ctrl-C ends it")
-    for _ in watch(
-        *watched,
-        watch_filter=lambda _, path: not path.startswith(own) and os.sep + ".seenit" + os.sep not in path,
-        stop_event=stop,
-        debounce=2000,
-        raise_interrupt=False,
-    ):
-        return not stop.is_set()
-    return False
 
 
 def search(

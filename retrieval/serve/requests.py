@@ -129,6 +129,7 @@ class TagsBody(Asked):
 
 class IndexBody(Asked):
     allow_empty: bool = Field(False, description="accept that a folder with indexed images is now empty")
+    follow_links: bool = Field(False, description="also what links out of the folders lead to")
 
 
 class DuplicatesBody(Asked):
