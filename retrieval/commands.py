@@ -1,7 +1,6 @@
 """Commands that index, search and explain."""
 
 import json
-import os
 import sys
 import tempfile
 import webbrowser

@@ -333,7 +333,7 @@ def _has_grown_to(run: _Run, count: int, stop: Callable[[], bool]) -> bool:
             yield Job(path, "sniff"), SNIFF_BYTES
 
     with DecodePool(run.options.workers) as pool:
-        for done, outcome in enumerate(pool.run(_in_batches(files())), start=1):
+        for outcome in pool.run(_in_batches(files())):
             key = keys.pop(outcome.path)
             if isinstance(outcome, NotAnImage):
                 ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, None))

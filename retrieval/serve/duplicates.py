@@ -273,6 +273,4 @@ def _member_values(member: GroupMember, file: File, moved: set[str]) -> dict[str
 
 def _moved(dry_run: bool, files: int, size: int, target: str) -> MovedAnswer:
     """What would be moved."""
-    return MovedAnswer(
-        dry_run=dry_run, files=files, bytes=size, left=(), manifest=None, to=target, moved=(), notes=()
-    )
+    return MovedAnswer(dry_run=dry_run, files=files, bytes=size, left=(), manifest=None, to=target, moved=(), notes=())

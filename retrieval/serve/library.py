@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -58,8 +58,10 @@ class Listing:
 class Library:
     """Sorted lists of one index; its calls block, and come from any thread."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, refresh: Callable[[], None]) -> None:
+        """refresh  has the index take over what another process changed of its folders"""
         self._index = index
+        self._refresh = refresh
         self._lock = threading.Lock()
         self._kept: OrderedDict[Filter, tuple[object, Listing]] = OrderedDict()
         self._files: tuple[object, dict[str, str]] = (None, {})  # id by key of every file
@@ -70,6 +72,7 @@ class Library:
         with self._lock:
             known = self._kept.get(where)
             if known is None or known[0] != state:
+                self._refresh()
                 known = (state, _read(self._index, where))
             self._kept[where] = known
             self._kept.move_to_end(where)
@@ -125,6 +128,7 @@ class Library:
         state = self.state()
         with self._lock:
             if self._files[0] != state:
+                self._refresh()
                 listed = self._index.store.list_files()
                 self._files = (state, {file.key: one.id for one in listed for file in one.files})
             return self._files[1]
