@@ -21,6 +21,7 @@ STREAMS = 64  # of events that may be open
 LOOK_S = 0.2  # between looks at the tasks
 CHANGED_S = 1.0  # between looks at the index
 COMMENT_S = 15.0  # between lines that keep a connection open
+INDEX, DUPLICATES = IndexBody(), DuplicatesBody()
 
 
 def work_routes(service: Service) -> APIRouter:
@@ -28,7 +29,7 @@ def work_routes(service: Service) -> APIRouter:
     streams = _Streams(service)
 
     @router.post("/api/index", response_model=None, **answers(TaskAnswer, 202))
-    def start_index(body: Annotated[IndexBody, Body()] = IndexBody()) -> Response:
+    def start_index(body: Annotated[IndexBody, Body()] = INDEX) -> Response:
         """Bring the index in line with its folders."""
         return json_response(service.start_index(body).answer(), 202)
 
@@ -52,12 +53,11 @@ def work_routes(service: Service) -> APIRouter:
         """Server-sent events: `task` with every change of a task, `index` where the index changed."""
         if streams.open >= STREAMS:
             raise busy("too many streams of events are open")
-        return StreamingResponse(
-            streams.events(), headers={"Cache-Control": "no-store"}, media_type="text/event-stream"
-        )
+        headers = {"Cache-Control": "no-store"}
+        return StreamingResponse(streams.events(), headers=headers, media_type="text/event-stream")
 
     @router.post("/api/duplicates", response_model=None, **answers(TaskAnswer, 202))
-    def find(body: Annotated[DuplicatesBody, Body()] = DuplicatesBody()) -> Response:
+    def find(body: Annotated[DuplicatesBody, Body()] = DUPLICATES) -> Response:
         """Begin to look for duplicates; what is found is kept until the next run."""
         task = service.tasks.start("duplicates", lambda handle: service.review.find(body, handle))
         return json_response(task.answer(), 202)

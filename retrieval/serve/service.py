@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -96,6 +97,12 @@ class Service:
     ) -> "Service":
         """Serve the index at a folder or a server's URL; SeenitError where there is none."""
         return cls(Searcher.open(location, say=say), options)
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def index(self) -> Index:
@@ -224,8 +231,6 @@ class Service:
 
     def record(self, named: str) -> Record:
         """An image of the index by its id, or by the path of one of its files; Refusal 404 for another."""
-        import re
-
         id = named if re.match(ID_PATTERN, named) else self.library.id_of(named) if os.path.isabs(named) else None
         found = self.index.store.retrieve([id]) if id else []
         if not found:
@@ -276,11 +281,11 @@ class Service:
         if self.tasks.running and not is_url(self.index.location):
             raise Refusal(409, "the index is being written; change tags when that is done")
         with Index.open(self.index.location, write=True, wait_s=TAGS_WAIT_S) as opened:
-            (record,) = opened.store.retrieve([id]) or [None]
-            if record is None:
+            found = opened.store.retrieve([id])
+            if not found:
                 raise Refusal(404, f"the index holds no image {id}")
-            tags = tuple(sorted(set(change(record.tags))))
-            if tags != record.tags:
+            tags = tuple(sorted(set(change(found[0].tags))))
+            if tags != found[0].tags:
                 opened.store.set_tags({id: tags})
         return tags
 
