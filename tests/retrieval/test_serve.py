@@ -17,7 +17,7 @@ from PIL import Image
 from serving import served
 from starlette.testclient import TestClient
 
-from retrieval import Searcher, SearchOptions, build_index
+from retrieval import Searcher, SearchOptions
 from retrieval.serve.answers import ALL
 from retrieval.serve.pages import Pages
 from retrieval.serve.service import Service
@@ -27,33 +27,17 @@ SCHEMAS = {name: jsonschema_rs.validator_for(schema) for name, schema in json_sc
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """Twelve photos in two folders, two of them the same bytes, with dates and a camera; and their index."""
-    folder = tmp_path_factory.mktemp("served") / "photos"
-    for n in range(11):
-        exif = Image.Exif()
-        exif[0x010F], exif[0x0110] = "Canon", "Canon EOS 5D"
-        exif.get_ifd(0x8769)[0x9003] = f"202{n % 3}:06:1{n % 5} 12:00:00"
-        exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0)})
-        draw_photo(folder / ("a" if n < 5 else "b/c") / f"{n}.jpg", n, (120, 90) if n % 2 else (90, 120), exif=exif)
-    shutil.copy(folder / "a" / "0.jpg", folder / "copy.jpg")
-    (folder / "broken.jpg").write_bytes((folder / "a" / "1.jpg").read_bytes()[:700])
-    build_index(folder, backbone=tiny_backbone)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def client(made: Path) -> Iterator[TestClient]:
+def client(library: Path) -> Iterator[TestClient]:
     """For tests that change nothing."""
-    with served(made / ".seenit", read_only=True) as client:
+    with served(library / ".seenit", read_only=True) as client:
         yield client
 
 
 @pytest.fixture
-def own(made: Path, tmp_path: Path) -> Iterator[tuple[TestClient, Path]]:
+def own(library: Path, tmp_path: Path) -> Iterator[tuple[TestClient, Path]]:
     """A copy of the photos and their index, to be changed."""
     folder = tmp_path / "photos"
-    shutil.copytree(made, folder)
+    shutil.copytree(library, folder)
     with served(folder / ".seenit") as client:
         yield client, folder
 
@@ -79,10 +63,10 @@ def names(answer: Any) -> list[str]:
 # ---- searching ----
 
 
-def test_search_answers_as_python_does(client: TestClient, made: Path) -> None:
-    file = made / "a" / "3.jpg"
+def test_search_answers_as_python_does(client: TestClient, library: Path) -> None:
+    file = library / "a" / "3.jpg"
     answer = told(client.post("/api/search", files={"image": ("my photo.jpg", file.read_bytes())}))
-    with Searcher.open(made / ".seenit") as searcher:
+    with Searcher.open(library / ".seenit") as searcher:
         wanted = searcher.search(file, SearchOptions(include_self=True))
     assert [(one["id"], one["score"]) for one in answer["results"]] == [
         (one.id, pytest.approx(one.score, abs=0.003)) for one in wanted
@@ -94,8 +78,8 @@ def test_search_answers_as_python_does(client: TestClient, made: Path) -> None:
     assert len(box) == 4 and all(0 <= value <= 1 for value in box)
 
 
-def test_search_by_id_path_and_vector(client: TestClient, made: Path) -> None:
-    file = made / "a" / "3.jpg"
+def test_search_by_id_path_and_vector(client: TestClient, library: Path) -> None:
+    file = library / "a" / "3.jpg"
     id = id_of(client, file)
     by_id = told(client.post("/api/search", json={"id": id, "options": {"top": 3}}))
     assert len(by_id["results"]) == 3 and "3.jpg" not in names(by_id), "the query's own file is no answer"
@@ -104,20 +88,20 @@ def test_search_by_id_path_and_vector(client: TestClient, made: Path) -> None:
     kept = told(client.post("/api/search", json={"id": id, "options": {"include_self": True}}))
     assert names(kept)[0] == "3.jpg"
     assert names(told(client.get(f"/api/images/{id}/similar?top=3"))) == names(by_id)
-    with Searcher.open(made / ".seenit") as searcher:
+    with Searcher.open(library / ".seenit") as searcher:
         vector = searcher.embed([file])[0].tolist()
     by_vector = told(client.post("/api/search", json={"vector": vector}))
     assert names(by_vector)[0] == "3.jpg" and by_vector["results"][0]["probability"] is None
 
 
-def test_several_views_likes_and_dislikes(client: TestClient, made: Path) -> None:
-    a, b, c = (made / "a" / f"{n}.jpg" for n in (1, 2, 3))
+def test_several_views_likes_and_dislikes(client: TestClient, library: Path) -> None:
+    a, b, c = (library / "a" / f"{n}.jpg" for n in (1, 2, 3))
     files = [
         ("image", ("a.jpg", a.read_bytes())),
         ("image", ("b.jpg", b.read_bytes())),
         ("not", ("c.jpg", c.read_bytes())),
     ]
-    request = {"ids": [id_of(client, made / "a" / "4.jpg")], "like": [str(made / "b" / "c" / "6.jpg")]}
+    request = {"ids": [id_of(client, library / "a" / "4.jpg")], "like": [str(library / "b" / "c" / "6.jpg")]}
     answer = told(client.post("/api/search", files=files, data={"request": json.dumps(request)}))
     asked = answer["asked"]
     assert [one["name"] for one in asked["images"][:2]] == ["a.jpg", "b.jpg"] and len(asked["images"]) == 3
@@ -125,8 +109,8 @@ def test_several_views_likes_and_dislikes(client: TestClient, made: Path) -> Non
     assert not {"4.jpg", "6.jpg"} & set(names(answer)) and {"1.jpg", "2.jpg"} <= set(names(answer))
 
 
-def test_region_filters_and_options(client: TestClient, made: Path) -> None:
-    id = id_of(client, made / "b" / "c" / "7.jpg")
+def test_region_filters_and_options(client: TestClient, library: Path) -> None:
+    id = id_of(client, library / "b" / "c" / "7.jpg")
     whole = told(client.post("/api/search", json={"id": id}))
     part = told(client.post("/api/search", json={"id": id, "region": [0.25, 0.25, 0.5, 0.5]}))
     assert [one["score"] for one in part["results"]] != [one["score"] for one in whole["results"]]
@@ -158,27 +142,29 @@ def test_region_filters_and_options(client: TestClient, made: Path) -> None:
     assert none["note"] == "nothing in the index meets these conditions"
 
 
-def test_batch_costs_a_bad_query_only_its_answer(client: TestClient, made: Path) -> None:
-    id = id_of(client, made / "a" / "1.jpg")
-    queries = [{"id": id}, {"id": "0" * 8 + "-0000-0000-0000-" + "0" * 12}, {"path": str(made / "a" / "2.jpg")}]
+def test_batch_costs_a_bad_query_only_its_answer(client: TestClient, library: Path) -> None:
+    id = id_of(client, library / "a" / "1.jpg")
+    queries = [{"id": id}, {"id": "0" * 8 + "-0000-0000-0000-" + "0" * 12}, {"path": str(library / "a" / "2.jpg")}]
     answers = told(client.post("/api/search/batch", json={"queries": queries, "options": {"top": 2}}))["answers"]
     assert [one["schema"] for one in answers] == ["seenit.search/1", "seenit.error/1", "seenit.search/1"]
     assert [len(one["results"]) for one in answers if "results" in one] == [2, 2]
-    sent = [("image", (f"{n}.jpg", (made / "a" / f"{n}.jpg").read_bytes())) for n in range(3)]
+    sent = [("image", (f"{n}.jpg", (library / "a" / f"{n}.jpg").read_bytes())) for n in range(3)]
     sent.append(("image", ("no.jpg", b"no image")))
     answers = told(client.post("/api/search/batch", files=sent))["answers"]
     assert [one["query"] for one in answers] == ["0.jpg", "1.jpg", "2.jpg", "no.jpg"] and "error" in answers[3]
 
 
-def test_explain(client: TestClient, made: Path) -> None:
-    a, b = (id_of(client, made / "a" / f"{n}.jpg") for n in (1, 2))
-    same = told(client.post("/api/explain", json={"query": a, "image": str(made / "a" / "1.jpg"), "similarity": True}))
+def test_explain(client: TestClient, library: Path) -> None:
+    a, b = (id_of(client, library / "a" / f"{n}.jpg") for n in (1, 2))
+    same = told(
+        client.post("/api/explain", json={"query": a, "image": str(library / "a" / "1.jpg"), "similarity": True})
+    )
     other = told(client.post("/api/explain", json={"query": a, "image": b}))
     assert same["num_inliers"] > other["num_inliers"] and len(same["pairs"]) == same["num_inliers"]
     assert other["query_similarity"] is None and np.array(same["query_similarity"]).ndim == 2
     x, y, u, v, _ = np.array(same["pairs"]).T
     np.testing.assert_allclose([x, y], [u, v], atol=0.2)
-    files = {"query": ("q.jpg", (made / "a" / "1.jpg").read_bytes())}
+    files = {"query": ("q.jpg", (library / "a" / "1.jpg").read_bytes())}
     data = {"request": json.dumps({"image": a, "region": [0, 0, 1, 1]})}
     assert told(client.post("/api/explain", files=files, data=data))["num_inliers"] > 0
     for wrong in ({"query": a}, {"image": a}, {}):
@@ -196,8 +182,8 @@ def test_an_indexed_image_whose_file_is_gone_is_still_a_query(own: tuple[TestCli
     assert told(client.post("/api/explain", json={"query": id, "image": id}), 404)["error"]
 
 
-def test_bad_requests_are_told_in_one_line(client: TestClient, made: Path) -> None:
-    id = id_of(client, made / "a" / "1.jpg")
+def test_bad_requests_are_told_in_one_line(client: TestClient, library: Path) -> None:
+    id = id_of(client, library / "a" / "1.jpg")
     json_type = {"content-type": "application/json"}
     for body, status, words in (
         ({}, 422, "nothing to search with"),
@@ -228,7 +214,7 @@ def test_bad_requests_are_told_in_one_line(client: TestClient, made: Path) -> No
 # ---- looking ----
 
 
-def test_library_is_paged_by_date_and_path(client: TestClient, made: Path) -> None:
+def test_library_is_paged_by_date_and_path(client: TestClient, library: Path) -> None:
     everything = told(client.get("/api/images?order=path"))
     paths = [one["path"] for one in everything["images"]]
     assert everything["total"] == 11 and paths == sorted(paths) and everything["next_cursor"] is None
@@ -262,19 +248,19 @@ def test_library_is_paged_by_date_and_path(client: TestClient, made: Path) -> No
     assert told(client.get("/api/images", params={"order": "date", "cursor": by_path}), 422)["error"]
 
 
-def test_images_info_folders_skipped_and_schemas(client: TestClient, made: Path) -> None:
-    id = id_of(client, made / "copy.jpg")
+def test_images_info_folders_skipped_and_schemas(client: TestClient, library: Path) -> None:
+    id = id_of(client, library / "copy.jpg")
     one = told(client.get(f"/api/images/{id}/info"))
-    assert {one["path"], *one["copies"]} == {str(made / "copy.jpg"), str(made / "a" / "0.jpg")}
+    assert {one["path"], *one["copies"]} == {str(library / "copy.jpg"), str(library / "a" / "0.jpg")}
     assert one["camera"] == "Canon EOS 5D" and one["gps"] == pytest.approx([48.858, 2.294], abs=0.01)
     folders = {entry["path"]: entry for entry in told(client.get("/api/folders"))["folders"]}
-    assert folders[str(made)]["images"] == 12 and folders[str(made)]["parent"] is None
-    assert folders[str(made / "b")]["images"] == folders[str(made / "b" / "c")]["images"] == 6
-    assert folders[str(made / "b" / "c")]["parent"] == str(made / "b")
+    assert folders[str(library)]["images"] == 12 and folders[str(library)]["parent"] is None
+    assert folders[str(library / "b")]["images"] == folders[str(library / "b" / "c")]["images"] == 6
+    assert folders[str(library / "b" / "c")]["parent"] == str(library / "b")
     info = told(client.get("/api/info"))
     assert info["images"] == 11 and info["read_only"] and info["skipped"] == 1 and info["calibrated"]
     (skipped,) = told(client.get("/api/skipped"))["files"]
-    assert skipped["path"] == str(made / "broken.jpg") and skipped["reason"]
+    assert skipped["path"] == str(library / "broken.jpg") and skipped["reason"]
     assert set(told(client.get("/api/schema"))["schemas"]) == set(SCHEMAS)
     assert told(client.get("/api/health")) == {
         "schema": "seenit.health/1",
@@ -285,8 +271,8 @@ def test_images_info_folders_skipped_and_schemas(client: TestClient, made: Path)
     }
 
 
-def test_originals_come_in_ranges(client: TestClient, made: Path) -> None:
-    file = made / "a" / "2.jpg"
+def test_originals_come_in_ranges(client: TestClient, library: Path) -> None:
+    file = library / "a" / "2.jpg"
     data, id = file.read_bytes(), id_of(client, file)
     whole = client.get(f"/api/images/{id}")
     assert whole.content == data and whole.headers["content-type"] == "image/jpeg"
@@ -309,8 +295,8 @@ def test_originals_come_in_ranges(client: TestClient, made: Path) -> None:
     assert changed.status_code == 200 and changed.content == data
 
 
-def test_thumbnails(client: TestClient, made: Path) -> None:
-    id = id_of(client, made / "a" / "2.jpg")
+def test_thumbnails(client: TestClient, library: Path) -> None:
+    id = id_of(client, library / "a" / "2.jpg")
     service: Service = client.service  # type: ignore[attr-defined]
     small = client.get(f"/api/images/{id}/thumbnail?size=100")
     assert small.headers["content-type"] == "image/jpeg" and "immutable" in small.headers["cache-control"]
@@ -348,8 +334,8 @@ def test_tags_are_set_and_taken_away(own: tuple[TestClient, Path]) -> None:
     assert told(client.put(f"/api/images/{id}/tags", json={"tags": [""]}), 422)["error"]
 
 
-def test_a_read_only_server_changes_nothing(client: TestClient, made: Path) -> None:
-    id = id_of(client, made / "a" / "2.jpg")
+def test_a_read_only_server_changes_nothing(client: TestClient, library: Path) -> None:
+    id = id_of(client, library / "a" / "2.jpg")
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file() and "shm" not in path.name}
     for method, path, body in (
         ("PUT", f"/api/images/{id}/tags", {"tags": ["x"]}),
@@ -439,14 +425,14 @@ def test_duplicates_are_found_applied_and_undone(own: tuple[TestClient, Path]) -
 # ---- pages ----
 
 
-def test_pages_are_a_fixed_set_of_files(made: Path, tmp_path: Path) -> None:
+def test_pages_are_a_fixed_set_of_files(library: Path, tmp_path: Path) -> None:
     page = tmp_path / "page"
     page.mkdir()
     (page / "index.html").write_text("<!doctype html><title>seenit</title>")
     (page / "app.js").write_text("export {}")
     (tmp_path / "secret.js").write_text("secret")
     os.symlink(tmp_path / "secret.js", page / "link.js")
-    with served(made / ".seenit", pages=Pages(page)) as client:
+    with served(library / ".seenit", pages=Pages(page)) as client:
         start = client.get("/")
         assert (
             start.headers["content-type"] == "text/html; charset=utf-8"
