@@ -336,7 +336,7 @@ def test_tags_are_set_and_taken_away(own: tuple[TestClient, Path]) -> None:
 
 def test_a_read_only_server_changes_nothing(client: TestClient, library: Path) -> None:
     id = id_of(client, library / "a" / "2.jpg")
-    before = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file() and "shm" not in path.name}
+    before = {path: path.stat().st_mtime_ns for path in library.rglob("*") if path.is_file() and "shm" not in path.name}
     for method, path, body in (
         ("PUT", f"/api/images/{id}/tags", {"tags": ["x"]}),
         ("DELETE", f"/api/images/{id}/tags", None),
@@ -345,7 +345,7 @@ def test_a_read_only_server_changes_nothing(client: TestClient, library: Path) -
         ("POST", "/api/duplicates/undo", {"manifest": "seenit-moved-1.jsonl"}),
     ):
         assert "--read-only" in told(client.request(method, path, json=body), 403)["error"]
-    after = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file() and "shm" not in path.name}
+    after = {path: path.stat().st_mtime_ns for path in library.rglob("*") if path.is_file() and "shm" not in path.name}
     assert before == after
 
 
