@@ -6,20 +6,16 @@ Heavy packages are imported inside the commands, so that `seenit --help` and a u
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import typer
 
 from indexer import commands as indexer_commands
 from retrieval import commands as retrieval_commands
-from retrieval.duplicates import command as duplicates
-from retrieval.serve import command as serve
+from retrieval.duplicates import commands as duplicates_commands
+from retrieval.serve import commands as serve_commands
 from trainer import commands as trainer_commands
-from trainer.curation import command as curate
-
-if TYPE_CHECKING:
-    pass
-
+from trainer.curation import commands as curation_commands
 
 app = typer.Typer(
     help="Finds the same thing again: index your photos, then search them with an image.",
@@ -37,6 +33,25 @@ evaluate_app = typer.Typer(
     help="How well things are found (retrieval), and how good a backbone's features are (the others).",
     no_args_is_help=True,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from indexer.version import VERSION
+
+        print(f"seenit {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What every command knows."""
+
+
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(tag_app, name="tag")
@@ -49,8 +64,12 @@ app.command(epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html
     retrieval_commands.search
 )
 app.command(epilog="Example: seenit explain photo.jpg found.jpg -o match.png")(retrieval_commands.explain)
-app.command(epilog=duplicates.EXAMPLE)(duplicates.duplicates)
-app.command(epilog=serve.EXAMPLE)(serve.serve)
+app.command(epilog="Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes")(
+    duplicates_commands.duplicates
+)
+app.command(epilog="Example: seenit serve ~/Pictures --open   then: http://127.0.0.1:8765/docs for the API")(
+    serve_commands.serve
+)
 app.command(epilog="Example: seenit info --index ~/Pictures/.seenit --skipped")(indexer_commands.info)
 app.command(epilog="Example: seenit check --index ~/Pictures/.seenit        then: seenit check --repair")(
     indexer_commands.check
@@ -73,7 +92,9 @@ tag_app.command("export", epilog="Example: seenit tag export > tags.json")(index
 tag_app.command("import", epilog="Example: seenit tag import tags.json --index ~/Pictures/.seenit")(
     indexer_commands.tag_import
 )
-app.command(epilog=curate.EXAMPLE)(curate.curate)
+app.command(
+    epilog="Example: seenit curate ~/Downloads --like ~/Paintings --avoid test/ --out photos.txt --html photos.html"
+)(curation_commands.curate)
 app.command(epilog="Example: seenit train ~/Pictures --preset adapt --from dinov2_vits14 --out run")(
     trainer_commands.train
 )

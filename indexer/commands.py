@@ -5,23 +5,38 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .printable import quoted
+from .printable import printable, quoted
 from .terminal import IndexOption, JsonOption, WaitOption, megabytes, plural, say
+
+if TYPE_CHECKING:
+    from .store.protocol import Record
 
 
 def info(
+    image: Annotated[
+        Path | None,
+        typer.Argument(metavar="IMAGE", help="What the index holds of this image; none: of all."),
+    ] = None,
     index: IndexOption = None,
     skipped: Annotated[bool, typer.Option("--skipped", help="List the files that were skipped, and why.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """What the index holds and what made it."""
+    """What the index holds and what made it; of an image its date and its source, camera, place, tags, copies."""
     from .index.find_index import find_index
     from .index.index import Index
 
+    if image is not None:
+        if skipped:
+            raise typer.BadParameter("--skipped is about the whole index", param_hint="IMAGE")
+        with Index.open(find_index(index, [image], say=say)) as opened:
+            record = opened.record_of(image)
+            paths = [opened.roots.path(file.key) for file in record.files]
+        print(json.dumps(_image_values(record, paths)) if as_json else _image_text(record, paths))
+        return
     with Index.open(find_index(index, say=say)) as opened:
         broken = [(opened.roots.path(file.key), file.reason) for file in opened.skipped() if file.reason is not None]
         facts = opened.facts()
@@ -52,6 +67,34 @@ def info(
         }
         for name, value in shown.items():
             print(f"{name:<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
+
+
+def _image_values(record: "Record", paths: list[str]) -> dict[str, object]:
+    metadata = record.metadata
+    return {
+        "id": record.id,
+        "files": paths,
+        **asdict(metadata),
+        "taken_at": metadata.taken_at.isoformat() if metadata.taken_at else None,
+        "tags": list(record.tags),
+    }
+
+
+def _image_text(record: "Record", paths: list[str]) -> str:
+    metadata = record.metadata
+    place = f"{metadata.gps[0]:.5f}, {metadata.gps[1]:.5f}" if metadata.gps else ""
+    shown = {
+        "image": record.id,
+        "size": f"{metadata.width} x {metadata.height} pixels, {metadata.format}",
+        "date": metadata.date_in_words or "not known",
+        "camera": metadata.camera,
+        "place": place,
+        "pages or frames": metadata.frames if metadata.frames > 1 else None,
+        "note": metadata.note,
+        "tags": ", ".join(record.tags),
+    }
+    lines = [f"{name:<15} {printable(str(value))}" for name, value in shown.items() if value]
+    return "\n".join([*lines, *(f"{'file':<15} {quoted(path)}" for path in paths)])
 
 
 def check(

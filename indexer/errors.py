@@ -32,8 +32,23 @@ class StoreError(SeenitError):
     """The vector store refused, is not reachable, or does not hold what was expected."""
 
 
+class UnusableError(StoreError):
+    """The index is damaged, or another program's or version's: waiting does not help."""
+
+
+class AwayError(SeenitError):
+    """A folder, or what was in it, is not there now; its drive may come back."""
+
+
 class LockedError(StoreError):
     """Another process is using this index."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same call may succeed later although the user does nothing about this index."""
+    if isinstance(error, UnusableError):
+        return False
+    return isinstance(error, (AwayError, StoreError, DownloadError, OSError, MemoryError))
 
 
 def first_line(what: object) -> str:

@@ -13,19 +13,27 @@ from indexer.sync.progress import Progress
 from indexer.sync.summary import Summary
 from indexer.sync.sync import default_index, sync_folder
 
-from .calibrate import calibrate
+from .calibrate import FEWEST, calibrate
 
 if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
 
 
+STOPPED = "all images are indexed; the probability of a match remains to be learnt: run the same command again"
+
+
 @dataclass(frozen=True)
 class Built:
-    """What `build_index` did. `calibration` is None where the index is too small to learn from, or was not reached."""
+    """What `build_index` did.
+
+    calibration  None where the index is too small to learn from, or where that was not reached
+    interrupted  whether `stop` cut it short, in whichever of its steps
+    """
 
     summary: Summary
     calibration: Calibration | None
     notes: tuple[str, ...] = ()  # what else the user should know, a line each
+    interrupted: bool = False
 
 
 def build_index(
@@ -61,10 +69,13 @@ def build_index(
         say=say,
     )
     if options.dry_run or summary.interrupted or not summary.images:
-        return Built(summary, None)
+        return Built(summary, None, interrupted=summary.interrupted)
     if callable(progress):
         progress("learning probabilities", 0, 0)
     try:
-        return Built(summary, calibrate(location, backbone=once, wait_s=options.wait_s, stop=stop, say=say))
+        calibration = calibrate(location, backbone=once, wait_s=options.wait_s, stop=stop, say=say)
     except StoreError as error:  # all images are written; the next run learns
         return Built(summary, None, (f"the probability of a match was not learnt: {error}",))
+    if calibration is None and summary.images >= FEWEST and stop():
+        return Built(summary, None, (STOPPED,), interrupted=True)
+    return Built(summary, calibration)

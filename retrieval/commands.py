@@ -1,6 +1,7 @@
 """Commands that index, search and explain."""
 
 import json
+import signal
 import sys
 import tempfile
 import webbrowser
@@ -31,12 +32,10 @@ if TYPE_CHECKING:
     from indexer.errors import ImageError
     from indexer.sync.summary import Summary
 
+    from .build import Built
     from .query.query import Region
     from .results import Result
     from .search import Searcher
-
-
-WATCH_AGAIN_S = 5.0  # until --watch asks again for an index that another process writes
 
 
 def index(
@@ -58,7 +57,9 @@ def index(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Decoding processes. [one per core]")
     ] = SyncOptions.workers,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C or SIGTERM.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = SyncOptions.dry_run,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept that a folder with indexed images is now empty.")
@@ -87,12 +88,11 @@ def index(
     The default index of one folder is FOLDER/.seenit.
     """
     from indexer.backbone.load_once import LoadOnce
-    from indexer.errors import LockedError
     from indexer.index.find_index import find_index, remember_index
     from indexer.sync.sync import default_index
-    from indexer.sync.watch import wait_for_changes
 
     from .build import build_index
+    from .watch import watch_index
 
     folders = folders or []
     location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=say)
@@ -110,34 +110,27 @@ def index(
         verify=verify,
         wait_s=wait,
     )
-    with stop_on_interrupt() as stop:
-        while True:
-            try:
-                built = build_index(
-                    folders,
-                    location,
-                    options=options,
-                    backbone=once,
-                    progress=not as_json and sys.stderr.isatty(),
-                    stop=stop.is_set,
-                    say=say,
-                )
-            except LockedError as error:
-                if not watch:
-                    raise
-                say(f"{error}; trying again")
-                if stop.wait(WATCH_AGAIN_S):
-                    sys.exit(130)
-                continue
-            summary = built.summary
-            if not dry_run and summary.images:
-                remember_index(location)
-            print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
-            for note in built.notes:
-                say(note)
-            if not watch or dry_run or stop.is_set() or not wait_for_changes(folders, location, stop, say):
-                break
-    if summary.interrupted:
+    progress = not as_json and sys.stderr.isatty()
+
+    def tell(built: "Built") -> None:
+        if not dry_run and built.summary.images:
+            remember_index(location)
+        print(json.dumps(asdict(built.summary)) if as_json else _summary_text(built.summary), flush=True)
+        for note in built.notes:
+            say(note)
+
+    with stop_on_interrupt(signal.SIGTERM) as stop:
+        if watch and not dry_run:
+            interrupted = watch_index(
+                folders, location, options=options, backbone=once, stop=stop, tell=tell, say=say, progress=progress
+            )
+        else:
+            built = build_index(
+                folders, location, options=options, backbone=once, progress=progress, stop=stop.is_set, say=say
+            )
+            tell(built)
+            interrupted = built.interrupted
+    if interrupted:
         sys.exit(130)
 
 
@@ -196,6 +189,9 @@ def search(
     under: Annotated[list[str] | None, typer.Option(metavar="SUBFOLDER", help="Only below this folder.")] = None,
     after: Annotated[str | None, typer.Option(metavar="DATE", help="Taken then or later: 2023, 2023-05-01.")] = None,
     before: Annotated[str | None, typer.Option(metavar="DATE", help="Taken earlier than that.")] = None,
+    file_dates: Annotated[
+        bool, typer.Option("--file-dates", help="Where an image has no date of its own, go by its file's time.")
+    ] = False,
     camera: Annotated[str | None, typer.Option(help="Words of the camera's name: 'iphone 12'.")] = None,
     near: Annotated[str | None, typer.Option(metavar="LAT,LON,KM", help="Taken within KM of a place.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only images with this tag; repeat for several.")] = None,
@@ -230,7 +226,10 @@ def search(
             camera=camera,
             near=(place[0], place[1], place[2]) if place else None,
             tags=tuple(tag or ()),
+            file_dates=file_dates,
         )
+        if about_dates := searcher.index.about_dates(searcher.index.with_keys(where)):
+            say(about_dates)
         if waiting := searcher.awaiting_refit():
             say(f"{plural(waiting, 'image')} of the index await refitting; to finish: seenit index --index {location}")
         options = SearchOptions(top, where, rerank, exact, include_self, expand, augment)

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import draw_photo
 from PIL import Image
 
 import cli
+from indexer.index.index import Index
 from indexer.store.open import open_store
+from indexer.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 
@@ -184,6 +187,32 @@ def test_info(indexed: Path, seenit: Seenit) -> None:
     assert seenit("info", "--skipped").out.startswith(str(indexed / "bad.jpg") + ": ")
 
 
+@pytest.mark.slow
+def test_info_of_an_image_says_where_its_date_is_from(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2021:07:04 12:30:00"
+    named = draw_photo(indexed / "IMG_20190704_101500.jpg", 20)
+    dated = draw_photo(indexed / "dated.jpg", 21, exif=exif)
+    copy = Path(shutil.copy(dated, indexed / "copy\n.jpg"))
+    old = draw_photo(indexed / "old.jpg", 22)
+    os.utime(old, (10**9, 10**9))
+    seenit("index", indexed, "--workers", 1)
+    seenit("tag", "add", "kept", dated)
+    told = {path: json.loads(seenit("info", path, "--json").out) for path in (named, dated, old)}
+    assert [(one["taken_at"][:10], one["date_source"]) for one in told.values()] == [
+        ("2019-07-04", "name"),
+        ("2021-07-04", "exif"),
+        ("2001-09-09", "file"),
+    ]
+    assert set(told[dated]["files"]) == {str(dated), str(copy)} and told[dated]["tags"] == ["kept"]
+    assert "2001-09-09 (time of the file)" in seenit("info", old).out
+    lines = seenit("info", dated).out.splitlines()
+    assert len(lines) == 6 and "copy\\n.jpg" in "".join(lines)
+    assert_one_line_error(seenit("info", draw_photo(tmp_path / "other.jpg", 99)), "not in the index")
+    assert_one_line_error(seenit("info", tmp_path / "none.jpg"), "none.jpg")
+    assert seenit("info", dated, "--skipped").code == 2
+
+
 def test_backbones(seenit: Seenit, tiny_backbone: Path) -> None:
     listed = seenit("backbone", "list").out
     assert re.search(r"seenit_vits14 +shipped", listed) and re.search(r"dinov2_vitg14_reg +downloadable", listed)
@@ -252,11 +281,27 @@ def test_a_broken_query_in_a_batch_costs_only_itself(indexed: Path, seenit: Seen
 
 
 def all_commands() -> list[tuple[str, ...]]:
-    groups = {"backbone": cli.backbone_app, "tag": cli.tag_app}
-    inner: list[tuple[str, ...]] = [
-        (name, str(command.name)) for name, app in groups.items() for command in app.registered_commands
+    """Every command, those of groups with their group's name before theirs."""
+    groups: dict[tuple[str, ...], typer.Typer] = {(): cli.app}
+    groups |= {(str(group.name),): group.typer_instance for group in cli.app.registered_groups if group.typer_instance}
+    return [
+        (*group, command.name or command.callback.__name__)
+        for group, app in groups.items()
+        for command in app.registered_commands
+        if command.callback
     ]
-    return [*((command.callback.__name__,) for command in cli.app.registered_commands if command.callback), *inner]
+
+
+def test_every_group_has_commands_and_a_help(seenit: Seenit) -> None:
+    assert {command[0] for command in all_commands() if len(command) > 1} == {"backbone", "evaluate", "tag"}
+    for group in ("backbone", "evaluate", "tag"):
+        run = seenit(group, "--help")
+        assert run.code == 0 and "Commands:" in run.out
+
+
+def test_the_version_is_told(seenit: Seenit) -> None:
+    run = seenit("--version")
+    assert run.code == 0 and run.out == f"seenit {VERSION}\n"
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=" ".join)
@@ -280,22 +325,54 @@ def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
 @pytest.mark.slow
-def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(
+    ending: signal.Signals, tmp_path: Path, tiny_backbone: Path
+) -> None:
     folder = tmp_path / "many"
     for n in range(200):
         draw_photo(folder / f"{n}.jpg", n)
     command = [sys.executable, "-m", "cli", "index", str(folder), "--backbone", str(tiny_backbone)]
     command += ["--resolution", "56", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stderr is not None
     assert "backbone" in process.stderr.readline()
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, ending)  # as a terminal and systemd do, to the decoders as well
     out, err = process.communicate(timeout=60)
     assert "stopping after the batch in hand" in err and "Traceback" not in err
     assert process.returncode == 130 and "run the same command again" in out
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "200 images" in again.stdout
+
+
+STOPPED_WHILE_LEARNING = """
+import os, signal, sys
+import cli
+from retrieval import calibrate
+calibrate.render_view = lambda *given, __call=calibrate.render_view: (os.kill(os.getpid(), {ending}), __call(*given))[1]
+sys.argv = ["seenit", "index", sys.argv[1], "--backbone", sys.argv[2], "--resolution", "56", "--workers", "1"]
+cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_learning_probabilities(ending: signal.Signals, photos: Path, tiny_backbone: Path) -> None:
+    code = STOPPED_WHILE_LEARNING.replace("{ending}", str(int(ending)))
+    command = [sys.executable, "-c", code, str(photos), str(tiny_backbone)]
+    stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert stopped.returncode == 130 and "8 images" in stopped.stdout, stopped.stderr
+    assert "probability of a match remains to be learnt: run the same command again" in stopped.stderr
+    again = subprocess.run(
+        [sys.executable, "-m", "cli", "index", str(photos)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert again.returncode == 0 and "remains to be learnt" not in again.stderr
+    with Index.open(photos / ".seenit") as index:
+        assert index.calibration is not None
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
+from typing import IO
 from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import DownloadError
@@ -219,7 +220,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_repeats = 2
 
     def redirect_request(  # the signature is urllib's
-        self, request, body, code, message, headers, new_url
+        self,
+        request: urllib.request.Request,
+        body: IO[bytes],
+        code: int,
+        message: str,
+        headers: http.client.HTTPMessage,
+        new_url: str,
     ) -> urllib.request.Request | None:
         was, now = urlsplit(request.full_url).scheme, urlsplit(new_url).scheme
         if now not in ("http", "https") or (was == "https" and now == "http"):

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from ..errors import SeenitError, first_line, os_reason
+from ..errors import AwayError, SeenitError, first_line, os_reason
 
 if TYPE_CHECKING:
-    from pathspec import PathSpec
+    from pathspec import GitIgnoreSpec
 
 # Folders that cameras' software, systems and network drives fill with copies and leftovers
 SKIPPED_FOLDERS = frozenset(
@@ -88,7 +88,7 @@ def find_files(
         for link in walk.links:  # grows while it is walked
             yield from _walk(link, walk, rules)
         if _identity_of_root(root) != before:  # a disk taken away must not look like deleted photos
-            raise SeenitError(f"the folder {root} went away while it was being listed; bring it back and try again")
+            raise AwayError(f"the folder {root} went away while it was being listed; bring it back and try again")
 
 
 def stamp_ns(status: os.stat_result) -> int:
@@ -125,7 +125,7 @@ def _identity_of_root(root: str) -> tuple[int, int]:
     try:
         is_folder, identity = os.path.isdir(root), _identity(root)
     except OSError as error:
-        raise SeenitError(f"cannot list {root}: {os_reason(error)}; give a folder that can be read") from None
+        raise AwayError(f"cannot list {root}: {os_reason(error)}; give a folder that can be read") from None
     if not is_folder:
         raise SeenitError(f"cannot list {root}: it is not a folder; give the folder that holds it")
     return identity
@@ -136,7 +136,7 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-_Rules = list[tuple[str, "PathSpec"]]  # folders and the patterns that hold below them, the outermost first
+_Rules = list[tuple[str, "GitIgnoreSpec"]]  # folders and the patterns that hold below them, the outermost first
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _with_ignore_file(folder: str, rules: _Rules) -> tuple[_Rules, list[Unreadab
     return ([*rules, (folder, spec)] if spec else rules), problems
 
 
-def _patterns(lines: Iterable[str]) -> "PathSpec | None":
+def _patterns(lines: Iterable[str]) -> "GitIgnoreSpec | None":
     """Patterns as git reads them; None where there are none."""
     wanted = [line for line in lines if line.strip() and not line.startswith("#")]
     if not wanted:

@@ -165,7 +165,11 @@ class DecoderProcess:
 
 def serve(hello: dict[str, Any]) -> None:
     """A decoder process from its first line to its last; `hello` is what `DecoderProcess` sent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    for ending in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a whole group of processes gets them; they are the parent's to answer
+        signal.signal(ending, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # what a C library prints must not come between the answers

@@ -6,16 +6,19 @@ descriptor's statistics and the calibration.
 
 import os
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..errors import WAIT_S as WAIT_S
-from ..errors import SeenitError
+from ..errors import SeenitError, os_reason
+from ..images.find import open_regular
+from ..images.metadata import content_id
 from ..store.index_folder import is_index_folder
 from ..store.open import open_store
-from ..store.protocol import Filter, Schema, Store, is_url
+from ..store.protocol import Filter, Record, Schema, Store, is_url
 from .calibration import BLOB as CALIBRATION_BLOB
 from .calibration import Calibration, parse_calibration
 from .keys import Roots
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from ..backbone.backbone import Backbone
     from ..descriptor.embedder import Embedder
     from ..descriptor.whitening import Whitening
+
+
+_FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,41 @@ class Index:
             return keys
         known = ", ".join(self.roots.folders.values())
         raise SeenitError(f"no folder {folder} in the index at {self.location}; it mirrors {known}")
+
+    def about_dates(self, where: Filter) -> str | None:
+        """What is to be said where dates are asked for: how many images have none of their own, and what is done then.
+
+        where  as the store takes it, see `with_keys`; None where it names no dates, or every image has one of its own
+        """
+        if not where.has_dates:
+            return None
+        all_times = replace(where, after=None, before=None)
+        count = self.store.count(all_times)
+        own, known = (
+            self.store.count(replace(all_times, after=_FIRST_MOMENT, file_dates=file_dates))
+            for file_dates in (False, True)
+        )
+        if own == count:
+            return None
+        start = f"{count - own:,} of {count:,} images have no date in their metadata or name"
+        if not where.file_dates:
+            return f"{start} and are left out; to go by the times of their files: --file-dates"
+        unknown = f"; {count - known:,} have no time either and are left out" if known < count else ""
+        return f"{start}; the times of their files count{unknown}"
+
+    def record_of(self, path: str | Path) -> Record:
+        """What the index holds of an image file's content, without vectors; SeenitError where it does not hold it."""
+        try:
+            with open_regular(os.path.abspath(os.path.expanduser(path))) as file:
+                id = content_id(file.read())
+        except OSError as error:
+            raise SeenitError(f"cannot read {path}: {os_reason(error)}; name an image file") from None
+        found = self.store.retrieve([id])
+        if not found:
+            raise SeenitError(
+                f"{path} is not in the index at {self.location}; index its folder with: seenit index FOLDER"
+            )
+        return found[0]
 
     def awaiting_refit(self) -> int:
         """Images whose vectors older statistics made, after a run that was cut short: results are poor."""

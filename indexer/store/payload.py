@@ -23,6 +23,7 @@ from .protocol import Listed, Record, Schema, StoredFile, folder_keys
 INDEXED_FIELDS = {
     "folders": "keyword",
     "taken_at": "datetime",
+    "date_source": "keyword",
     "camera_words": "keyword",
     "location": "geo",
     "tags": "keyword",

@@ -87,6 +87,7 @@ class Filter:
     tags: tuple[str, ...] = ()  # all of them
     not_whitening_id: str | None = None  # only records whose vectors another whitening made
     not_ids: tuple[str, ...] = ()  # never these records
+    file_dates: bool = False  # whether `after` and `before` go by files' times too; else only by REAL_DATES
 
     def __post_init__(self) -> None:
         for name in ("under", "tags", "not_ids"):  # one text is one folder or tag, not its letters
@@ -96,6 +97,10 @@ class Filter:
 
     def __bool__(self) -> bool:
         return self != Filter()
+
+    @property
+    def has_dates(self) -> bool:
+        return self.after is not None or self.before is not None
 
 
 @dataclass(frozen=True)

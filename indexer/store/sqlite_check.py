@@ -28,8 +28,10 @@ from .index_folder import claim_folder, refuse_missing, remove_blank
 from .protocol import Record, Schema, StoredFile, is_url
 from .sqlite_errors import sqlite_errors
 from .sqlite_filter import from_bytes, id_text
+from .sqlite_readers import open_reader
+from .sqlite_rows import metadata_of, record_crc
 from .sqlite_schema import NAME, connect, mend, select
-from .sqlite_store import SqliteStore, metadata_of, open_reader, record_crc
+from .sqlite_store import SqliteStore
 from .tag_copy import NAME as TAGS_NAME
 from .tag_copy import read_tags
 

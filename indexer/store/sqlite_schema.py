@@ -26,7 +26,7 @@ import apsw
 import apsw.sqlite_extra
 
 from ..atomic_file import last_bytes
-from ..errors import StoreError
+from ..errors import UnusableError
 
 NAME = "index.sqlite"
 FORMAT = 2  # in PRAGMA user_version; 1 was the embedded engine of the first version
@@ -138,11 +138,11 @@ def check_schema(db: apsw.Connection, folder: Path) -> bool:
     if not there and not ours and made_in == 0:
         return False  # made, and then its maker was stopped
     if not ours:
-        raise StoreError(f"{folder / NAME} was not made by seenit; name another folder with --index")
+        raise UnusableError(f"{folder / NAME} was not made by seenit; name another folder with --index")
     if made_in > FORMAT:
-        raise StoreError(f"the index at {folder} was made by a newer seenit (format {made_in}); update seenit")
+        raise UnusableError(f"the index at {folder} was made by a newer seenit (format {made_in}); update seenit")
     if there != set(TABLES) or int(db.pragma("checksum_verification")) != 1:
-        raise StoreError(f"the index at {folder} is damaged or was altered by another program; {mend(folder)}")
+        raise UnusableError(f"the index at {folder} is damaged or was altered by another program; {mend(folder)}")
     return True
 
 
@@ -164,11 +164,13 @@ def refuse_odd_files(folder: Path) -> bool:
             continue
         if not stat.S_ISREG(mode):
             what = "a link" if stat.S_ISLNK(mode) else "no regular file"
-            raise StoreError(
+            raise UnusableError(
                 f"cannot open the index at {folder}: {path.name} in it is {what}; remove it, or index anew"
             )
         if suffix == "-journal" and last_bytes(path, 8) == OTHER_JOURNAL:
-            raise StoreError(f"cannot open the index at {folder}: {path.name} in it was not left by seenit; remove it")
+            raise UnusableError(
+                f"cannot open the index at {folder}: {path.name} in it was not left by seenit; remove it"
+            )
         if not suffix:
             return True
     return False

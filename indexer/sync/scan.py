@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import SeenitError
+from ..errors import AwayError, SeenitError
 from ..images.find import FoundFile, Unreadable, find_files
 from ..index.keys import Roots, relative_parts
 from ..index.manifest import Manifest
@@ -84,7 +84,7 @@ def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed
         held = ledger.num_known_in(scope)
         if held and not ledger.num_found_in(scope):
             why = "a drive that is not mounted" + (", or all of it excluded?" if run.exclude else "?")
-            raise SeenitError(
+            raise AwayError(
                 f"{run.roots.path(scope)} is empty now, but the index holds {held} of its images ({why}); if they are"
                 " meant to go: seenit index --allow-empty"
             )

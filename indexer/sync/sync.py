@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backbone.load_once import LoadOnce, load_once
-from ..errors import SeenitError, StoreError
+from ..errors import AwayError, SeenitError, StoreError
 from ..images.decode import SNIFF_BYTES
 from ..images.find import Unreadable
 from ..images.jobs import Batch, BeginsLikeImage, Broken, Changed, Decoded, Hashed, Job, NotAnImage, Outcome, Vanished
@@ -77,8 +77,9 @@ def sync_folder(
     location = index if index is not None else default_index(folders)
     for folder in folders:
         if not Path(folder).is_dir():
-            what = "is a file, not a folder" if Path(folder).exists() else "is not there; nothing was changed"
-            raise SeenitError(f"cannot index {folder}: it {what}")
+            if Path(folder).exists():
+                raise SeenitError(f"cannot index {folder}: it is a file, not a folder; name the folder that holds it")
+            raise AwayError(f"cannot index {folder}: it is not there; nothing was changed")
     is_new = not is_url(location) and not is_index_folder(location)
     if is_new and not is_url(location):
         refuse_foreign(Path(location))
@@ -94,7 +95,7 @@ def sync_folder(
         _check_request(manifest, asked, options, location)
         _take_stock(run, manifest, location, absorbed)
         if manifest is None and not ledger.num_to_decode():
-            raise SeenitError(f"no files in {', '.join(map(str, folders))}; name a folder with images")
+            raise AwayError(f"no files in {', '.join(map(str, folders))}; name a folder with images")
         if options.dry_run:
             _hash_likely_renames(run, stop, progress)
             return _dry_summary(run, manifest, str(location), started)
@@ -110,7 +111,7 @@ def sync_folder(
             manifest, interrupted = _embed_all(run, manifest, asked, progress, stop, say)
         if manifest is None and not interrupted:
             reasons = ", ".join(f"{count} {reason}" for reason, count in _skip_reasons(ledger).items())
-            raise SeenitError(
+            raise AwayError(
                 f"no images in {', '.join(map(str, folders))}"
                 f"{f' ({reasons})' if reasons else ''}; name a folder with images"
             )
@@ -127,6 +128,7 @@ def sync_folder(
             notes.append(f"{run.links_out:,} links lead out of the folders and were not followed; see --follow-links")
         if run.embedded and not interrupted:
             notes += _optimize(store, progress, stop)
+            interrupted = stop()
         return Summary(
             index=str(location),
             changes=ledger.changes(),

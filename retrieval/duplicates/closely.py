@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from indexer.errors import ImageError
+from indexer.errors import ImageError, os_reason
 from indexer.images.decode import DEFAULT_LIMITS, decode
-from indexer.images.find import open_regular, os_reason
+from indexer.images.find import open_regular
 
 from .groups import AS_DETAILED, Pair, inverse
 from .local import Box, Place, compare_locally

@@ -4,13 +4,14 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from indexer.descriptor.features import WHOLE
 from indexer.errors import ImageError
 from indexer.images.decode import Limits
 from indexer.images.jobs import Decoded, Job
 from indexer.images.metadata import Metadata
 from indexer.images.pool import DecodePool
 
-from ..query.crops import WHOLE, QueryCrop
+from ..query.crops import QueryCrop
 from ..query.encoder import frame_of, why_unread
 from ..query.query import Region, box_in_pixels
 from .decode_work import decode_for_server

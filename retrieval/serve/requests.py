@@ -52,6 +52,7 @@ class Filters(Asked):
     under: tuple[Text, ...] = Field((), max_length=1000, description="folders, any of them: absolute or below a root")
     after: Moment | None = Field(None, description="taken then or later")
     before: Moment | None = Field(None, description="taken earlier than that")
+    file_dates: bool = Field(False, description="where an image has no date of its own, go by its file's time")
     camera: Text | None = Field(None, description="words of the camera's name")
     near: Place | None = Field(None, description="latitude, longitude in degrees, radius in km")
     tags: tuple[Text, ...] = Field((), max_length=1000, description="all of them")
@@ -64,6 +65,7 @@ class Filters(Asked):
             camera=self.camera or None,
             near=self.near,
             tags=self.tags,
+            file_dates=self.file_dates,
         )
 
 
@@ -160,6 +162,7 @@ def filters_of(
     under: list[str],
     after: str | None,
     before: str | None,
+    file_dates: bool,
     camera: str | None,
     near: str | None,
     tag: list[str],
@@ -168,7 +171,8 @@ def filters_of(
 
     pydantic's ValidationError where they are no conditions.
     """
-    values: dict[str, Any] = {"under": under, "after": after, "before": before, "camera": camera, "tags": tag}
+    values: dict[str, Any] = {"under": under, "camera": camera, "tags": tag}
+    values |= {"after": after, "before": before, "file_dates": file_dates}
     if near is not None:
         parts = near.split(",")
         if len(parts) != 3:

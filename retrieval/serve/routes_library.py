@@ -51,12 +51,13 @@ def library_routes(service: Service) -> APIRouter:
         under: Texts = [],  # noqa: B006 - FastAPI makes a new one for each request
         after: str | None = None,
         before: str | None = None,
+        file_dates: bool = False,
         camera: str | None = None,
         near: Annotated[str | None, Query(description="LATITUDE,LONGITUDE,KM")] = None,
         tag: Texts = [],  # noqa: B006
     ) -> Response:
         """A page of the images that meet the conditions: the newest first, or by path."""
-        where = service.where(filters_of(under, after, before, camera, near, tag))
+        where = service.where(filters_of(under, after, before, file_dates, camera, near, tag))
         total, start, records, next_cursor = library.page(where, order, offset, limit, cursor)
         found = tuple(ImageInfo(**image_values(record, index.roots)) for record in records)
         return json_response(ImagesAnswer(total=total, offset=start, images=found, next_cursor=next_cursor))
@@ -66,12 +67,13 @@ def library_routes(service: Service) -> APIRouter:
         under: Texts = [],  # noqa: B006
         after: str | None = None,
         before: str | None = None,
+        file_dates: bool = False,
         camera: str | None = None,
         near: str | None = None,
         tag: Texts = [],  # noqa: B006
     ) -> Response:
         """Months with how many images they have, the newest first."""
-        where = service.where(filters_of(under, after, before, camera, near, tag))
+        where = service.where(filters_of(under, after, before, file_dates, camera, near, tag))
         months: list[Month] = []
         offset = 0
         for month, count in library.listing(where).months:

@@ -70,12 +70,13 @@ def search_routes(service: Service) -> APIRouter:
         under: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI makes a new one for each request
         after: str | None = None,
         before: str | None = None,
+        file_dates: bool = False,
         camera: str | None = None,
         near: Annotated[str | None, Query(description="LATITUDE,LONGITUDE,KM")] = None,
         tag: Annotated[list[str], Query()] = [],  # noqa: B006
     ) -> Response:
         """Search with an image of the index."""
-        filters = filters_of(under, after, before, camera, near, tag)
+        filters = filters_of(under, after, before, file_dates, camera, near, tag)
         return json_response(await service.search(QueryBody(id=id), filters, Options(top=top, rerank=rerank)))
 
     return router

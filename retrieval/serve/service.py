@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 from anyio import CapacityLimiter, to_thread
 
-from indexer.errors import ImageError, SeenitError
+from indexer.errors import ImageError
 from indexer.images.decode import Limits
 from indexer.index.index import Index
 from indexer.store.protocol import Filter, Record, is_url
 from indexer.sync.options import SyncOptions
+from indexer.sync.watch import Backoff, FolderWatch
 from indexer.version import VERSION
 
 from ..options import SearchOptions
@@ -316,27 +317,33 @@ class Service:
             say=handle.say,
         )
         self.refresh()
-        if built.summary.interrupted:
+        if built.interrupted:
             raise Stopped
         changes = built.summary.changes
         message = f"added {changes.added:,}, updated {changes.updated:,}, removed {changes.removed:,}"
         return Outcome(message, asdict(built.summary), (*built.summary.notes, *built.notes))
 
     def _watch(self) -> None:
-        from indexer.sync.watch import wait_for_changes
+        """Start a run after each change below the folders, until the server stops."""
+        backoff = Backoff()
+        while not self.stopping.is_set():
+            watch = FolderWatch(list(self.index.roots.folders.values()), self.index.location)
+            try:
+                while watch.wait(self.stopping) and not watch.problem:
+                    backoff.reset()
+                    watch.clear()
+                    self._start_when_free()
+            finally:
+                watch.close()
+            self.stopping.wait(backoff.next_s())
 
+    def _start_when_free(self) -> None:
         while not self.stopping.is_set():
             try:
-                if not wait_for_changes((), self.index.location, self.stopping):
-                    return
-                while not self.stopping.is_set():
-                    try:
-                        self.start_index(IndexBody())
-                        break
-                    except Refusal:  # something runs; what changed meanwhile is taken up after it
-                        self.stopping.wait(1.0)
-            except SeenitError:
-                self.stopping.wait(5.0)  # the folders may come back
+                self.start_index(IndexBody())
+                return
+            except Refusal:  # something runs; what changed meanwhile is taken up after it
+                self.stopping.wait(1.0)
 
 
 def _told(name: str, found: DecodedQuery, indexed: bool) -> AskedImage:

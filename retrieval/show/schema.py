@@ -66,6 +66,7 @@ class FoundImage(Answer):
     height: int
     format: str
     taken_at: str | None = Field(None, description="ISO 8601, UTC")
+    date_source: str | None = Field(None, description="of taken_at: exif, xmp, name (of the file), file (its time)")
     camera: Text | None = None
     copies: tuple[Text, ...] = Field((), description="other files with the same bytes")
     tags: tuple[Text, ...] = ()
@@ -201,6 +202,7 @@ def _found_image(result: Result) -> FoundImage:
         height=metadata.height,
         format=metadata.format,
         taken_at=metadata.taken_at.isoformat() if metadata.taken_at else None,
+        date_source=metadata.date_source if metadata.taken_at else None,
         camera=metadata.camera,
         copies=result.copies,
         tags=result.tags,

@@ -88,7 +88,7 @@ def _caption(result: Result) -> tuple[str, ...]:
     copies = len(result.copies)
     lines = (
         f"{metadata.width} x {metadata.height}",
-        f"{metadata.taken_at:%Y-%m-%d}" if metadata.taken_at else "",
+        metadata.date_in_words,
         metadata.camera or "",
         " ".join(f"#{tag}" for tag in result.tags),
         f"{copies} more {'copy' if copies == 1 else 'copies'}" if copies else "",

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     return report | {"peak memory, MB anonymous": memory.anonymous, "peak memory, MB file-backed": memory.file_backed}
 
 
-def median(call: Callable, each: list) -> float:
+def median(call: Callable[[Any], object], each: list[Any]) -> float:
     """Median of one call, ms."""
     times = []
     for one in each:
@@ -100,12 +101,12 @@ def median(call: Callable, each: list) -> float:
     return 1e3 * float(np.median(times))
 
 
-def batches(call: Callable, each: list) -> float:
+def batches(call: Callable[[Any], object], each: list[Any]) -> float:
     """Median over batches of the time of one in it, ms."""
     return median(call, list(_batches(each))) / BATCH
 
 
-def _batches(each: list) -> Iterator[list]:
+def _batches(each: list[Any]) -> Iterator[list[Any]]:
     yield from (each[start : start + BATCH] for start in range(0, len(each), BATCH))
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from indexer.index.find_index import find_index
 from indexer.index.index import Index, index_in, is_index
 from indexer.index.keys import Roots
 from indexer.index.manifest import Manifest, parse_manifest, write_manifest
+from indexer.store.protocol import Filter
 from indexer.sync.options import SyncOptions
 from retrieval import Searcher, build_index
 from retrieval.options import SearchOptions
@@ -198,3 +200,28 @@ def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone
         holder.kill()
         holder.communicate()
     assert build_index(photos, options=SyncOptions(workers=1)).summary.changes.unchanged == 8
+
+
+def test_dates_of_files_count_only_where_asked_for(photos: Path, tiny_backbone: Path) -> None:
+    draw_photo(photos / "2019-07-04 10.15.00.jpg", 20)
+    draw_photo(photos / "IMG-20010101-WA0001.jpg", 21)
+    for path in photos.rglob("*.jpg"):
+        os.utime(path, (1.5e9, 1.5e9))  # in 2017
+    sync_folder(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
+    after_2017 = datetime(2017, 1, 1, tzinfo=UTC)
+    with Index.open(photos / ".seenit") as index:
+        assert index.store.count(Filter(after=after_2017)) == 1
+        assert index.store.count(Filter(before=after_2017)) == 1
+        assert index.store.count(Filter(after=after_2017, file_dates=True)) == 9
+        assert index.about_dates(Filter(tags=("x",), file_dates=True)) is None
+        left_out = index.about_dates(Filter(after=after_2017))
+        assert (
+            left_out
+            and left_out.startswith("8 of 10 images")
+            and "left out; " in left_out
+            and "--file-dates" in left_out
+        )
+        used = index.about_dates(Filter(before=after_2017, file_dates=True))
+        assert used == "8 of 10 images have no date in their metadata or name; the times of their files count"
+        under = index.with_keys(Filter(after=after_2017, under=(str(photos / "a"),)))
+        assert (index.about_dates(under) or "").startswith("4 of 4 images")

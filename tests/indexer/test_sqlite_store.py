@@ -30,7 +30,7 @@ from indexer.errors import LockedError, SeenitError, StoreError
 from indexer.images.metadata import content_id
 from indexer.index import find_index as last_index
 from indexer.index.keys import Roots
-from indexer.store import index_folder, neighbour_cache, neighbours, sqlite_store
+from indexer.store import index_folder, neighbour_cache, neighbours, sqlite_readers, sqlite_schema
 from indexer.store.neighbour_cache import cache_folder
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Record, Store, StoredFile
@@ -448,17 +448,17 @@ def test_a_reader_of_a_file_as_it_lies_notices_a_writer_meanwhile(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a full disk: the folder can be written, but nothing shared can be made beside the database."""
-    real = sqlite_store.connect
+    real = sqlite_schema.connect
 
     def only_as_it_lies(folder: Path, *, write: bool = False, immutable: bool = False) -> apsw.Connection:
         if not (write or immutable):
             raise apsw.FullError("database or disk is full")
         return real(folder, write=write, immutable=immutable)
 
-    monkeypatch.setattr(sqlite_store, "connect", only_as_it_lies)
+    monkeypatch.setattr(sqlite_readers, "connect", only_as_it_lies)
     reader = SqliteStore.open(folder)
     assert reader.count() == 30
-    monkeypatch.setattr(sqlite_store, "connect", real)
+    monkeypatch.setattr(sqlite_readers, "connect", real)
     held_open = reader.snapshot()
     held_open.__enter__()
     with closing(open_store(folder, write=True)) as writer:

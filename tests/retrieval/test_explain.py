@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ GREY = (128, 128, 128)
 
 
 def evidence(
-    pairs: list[tuple[float, float, float, float, float]], probability: float | None = 0.9, **more
+    pairs: list[tuple[float, float, float, float, float]], probability: float | None = 0.9, **more: Any
 ) -> Evidence:
     believed = probability is not None and probability > 0.5
     return Evidence(probability, believed, len(pairs), np.array(pairs, np.float32).reshape(-1, 5), **more)

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -196,7 +197,7 @@ def test_an_image_is_embedded_once(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_page(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 
-    def queries(count: int):
+    def queries(count: int) -> Iterator[PageQuery]:
         for n in range(count):
             yield PageQuery([PageResult(str(tmp_path / "gone.jpg"), 1, 0.5)], image=np.roll(noise, n, 0))
 
@@ -215,7 +216,7 @@ def test_page_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("the page before")
 
-    def breaks_off():
+    def breaks_off() -> Iterator[PageQuery]:
         yield PageQuery([])
         raise KeyboardInterrupt
 

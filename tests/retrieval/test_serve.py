@@ -131,6 +131,7 @@ def test_region_filters_and_options(client: TestClient, library: Path) -> None:
             "under": [],
             "after": None,
             "before": None,
+            "file_dates": False,
             "camera": None,
             "near": None,
             "tags": [],

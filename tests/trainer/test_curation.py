@@ -16,12 +16,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from indexer import SyncOptions, sync_folder
+from indexer.descriptor import whitening
 from indexer.errors import SeenitError
-from trainer.curation import command, embed
+from trainer.curation import commands, embed
 from trainer.curation.choices import Choices
 from trainer.curation.inputs import read_inputs
+from trainer.curation.outcome import CurationSummary
 from trainer.curation.page import write_curation_page
-from trainer.curation.pipeline import CurationSummary, curate
+from trainer.curation.pipeline import curate
 from trainer.data.sources import open_source
 
 
@@ -223,7 +225,7 @@ def test_mistakes_are_told_before_the_work(tmp_path: Path, pool: Path, run: Any,
 @pytest.mark.slow
 def test_the_command_prints_and_writes(tmp_path: Path, pool: Path, tiny_backbone: Path) -> None:
     app = typer.Typer()
-    app.command()(command.curate)
+    app.command()(commands.curate)
     page = tmp_path / "page.html"
     call = [str(pool), "--out", str(tmp_path / "l.txt"), "--backbone", str(tiny_backbone), "--html", str(page)]
     answer = CliRunner().invoke(
@@ -261,7 +263,7 @@ def test_the_page_stands_foreign_names_and_lost_files(tmp_path: Path, tiny_backb
 def test_features_that_are_not_finite_are_left_out(
     tmp_path: Path, pool: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = embed.descriptor.apply
+    whole = whitening.apply
     seen = []
 
     def spoilt(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -269,6 +271,6 @@ def test_features_that_are_not_finite_are_left_out(
         seen.append(len(vectors))
         return (vectors * np.nan if len(seen) == 1 else vectors), tokens
 
-    monkeypatch.setattr(embed.descriptor, "apply", spoilt)
+    monkeypatch.setattr(whitening, "apply", spoilt)
     summary = run(pool)
     assert summary.unreadable == 2 and "00.png" not in listed(tmp_path) and summary.written == 11

@@ -1,5 +1,6 @@
 """Views of photos, how well they find their photo, and the head that is fitted on them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 from conftest import draw_photo
 from PIL import Image
+from torch import Tensor
 
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures
+from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut, Job, Settings
 from indexer.images.synthetic_views import _draw_quad, _homography, render_view
@@ -205,13 +207,15 @@ def test_too_few_photos_for_a_head(photos: Path, many_photos: Path, tmp_path: Pa
 
 
 def test_a_head_is_judged_with_the_statistics_that_an_index_would_have(
-    tiny_backbone, many_photos, tmp_path, monkeypatch
-):
+    tiny_backbone: Path, many_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted, plain = [], descriptor.fit_whitening
 
-    def whitening(photos, recipe, prior):
+    def whitening(
+        photos: Sequence[PooledFeatures], config: DescriptorConfig, prior: Mapping[str, Tensor] | None
+    ) -> Whitening:
         counted.append(sum(len(pooled.parts) for pooled in photos))
-        return plain(photos, recipe, prior)
+        return plain(photos, config, prior)
 
     monkeypatch.setattr(descriptor, "fit_whitening", whitening)
     train_head(many_photos, tmp_path / "out", from_backbone=tiny_backbone, progress=False, say=lambda line: None)

@@ -17,12 +17,13 @@ from PIL import Image
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.checkpoint import build_model, load_checkpoint
 from indexer.backbone.vit import Block, TokenFeatures
+from indexer.descriptor.patch_maps import cls_attention, patch_colours
 from indexer.errors import SeenitError
 from trainer.config import make_config
 from trainer.data.sources import open_source
 from trainer.evaluate.labelled import as_backbone
 from trainer.run.report import curve, read_metrics, write_report
-from trainer.run.show import Watched, cls_attention, feature_sheet, neighbour_sheet, patch_colours
+from trainer.run.show import Watched, feature_sheet, neighbour_sheet
 from trainer.train import train
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from .move import Moved
     from .outcome import Duplicates
 
-EXAMPLE = "Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes"
-
 
 def duplicates(
     where: Annotated[

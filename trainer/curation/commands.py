@@ -24,8 +24,6 @@ from .choices import (
     Choices,
 )
 
-EXAMPLE = "Example: seenit curate ~/Downloads --like ~/Paintings --avoid test/ --out photos.txt --html photos.html"
-
 
 def curate(
     pool: Annotated[

@@ -8,7 +8,6 @@ import typer
 
 from indexer.terminal import say
 
-EXAMPLE = "Example: seenit serve ~/Pictures/.seenit --open   then: http://127.0.0.1:8765/docs for the API"
 PORT = 8765
 
 
@@ -46,7 +45,7 @@ def serve(
         from indexer.errors import SeenitError
 
         raise SeenitError("seenit serve needs a web server; install it with: pip install 'seenit[web]'") from None
-    from ..duplicates.command import index_at
+    from ..duplicates.commands import index_at
     from .security import Access, printed_url
     from .server import Server, allow_many_files, listen
     from .service import ServeOptions, Service
