@@ -1,6 +1,5 @@
 """Images of requests, decoded in processes of their own with their caps; files are opened without following a link."""
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,6 @@ from ..query.crops import QueryCrop
 from ..query.encoder import frame_of, why_unread
 from ..query.query import Region, box_in_pixels
 from .decode_work import decode_for_server
-from .refusal import busy
-
-WAITING = 64  # images that may wait for a decoder
 
 
 @dataclass(frozen=True)
@@ -42,14 +38,13 @@ class DecodedQuery:
 class Decoder:
     """The decoder processes of a server; its calls block, and come from any thread."""
 
-    def __init__(self, resolution: int, limits: Limits, workers: int | None = None, waiting: int = WAITING) -> None:
+    def __init__(self, resolution: int, limits: Limits, workers: int | None = None) -> None:
         self._pool = DecodePool(workers, resolution=resolution, patch_size=1, limits=limits, work=decode_for_server)
-        self._free = threading.Semaphore(waiting)
 
     def query(self, source: Source, region: Region | None = None) -> DecodedQuery:
         """An image, or the part of it at `region` (fractions), to be searched with.
 
-        Raises ImageError where it cannot be read, SeenitError for a region outside, Refusal 429 where too many wait.
+        Raises ImageError where it cannot be read, SeenitError for a region outside.
         """
         found = self._run(source, {"kind": "query", "region": region})
         crop = QueryCrop(found.pixels, WHOLE)
@@ -66,12 +61,7 @@ class Decoder:
         self._pool.close()
 
     def _run(self, source: Source, order: dict[str, Any]) -> Decoded:
-        if not self._free.acquire(blocking=False):
-            raise busy("too many images wait for a decoder")
-        try:
-            (outcome,) = self._pool.run([Job(source.path, order=order | {"top": source.top})])
-        finally:
-            self._free.release()
+        (outcome,) = self._pool.run([Job(source.path, order=order | {"top": source.top})])
         if not isinstance(outcome, Decoded):
             raise ImageError(source.name, why_unread(outcome).reason)
         if source.id is not None and outcome.id != source.id:

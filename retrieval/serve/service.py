@@ -32,12 +32,13 @@ from .decoding import DecodedQuery, Decoder
 from .duplicates import DuplicateReview, default_target
 from .files import ThumbnailCache, sources, thumbnail_size
 from .library import Library
-from .refusal import Refusal
+from .refusal import Refusal, busy
 from .requests import ID_PATTERN, ExplainBody, Filters, IndexBody, Options, QueryBody
 from .tasks import Handle, Outcome, Stopped, Task, Tasks
 from .uploads import MAX_FILE_BYTES, Upload, Uploads
 
 DECODING_THREADS = 16  # that wait for the decoder processes
+DECODING_WAITING = 256  # requests that may wait for such a thread: a page asks for a hundred thumbnails at once
 MAX_PIXELS = 200_000_000
 TAGS_WAIT_S = 3.0  # for another process that writes
 
@@ -156,7 +157,9 @@ class Service:
         return explanation(query.told.name, image.told.name, found, similarity=body.similarity)
 
     async def decoded(self, work: Callable[..., Returned], *arguments: Any) -> Returned:
-        """Work that waits for decoder processes, in a thread of few."""
+        """Work that waits for decoder processes, in a thread of few; Refusal 429 where too much waits for one."""
+        if self.decoding.statistics().tasks_waiting >= DECODING_WAITING:
+            raise busy("too many images wait to be decoded")
         return await to_thread.run_sync(partial(work, *arguments), limiter=self.decoding)
 
     def _query(self, body: QueryBody, uploads: Sequence[Upload]) -> tuple[MultiQuery, Asked]:

@@ -1,5 +1,7 @@
 """The server's parts without HTTP: batches, ranges, cursors, tasks, who may ask."""
 
+import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -231,7 +233,31 @@ def test_addresses_as_printed() -> None:
     assert printed_url("0.0.0.0", 80) == "http://127.0.0.1:80/" and printed_url("::", 80) == "http://[::1]:80/"
 
 
-def test_serve_tells_what_is_missing(tmp_path: Path) -> None:
+def test_the_command_refuses_what_makes_no_sense(
+    library: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cli
+
+    def said(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["seenit", "serve", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    code, line = said(library, "--host", "0.0.0.0", "--port", 0)
+    assert code == 1 and "--token" in line and line.count("\n") == 1
+    code, line = said(library / "a", "--port", 0)
+    assert code == 1 and "no index" in line and line.count("\n") == 1
+    assert said(library, "--read-only", "--watch")[0] == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, line = said(library, "--port", taken.getsockname()[1])
+    assert code == 1 and "take another --port" in line and line.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    code, line = said(library, "--port", 0)
+    assert code == 1 and "pip install 'seenit[web]'" in line and line.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_told() -> None:
     from retrieval.serve.server import listen
 
     with listen("127.0.0.1", 0) as taken, pytest.raises(SeenitError, match="--port"):
