@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from indexer.index.index import Index
 from indexer.store.protocol import Filter, Record, folder_keys, is_url
@@ -25,7 +25,9 @@ from indexer.store.sqlite_schema import NAME as DATABASE
 from .refusal import Refusal
 
 Order = Literal["date", "path"]
+Value = TypeVar("Value")
 KEPT = 8  # sorted lists, of the conditions asked last
+YOUNG = 10  # times as long as reading a list took, it is kept while somebody else writes to the index
 SERVER_STALE_S = 20.0  # after which a server's collection, which does not tell of changes, is read again
 
 
@@ -43,6 +45,7 @@ class Listing:
     """All images that meet some conditions."""
 
     entries: tuple[Entry, ...]  # by key
+    tags: tuple[tuple[str, int], ...]  # with how many images have each, the most frequent first
 
     @cached_property
     def by_date(self) -> tuple[Entry, ...]:
@@ -63,22 +66,24 @@ class Library:
         self._index = index
         self._refresh = refresh
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Filter, tuple[object, Listing]] = OrderedDict()
-        self._files: tuple[object, dict[str, str]] = (None, {})  # id by key of every file
+        self._refreshed = self.state()  # when the index was last asked to refresh; it has just been opened
+        self._kept: OrderedDict[Filter, _Kept[Listing]] = OrderedDict()
+        self._files: _Kept[dict[str, str]] | None = None  # id by key of every file
 
     def listing(self, where: Filter) -> Listing:
         """The images that meet the conditions; `where` has folders as keys."""
-        state = self.state()
         with self._lock:
-            known = self._kept.get(where)
-            if known is None or known[0] != state:
-                self._refresh()
-                known = (state, _read(self._index, where))
-            self._kept[where] = known
+            self._kept[where] = known = self._current(self._kept.get(where), lambda: _read(self._index, where))
             self._kept.move_to_end(where)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-            return known[1]
+            return known.value
+
+    def forget(self) -> None:
+        """Read anew what is asked next: this process has changed the index."""
+        with self._lock:
+            self._kept.clear()
+            self._files = None
 
     def page(
         self, where: Filter, order: Order, offset: int, limit: int, cursor: str | None
@@ -115,7 +120,7 @@ class Library:
 
     def tags(self) -> list[tuple[str, int]]:
         """Every tag with how many images have it, the most frequent first."""
-        return Counter(tag for record in self._index.store.scroll() for tag in record.tags).most_common()
+        return list(self.listing(Filter()).tags)
 
     def state(self) -> object:
         """What changes when the index does."""
@@ -125,26 +130,45 @@ class Library:
         return tuple(_stamp(os.path.join(location, name)) for name in (DATABASE, f"{DATABASE}-wal"))
 
     def _id_by_key(self) -> dict[str, str]:
-        state = self.state()
+        def read() -> dict[str, str]:
+            return {file.key: one.id for one in self._index.store.list_files() for file in one.files}
+
         with self._lock:
-            if self._files[0] != state:
-                self._refresh()
-                listed = self._index.store.list_files()
-                self._files = (state, {file.key: one.id for one in listed for file in one.files})
-            return self._files[1]
+            self._files = self._current(self._files, read)
+            return self._files.value
+
+    def _current(self, known: "_Kept[Value] | None", read: Callable[[], Value]) -> "_Kept[Value]":
+        """What is known where it still holds, or is so young that reading again would be most of the work there is."""
+        state, now = self.state(), time.monotonic()
+        if known is not None and (known.state == state or now - known.read_at < YOUNG * known.took_s):
+            return known
+        if state != self._refreshed:
+            self._refresh()
+            self._refreshed = state
+        value = read()
+        return _Kept(value, state, now, time.monotonic() - now)
+
+
+@dataclass(frozen=True)
+class _Kept(Generic[Value]):
+    """Something that was read."""
+
+    value: Value
+    state: object  # of the index before
+    read_at: float
+    took_s: float
 
 
 def _read(index: Index, where: Filter) -> Listing:
-    entries = [
-        Entry(
-            min(file.key for file in record.files),
-            record.id,
-            record.metadata.taken_at.timestamp() if record.metadata.taken_at else None,
-        )
-        for record in index.store.scroll(where)
-        if record.files
-    ]
-    return Listing(tuple(sorted(entries, key=_path_key)))
+    entries: list[Entry] = []
+    tags: Counter[str] = Counter()
+    for record in index.store.scroll(where):
+        tags.update(record.tags)
+        if record.files:
+            taken = record.metadata.taken_at
+            key = min(file.key for file in record.files)
+            entries.append(Entry(key, record.id, taken.timestamp() if taken else None))
+    return Listing(tuple(sorted(entries, key=_path_key)), tuple(tags.most_common()))
 
 
 def _path_key(entry: Entry) -> tuple[Any, ...]:

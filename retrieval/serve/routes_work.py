@@ -73,7 +73,9 @@ def work_routes(service: Service) -> APIRouter:
     def apply(body: Annotated[ApplyBody, Body()]) -> Response:
         """Move what was chosen away; nothing is deleted, and a manifest puts all back."""
         service.check_writable()
-        return json_response(service.review.apply(body))
+        moved = service.review.apply(body)
+        service.library.forget()
+        return json_response(moved)
 
     @router.post("/api/duplicates/undo", response_model=None, **answers(MovedAnswer))
     def undo(body: Annotated[UndoBody, Body()]) -> Response:

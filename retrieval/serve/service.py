@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from anyio import CapacityLimiter, to_thread
 
-from indexer.errors import ImageError
+from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import Limits
 from indexer.index.index import Index
 from indexer.store.protocol import Filter, Record, is_url
@@ -88,6 +89,7 @@ class Service:
         self.tasks = Tasks()
         self.review = DuplicateReview(self.index, options.move_to or default_target(self.index))
         self.decoding = CapacityLimiter(DECODING_THREADS)
+        self._reader = threading.Thread(target=self._read_library, name="seenit-library", daemon=True)
         self._watcher: threading.Thread | None = None
         if options.watch:
             self._watcher = threading.Thread(target=self._watch, name="seenit-watch", daemon=True)
@@ -101,6 +103,7 @@ class Service:
         service = cls(Searcher.open(location, say=say), options)
         backbone = service.searcher.backbone
         service.batcher.call(lambda: backbone.load(service.index.manifest.backbone))  # before the first query comes
+        service._reader.start()
         return service
 
     def __enter__(self) -> "Service":
@@ -118,8 +121,9 @@ class Service:
         self.stopping.set()
         self.tasks.close()
         self.batcher.close()
-        if self._watcher is not None:
-            self._watcher.join()
+        for thread in (self._watcher, self._reader):
+            if thread is not None and thread.is_alive():
+                thread.join()
         self.decoder.close()
         self.uploads.close()
         self.searcher.close()
@@ -127,6 +131,11 @@ class Service:
     def refresh(self) -> None:
         """Take over what another process changed; in the thread that searches, so that no search misses it."""
         self.batcher.call(self.index.refresh).result()
+
+    def _read_library(self) -> None:
+        """Sort the library before somebody asks; what goes wrong is told to who asks."""
+        with suppress(SeenitError, Refusal):
+            self.library.listing(Filter())
 
     # ---- searching ----
 
@@ -297,6 +306,7 @@ class Service:
             tags = tuple(sorted(set(change(found[0].tags))))
             if tags != found[0].tags:
                 opened.store.set_tags({id: tags})
+                self.library.forget()
         return tags
 
     def start_index(self, body: IndexBody) -> Task:
@@ -320,6 +330,7 @@ class Service:
             say=handle.say,
         )
         self.refresh()
+        self.library.forget()
         if built.interrupted:
             raise Stopped
         changes = built.summary.changes
