@@ -102,7 +102,10 @@ class Service:
         """Serve the index at a folder or a server's URL; SeenitError where there is none."""
         service = cls(Searcher.open(location, say=say), options)
         backbone = service.searcher.backbone
-        service.batcher.call(lambda: backbone.load(service.index.manifest.backbone))  # before the first query comes
+        loading = service.batcher.call(lambda: backbone.load(service.index.manifest.backbone))  # before the first query
+        loading.add_done_callback(
+            lambda done: say(f"no search will be answered: {e}") if (e := done.exception()) else None
+        )
         service._reader.start()
         return service
 
@@ -297,7 +300,7 @@ class Service:
         """Change the tags of an image; what it has then. Raises LockedError where another process writes."""
         self.check_writable()
         self.record(id)
-        if self.tasks.running and not is_url(self.index.location):
+        if self.tasks.running == "index" and not is_url(self.index.location):
             raise Refusal(409, "the index is being written; change tags when that is done")
         with Index.open(self.index.location, write=True, wait_s=TAGS_WAIT_S) as opened:
             found = opened.store.retrieve([id])

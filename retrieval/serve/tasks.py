@@ -128,9 +128,10 @@ class Tasks:
             return list(self._tasks)
 
     @property
-    def running(self) -> bool:
+    def running(self) -> Kind | None:
+        """The kind of what runs."""
         with self._lock:
-            return bool(self._tasks) and self._tasks[0].state == "running"
+            return self._tasks[0].kind if self._tasks and self._tasks[0].state == "running" else None
 
     def close(self) -> None:
         """Ask what runs to stop, and wait until it has finished what it was at."""

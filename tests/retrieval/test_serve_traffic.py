@@ -26,7 +26,7 @@ from retrieval import Searcher, SearchOptions, build_index
 from retrieval.query.query import Query
 from retrieval.results import Result
 from retrieval.serve import batching
-from retrieval.serve.service import Service
+from retrieval.serve.service import ServeOptions, Service
 
 ROOT = Path(__file__).parents[2]
 
@@ -267,3 +267,17 @@ def test_a_servers_collection_is_served(library: Path, tmp_path: Path, peer: Qdr
         assert answer["results"][0]["id"] == id and service.index.location == url
         assert client.put(f"/api/images/{id}/tags", json={"tags": ["x"]}).json()["tags"] == ["x"]
         assert client.get("/api/info").json()["images"] == 11
+
+
+def test_a_backbone_that_cannot_be_loaded_is_told_at_once(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from indexer.backbone.load_once import LoadOnce
+    from indexer.errors import CheckpointError
+
+    def fails(self: LoadOnce, otherwise: str) -> Any:
+        raise CheckpointError("the weights are gone; fetch them again")
+
+    monkeypatch.setattr(LoadOnce, "load", fails)
+    said: list[str] = []
+    with Service.open(str(library / ".seenit"), ServeOptions(read_only=True, workers=1), said.append) as service:
+        service.batcher.call(lambda: None).result(20)
+        assert said == ["no search will be answered: the weights are gone; fetch them again"]
