@@ -3,24 +3,38 @@
 import * as api from "./api.js";
 import { chips } from "./chips.js";
 import { baseName, button, el } from "./dom.js";
-import { DEFAULT_OPTIONS, NO_FILTERS, changed, filtersInWords } from "./query.js";
+import { DEFAULT_OPTIONS, changed, filtersInWords } from "./query.js";
 
 /**
- * A form that reports each finished change as a new query.
- * @param {object} query
- * @param {function(object): void} onChange
+ * A form that reports each finished change.
+ * @param {object} query  what the fields show at first
+ * @param {function(function(object): object): void} onChange  gets the step from the query of that moment to the next
+ * @param {function(): void} onClear  the form is to be made anew, without filters
  */
-export function filterForm(query, onChange, signal) {
-  const set = (parts) => onChange(changed(query, { filters: { ...query.filters, ...parts } }));
-  const setOption = (parts) => onChange(changed(query, { options: { ...query.options, ...parts } }));
+export function filterForm(query, onChange, onClear, signal) {
+  const set = (parts) => onChange((now) => {
+    const filters = { ...now.filters, ...parts };
+    mark(filters);
+    return changed(now, { filters });
+  });
+  const setOption = (parts) => onChange((now) => changed(now, { options: { ...now.options, ...parts } }));
   const folders = el("div");
   const tags = el("div");
+  const number = el("span", { class: "badge" });
+  const clear = button("Clear filters", { on: { click: onClear } });
+
+  function mark(filters) {
+    const used = filtersInWords(filters).length;
+    number.textContent = String(used);
+    number.hidden = clear.hidden = used === 0;
+  }
+
+  mark(query.filters);
   offer(folders, tags, query.filters, set, signal);
-  const used = filtersInWords(query.filters).length;
   return el(
     "details",
-    { class: "filters", open: used > 0 },
-    el("summary", {}, "Filters and options", used > 0 && el("span", { class: "badge" }, String(used))),
+    { class: "filters", open: !number.hidden },
+    el("summary", {}, "Filters and options", number),
     el(
       "form",
       { on: { submit: (event) => event.preventDefault() } },
@@ -30,7 +44,7 @@ export function filterForm(query, onChange, signal) {
       tags,
       placeFields(query.filters.near, (near) => set({ near })),
       optionFields(query.options, setOption),
-      used > 0 && button("Clear filters", { on: { click: () => onChange(changed(query, { filters: NO_FILTERS })) } }),
+      clear,
     ),
   );
 }

@@ -7,9 +7,6 @@
 
 export const DEFAULT_OPTIONS = Object.freeze({ top: 20, exact: false, rerank: true, include_self: false, expand: 0 });
 export const NO_FILTERS = Object.freeze({ under: [], after: "", before: "", camera: "", near: null, tags: [] });
-export const EMPTY = Object.freeze({
-  images: [], like: [], not: [], region: null, filters: NO_FILTERS, options: DEFAULT_OPTIONS,
-});
 
 /** The query with some parts replaced. */
 export function changed(query, parts) {

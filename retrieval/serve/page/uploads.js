@@ -29,6 +29,17 @@ export async function uploadOf(id) {
   return inMemory.get(id);
 }
 
+/** The server names an upload by its bytes; where the browser could not, the upload takes that name. */
+export async function renameUpload(from, to) {
+  const file = await uploadOf(from);
+  if (!file || from === to) return;
+  inMemory.set(to, file);
+  await stored(async (files) => {
+    await done(files.put({ id: to, file, name: file.name, when: Date.now() }));
+    await done(files.delete(from));
+  });
+}
+
 export async function forgetUploads() {
   inMemory.clear();
   await stored((files) => done(files.clear()));
