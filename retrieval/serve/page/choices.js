@@ -29,6 +29,15 @@ export class Choices {
     this.set(group, suggested(group));
   }
 
+  /** The same for every group of a list that is undecided and has something to move. */
+  acceptAll(groups) {
+    for (const group of groups) {
+      const files = suggested(group);
+      if (files.length && !this.decided(group)) this.groups.set(group.group, choiceOf(files));
+    }
+    this.save();
+  }
+
   keepAll(group) {
     this.set(group, []);
   }
@@ -53,7 +62,7 @@ export class Choices {
   }
 
   set(group, files) {
-    this.groups.set(group.group, { move: files.map(({ file, bytes }) => ({ file, bytes })) });
+    this.groups.set(group.group, choiceOf(files));
     this.save();
   }
 
@@ -82,6 +91,11 @@ export class Choices {
   }
 }
 
-function suggested(group) {
+function choiceOf(files) {
+  return { move: files.map(({ file, bytes }) => ({ file, bytes })) };
+}
+
+/** The files of a group that could move and have not. */
+export function suggested(group) {
   return group.members.filter((member) => member.spare && !member.moved);
 }

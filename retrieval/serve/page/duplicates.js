@@ -1,7 +1,7 @@
 /** Review of duplicates: groups with the file that is kept, choices, and moving away what was chosen, with undo. */
 
 import * as api from "./api.js";
-import { Choices } from "./choices.js";
+import { Choices, suggested } from "./choices.js";
 import { compareGroup } from "./compare.js";
 import { baseName, button, clean, count, day, el, folderOf, foreign, isTyping, megabytes, notify, pixels } from "./dom.js";
 import { openDialog } from "./image_info.js";
@@ -111,7 +111,7 @@ class DuplicatesView {
 
   groupButtons(group, element, decided) {
     const act = (label, run, style = "") => button(label, { class: style, on: { click: () => (run(), this.changed(element)) } });
-    const movable = suggestedCount(group) > 0;
+    const movable = suggested(group).length > 0;
     return [
       button("Compare", { class: "quiet", on: { click: () => this.compare(group, 0, element) } }),
       this.page.readOnly ? null : movable && act("Move suggested", () => this.choices.accept(group)),
@@ -233,7 +233,7 @@ class DuplicatesView {
       for (let offset = 0; offset < this.answer.total; offset += ALL_AT_ONCE) {
         const { groups, run } = await api.duplicates(offset, ALL_AT_ONCE, this.signal);
         if (run?.id !== this.choices.run) throw new api.ApiError("the duplicates were looked for again meanwhile; reload the page", 409);
-        for (const group of groups) if (!this.choices.decided(group) && suggestedCount(group)) this.choices.accept(group);
+        this.choices.acceptAll(groups);
       }
     } catch (error) {
       if (error.name !== "AbortError") notify(error.message, { error: true });
@@ -291,10 +291,6 @@ class DuplicatesView {
     }
     if (!this.signal.aborted) await this.load();
   }
-}
-
-function suggestedCount(group) {
-  return group.members.filter((member) => member.spare && !member.moved).length;
 }
 
 function runInWords(run) {
