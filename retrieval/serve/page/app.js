@@ -1,7 +1,7 @@
 /** Starts the page: access, the views, what the header shows. */
 
 import * as api from "./api.js";
-import { button, clean, count, el } from "./dom.js";
+import { button, clean, count, el, setRoots } from "./dom.js";
 import { duplicatesView } from "./duplicates.js";
 import { libraryView } from "./library.js";
 import { startRouter } from "./router.js";
@@ -56,10 +56,12 @@ function askForToken() {
 async function open() {
   const info = await api.info();
   const page = { info, readOnly: info.read_only };
+  setRoots(info.folders);
   showFacts(info.images);
   events.addEventListener("index", async ({ detail }) => {
     showFacts(detail.images);
     page.info = await api.info();
+    setRoots(page.info.folders);
   });
   watchTasks(document.getElementById("task"));
   startRouter({

@@ -56,6 +56,21 @@ export function folderOf(path) {
   return path.slice(0, Math.max(0, path.length - baseName(path).length - 1)) || "/";
 }
 
+let roots = [];
+
+/** The indexed folders, so that a folder can be named from there on. */
+export function setRoots(folders) {
+  roots = [...folders].sort((a, b) => b.length - a.length);
+}
+
+/** The folder of a file as a line that shows it from its indexed folder on, and whole when pointed at. */
+export function folderLine(path) {
+  const folder = folderOf(path);
+  const root = roots.find((one) => folder === one || folder.startsWith(one.replace(/[/\\]*$/, "/")));
+  const shown = root === undefined ? folder : `${baseName(root)}${folder.slice(root.replace(/[/\\]+$/, "").length)}`;
+  return el("p", { class: "folder", title: clean(folder) }, foreign(shown));
+}
+
 /** Whole percents, and never certain: between `1 %` and `99 %`. */
 export function percent(probability) {
   return `${Math.min(Math.max(Math.round(100 * probability), 1), 99)}\u202f%`;

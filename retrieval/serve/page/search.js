@@ -36,8 +36,9 @@ class SearchView {
     this.running = new AbortController();
     this.ask = el("aside", { class: "ask", "aria-label": "Query" });
     this.answer = el("section", { class: "answer", "aria-label": "Results", "aria-live": "off" });
+    this.told = el("p", { class: "unseen", role: "status" });
     this.searchSoon = debounced(() => this.search(), PATIENCE_MS);
-    outlet.append(...(query.images.length ? [this.ask, this.answer] : [this.start()]));
+    outlet.append(...(query.images.length ? [this.ask, this.answer, this.told] : [this.start()]));
     signal.addEventListener("abort", () => this.running.abort());
     document.addEventListener("paste", (event) => this.paste(event), { signal });
     document.addEventListener("dragover", (event) => event.preventDefault(), { signal });
@@ -220,6 +221,7 @@ class SearchView {
     const query = this.query;
     const key = toParams(query).toString();
     this.answer.setAttribute("aria-busy", "true");
+    if (!this.answer.hasChildNodes()) this.answer.append(el("p", { class: "facts", role: "status" }, "Searching…"));
     try {
       const answer = answers.get(key) ?? await askServer(query, signal);
       if (signal.aborted || this.signal.aborted) return;
@@ -239,6 +241,7 @@ class SearchView {
     this.answer.replaceChildren(list);
     if (answer.results.length >= query.options.top && query.options.top < 1000) list.append(this.moreButton(query));
     restoreFocus(this.answer, focus);
+    this.told.textContent = list.querySelector("h2").textContent;
     document.title = `${clean(answer.asked.images[0]?.name ?? "Search")} · seenit`;
     const name = answer.asked.images[0]?.name;
     if (name) this.ask.querySelector(".name")?.replaceChildren(foreign(baseName(name)));

@@ -12,12 +12,13 @@ const KEPT_PAGES = 40;
 const OVERSCAN = 2; // rows above and below those in sight
 const CALM_MS = 90; // while the scroll bar is dragged no page is asked for
 const MOST_PX = 12e6;
+const NARROW_PX = 480; // a phone, which still shows two columns
 
 export class VirtualGrid {
   /**
    * @param {object} options
    * @param {number} options.total  items
-   * @param {number} options.width  of a cell at least, in px
+   * @param {number} options.width  of a cell at least, in px; less where only one would fit
    * @param {number} options.height  of a cell, in px
    * @param {string} options.label
    * @param {function(number, number): Promise<object[]>} options.load  items from an offset on
@@ -44,7 +45,7 @@ export class VirtualGrid {
   /** Draw what is in sight. */
   update() {
     if (!this.element.isConnected) return;
-    this.columns = Math.max(1, Math.floor(this.element.clientWidth / this.width));
+    this.columns = Math.max(this.element.clientWidth < NARROW_PX ? 2 : 1, Math.floor(this.element.clientWidth / this.width));
     const rows = Math.ceil(this.total / this.columns);
     const shown = Math.min(rows * this.height, MOST_PX);
     this.element.style.height = `${shown}px`;
