@@ -30,7 +30,7 @@ class Comparison {
   constructor(group, member, actions, signal, onClose) {
     Object.assign(this, { group, member, actions, mode: "s", full: false });
     this.end = new AbortController();
-    this.stage = el("div", { class: "stage", tabindex: 0, role: "group", "aria-label": "Comparison" });
+    this.stage = el("div", { class: "stage", tabindex: 0, autofocus: true, role: "group", "aria-label": "Comparison" });
     this.told = el("p", { class: "told", "aria-live": "polite" });
     this.choice = button("", { on: { click: () => this.toggle() } });
     this.modes = Object.entries(MODES).map(([key, name]) => button(name, {
@@ -93,7 +93,7 @@ class Comparison {
     this.choice.hidden = !other.spare || other.moved;
     const moves = this.actions.moves(other);
     this.choice.replaceChildren(moves ? "Keep this copy" : "Move this copy", el("kbd", {}, "M"));
-    const state = other.moved ? "moved away" : !other.spare ? `stays: ${other.why_not}` : moves ? "moves away" : "is kept";
+    const state = other.moved ? "moved away" : !other.spare ? `stays: ${other.why_not}` : moves ? "is to move" : "is kept";
     this.told.replaceChildren(el("b", {}, foreign(baseName(other.path))), foreign(` ${other.level}${other.how ? `, ${other.how}` : ""}; ${pixels(other)}, ${megabytes(other.bytes)}; ${state}`));
   }
 

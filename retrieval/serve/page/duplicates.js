@@ -211,8 +211,8 @@ class DuplicatesView {
     if (this.page.readOnly) return el("div", { class: "apply-bar" }, el("p", {}, "This server is read-only: nothing can be moved."));
     this.applyButton = button("Review and move…", { class: "primary", on: { click: () => this.plan() } });
     return el("div", { class: "apply-bar" }, this.totals, el("span", { class: "gap" }),
-      button("Accept all suggestions", { on: { click: () => this.acceptAll() } }),
-      button("Forget choices", { class: "quiet", on: { click: () => (this.choices.clear(), this.refreshAll()) } }),
+      button("Accept all", { "aria-label": "Accept all suggestions", on: { click: () => this.acceptAll() } }),
+      button("Forget", { "aria-label": "Forget the choices", class: "quiet", on: { click: () => (this.choices.clear(), this.refreshAll()) } }),
       this.applyButton);
   }
 
