@@ -64,6 +64,7 @@ class PagePeer:
         self.listeners: list[queue.Queue[tuple[str, Answer]]] = []
         self.tasks: list[Answer] = []
         self.found: Duplicates | None = None
+        self.searches: list[Answer] = []  # what was asked
         self.gone: set[str] = set()  # keys of files that were moved
         self.server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self.server.daemon_threads = True
@@ -109,6 +110,7 @@ class PagePeer:
 
     def search(self, request: Answer, uploads: list[tuple[str, bytes]]) -> Answer:
         started = time.perf_counter()
+        self.searches.append(request)
         ids = [*request.get("ids", [])]
         images: list[Any] = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for _, data in uploads]
         images += [self.path(self.record(id)) for id in ids]
