@@ -13,6 +13,7 @@ import typer
 from indexer import commands as indexer_commands
 from retrieval import commands as retrieval_commands
 from retrieval.duplicates import command as duplicates
+from retrieval.serve import command as serve
 from trainer import commands as trainer_commands
 from trainer.curation import command as curate
 
@@ -49,6 +50,7 @@ app.command(epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html
 )
 app.command(epilog="Example: seenit explain photo.jpg found.jpg -o match.png")(retrieval_commands.explain)
 app.command(epilog=duplicates.EXAMPLE)(duplicates.duplicates)
+app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog="Example: seenit info --index ~/Pictures/.seenit --skipped")(indexer_commands.info)
 app.command(epilog="Example: seenit check --index ~/Pictures/.seenit        then: seenit check --repair")(
     indexer_commands.check

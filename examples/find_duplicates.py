@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from retrieval import build_index
-from retrieval.duplicates import find_duplicates
+from retrieval.duplicates import DuplicateOptions, find_duplicates
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
         sys.exit(__doc__)
     photos = Path(sys.argv[1])
     build_index(photos)
-    found = find_duplicates(photos / ".seenit", level="near", keep="resolution")
+    found = find_duplicates(photos / ".seenit", DuplicateOptions(level="near", keep="resolution"))
     for group in found.groups:
         print(f"keep {group.file.path}")
         for member in group.members:

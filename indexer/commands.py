@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from .printable import quoted
 from .terminal import IndexOption, JsonOption, WaitOption, megabytes, plural, say
 
 
@@ -36,7 +37,8 @@ def info(
         shown: dict[str, object] = {
             "index": facts.index,
             "images": facts.images,
-            "folders": ", ".join(facts.folders),
+            "folders": ", ".join(map(quoted, facts.folders)),
+            "excluded": ", ".join(map(quoted, facts.exclude)) or "-",
             "backbone": f"{facts.backbone} ({facts.backbone_hash[:8]})",
             "resolution": facts.resolution,
             "fitted on": facts.fitted_on,

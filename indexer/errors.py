@@ -4,6 +4,8 @@ Every message is one line that says what happened, where, and the next step to t
 exits 1. Our own mistakes are `assert`s.
 """
 
+WAIT_S = 10.0  # seconds that a writer waits for another one, before it is a LockedError
+
 
 class SeenitError(Exception):
     """Anything that a user can understand and act upon."""
@@ -40,3 +42,8 @@ def first_line(what: object) -> str:
         return what.strerror.lower()
     lines = str(what).strip().splitlines() or [type(what).__name__ if isinstance(what, BaseException) else ""]
     return lines[0][:300]
+
+
+def os_reason(error: OSError) -> str:
+    """What the system says of an error, without number and path."""
+    return (error.strerror or type(error).__name__).lower()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import StoreError
 from indexer.index.calibration import Calibration
-from indexer.index.index import WAIT_S
+from indexer.sync.options import SyncOptions
+from indexer.sync.progress import Progress
 from indexer.sync.summary import Summary
 from indexer.sync.sync import default_index, sync_folder
 
@@ -31,15 +32,9 @@ def build_index(
     folders: str | Path | Sequence[str | Path] = (),
     index: str | Path | None = None,
     *,
+    options: SyncOptions = SyncOptions(),
     backbone: "Backbone | LoadOnce | str | Path | None" = None,
-    resolution: int | None = None,
-    tokens: str | None = None,
-    workers: int | None = None,
-    dry_run: bool = False,
-    allow_empty: bool = False,
-    follow_links: bool = False,
-    wait_s: float = WAIT_S,
-    progress: bool = False,
+    progress: Progress = False,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Built:
@@ -59,21 +54,17 @@ def build_index(
     summary = sync_folder(
         folders,
         location,
+        options=options,
         backbone=once,
-        resolution=resolution,
-        tokens=tokens,
-        workers=workers,
-        dry_run=dry_run,
-        allow_empty=allow_empty,
-        follow_links=follow_links,
-        wait_s=wait_s,
         progress=progress,
         stop=stop,
         say=say,
     )
-    if dry_run or summary.interrupted or not summary.images:
+    if options.dry_run or summary.interrupted or not summary.images:
         return Built(summary, None)
+    if callable(progress):
+        progress("learning probabilities", 0, 0)
     try:
-        return Built(summary, calibrate(location, backbone=once, wait_s=wait_s, stop=stop, say=say))
+        return Built(summary, calibrate(location, backbone=once, wait_s=options.wait_s, stop=stop, say=say))
     except StoreError as error:  # all images are written; the next run learns
         return Built(summary, None, (f"the probability of a match was not learnt: {error}",))

@@ -1,10 +1,8 @@
 """Commands that index, search and explain."""
 
 import json
-import os
 import sys
 import tempfile
-import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.sync.options import SyncOptions
 from indexer.terminal import (
     BackboneOption,
     IndexOption,
@@ -51,21 +50,36 @@ def index(
     ] = None,
     resolution: Annotated[
         int | None, typer.Option(metavar="PX", help="Images are seen at about PX x PX pixels. [224]")
-    ] = None,
+    ] = SyncOptions.resolution,
     tokens: Annotated[
         Literal["compact", "balanced", "full"] | None,
         typer.Option(help="Patches kept of each image, for reranking: 1, 3 or 49 kB. [balanced]"),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
+    ] = SyncOptions.tokens,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Decoding processes. [one per core]")
+    ] = SyncOptions.workers,
     watch: Annotated[bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = SyncOptions.dry_run,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept that a folder with indexed images is now empty.")
-    ] = False,
+    ] = SyncOptions.allow_empty,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Also what links out of the folders lead to.")
-    ] = False,
-    wait: WaitOption = 10.0,
+    ] = SyncOptions.follow_links,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out files like '*.tif', folders like 'raw/'; later runs do so too."),
+    ] = None,
+    no_exclude: Annotated[
+        list[str] | None, typer.Option("--no-exclude", metavar="GLOB", help="Forget such a pattern of an earlier run.")
+    ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again what was remembered as damaged or too large.")
+    ] = SyncOptions.retry,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read files again whose size and time are unchanged.")
+    ] = SyncOptions.verify,
+    wait: WaitOption = SyncOptions.wait_s,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the index in line with the folders: new, changed, deleted, renamed, moved and copied files.
@@ -76,26 +90,34 @@ def index(
     from indexer.errors import LockedError
     from indexer.index.find_index import find_index, remember_index
     from indexer.sync.sync import default_index
+    from indexer.sync.watch import wait_for_changes
 
     from .build import build_index
 
     folders = folders or []
     location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=say)
     once = LoadOnce(backbone, say)
+    options = SyncOptions(
+        resolution=resolution,
+        tokens=tokens,
+        workers=workers,
+        dry_run=dry_run,
+        allow_empty=allow_empty,
+        follow_links=follow_links,
+        exclude=tuple(exclude or ()),
+        no_exclude=tuple(no_exclude or ()),
+        retry=retry,
+        verify=verify,
+        wait_s=wait,
+    )
     with stop_on_interrupt() as stop:
         while True:
             try:
                 built = build_index(
                     folders,
                     location,
+                    options=options,
                     backbone=once,
-                    resolution=resolution,
-                    tokens=tokens,
-                    workers=workers,
-                    dry_run=dry_run,
-                    allow_empty=allow_empty,
-                    follow_links=follow_links,
-                    wait_s=wait,
                     progress=not as_json and sys.stderr.isatty(),
                     stop=stop.is_set,
                     say=say,
@@ -113,7 +135,7 @@ def index(
             print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
             for note in built.notes:
                 say(note)
-            if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
+            if not watch or dry_run or stop.is_set() or not wait_for_changes(folders, location, stop, say):
                 break
     if summary.interrupted:
         sys.exit(130)
@@ -143,29 +165,6 @@ def _summary_text(summary: "Summary") -> str:
     rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
     lines.append(f"{summary.index}: {plural(summary.images, 'image')}; {summary.seconds:.1f} s{rate}")
     return "\n".join(lines)
-
-
-def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Event) -> bool:
-    """Sleep until files below the folders change; False on Ctrl-C. The index is free for searches meanwhile."""
-    from watchfiles import watch
-
-    from indexer.index.index import Index
-
-    watched = [str(folder) for folder in folders]
-    if not watched:
-        with Index.open(location) as index:
-            watched = list(index.roots.folders.values())
-    own = os.path.join(os.path.abspath(location), "")
-    say("watching for changes; Ctrl-C ends it")
-    for _ in watch(
-        *watched,
-        watch_filter=lambda _, path: not path.startswith(own) and os.sep + ".seenit" + os.sep not in path,
-        stop_event=stop,
-        debounce=2000,
-        raise_interrupt=False,
-    ):
-        return not stop.is_set()
-    return False
 
 
 def search(
@@ -261,7 +260,7 @@ def _show(
     from indexer.errors import ImageError
 
     from .show.contact_sheet import contact_sheet
-    from .show.results_page import PageQuery, write_page
+    from .show.results_page import PageQuery, write_results_page
     from .show.text import json_line, page_query, results_table
 
     failed = 0
@@ -291,7 +290,7 @@ def _show(
         html = Path(tempfile.mkdtemp(prefix="seenit-")) / "results.html"
     if html is not None:
         made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
-        write_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
+        write_results_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
         say(f"wrote {html}")
         if open_page:
             webbrowser.open(html.resolve().as_uri())
@@ -346,7 +345,7 @@ def explain(
         if result is None:
             from .show.inspect import draw_inspection
             from .show.match_page import write_inspection_page
-            from .whole_file import save_image
+            from .show.save_image import save_image
 
             drawn = draw_inspection(_photo(query), searcher.inspect(query))
             if output is not None:
@@ -356,8 +355,8 @@ def explain(
         else:
             from .show.draw_match import draw_match
             from .show.match_page import write_explain_page
+            from .show.save_image import save_image
             from .show.text import explained_json
-            from .whole_file import save_image
 
             box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
             found = searcher.explain(query, result, region=box)
@@ -367,7 +366,7 @@ def explain(
             if html is not None:
                 titles = (str(query.resolve()), str(result.resolve()))
                 write_explain_page(html, *parts, titles=titles, made_by=made_by)
-            print(explained_json(str(query), str(result), found.evidence) if as_json else found.evidence.in_words)
+            print(explained_json(str(query), str(result), found) if as_json else found.evidence.in_words)
     for path in (output, html):
         if path is not None:
             say(f"wrote {path}")

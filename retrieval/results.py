@@ -1,5 +1,6 @@
 """What a search returns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,6 +8,9 @@ import numpy as np
 from indexer.images.metadata import Metadata
 
 from .rerank.evidence import Evidence
+
+NOTHING = "nothing in the index meets these conditions"
+NOT_BELIEVED = "nothing in the index is believed to show this"
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,11 @@ class Explained:
     evidence: Evidence
     query_similarity: np.ndarray
     image_similarity: np.ndarray
+
+
+def note_on(results: Sequence[Result]) -> str:
+    """What must be said of the results as a whole; empty where nothing must."""
+    if not results:
+        return NOTHING
+    verdicts = {result.evidence.verdict if result.evidence else None for result in results}
+    return "" if verdicts & {"same", None} else NOT_BELIEVED

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .rerank.ranking import Ranked
     from .rerank.rerank import Comparison
-    from .soptions.inspect import Inspection
+    from .show.inspect import Inspection
 
 RERANKED = 100  # candidates at least that are compared patch by patch
 RERANKED_EXACT = 10_000  # of them with `exact`
@@ -174,10 +174,14 @@ class Searcher:
             [Candidate(hit.id, hit.score, found.consistency(n)) for n, hit in enumerate(found.hits)] for found in ranked
         ]
 
-    def explain(self, query: QueryImage, image: str | Path, *, region: Region | None = None) -> Explained:
+    def explain(
+        self, query: QueryImage, image: QueryImage, *, region: Region | None = None, image_id: str | None = None
+    ) -> Explained:
         """Why an image is believed to show what the query shows, or not; it need not be in the index.
 
-        region  of the query, as in `search`
+        region    of the query, as in `search`
+        image_id  content id of the image where it is known, so that it is compared as searches do it; of a path it is
+                  found out
         Raises ImageError for a file that cannot be read.
         """
         from .rerank.heat import query_similarity_map, similarity_map
@@ -187,9 +191,9 @@ class Searcher:
         embedder, whitening = self._ready()
         (asked,) = self.encode([query], [region])
         seen = embedder.indexed(self.encoder.pixels(image), whitening)
+        id = image_id or (content_id(Path(image).read_bytes()) if isinstance(image, (str, Path)) else "")
         # where the image is in the index, it is compared as searches do it
-        id = content_id(Path(image).read_bytes())
-        packed = self.store.patches([id]).get(id, seen.packed)
+        packed = self.store.patches([id] if id else []).get(id, seen.packed)
         ranked = rank_by_patches({id: packed}, asked, [Hit(id, best_cosine(asked, seen.view.vector))])
         assert ranked.comparison is not None, "both are images, which have patches"
         return Explained(
@@ -200,7 +204,7 @@ class Searcher:
 
     def inspect(self, image: QueryImage) -> "Inspection":
         """What the index's descriptor sees in an image, patch by patch."""
-        from .soptions.inspect import inspect_image
+        from .show.inspect import inspect_image
 
         return inspect_image(self.encoder.pixels(image), *self._ready())
 
@@ -231,6 +235,11 @@ class Searcher:
         if self._embedder is None:
             self._embedder = self.index.embedder(self._backbone.load(self.manifest.backbone))
         return self._embedder, self.index.whitening
+
+    @property
+    def backbone(self) -> LoadOnce:
+        """What made the index; loads on first use, and may be handed to a run that brings the index in line."""
+        return self._backbone
 
     def use(self, backbone: "Backbone | LoadOnce") -> None:
         """Embed queries with an already loaded backbone; SeenitError if another one made the index."""

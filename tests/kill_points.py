@@ -19,6 +19,7 @@ from indexer.store.protocol import Record, StoredFile
 from retrieval.duplicates import names
 from retrieval.duplicates.hardlink import join_same_bytes
 from retrieval.duplicates.move import move_spare, read_moves, undo_moves
+from retrieval.duplicates.options import DuplicateOptions
 from retrieval.duplicates.outcome import Duplicates, File, Group, GroupMember
 
 CALLS = ("open", "link", "unlink", "rename", "replace", "mkdir", "rmdir", "fsync", "stat", "fstat", "lstat", "utime")
@@ -34,7 +35,7 @@ def found_in(folder: Path) -> Duplicates:
         Group(record(kept), kept, (GroupMember(record(same), (same,), "exact", 1.0, ""), near(small))),
         Group(record(other), other, (GroupMember(record(deep), (deep,), "exact", 1.0, ""),)),
     )
-    return Duplicates(str(folder / ".seenit"), "near", "resolution", groups, 3, 0.1)
+    return Duplicates(str(folder / ".seenit"), DuplicateOptions(), groups, 3, 0.1)
 
 
 def near(files: list[File]) -> GroupMember:

@@ -70,7 +70,7 @@ def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path
     found = seenit("search", query, "--top", 3)
     assert found.code == 0
     lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is believed to show this
-    assert lines[0].split() == ["rank", "score", "verdict", "likely", "agree", "path"]
+    assert lines[0].split() == ["rank", "score", "verdict", "prob.", "inliers", "path"]
     assert lines[1].split()[0] == "1" and lines[1].endswith(str(indexed / "a" / "2.jpg"))
 
 
@@ -125,7 +125,7 @@ def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     assert len(same["pairs"]) == same["num_inliers"] and len(same["transform"]) == 2
     drawn, page = tmp_path / "match.png", tmp_path / "match.html"
     run = seenit("explain", first, second, "-o", drawn, "--html", page)
-    assert run.code == 0 and "agree" in run.out, run.err
+    assert run.code == 0 and "inlier" in run.out, run.err
     assert opened_width(drawn) > 1000 and "<script" not in page.read_text()
     assert seenit("explain", first, "-o", drawn).code == 0 and opened_width(drawn) > 1000
     assert_one_line_error(seenit("explain", first, indexed / "nowhere.jpg"), "nowhere.jpg")

@@ -114,7 +114,7 @@ def draw_place(rng: random.Random) -> tuple[float, float]:
 
 def draw_condition(rng: random.Random, records: list[Record]) -> Filter:
     """One condition or several; their values are mostly those of records."""
-    names = ["under", "after", "before", "camera", "near", "tags", "not_fit", "not_ids"]
+    names = ["under", "after", "before", "camera", "near", "tags", "not_whitening_id", "not_ids"]
     drawn = rng.sample(names, rng.choice([1, 1, 1, 2, 2, 3, 8]))
     return replace(Filter(), **{name: draw_value(rng, name, rng.choice(records)) for name in drawn})
 
@@ -132,7 +132,7 @@ def draw_value(rng: random.Random, name: str, record: Record) -> Any:
         return draw_circle(rng, record)
     if name == "tags":
         return tuple(rng.sample(record.tags or TAGS, 1)) + rng.choice([(), (), ("holiday",), ("unknown",)])
-    if name == "not_fit":
+    if name == "not_whitening_id":
         return rng.choice([*FITS, "unknown"])
     return tuple({record.id, *(content_id(b"filters %d" % rng.randrange(200)) for _ in range(rng.randrange(40)))})
 

@@ -23,8 +23,7 @@ from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.backbone.layouts import EXTRA_PREFIX
 from indexer.backbone.tensor_file import read_tensors
 from indexer.descriptor import whitening as descriptor
-from indexer.errors import SeenitError
-from indexer.images.find import os_reason
+from indexer.errors import SeenitError, os_reason
 
 from .data.sources import ImageSource, open_source
 from .evaluate.labelled import Say, _say_to_stderr

@@ -7,9 +7,7 @@ values, and there is no other.
 """
 
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..atomic_file import atomic_path
 from ..errors import CheckpointError
 from .cpu_fusion import fuse_for_cpu
 from .layouts import (
@@ -106,19 +105,11 @@ def save_checkpoint(
     tensors |= {key: value.detach().cpu() for key, value in extra.items()}
     # clones, since safetensors refuses tensors that share memory; one key, since it writes several in random order
     tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's umask grants; save_file grants less
-        save_file(tensors, temporary, metadata={"seenit": json.dumps(header, sort_keys=True)})
-        temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"seenit": json.dumps(header, sort_keys=True)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def build_model(

@@ -30,10 +30,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ..errors import ImageError
+from ..errors import ImageError, os_reason
 from .colour import displayable, to_srgb
 from .exif import Exif, read_exif
-from .find import open_regular, os_reason
+from .find import open_regular
 from .raw import RAW_MISSING, is_raw, raw_installed, read_raw
 
 SNIFF_BYTES = 64  # how much of a file `sniff` wants to see

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from ..errors import WAIT_S as WAIT_S
 from ..errors import SeenitError
 from ..store.index_folder import is_index_folder
 from ..store.open import open_store
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from ..descriptor.embedder import Embedder
     from ..descriptor.whitening import Whitening
 
-WAIT_S = 10.0  # how long a writer waits for another one
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -37,6 +36,7 @@ class Facts:
     index: str
     images: int
     folders: tuple[str, ...]
+    exclude: tuple[str, ...]  # patterns of what is left out
     backbone: str
     backbone_hash: str
     resolution: int
@@ -153,6 +153,7 @@ class Index:
             index=self.location,
             images=self.count,
             folders=tuple(self.roots.folders.values()),
+            exclude=self.manifest.exclude,
             backbone=self.manifest.backbone,
             backbone_hash=self.manifest.backbone_hash,
             resolution=self.manifest.resolution,

@@ -13,6 +13,7 @@ from ..version import VERSION
 
 FORMAT = 2  # raised when an older seenit could not read the index rightly; 1 had the descriptor as opaque text
 BLOB = "manifest.json"
+_TYPES = {"resolution": int, "fitted_on": int, "format": int, "roots": dict, "descriptor": dict, "exclude": tuple}
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Manifest:
     whitening_id: str  # id of the fitted statistics that make today's vectors
     fitted_on: int  # images that the statistics saw
     roots: dict[str, str] = field(default_factory=dict)  # key -> folder, relative to the index or absolute
+    exclude: tuple[str, ...] = ()  # patterns of what is left out, see `find_files`
     seenit: str = VERSION  # the version that wrote it
     format: int = FORMAT
 
@@ -56,12 +58,13 @@ def parse_manifest(data: bytes, location: object) -> Manifest:
     known = {one.name: one for one in fields(Manifest)}
     try:
         manifest = Manifest(**{name: value for name, value in values.items() if name in known})
+        manifest = replace(manifest, exclude=tuple(manifest.exclude))
         for one in known.values():
-            expected: type = dict if one.name in ("roots", "descriptor") else int if one.type in (int, "int") else str
-            if type(getattr(manifest, one.name)) is not expected:
+            if type(getattr(manifest, one.name)) is not _TYPES.get(one.name, str):
                 raise TypeError(one.name)
-        if not all(isinstance(text, str) for pair in manifest.roots.items() for text in pair):
-            raise TypeError("roots")
+        texts = [*manifest.exclude, *(text for pair in manifest.roots.items() for text in pair)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("roots or exclude")
     except TypeError:
         raise SeenitError(damaged) from None
     return manifest

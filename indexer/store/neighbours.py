@@ -21,12 +21,13 @@ from .protocol import Progress, never, no_progress
 
 SCANNED = 30_000  # records that are scanned without a graph, 1.5 ms; store_speed.py, a graph takes .5 ms
 HELD = 300_000  # records of which the vectors are held in memory for that; beyond, a search reads them from the disk
-# The three are chosen on store_speed.py with 1,000,000 records of 512 numbers: recall@10 .990, built in 224 s, .65 ms a
-# query. 16 links and a construction of 64 give .90 (in 190 s), 32 and 64 give .97, a search of 384 or 512 gives .991.
-# At 100,000 every choice gives .999.
+# Chosen on store_speed.py, recall@10 among 1,000,000 records of 512 numbers: 24 links, a construction of 80 and a
+# search of 512 give .987 (256: .981, 768: .987), 16 and 64 give .92. Among 100,000 every choice gives .999.
 LINKS = 24
 EF_CONSTRUCTION = 80
-EF_SEARCH = 256
+EF_SEARCH = 128
+EF_SEARCH_LARGE = 512
+LARGE = 300_000  # records from which on a search is that thorough
 RESCORED = 1.5  # candidates of the graph for each that is wanted, as its 8-bit codes are not exact
 FEWEST_RESCORED = 50
 FEW = 1000  # records left by a filter that are read and compared one by one
@@ -260,8 +261,9 @@ def _in_graph(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines by codes and numbers, both (Q, wanted)."""
     wanted = min(wanted, len(graph.numbers))
+    ef = EF_SEARCH if len(graph.numbers) < LARGE else EF_SEARCH_LARGE
     if allowed is None:
-        parameters = faiss.SearchParametersHNSW(efSearch=max(EF_SEARCH, wanted))
+        parameters = faiss.SearchParametersHNSW(efSearch=max(ef, wanted))
         cosine, places = graph.index.search(queries, wanted, params=parameters)
     else:
         mask = np.isin(graph.numbers, allowed, assume_unique=True)
@@ -270,7 +272,7 @@ def _in_graph(
             codes = faiss.downcast_index(graph.index.storage)
             cosine, places = codes.search(queries, wanted, params=faiss.SearchParameters(sel=selector))
         else:
-            parameters = faiss.SearchParametersHNSW(efSearch=max(EF_SEARCH, 2 * wanted), sel=selector)
+            parameters = faiss.SearchParametersHNSW(efSearch=max(ef, 2 * wanted), sel=selector)
             cosine, places = graph.index.search(queries, wanted, params=parameters)
     return np.where(places < 0, -np.inf, cosine), np.where(places < 0, -1, np.asarray(graph.numbers)[places])
 

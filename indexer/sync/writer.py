@@ -35,7 +35,9 @@ class Writer:
         embedder: Embedder,
         manifest: Manifest | None,
         whitening: Whitening | None,
+        exclude: tuple[str, ...] = (),
     ) -> None:
+        """`exclude`: the patterns that a new manifest remembers."""
         self.manifest = manifest
         self.written = 0  # records
         self.refitted = False
@@ -44,6 +46,7 @@ class Writer:
         self._roots = roots
         self._embedder = embedder
         self._whitening = whitening
+        self._exclude = exclude
         self._buckets: dict[tuple[int, int], list[Decoded]] = {}
         self._held: list[tuple[list[Decoded], PooledFeatures]] = []
         self._num_held = 0
@@ -89,6 +92,7 @@ class Writer:
             whitening_id=self._whitening.id,
             fitted_on=self._num_held,
             roots=roots,
+            exclude=self._exclude,
         )
         self._store.ensure(Schema(self._whitening.global_dim))
         self._store.write_blob(WHITENING_BLOB, save_whitening(self._whitening))

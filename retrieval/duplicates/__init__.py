@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from .move import move_spare as move_spare
     from .move import read_moves as read_moves
     from .move import undo_moves as undo_moves
+    from .options import DuplicateOptions as DuplicateOptions
     from .outcome import Duplicates as Duplicates
 
 _HOMES = {
+    "DuplicateOptions": "options",
     "Duplicates": "outcome",
     "find_duplicates": "find",
     "move_spare": "move",

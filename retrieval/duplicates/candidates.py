@@ -126,6 +126,12 @@ def with_pairs(found: DuplicateCandidates, more: DuplicateCandidates, rows: np.n
     return DuplicateCandidates(*(values[order] for values in joined))
 
 
+def without_pairs(found: DuplicateCandidates, among: np.ndarray) -> DuplicateCandidates:
+    """Without the pairs both of whose rows are marked in `among` (N,) bool."""
+    keep = ~(among[found.first] & among[found.second])
+    return DuplicateCandidates(found.first[keep], found.second[keep], found.cosine[keep])
+
+
 def are_among(found: DuplicateCandidates, others: DuplicateCandidates) -> np.ndarray:
     """Which pairs of the one list are in the other as well.  (P,) bool"""
     num = max(int(one.second.max(initial=0)) + 1 for one in (found, others))

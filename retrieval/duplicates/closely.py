@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image
 
 from indexer.errors import ImageError
-from indexer.images.decode import decode_file
+from indexer.images.decode import DEFAULT_LIMITS, decode
+from indexer.images.find import open_regular, os_reason
 
-from .groups import Pair, inverse
+from .groups import AS_DETAILED, Pair, inverse
 from .local import Box, Place, compare_locally
+from .provenance import Jpeg, made_from, read_jpeg
 
 BORDER_SIDE = 256  # pixels of the sides of the square on which is looked for what only one of two shows
 BORDER = 0.03  # of a side, up to which what is not shared is the alignment's doing
@@ -20,7 +22,10 @@ STRUCTURED = 8.0  # grey levels of deviation, from which on a place shows someth
 MOST_UNSHARED = 0.01  # of an image, that may show something the other does not have
 GREY = 6.0  # levels of colour, up to which an image is grey,
 COLOURED = 20.0  # and from which on it is not
+COVERED = 0.97  # of an image, from which on another one shows all of it
+FRAMED = 0.95  # of an image, up to which another one leaves out something at its sides
 MAY_BE = "may be a copy: what was done to it would hide a small difference"
+NEARER = 0.75  # of the difference from a rival, up to which a member is a copy of its keeper and not of the rival
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,9 @@ class Closer:
     """What full resolution says of two images, `first` < `second`; `places` where they differ.
 
     only_first, only_second  whether that image shows something at its sides that the other one lacks
-    why                      why nothing can be told; empty where it can
-    lesser                   which of the two is no keeper beside the other one, by what it really holds: it is grey
+    why                      why it cannot be told whether one is a copy; empty where it can
+    lesser                   which of the two is no keeper beside the other one, by what it really holds
+    better                   what makes the other one the better, in words that follow `kept:`; empty where none is
     """
 
     first: int
@@ -39,6 +45,7 @@ class Closer:
     only_second: bool = False
     why: str = ""
     lesser: int | None = None
+    better: str = ""
 
     @property
     def reason(self) -> str:
@@ -47,14 +54,14 @@ class Closer:
 
     def stays(self, member: int, width: int, height: int) -> str:
         """Why the member is not given up for the other one, whose size in pixels is given; empty where it may be."""
+        boxes = (
+            in_pixels(place.in_second if member == self.first else place.in_first, width, height)
+            for place in self.places
+        )
+        named = ", ".join(f"{left},{top} ({across} x {down} pixels)" for left, top, across, down in boxes)
         if self.why:
-            return self.why
-        if self.places:
-            boxes = (
-                in_pixels(place.in_second if member == self.first else place.in_first, width, height)
-                for place in self.places
-            )
-            named = ", ".join(f"{left},{top} ({across} x {down} pixels)" for left, top, across, down in boxes)
+            return f"{self.why}; in the keeper most of all at {named}" if named else self.why
+        if named:
             return f"it differs from the keeper, there at {named}"
         if self.only_first if member == self.first else self.only_second:
             return "it shows more at its sides than the keeper"
@@ -80,27 +87,86 @@ def _looked_at(pair: Pair, path_of: Callable[[int], str]) -> Closer:
     pair = pair if pair.first < pair.second else pair.turned()
     assert pair.transform is not None
     try:
-        first, second = (decode_file(path_of(row)).image for row in (pair.first, pair.second))
+        first, second = (_read(path_of(row)) for row in (pair.first, pair.second))
     except ImageError as error:
         return Closer(pair.first, pair.second, why=f"may be a copy: it could not be compared ({error.reason})")
-    found = compare_locally(first, second, pair.transform)
-    return Closer(
-        pair.first,
-        pair.second,
-        found.places if found.can_tell else (),
-        _shows_more(first, pair.transform),
-        _shows_more(second, inverse(pair.transform)),
-        "" if found.can_tell else MAY_BE,
-        _lesser(pair, first, second),
-    )
+    found = compare_locally(first.image, second.image, pair.transform)
+    only = _shows_more(first.image, pair.transform), _shows_more(second.image, inverse(pair.transform))
+    lesser, better = _lesser(pair, first, second, only)
+    return Closer(pair.first, pair.second, found.places, *only, "" if found.can_tell else MAY_BE, lesser, better)
 
 
-def _lesser(pair: Pair, first: Image.Image, second: Image.Image) -> int | None:
-    """The grey one beside one in colour."""
-    of_first, of_second = _colour(first), _colour(second)
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """An image upright in RGB, and what its file tells where it is a JPEG."""
+
+    image: Image.Image
+    jpeg: Jpeg | None
+
+
+def _read(path: str) -> _Opened:
+    """ImageError where it cannot be read any more."""
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > DEFAULT_LIMITS.max_file_bytes:
+                raise ImageError(path, "it is too large")
+            data = file.read()
+    except OSError as error:
+        raise ImageError(path, os_reason(error)) from None
+    return _Opened(decode(data, path=path).image, read_jpeg(data))
+
+
+def is_nearer(member: int, keeper: Pair, rival: Pair, places: Sequence[Place], path_of: Callable[[int], str]) -> bool:
+    """Whether a member is a copy of its keeper and not of a rival that differs from the keeper in a few places.
+
+    keeper, rival  pairs from the keeper, and from the rival, to the member
+    places         where the two differ: in the keeper, in the rival
+    Where they can hardly be told apart in the member, it is nobody's.
+    """
+    assert keeper.second == rival.second == member and keeper.transform is not None and rival.transform is not None
+    try:
+        image = _read(path_of(member)).image
+        of_keeper = compare_locally(
+            _read(path_of(keeper.first)).image, image, keeper.transform, [place.in_first for place in places]
+        )
+        of_rival = compare_locally(
+            _read(path_of(rival.first)).image, image, rival.transform, [place.in_second for place in places]
+        )
+    except ImageError:
+        return False
+    return of_keeper.within <= NEARER * of_rival.within
+
+
+def _lesser(pair: Pair, first: _Opened, second: _Opened, only: tuple[bool, bool]) -> tuple[int | None, str]:
+    """Which of two copies is no keeper beside the other one, and what makes the other one better.
+
+    only  whether the first, and the second, shows something at its sides that the other one lacks
+    """
+    assert pair.transform is not None
+    of_first, of_second = _colour(first.image), _colour(second.image)
     if min(of_first, of_second) < GREY and max(of_first, of_second) > COLOURED:
-        return pair.first if of_first < of_second else pair.second
-    return None
+        return (pair.first if of_first < of_second else pair.second), "it is in colour"
+    if min(pair.overlap) >= COVERED:
+        made = [
+            jpeg is not None and made_from(jpeg, image, way)
+            for jpeg, image, way in (
+                (second.jpeg, first.image, inverse(pair.transform)),
+                (first.jpeg, second.image, pair.transform),
+            )
+        ]
+        if made[0] != made[1]:
+            return (pair.first if made[0] else pair.second), "the other was made from it"
+    zoom = _pixels_for_each(pair.transform, first.image, second.image)
+    for number, (row, inner) in enumerate(((pair.first, zoom), (pair.second, 1 / zoom))):
+        framed = pair.overlap[number] <= FRAMED and pair.overlap[1 - number] >= COVERED and not only[number]
+        if framed and inner >= AS_DETAILED:
+            return row, "it shows as much without a frame or empty corners"
+    return None, ""
+
+
+def _pixels_for_each(transform: np.ndarray, first: Image.Image, second: Image.Image) -> float:
+    """Pixels along a line in the second image for each in the first."""
+    return float(abs(np.linalg.det(transform[:, :2]) * np.prod(second.size) / np.prod(first.size)) ** 0.5)
 
 
 def _colour(image: Image.Image) -> float:

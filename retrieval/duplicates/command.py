@@ -26,12 +26,20 @@ def duplicates(
     ] = None,
     level: Annotated[
         Literal["exact", "near", "scene"],
-        typer.Option(help="The same bytes; and copies of one photograph; and other photographs of the motif."),
+        typer.Option(help="The same bytes; and copies of one photograph; and, only named, others of the motif."),
     ] = "near",
     keep: Annotated[
         Literal["resolution", "bytes", "format", "oldest", "newest"],
         typer.Option(help="Which image of a group is kept: most pixels, most bytes, a lossless format, by date."),
     ] = "resolution",
+    prefer: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Keep images of this folder before others; repeat it, the first is first."),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Give up nothing of this folder, and look for no copies within it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the groups as images.")] = None,
     move_to: Annotated[
@@ -50,12 +58,14 @@ def duplicates(
         _undo(undo, yes, as_json)
         return
     from .find import find_duplicates
+    from .options import DuplicateOptions
     from .present import as_json as values_of
     from .present import duplicates_table, write_duplicates_page
 
-    location = _index_at(where)
+    location = index_at(where)
+    options = DuplicateOptions(level, keep, tuple(prefer or ()), tuple(reference or ()))
     with _progress(not as_json and sys.stderr.isatty()) as progress:
-        found = find_duplicates(location, level, keep, progress=progress)
+        found = find_duplicates(location, options, progress=progress)
     values = values_of(found)
     if not as_json:
         print(duplicates_table(found), flush=True)
@@ -158,7 +168,7 @@ def _tell_left(done: "Moved | Joined") -> None:
         _say(f"left alone: {line}")
 
 
-def _index_at(where: str | None) -> str:
+def index_at(where: str | None) -> str:
     """The index that is named, or that of a folder; without either the usual one."""
     from indexer.errors import SeenitError
     from indexer.index.find_index import find_index

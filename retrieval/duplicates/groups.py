@@ -11,7 +11,7 @@ keepers of groups of their own.
 
 import math
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -84,6 +84,7 @@ def stars(
     sizes: dict[int, tuple[int, int]],
     by_detail: bool = False,
     lesser: Container[int | None] = (),
+    rank: Mapping[int, int] | None = None,
 ) -> list[Star]:
     """Groups of what was confirmed.
 
@@ -92,7 +93,9 @@ def stars(
     by_detail  a frame, black corners or three photos beside it add pixels and show no more of a photo: of copies with
                as much detail the one that more was confirmed against is kept
     lesser     rows that are not taken in the place of another one for that
+    rank       of the rows' folders; no row is taken in the place of one of a lower rank for that
     """
+    ranks = rank or {}
     beside: dict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:
         beside[pair.first].append(pair)
@@ -106,7 +109,7 @@ def stars(
             waiting.pop()
             continue
         if by_detail:
-            keeper = _most_confirmed(keeper, beside, taken, sizes, lesser)
+            keeper = _most_confirmed(keeper, beside, taken, sizes, lesser, ranks)
         taken.add(keeper)
         members, related = [], []
         apart = _side_by_side(beside[keeper])
@@ -131,6 +134,7 @@ def _most_confirmed(
     taken: set[int],
     sizes: dict[int, tuple[int, int]],
     lesser: Container[int | None],
+    rank: Mapping[int, int],
 ) -> int:
     """The row itself, or a free copy of it with as much detail that shares most with more free images."""
 
@@ -138,7 +142,11 @@ def _most_confirmed(
         return [pair for pair in beside[row] if pair.level == "near" and not pair.stays and pair.second not in taken]
 
     detailed = [
-        pair.second for pair in copies(row) if zoom_of(pair, sizes) >= AS_DETAILED and pair.second not in lesser
+        pair.second
+        for pair in copies(row)
+        if zoom_of(pair, sizes) >= AS_DETAILED
+        and pair.second not in lesser
+        and rank.get(pair.second, 0) == rank.get(row, 0)
     ]
     return max([row, *detailed], key=lambda one: sum(pair.share_most for pair in copies(one)))
 

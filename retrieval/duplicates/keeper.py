@@ -1,7 +1,8 @@
-"""Which image of a group is kept: the order that `--keep` stands for, with all its tie-breaks."""
+"""Which image of a group is kept: the order that `--keep` stands for, its tie-breaks, and why one came first."""
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from indexer.images.metadata import Metadata
@@ -10,40 +11,103 @@ from indexer.store.protocol import Record, StoredFile
 Keep = Literal["resolution", "bytes", "format", "oldest", "newest"]
 KEEPS: tuple[Keep, ...] = get_args(Keep)
 
-LOSSLESS, LOSSY, POOR = 0, 1, 2
-FORMATS = {"PNG": LOSSLESS, "TIFF": LOSSLESS, "BMP": LOSSLESS, "PPM": LOSSLESS, "GIF": POOR}  # all others are lossy
+RAW, LOSSLESS, HEIC, LOSSY, POOR = range(5)
+FORMATS = {
+    "RAW": RAW,
+    "PNG": LOSSLESS,
+    "TIFF": LOSSLESS,
+    "BMP": LOSSLESS,
+    "PPM": LOSSLESS,
+    "HEIF": HEIC,
+    "AVIF": HEIC,
+    "GIF": POOR,
+}  # all others are lossy
+Key = tuple[object, ...]
 
 
-def keeping_order(keep: Keep) -> Callable[[Record], tuple[object, ...]]:
-    """A sort key that puts the image to keep first.
+@dataclass(frozen=True)
+class Folders:
+    """The folders that decide before all else, as keys of the index; see DuplicateOptions.
 
-    resolution  most pixels, lossless format, most bytes, taken first; see `groups.stars` for pixels that show nothing
-    bytes       most bytes, most pixels, lossless format, taken first
-    format      lossless format, most pixels, most bytes, taken first
-    oldest      taken first, most pixels, lossless format, most bytes
-    newest      taken last, most pixels, lossless format, most bytes
-    A file that lacks its end comes after all whole ones, whatever the order. What is still equal is kept by its id, so
-    that two runs agree.
+    Each of `prefer` and `reference` is one folder that the user named, with all the keys it has.
     """
 
-    def key(record: Record) -> tuple[object, ...]:
-        metadata = record.metadata
-        pixels = -metadata.width * metadata.height
-        lossless = FORMATS.get(metadata.format, LOSSY)
-        size = -max((file.size for file in record.files), default=0)
-        taken = metadata.taken_at.timestamp() if metadata.taken_at else None
-        first = (taken is None, taken or 0.0)
-        last = (taken is None, -(taken or 0.0))
-        by_name: dict[Keep, tuple[object, ...]] = {
-            "resolution": (pixels, lossless, size, first),
-            "bytes": (size, pixels, lossless, first),
-            "format": (lossless, pixels, size, first),
-            "oldest": (first, pixels, lossless, size),
-            "newest": (last, pixels, lossless, size),
-        }
-        return (metadata.note is not None, *by_name[keep], record.id)
+    prefer: tuple[tuple[str, ...], ...] = ()
+    reference: tuple[tuple[str, ...], ...] = ()
 
-    return key
+    def is_reference(self, key: str) -> bool:
+        return any(_below(key, folder) for folder in self.reference)
+
+    def rank(self, key: str) -> int:
+        """0 in a reference folder, then the preferred ones in their order, then all others."""
+        if self.is_reference(key):
+            return 0
+        first = next((n for n, folder in enumerate(self.prefer) if _below(key, folder)), len(self.prefer))
+        return 1 + first
+
+    def rank_of(self, record: Record) -> int:
+        """Of the file of an image that comes first."""
+        return min(self.rank(file.key) for file in record.files)
+
+
+NO_FOLDERS = Folders()
+
+
+def keeping_order(keep: Keep, folders: Folders = NO_FOLDERS) -> Callable[[Record], Key]:
+    """A sort key that puts the image to keep first.
+
+    resolution  most pixels, what a camera wrote, format, most bytes, taken first; see `groups.stars` for pixels that
+                show nothing
+    bytes       most bytes, most pixels, what a camera wrote, format, taken first
+    format      format, most pixels, what a camera wrote, most bytes, taken first
+    oldest      taken first, most pixels, what a camera wrote, format, most bytes
+    newest      taken last, most pixels, what a camera wrote, format, most bytes
+    Formats: raw, lossless, HEIC and AVIF, other lossy ones, GIF. What a camera wrote has its EXIF. Before all that
+    comes the folder, and then whether a file is whole. What is still equal is kept by its id, so that two runs agree.
+    """
+    parts = _parts(keep, folders)
+    return lambda record: tuple(of(record) for of, _ in parts)
+
+
+def why_before(keep: Keep, folders: Folders, keeper: Record, other: Record) -> str:
+    """What puts one image before another in the order of keeping, in words that follow `kept:`; empty where nothing
+    does."""
+    for of, words in _parts(keep, folders):
+        if of(keeper) != of(other):
+            return words if of(keeper) < of(other) else ""
+    return ""
+
+
+def _parts(keep: Keep, folders: Folders) -> list[tuple[Callable[[Record], Key], str]]:
+    """The order's parts, the most important first, each with what it says of the image that it puts first."""
+    folder = (lambda record: (folders.rank_of(record),), "its folder comes first")
+    whole = (lambda record: (record.metadata.note is not None,), "it is whole")
+    pixels = (lambda record: (-record.metadata.width * record.metadata.height,), "it has the most pixels")
+    camera = (lambda record: (not from_camera(record.metadata),), "it has the camera's EXIF")
+    format = (lambda record: (FORMATS.get(record.metadata.format, LOSSY),), "its format loses less")
+    size = (lambda record: (-max(file.size for file in record.files),), "it has the most bytes")
+    first = (lambda record: _date(record, 1), "it was taken first")
+    last = (lambda record: _date(record, -1), "it was taken last")
+    by_name: dict[Keep, list[tuple[Callable[[Record], Key], str]]] = {
+        "resolution": [pixels, camera, format, size, first],
+        "bytes": [size, pixels, camera, format, first],
+        "format": [format, pixels, camera, size, first],
+        "oldest": [first, pixels, camera, format, size],
+        "newest": [last, pixels, camera, format, size],
+    }
+    by_id = (lambda record: (record.id,), "nothing else tells them apart; the same one is kept each time")
+    return [folder, whole, *by_name[keep], by_id]
+
+
+def from_camera(metadata: Metadata) -> bool:
+    """Whether an image has what cameras write and messengers take away."""
+    return metadata.raw or metadata.camera is not None or metadata.date_source == "exif" or metadata.gps is not None
+
+
+def _date(record: Record, sign: int) -> Key:
+    """Undated images come last."""
+    taken = record.metadata.taken_at.timestamp() if record.metadata.taken_at else None
+    return (taken is None, sign * (taken or 0.0))
 
 
 def why_never(member: Metadata, keeper: Metadata) -> str:
@@ -60,12 +124,25 @@ def why_never(member: Metadata, keeper: Metadata) -> str:
     return ""
 
 
-def files_in_order(record: Record, keep: Keep) -> list[StoredFile]:
-    """A record's files, which hold the same bytes, the one to keep first: by age (the newest first for `newest`), then
-    the one in the least deep folder, then by name."""
+def files_in_order(record: Record, keep: Keep, folders: Folders = NO_FOLDERS) -> list[StoredFile]:
+    """A record's files, which hold the same bytes, the one to keep first: by folder, by age (the newest first for
+    `newest`), then the one in the least deep folder, then by name."""
 
-    def key(file: StoredFile) -> tuple[object, ...]:
+    def key(file: StoredFile) -> Key:
         age = -file.mtime_ns if keep == "newest" else file.mtime_ns
-        return (age, file.key.count("/"), len(os.path.basename(file.key)), file.key)
+        return (folders.rank(file.key), age, file.key.count("/"), len(os.path.basename(file.key)), file.key)
 
     return sorted(record.files, key=key)
+
+
+def why_file_before(keep: Keep, folders: Folders, kept: StoredFile, other: StoredFile) -> str:
+    """What puts one of two files with the same bytes first, in words that follow `it`."""
+    if folders.rank(kept.key) != folders.rank(other.key):
+        return "is in the folder that comes first"
+    if kept.mtime_ns != other.mtime_ns:
+        return "is the newest" if keep == "newest" else "is the oldest"
+    return "lies least deep, or has the shortest name"
+
+
+def _below(key: str, folder: tuple[str, ...]) -> bool:
+    return any(key.startswith(f"{one}/") for one in folder)

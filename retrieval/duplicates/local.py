@@ -11,6 +11,7 @@ expected is so much that a change could hide in it, the answer is that it cannot
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
 
 from ..geometry import inverse
+from .appearance import Toned, blurred, equally_sharp, in_tone_of
 from .proof import better, refined
 
 # H, W of the frame: the image that shows the shared part with fewer pixels
@@ -28,15 +30,16 @@ MOST_PIXELS = 12_000_000  # of the frame; larger ones are shrunk to it
 REFINED_ON = (384, 768)  # sides of the squares on which the alignment is refined, up to the frame's own size
 REFINE_STEPS = 4
 WINDOWS = (8, 16, 40)  # pixels of the sides of windows
-BLURS = (0.0, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5.0, 7.0)  # pixels, that one of the two may be softer by
 FLOOR = 3.0  # grey levels that may remain in any window
 LEAST_RATIO = 0.10  # of a window's structure that may remain in any window
+LEAST_SLOPE = 0.4  # of a tone curve; where it is flatter a difference is hidden, but not all of a large one
+ONE_TONE = 0.3  # of an image in a single one of TONES shades, as in a page: there a curve's slope is a guess
+TONES = 32
 KINDS = 24  # of windows, by structure
 # chosen on drawn documents and photos, duplicates_local.py
 DIFFERS = 4.0  # times what is expected, from which on a window differs
 GROWN = 0.6  # of that, up to which its surroundings belong to the place
 BLIND = 0.75  # of a window's structure, from which on a change could hide in what is expected
-SAMPLE = 512  # pixels of the sides of the part on which sharpness is compared
 VISIBLE = 8.0  # grey levels, under which what is expected hides nothing that a reader would see
 MOST_PLACES = 8  # that are named
 EDGE = 3  # pixels at the border of what is shared that are not looked at
@@ -60,21 +63,24 @@ class Local:
     places    where they differ, the plainest first; empty where they do not, or where it cannot be told
     strength  of the plainest difference, in times of what is expected; 1 and less for a copy
     blind     what is expected, as a share of a window's structure: at BLIND and above it cannot be told
+    within    of the plainest difference in the boxes that were asked about; 0 where none was
     """
 
     places: tuple[Place, ...]
     strength: float
     blind: float
+    within: float = 0.0
 
     @property
     def can_tell(self) -> bool:
         return self.blind < BLIND
 
 
-def compare_locally(first: Image.Image, second: Image.Image, transform: np.ndarray) -> Local:
+def compare_locally(first: Image.Image, second: Image.Image, transform: np.ndarray, boxes: Sequence[Box] = ()) -> Local:
     """Compare what two RGB images share.
 
     transform  (2, 3)  from fractions of the first to fractions of the second, as the proof found it
+    boxes      places in fractions of the first that are asked about
     """
     to_second = np.diag(second.size) @ transform[:, :2] @ np.diag(1 / np.array(first.size, float))
     zoom = math.sqrt(max(abs(float(np.linalg.det(to_second))), 1e-6))  # pixels of the second for each of the first
@@ -89,8 +95,19 @@ def compare_locally(first: Image.Image, second: Image.Image, transform: np.ndarr
     colours, others = _planes(frame), _planes(moving)  # (3, H, W)
     warped, inside = _warped(others, way, colours.shape[1:])
     inside = 1 - max_pool2d(1 - inside[None], 2 * EDGE + 1, 1, EDGE)[0]  # (1, H, W)
-    found = _differences(colours, warped, inside[0])
-    return Local(tuple(_place(box, way, colours.shape[1:], swap) for box in found[0]), found[1], found[2])
+    strength, blind = _differences(colours, warped, inside[0])
+    places = tuple(_place(box, way, strength.shape, swap) for box in _boxes(strength.numpy()))
+    to_frame = inverse(way) if swap else torch.eye(3)[None, :2]
+    asked = [_part(strength, _moved(box, to_frame)) for box in boxes]
+    within = max((float(part.max()) for part in asked if part.numel()), default=0.0)
+    return Local(places, float(strength.max()), blind, within)
+
+
+def _part(values: Tensor, box: Box) -> Tensor:
+    """What of (H, W) lies in a box."""
+    height, width = values.shape
+    rows = slice(math.floor(box[1] * height), math.ceil((box[1] + box[3]) * height))
+    return values[rows, math.floor(box[0] * width) : math.ceil((box[0] + box[2]) * width)]
 
 
 def _sized(image: Image.Image, share: float) -> Image.Image:
@@ -135,20 +152,15 @@ def _warped(planes: Tensor, way: Tensor, size: torch.Size) -> tuple[Tensor, Tens
     return moved[0].clamp(0, 255), inside
 
 
-def _differences(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[list[tuple[int, int, int, int]], float, float]:
-    """Boxes in pixels of the frame, the strength of the plainest, and how blind the comparison is."""
+def _differences(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, float]:
+    """What remains at each pixel of the frame, in times of what is expected (H, W), and how blind the comparison is."""
     size = inside.shape
     if float(inside.sum()) < 4 * min(WINDOWS) ** 2:
-        return [], 0.0, 1.0
-    frame, warped = _equally_sharp(frame, warped, inside)
-    grey = any(float((planes[1:] - 128).abs().mul(inside).sum() / inside.sum()) < 1 for planes in (frame, warped))
-    remains = torch.zeros(size)
-    # both ways: a colour that only one image has could be toned away, but not be made out of white
-    for source, target in ((warped, frame), (frame, warped)):
-        planes = target[:1] if grey else target
-        left = torch.stack([_toned(source, plane, inside) - plane for plane in planes])
-        remains = torch.maximum(remains, left.square().sum(0))
-    energy = (frame[0] - _blurred(frame[0], 4)).square() + (warped[0] - _blurred(warped[0], 4)).square()
+        return torch.zeros(size), 1.0
+    frame, warped = equally_sharp(frame, warped, inside)
+    remains = _remains(frame, warped, inside)
+    worst = torch.maximum(*(left.square().sum(0) for left in remains))
+    energy = (frame[0] - blurred(frame[0], 4)).square() + (warped[0] - blurred(warped[0], 4)).square()
     strength = torch.zeros(size)
     blind = 0.0
     for window in WINDOWS:
@@ -157,26 +169,52 @@ def _differences(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[list[tu
         whole = _pooled(inside, window) > 0.999
         if not bool(whole.any()):
             continue
-        left, structure = _pooled(remains, window).sqrt(), (_pooled(energy, window) / 2).clamp(min=0).sqrt()
-        expected, ratio = _expected(left[whole], structure[whole], structure)
+        structure = (_pooled(energy, window) / 2).clamp(min=0).sqrt()
+        rms = _pooled(worst, window).sqrt()
+        expected, ratio = _expected(rms[whole], structure[whole], structure, LEAST_RATIO)
         blind = max(blind, ratio)
-        excess = left / expected * whole
+        excess = rms / expected * whole
         spread = torch.nn.functional.interpolate(excess[None, None], size=size, mode="nearest")[0, 0]
         strength = torch.maximum(strength, spread)
-    return _boxes(strength.numpy()), float(strength.max()), blind
+    return strength, blind
+
+
+def _remains(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """What remains between two images in one tone, both ways, for a colour that only one image has could be toned away,
+    but not be made out of white.  (P, H, W) each, P = 1 where one is grey
+    """
+    grey = any(float((planes[1:] - 128).abs().mul(inside).sum() / inside.sum()) < 1 for planes in (frame, warped))
+    targets = [planes[:1] if grey else planes for planes in (frame, warped)]
+    toned = [in_tone_of(warped, targets[0], inside), in_tone_of(frame, targets[1], inside)]
+
+    least = LEAST_SLOPE if all(_has_many_tones(planes[0], inside) for planes in (frame, warped)) else 1.0
+
+    def left(this: Toned, other: Toned, target: Tensor) -> Tensor:
+        # noise that the tone enlarged is no difference, nor in full what the tone of the other image flattened
+        grown = torch.maximum(this.slope, 1 / other.slope.clamp(min=least)).clamp(min=1)
+        return (this.planes - target) / grown
+
+    return left(toned[0], toned[1], targets[0]), left(toned[1], toned[0], targets[1])
+
+
+def _has_many_tones(luma: Tensor, inside: Tensor) -> bool:
+    """Whether a plane (H, W) is no drawing or page with one ground."""
+    shades = torch.histc(luma[inside > 0], TONES, 0, 255)
+    return float(shades.max() / shades.sum()) < ONE_TONE
 
 
 def _pooled(values: Tensor, window: int) -> Tensor:
-    """Means of windows that overlap by half."""
-    return avg_pool2d(values[None, None], window, window // 2)[0, 0]
+    """Means of windows that overlap by half, of (..., H, W)."""
+    return avg_pool2d(values.unsqueeze(-3), window, window // 2).squeeze(-3)
 
 
-def _expected(left: Tensor, structure: Tensor, everywhere: Tensor) -> tuple[Tensor, float]:
+def _expected(left: Tensor, structure: Tensor, everywhere: Tensor, least_ratio: float) -> tuple[Tensor, float]:
     """What may remain in each window, from what remains in most windows of as much structure; and that as a share of
     the structure where there is much.
 
     left, structure  (N,)    of the windows that count
     everywhere       (h, w)  structure of all
+    least_ratio      of a window's structure that may remain in any case
     """
     bounds = torch.quantile(_sample(structure), torch.linspace(0, 1, KINDS + 1))[1:-1].unique()
     kind, kinds = torch.bucketize(structure, bounds), len(bounds) + 1
@@ -187,7 +225,7 @@ def _expected(left: Tensor, structure: Tensor, everywhere: Tensor) -> tuple[Tens
         if bool(here.any()):
             middle[number], typical[number] = _sample(left[here]).quantile(0.6), structure[here].median()
     middle = middle.cummax(0).values
-    floor = FLOOR + LEAST_RATIO * everywhere
+    floor = FLOOR + least_ratio * everywhere
     strong = typical >= typical.max() / 2
     share = middle[strong] / typical[strong].clamp(min=FLOOR)
     ratio = float((share * (middle[strong] >= VISIBLE)).median())
@@ -197,65 +235,6 @@ def _expected(left: Tensor, structure: Tensor, everywhere: Tensor) -> tuple[Tens
 def _sample(values: Tensor) -> Tensor:
     """At most 100,000 of them, evenly taken."""
     return values[:: 1 + len(values) // 100_000]
-
-
-def _equally_sharp(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, the sharper one blurred until they fit best; how much is learnt from the middle of a window."""
-    rows, columns = (slice(max(0, length // 2 - SAMPLE // 2), length // 2 + SAMPLE // 2) for length in inside.shape)
-    base, other = frame[0, rows, columns], _toned(warped, frame[0], inside)[rows, columns]
-    best = min(
-        ((sigma, which) for sigma in BLURS for which in (0, 1) if sigma or not which),
-        key=lambda one: float(
-            (
-                ((_blurred(base, one[0]) - other) if one[1] == 0 else (base - _blurred(other, one[0]))).abs()
-                * inside[rows, columns]
-            ).mean()
-            / max(float(_blurred(base, one[0] if one[1] == 0 else 0).std()), 1e-3)
-        ),
-    )
-    sigma, which = best
-    if not sigma:
-        return frame, warped
-    blurred = torch.stack([_blurred(plane, sigma) for plane in (frame, warped)[which]])
-    return (blurred, warped) if which == 0 else (frame, blurred)
-
-
-def _blurred(plane: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (H, W)."""
-    if not sigma:
-        return plane
-    reach = max(1, math.ceil(2.5 * sigma))
-    weights = torch.exp(-((torch.arange(-reach, reach + 1) / sigma) ** 2) / 2)
-    weights = weights / weights.sum()
-    padded = torch.nn.functional.pad(plane[None, None], (reach,) * 4, mode="replicate")
-    across = torch.nn.functional.conv2d(padded, weights.view(1, 1, 1, -1))
-    return torch.nn.functional.conv2d(across, weights.view(1, 1, -1, 1))[0, 0]
-
-
-def _toned(planes: Tensor, target: Tensor, inside: Tensor) -> Tensor:
-    """One plane of the target from all planes of the other image: brightness, contrast, tone and saturation are no
-    difference. A polynomial, fitted twice: first to all pixels, then to those that it fits.  (H, W)
-    """
-    step = 1 + int(inside.numel() ** 0.5) // 400
-    at = inside[::step, ::step] > 0
-    basis = _basis(planes[:, ::step, ::step][:, at]).double()  # (8, N)
-    wanted = target[::step, ::step][at].double()  # (N,)
-    weight = torch.ones_like(wanted)
-    solution = torch.zeros(len(basis), dtype=torch.float64)
-    for _ in range(5):
-        weighted = basis * weight
-        normal = weighted @ basis.mT + 1e-4 * len(wanted) * torch.eye(len(basis), dtype=torch.float64) / 100
-        solution = torch.linalg.solve(normal, weighted @ wanted)
-        left = (solution @ basis - wanted).abs()
-        scale = float(left.median()) * 2 + 2
-        weight = 1 / (1 + (left / scale).square()).square()
-    return (solution.float()[:, None] * _basis(planes.flatten(1))).sum(0).view_as(target)
-
-
-def _basis(planes: Tensor) -> Tensor:
-    """Products of luma and colours, all about 1 in size.  (3, N) -> (8, N)"""
-    luma, blue, red = (planes - 128) / 128
-    return torch.stack([torch.ones_like(luma), luma, luma**2, luma**3, blue, red, luma * blue, luma * red])
 
 
 def _boxes(strength: np.ndarray) -> list[tuple[int, int, int, int]]:
@@ -291,7 +270,14 @@ def _place(box: tuple[int, int, int, int], way: Tensor, size: torch.Size, swap: 
     height, width = size
     left, top, right, bottom = box[0] / width, box[1] / height, box[2] / width, box[3] / height
     here = (left, top, right - left, bottom - top)
-    corners = np.array([(x, y, 1) for x in (left, right) for y in (top, bottom)]) @ way[0].numpy().astype(float).T
-    low, high = corners.min(0).clip(0, 1), corners.max(0).clip(0, 1)
-    there = (float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1]))
+    there = _moved(here, way)
     return Place(there, here) if swap else Place(here, there)
+
+
+def _moved(box: Box, way: Tensor) -> Box:
+    """The box around a box that a transform (1, 2, 3) moved."""
+    left, top, width, height = box
+    corners = np.array([(x, y, 1) for x in (left, left + width) for y in (top, top + height)])
+    moved = corners @ way[0].numpy().astype(float).T
+    low, high = moved.min(0).clip(0, 1), moved.max(0).clip(0, 1)
+    return float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])

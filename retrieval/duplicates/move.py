@@ -19,8 +19,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from indexer.errors import SeenitError
-from indexer.images.find import open_regular, os_reason
+from indexer.errors import SeenitError, os_reason
+from indexer.images.find import open_regular
 from indexer.index.keys import Roots, relative_parts
 
 from .files import PART, move_name, why_not_itself

@@ -1,12 +1,14 @@
 """What was found: groups of files around the one to keep."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from indexer.store.protocol import Record
 
 from .groups import Level
-from .keeper import Keep
+from .options import DuplicateOptions
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,12 @@ class GroupMember:
 
     files       all files that have its bytes
     level       how it resembles the keeper; each level's meaning is told in the README
-    similarity  1 for the same bytes, the pixels' correlation for a copy, the patches' consistency for a scene
+    similarity  1 for the same bytes, the pixels' correlation for a copy, the patches' consistency for a scene; 0 where
+                only names tell that a raw file and an image are of one shot
     how         what makes it of the keeper: `mirrored, cropped to 64 %`
     stays       why it is not given up for the keeper; empty where it may be
     differs_at  where it differs from the keeper, the plainest first
+    transform   (2, 3), affine: fractions of the keeper to fractions of this image; None where none is known
     """
 
     record: Record
@@ -55,15 +59,20 @@ class GroupMember:
     how: str
     stays: str = ""
     differs_at: tuple[Difference, ...] = ()
+    transform: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Group:
-    """An image to keep, and what resembles it: the same bytes, copies and scenes, in this order."""
+    """An image to keep, and what resembles it: the same bytes, copies and scenes, in this order.
+
+    why  what makes it the one to keep, in words that follow `kept:`; empty where nothing may be given up for it
+    """
 
     keeper: Record
     file: File
     members: tuple[GroupMember, ...]
+    why: str = ""
 
     @property
     def spare(self) -> list[File]:
@@ -80,8 +89,7 @@ class Duplicates:
     """
 
     index: str
-    level: Level
-    keep: Keep
+    options: DuplicateOptions
     groups: tuple[Group, ...]
     images: int
     seconds: float

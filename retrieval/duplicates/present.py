@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from indexer.printable import quoted
+from indexer.printable import printable, quoted
 from indexer.store.protocol import Record
 
-from ..show.results_page import PageQuery, PageResult, write_page
+from ..show.results_page import PageQuery, PageResult, write_results_page
 from .groups import LEVELS
 from .outcome import Duplicates, File, Group, GroupMember
 
@@ -20,9 +20,10 @@ def duplicates_table(found: Duplicates) -> str:
     """A line for each image to keep, below it one for each file that resembles it, and a summary."""
     lines = []
     for group in found.groups:
-        lines.append(f"keep   {quoted(group.file.path)}  ({facts(group.keeper, group.file.size)})")
+        why = f"; kept: {printable(group.why)}" if group.why else ""
+        lines.append(f"keep   {quoted(group.file.path)}  ({facts(group.keeper, group.file.size)}{why})")
         for member, file in _files_of(group):
-            reason = f"; stays: {member.stays}" if member.stays else ""
+            reason = f"; stays: {printable(member.stays)}" if member.stays else ""
             lines.append(
                 f"  {member.level:<5} {member.similarity:4.2f}  {quoted(file.path)}  ({member.how or 'motif'}{reason})"
             )
@@ -34,7 +35,7 @@ def summary(found: Duplicates) -> str:
     spare = [(member.level, file) for group in found.groups for member, file in _files_of(group) if not member.stays]
     looked = f"looked through {_count(found.images, 'image')} in {found.seconds:.1f} s"
     if not found.groups:
-        return f"no duplicates up to level {found.level}; {looked}"
+        return f"no duplicates up to level {found.options.level}; {looked}"
     count = Counter(level for level, _ in spare)
     by_level = ", ".join(f"{count[level]:,} {level}" for level in LEVELS if count[level])
     freed = megabytes(sum(file.size for _, file in spare))
@@ -48,14 +49,17 @@ def as_json(found: Duplicates) -> dict[str, object]:
     """All of it for programs."""
     return {
         "index": found.index,
-        "level": found.level,
-        "keep": found.keep,
+        "level": found.options.level,
+        "keep": found.options.keep,
+        "prefer": [str(folder) for folder in found.options.prefer],
+        "reference": [str(folder) for folder in found.options.reference],
         "images": found.images,
         "seconds": round(found.seconds, 3),
         "notes": list(found.notes),
         "groups": [
             {
                 "keeper": _values(group.keeper, group.file),
+                "why_kept": group.why or None,
                 "bytes_freed": sum(file.size for file in group.spare),
                 "members": [
                     {
@@ -81,7 +85,7 @@ def write_duplicates_page(path: str | Path, found: Duplicates, made_by: Iterable
     lines = [summary(found), *(f"{level}: {words}" for level, words in LEVEL_WORDS.items()), *found.notes, *made_by]
     if shown < len(found.groups):
         lines.insert(1, f"this page shows the {shown} groups that free most")
-    write_page(path, _page_groups(found.groups[:shown]), title="Duplicates", made_by=lines)
+    write_results_page(path, _page_groups(found.groups[:shown]), title="Duplicates", made_by=lines)
     return shown
 
 
@@ -91,7 +95,15 @@ def _page_groups(groups: Iterable[Group]) -> Iterator[PageQuery]:
         freed = f"frees {megabytes(sum(file.size for file in spare))} in {_count(len(spare), 'file')}" if spare else ""
         yield PageQuery(
             path=group.file.path,
-            note="; ".join(part for part in (f"keep: {facts(group.keeper, group.file.size)}", freed) if part),
+            note="; ".join(
+                part
+                for part in (
+                    f"keep: {facts(group.keeper, group.file.size)}",
+                    f"kept: {group.why}" if group.why else "",
+                    freed,
+                )
+                if part
+            ),
             results=[
                 PageResult(
                     path=file.path,

@@ -19,6 +19,7 @@ from indexer.index.index import is_index
 from indexer.index.manifest import read_manifest
 from indexer.store.open import open_store
 from indexer.store.protocol import is_url
+from indexer.sync.options import SyncOptions
 
 from ..build import build_index
 from ..search import Searcher
@@ -57,9 +58,8 @@ def open_gallery(
             built = build_index(
                 photos,
                 location,
+                options=SyncOptions(resolution=resolution, follow_links=True),  # links of this function's own
                 backbone=backbone,
-                resolution=resolution,
-                follow_links=True,  # which are this function's own
                 progress=progress,
                 say=say,
             )

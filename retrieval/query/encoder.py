@@ -71,6 +71,7 @@ class QueryEncoder:
                 [next(of_images) for _ in some] for some in (several.images, several.likes, several.dislikes)
             )
             own = [str(one) for one in (*several.images, *several.likes) if isinstance(one, (str, Path))]
+            own += several.exclude_paths
             exclude_paths = () if include_self else tuple(map(os.path.abspath, own))
             encoded.append(combined(wanted, likes, dislikes, exclude_paths))
         return encoded
@@ -79,7 +80,7 @@ class QueryEncoder:
         """Image files decoded in the processes of `query_pool`, to be encoded as often as is needed."""
         outcomes = {outcome.path: outcome for outcome in pool.run(Job(path) for path in dict.fromkeys(paths))}
         pixels = {path: found.pixels for path, found in outcomes.items() if isinstance(found, Decoded)}
-        unread = {path: _why_not(found) for path, found in outcomes.items() if path not in pixels}
+        unread = {path: why_unread(found) for path, found in outcomes.items() if path not in pixels}
         return FileQueries(self, pixels, unread, include_self)
 
     def query_pool(self) -> DecodePool:
@@ -106,6 +107,8 @@ class QueryEncoder:
         for n, (image, region) in enumerate(images):
             if isinstance(image, np.ndarray) and image.ndim == 1:
                 views[n] = [CropFeatures(unit_vector(image), np.empty((0, 0), np.float32), (0, 0))]
+            elif isinstance(image, QueryCrop) and region is None and image.frame is not WHOLE:
+                parts[n] = image
             elif region is None:
                 wholes[n] = self.pixels(image)
             else:
@@ -159,16 +162,20 @@ def full_size_px(resolution: int) -> int:
 
 
 def read_query(query: QueryImage, region: Region | None, resolution: int) -> QueryCrop:
-    """An image, or the region of it, with enough pixels for every crop at `resolution`.
+    """An image, or the region of it, with enough pixels for every crop at `resolution`; a crop is returned as it is.
 
     Raises ImageError for a file that cannot be read, SeenitError for a region that lies outside.
     """
+    if isinstance(query, QueryCrop):
+        if region is not None:
+            raise SeenitError("a part of an image that was cut out already has no region; cut out that one")
+        return query
     if isinstance(query, (str, Path)):
         if region is not None:
             size = decode_file(query, target_px=64)
             box = box_in_pixels(region, size.width, size.height)
             pixels = decode_file(query, target_px=detail_px(resolution), region=box).pixels
-            return QueryCrop(pixels, _frame_of(box, size.width, size.height))
+            return QueryCrop(pixels, frame_of(box, size.width, size.height))
         pixels = decode_file(query, target_px=detail_px(full_size_px(resolution))).pixels
     elif isinstance(query, Image.Image):
         pixels = np.asarray(query.convert("RGB"))
@@ -181,16 +188,16 @@ def read_query(query: QueryImage, region: Region | None, resolution: int) -> Que
     height, width = pixels.shape[:2]
     box = box_in_pixels(region, width, height)
     left, top, across, down = box
-    return QueryCrop(pixels[top : top + down, left : left + across], _frame_of(box, width, height))
+    return QueryCrop(pixels[top : top + down, left : left + across], frame_of(box, width, height))
 
 
-def _frame_of(box: tuple[int, int, int, int], width: int, height: int) -> np.ndarray:
+def frame_of(box: tuple[int, int, int, int], width: int, height: int) -> np.ndarray:
     """The frame (2, 3), as in `QueryCrop`, of a box in pixels."""
     x, y, w, h = box
     return np.array([[w / width, 0, x / width], [0, h / height, y / height]], np.float32)
 
 
-def _why_not(outcome: Outcome) -> ImageError:
+def why_unread(outcome: Outcome) -> ImageError:
     """Why a query file gave no image."""
     reason = getattr(outcome, "reason", None)
     if reason is None:

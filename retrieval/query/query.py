@@ -10,10 +10,12 @@ from PIL import Image
 
 from indexer.errors import SeenitError
 
+from .crops import QueryCrop
+
 if TYPE_CHECKING:
     from indexer.descriptor.features import CropFeatures
 
-QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray
+QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray | QueryCrop
 Region: TypeAlias = tuple[float, float, float, float]
 
 LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma
@@ -26,11 +28,13 @@ class MultiQuery:
     images    of the thing, each a view of it
     likes     results that were right: the query moves towards them
     dislikes  results that were wrong: it moves away from them, and what they show counts against a candidate
+    exclude_paths  files that are no answers, beside those that the images are read from
     """
 
     images: tuple[QueryImage, ...]
     likes: tuple[QueryImage, ...] = ()
     dislikes: tuple[QueryImage, ...] = ()
+    exclude_paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

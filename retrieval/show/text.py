@@ -1,19 +1,14 @@
 """Results in the forms that people and programs read: a table, a line of JSON, an entry of the results page."""
 
-import json
 from collections.abc import Sequence
 
 from indexer.errors import ImageError
 from indexer.images.decode import decode_file
-from indexer.images.metadata import Metadata
 
 from ..query.query import Region, box_in_pixels
-from ..rerank.evidence import Evidence, percent
-from ..results import Result
+from ..rerank.evidence import percent
+from ..results import Explained, Result, note_on
 from .results_page import PageQuery, PageResult
-
-NOTHING = "nothing in the index meets these conditions"
-NOT_BELIEVED = "nothing in the index is believed to show this"
 
 
 def results_table(query: str, results: Sequence[Result], *, heading: bool) -> str:
@@ -22,7 +17,7 @@ def results_table(query: str, results: Sequence[Result], *, heading: bool) -> st
     With a heading the query's path stands above, an empty line below. Where no result is believed, a line says so.
     """
     lines = [query] if heading else []
-    if note := _note(results):
+    if note := note_on(results):
         lines.append(note)
     proven = any(result.evidence for result in results)
     if results:
@@ -35,27 +30,19 @@ def results_table(query: str, results: Sequence[Result], *, heading: bool) -> st
 
 
 def json_line(query: str, answer: Sequence[Result] | ImageError) -> str:
-    """One query's answer as one line: its results, or why it could not be read."""
+    """One query's answer as one line, see `schema`: its results, or why it could not be read."""
+    from .schema import ErrorAnswer, dumps, search_answer
+
     if isinstance(answer, ImageError):
-        return json.dumps({"query": query, "error": str(answer)})
-    return json.dumps({"query": query, "results": [_values(result) for result in answer]})
+        return dumps(ErrorAnswer(query=query, error=str(answer)))
+    return dumps(search_answer(query, answer))
 
 
-def explained_json(query: str, image: str, evidence: Evidence) -> str:
-    """What `seenit explain` found, for programs: places as fractions of the images."""
-    return json.dumps(
-        {
-            "query": query,
-            "image": image,
-            "match": evidence.believed if evidence.probability is not None else None,
-            "probability": evidence.probability,
-            "num_inliers": evidence.num_inliers,
-            "box": evidence.box,
-            "query_box": evidence.query_box,
-            "transform": None if evidence.transform is None else evidence.transform.tolist(),
-            "pairs": evidence.pairs.tolist(),
-        }
-    )
+def explained_json(query: str, image: str, found: Explained) -> str:
+    """What `seenit explain` found, as one line; see `schema`."""
+    from .schema import dumps, explanation
+
+    return dumps(explanation(query, image, found))
 
 
 def page_query(query: str, results: Sequence[Result], region: Region | None) -> PageQuery:
@@ -64,16 +51,8 @@ def page_query(query: str, results: Sequence[Result], region: Region | None) -> 
         path=query,
         region=_fractions(region, query) if region else None,
         results=[_page_result(result) for result in results],
-        note=_note(results),
+        note=note_on(results),
     )
-
-
-def _note(results: Sequence[Result]) -> str:
-    """What must be said of the results as a whole."""
-    if not results:
-        return NOTHING
-    verdicts = {result.evidence.verdict if result.evidence else None for result in results}
-    return "" if verdicts & {"same", None} else NOT_BELIEVED
 
 
 PROOF_TITLES = "verdict    prob.  inliers"
@@ -100,37 +79,8 @@ def _page_result(result: Result) -> PageResult:
         box=None if evidence.verdict == "no match" else evidence.box,
         verdict=evidence.verdict,
         reason=evidence.reason,
+        probability=evidence.probability,
     )
-
-
-def _values(result: Result) -> dict[str, object]:
-    taken_at = result.metadata.taken_at
-    values: dict[str, object] = {
-        "rank": result.rank,
-        "path": result.path,
-        "score": result.score,
-        "id": result.id,
-        "width": result.metadata.width,
-        "height": result.metadata.height,
-        "taken_at": taken_at.isoformat() if taken_at else None,
-    }
-    if result.evidence is not None:
-        values |= _evidence_values(result.evidence, result.metadata)
-    return values | ({"copies": list(result.copies)} if result.copies else {})
-
-
-def _evidence_values(evidence: Evidence, metadata: Metadata) -> dict[str, object]:
-    """`match` is the belief, null where nothing is calibrated; the box is in pixels of the upright result."""
-    box = None
-    if evidence.box is not None:
-        sides = (metadata.width, metadata.height) * 2
-        box = [round(value * side) for value, side in zip(evidence.box, sides, strict=True)]
-    return {
-        "match": evidence.believed if evidence.probability is not None else None,
-        "probability": evidence.probability,
-        "num_inliers": evidence.num_inliers,
-        "box": box,
-    }
 
 
 def _caption(result: Result) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from copies import EDITS, Labelled, make_copies
 
 from indexer.sync.sync import sync_folder
-from retrieval.duplicates import Duplicates, find_duplicates
+from retrieval.duplicates import DuplicateOptions, Duplicates, find_duplicates
 from retrieval.duplicates.outcome import Group
 
 Pairs = set[tuple[str, str]]  # of paths, the lower one first
@@ -76,7 +76,7 @@ def labelled_set(args: argparse.Namespace) -> list[Labelled]:
 
 def searched(folder: Path) -> Duplicates:
     sync_folder(folder, progress=sys.stderr.isatty())
-    return find_duplicates(folder / ".seenit", level="scene")
+    return find_duplicates(folder / ".seenit", DuplicateOptions(level="scene"))
 
 
 def pairs_of(found: Duplicates, levels: set[str]) -> Pairs:

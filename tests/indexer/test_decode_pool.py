@@ -25,6 +25,7 @@ from indexer.images.decode import Limits
 from indexer.images.find import Unreadable, find_files
 from indexer.images.jobs import (
     Accident,
+    Batch,
     Broken,
     Changed,
     Decoded,
@@ -91,6 +92,8 @@ def misbehave(job: Job, settings: Settings) -> Outcome:
         return Broken(job.path, f"{len(hoard)} blocks fit", 0, 0)
     if name.startswith("modules"):
         return Broken(job.path, " ".join({"torch", "PIL", "qdrant_edge", "qdrant_client"} & set(sys.modules)), 0, 0)
+    if name.startswith("swap"):
+        return Hashed(job.path + ".other", "0" * 32, 1, 1)
     if name.startswith("print"):
         os.write(1, b"noise on stdout" * 100)
         os.write(2, b"noise on stderr" * 100)
@@ -104,7 +107,7 @@ def cannot_be_found(job: Job, settings: Settings) -> Outcome:
 cannot_be_found.__qualname__ = "no_such_function"
 
 
-def test_a_image_comes_back_whole(pool: DecodePool, tmp_path: Path) -> None:
+def test_an_image_comes_back_whole(pool: DecodePool, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     save(path, (400, 300))
     os.utime(path, ns=(10**18, 10**18 + 123_456_000))
@@ -438,3 +441,27 @@ def test_images_in_memory_and_from_a_process_are_the_same(pool: DecodePool, tmp_
     there, here = one(pool, tmp_path / "x.jpg"), read_image(Job(str(tmp_path / "x.jpg")), Settings())
     assert isinstance(there, Decoded) and isinstance(here, Decoded)
     np.testing.assert_array_equal(there.pixels, here.pixels)
+
+
+def test_a_batch_has_an_outcome_for_each_file_also_where_one_costs_the_process(tmp_path: Path) -> None:
+    paths = [
+        save(tmp_path / f"{name}.png", colour=(n, 0, 0)) for n, name in enumerate(("a", "crash", "b", "hang", "c"))
+    ]
+    paths.append(str(tmp_path / "gone.png"))
+    with DecodePool(1, work=misbehave, limits=Limits(timeout_s=3)) as pool:
+        outcomes = {one.path: one for one in pool.run([Batch(tuple(Job(path, "hash") for path in paths))])}
+        again = list(pool.run([Batch((Job(paths[0], "hash"), Job(paths[2], "hash"))), Job(paths[4])]))
+    assert set(outcomes) == set(paths)
+    for n in (0, 2, 4):
+        outcome = outcomes[paths[n]]
+        assert isinstance(outcome, Hashed) and outcome.id == content_id(Path(paths[n]).read_bytes())
+    crashed = outcomes[paths[1]]
+    assert isinstance(crashed, Broken) and "crashed" in crashed.reason
+    assert isinstance(outcomes[paths[3]], Accident) and outcomes[paths[5]] == Vanished(paths[5])
+    assert [type(outcome) for outcome in again] == [Hashed, Hashed, Decoded]
+
+
+def test_an_answer_about_another_file_is_none(tmp_path: Path) -> None:
+    with DecodePool(1, work=misbehave) as pool:
+        outcome = one(pool, tmp_path / "swap.png")
+    assert outcome == Vanished(str(tmp_path / "swap.png"))

@@ -75,7 +75,7 @@ def test_pool_holds_what_it_names() -> None:
     torch.testing.assert_close(made.tokens[1].float(), by_layer[7].patches[1, rows * 5 + cols], rtol=1e-3, atol=1e-2)
 
 
-def test_pooling_a_image_does_not_depend_on_its_batch() -> None:
+def test_pooling_an_image_does_not_depend_on_its_batch() -> None:
     given = features(4)
     alone = [TokenFeatures(f.cls[2:3], f.registers[2:3], f.patches[2:3], f.grid) for f in given]
     batch, single = pool(given, RECIPE, DEPTH), pool(alone, RECIPE, DEPTH)
@@ -153,7 +153,7 @@ def test_a_large_corpus_is_centred_and_every_part_is_white() -> None:
     np.testing.assert_allclose(float(rows.square().sum(1).mean()), 4 * DIM, rtol=0.05)
 
 
-def test_whitening_finds_a_image_that_raw_cosine_loses() -> None:
+def test_whitening_finds_an_image_that_raw_cosine_loses() -> None:
     """Noise in one loud direction drowns the quiet ones that tell images apart, unless all weigh alike."""
     corpus = pooled(400)
     noise = torch.zeros_like(corpus.parts)

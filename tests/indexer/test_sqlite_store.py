@@ -37,6 +37,7 @@ from indexer.store.protocol import Filter, Record, Store, StoredFile
 from indexer.store.sqlite_check import check_index, repair_index
 from indexer.store.sqlite_schema import connect
 from indexer.store.sqlite_store import SqliteStore
+from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 
 DATABASE = "index.sqlite"
@@ -882,7 +883,7 @@ def test_a_repair_keeps_what_is_sound_and_a_sync_embeds_only_the_rest(
     for number in range(20, 40):
         draw_photo(photos / "c" / f"{number}.jpg", number)
     index = memory_path / "index"
-    sync_folder(photos, index, backbone=tiny_backbone, resolution=56, tokens="balanced", workers=1)
+    sync_folder(photos, index, options=SyncOptions(resolution=56, tokens="balanced", workers=1), backbone=tiny_backbone)
     with closing(open_store(index, write=True)) as store:
         store.set_tags({record.id: ("mine",) for record in store.scroll()})
         blobs = {name: store.read_blob(name) for name in store.blob_names()}
@@ -898,7 +899,7 @@ def test_a_repair_keeps_what_is_sound_and_a_sync_embeds_only_the_rest(
     with closing(open_store(index)) as store:
         assert store.count() == repaired.images == repaired.tags == store.count(Filter(tags=("mine",)))
         assert {name: store.read_blob(name) for name in store.blob_names()} == blobs
-    summary = sync_folder(photos, index, workers=1)
+    summary = sync_folder(photos, index, options=SyncOptions(workers=1))
     assert summary.embedded == repaired.lost and summary.images == 28
     with closing(open_store(index)) as store:
         assert store.count(Filter(tags=("mine",))) == 28

@@ -10,6 +10,7 @@ from conftest import draw_photo
 from indexer import sync_folder
 from indexer.index.calibration import BLOB, FORMAT, Calibration, calibration_json, parse_calibration
 from indexer.index.index import Index
+from indexer.sync.options import SyncOptions
 from retrieval import Searcher
 from retrieval.calibrate import VIEWS, calibrate
 from retrieval.options import SearchOptions
@@ -17,7 +18,7 @@ from retrieval.options import SearchOptions
 
 @pytest.fixture
 def index(photos: Path, tiny_backbone: Path) -> Path:
-    sync_folder(photos, backbone=str(tiny_backbone), resolution=112, workers=1)
+    sync_folder(photos, options=SyncOptions(resolution=112, workers=1), backbone=str(tiny_backbone))
     return photos / ".seenit"
 
 
@@ -58,7 +59,7 @@ def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Pat
 def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> None:
     few = tmp_path / "few"
     draw_photo(few / "1.png", 1)
-    sync_folder(few, backbone=str(tiny_backbone), resolution=56, workers=1)
+    sync_folder(few, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     assert calibrate(few / ".seenit") is None
     good = {"format": FORMAT, **vars(Calibration(9.0, -4.0, 9.0, -4.0, "fit", 8, 4))}
     for bad in (

@@ -15,8 +15,9 @@ from indexer.errors import SeenitError
 from indexer.images.metadata import Metadata
 from indexer.store.open import open_store
 from indexer.store.protocol import Record, StoredFile
+from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
-from retrieval.duplicates import Duplicates, find_duplicates
+from retrieval.duplicates import DuplicateOptions, Duplicates, find_duplicates
 from retrieval.duplicates.candidates import DuplicateCandidates, are_among, near_pairs, with_pairs
 from retrieval.duplicates.groups import Pair, in_words, stars
 from retrieval.duplicates.keeper import keeping_order
@@ -143,7 +144,7 @@ def test_one_image_has_no_neighbours() -> None:
 
 
 @pytest.mark.parametrize("turn", list(Image.Transpose))
-def test_patterns_know_a_image_in_any_position(turn: Image.Transpose) -> None:
+def test_patterns_know_an_image_in_any_position(turn: Image.Transpose) -> None:
     images = [scene(n) for n in range(12)] + [scene(3).transpose(turn), Image.new("RGB", (160, 120), "grey")]
     rows = patterns_of(torch.stack([grey(image) for image in images]))
     found = alike_in_any_position(rows, 0.4)
@@ -318,7 +319,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ImageEnhance.Brightness(second).enhance(0.7).save(folder / "made/1_dark.jpg", quality=90)
     sheet = collage([scene(2), *(scene(20 + n) for n in range(3))], 2)
     sheet.resize((200, 150)).save(folder / "made/2_and_others.jpg", quality=90)
-    sync_folder(folder, resolution=112, workers=1)
+    sync_folder(folder, options=SyncOptions(resolution=112, workers=1))
     return folder
 
 
@@ -348,7 +349,7 @@ def test_copies_are_found_and_other_photos_are_not(album: Path) -> None:
 
 
 def test_exact_reads_no_vectors(album: Path) -> None:
-    found = find_duplicates(album / ".seenit", level="exact")
+    found = find_duplicates(album / ".seenit", DuplicateOptions(level="exact"))
     assert names(found) == {"0.png": {"0_same.png"}}
     assert found.groups[0].members[0].similarity == 1.0
 
@@ -372,7 +373,7 @@ def test_table_json_and_page_tell_the_same(album: Path, tmp_path: Path) -> None:
 def test_a_file_that_vanished_or_changed_is_said_and_left_out(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(3):
         scene(0).save(tmp_path / f"{n}.jpg", quality=90 - n)
-    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
     (tmp_path / "1.jpg").unlink()
     found = find_duplicates(tmp_path / ".seenit", workers=1)
     assert names(found) == {"0.jpg": {"2.jpg"}}
@@ -382,15 +383,15 @@ def test_a_file_that_vanished_or_changed_is_said_and_left_out(tmp_path: Path, ti
 def test_images_that_are_all_equal_make_one_group(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(16):  # more than each one's neighbours
         scene(0).save(tmp_path / f"{n:02}.jpg", quality=80 + n)
-    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
-    found = find_duplicates(tmp_path / ".seenit", workers=1, neighbours=4)
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
+    found = find_duplicates(tmp_path / ".seenit", DuplicateOptions(neighbours=4), workers=1)
     assert [len(group.members) for group in found.groups] == [15]
 
 
 def test_two_images_and_damaged_vectors(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(2):
         scene(n).save(tmp_path / f"{n}.png")
-    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
     assert find_duplicates(tmp_path / ".seenit", workers=1).groups == ()
     store = open_store(tmp_path / ".seenit", write=True)
     record = next(store.scroll(vectors=True))

@@ -23,6 +23,7 @@ from retrieval.duplicates.hardlink import join_same_bytes, same_bytes
 from retrieval.duplicates.keeper import why_never
 from retrieval.duplicates.move import Moved, check_target, move_spare, read_moves, undo_moves, what_to_undo
 from retrieval.duplicates.names import reach
+from retrieval.duplicates.options import DuplicateOptions
 
 JPEG = b"\xff\xd8\xff"  # what one begins with; only images are ever put back
 
@@ -55,7 +56,7 @@ def found_in(folder: Path) -> Duplicates:
     collage = write(folder / "b" / "collage.jpg", b"collage")
     members = (member("exact", [same]), member("near", small), member("near", [collage], "it holds more"))
     group = Group(member("exact", [kept]).record, kept, members)
-    return Duplicates(str(folder / ".seenit"), "near", "resolution", (group,), 3, 0.1)
+    return Duplicates(str(folder / ".seenit"), DuplicateOptions(), (group,), 3, 0.1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -230,7 +231,7 @@ def test_names_that_are_no_text_survive_the_manifest(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes only UTF-8")
     group = Group(member("exact", [kept]).record, kept, (member("exact", [spare]),))
-    moved = move_spare(Duplicates("i", "near", "resolution", (group,), 1, 0.1), tmp_path / "away")
+    moved = move_spare(Duplicates("i", DuplicateOptions(), (group,), 1, 0.1), tmp_path / "away")
     assert moved.manifest and len(Path(moved.manifest).read_text().splitlines()) == 2
     assert json.loads(Path(moved.manifest).read_text().splitlines()[1])["from"] == spare.path
     assert put_back(moved.manifest).files == 1 and Path(spare.path).read_bytes() == JPEG + b"x"
@@ -402,7 +403,7 @@ def test_files_behind_links_and_second_names_are_not_moved(tmp_path: Path) -> No
     os.link(kept.path, photos / "a" / "again.jpg")
     second = File("0/a/again.jpg", str(photos / "a/again.jpg"), kept.size, kept.mtime_ns, kept.id)
     group = Group(member("exact", [kept]).record, kept, (member("exact", [behind, second]),))
-    moved = move_spare(Duplicates("i", "near", "resolution", (group,), 1, 0.1), tmp_path / "away")
+    moved = move_spare(Duplicates("i", DuplicateOptions(), (group,), 1, 0.1), tmp_path / "away")
     assert moved.files == 0 and len(moved.left) == 2, moved
     assert "is a link" in moved.left[0] and "same file" in moved.left[1]
     assert Path(far.path).exists()

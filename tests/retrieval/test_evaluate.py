@@ -12,6 +12,7 @@ from PIL import Image
 from texture_scenes import texture_pairs
 
 from indexer import Backbone, SeenitError, sync_folder
+from indexer.sync.options import SyncOptions
 from retrieval.evaluate.evaluate import VARIANTS, Variant, evaluate_retrieval, scores_table
 from retrieval.evaluate.ground_truth import Query, read_tasks
 from retrieval.evaluate.metrics import (
@@ -243,15 +244,15 @@ def test_an_index_of_other_images_is_refused(test_set: Path, tiny_backbone: Path
     photos.mkdir()
     for file in test_set.parent.glob("g[0-4].png"):
         shutil.copy(file, photos / f"renamed_{file.name}")
-    sync_folder(photos, tmp_path / "index", backbone=str(tiny_backbone), resolution=56, workers=1)
+    sync_folder(photos, tmp_path / "index", options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     with pytest.raises(SeenitError, match=r"0 other images are in it, .*g5.png is not") as error:
         evaluate_retrieval(test_set, index=tmp_path / "index")
     assert "\n" not in str(error.value)
     shutil.copy(test_set.parent / "g5.png", photos)
-    sync_folder(photos, tmp_path / "index", workers=1)
+    sync_folder(photos, tmp_path / "index", options=SyncOptions(workers=1))
     assert evaluate_retrieval(test_set, index=tmp_path / "index", variants=VARIANTS[:1])[0].num_gallery == 6
     shutil.copy(test_set.parent / "nothing.png", photos)
-    sync_folder(photos, tmp_path / "index", workers=1)
+    sync_folder(photos, tmp_path / "index", options=SyncOptions(workers=1))
     with pytest.raises(SeenitError, match="1 other images are in it"):
         evaluate_retrieval(test_set, index=tmp_path / "index")
 

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexer.errors import SeenitError
+from indexer.errors import ImageError, SeenitError
 from indexer.images.metadata import Metadata
 from retrieval.rerank.evidence import Evidence
-from retrieval.results import Result
+from retrieval.results import NOT_BELIEVED, NOTHING, Result
 from retrieval.show.contact_sheet import contact_sheet
-from retrieval.show.results_page import PageQuery, PageResult, write_page
-from retrieval.show.text import NOT_BELIEVED, NOTHING, json_line, page_query, results_table
+from retrieval.show.results_page import PageQuery, PageResult, write_results_page
+from retrieval.show.schema import json_schemas
+from retrieval.show.text import json_line, page_query, results_table
 
 
 class Read(HTMLParser):
@@ -60,7 +61,7 @@ def photo(folder: Path, name: str, size: tuple[int, int] = (320, 240), colour: s
 
 def written(folder: Path, *queries: PageQuery, **options: object) -> Read:
     path = folder / "page.html"
-    assert write_page(path, queries, **options) == len(queries)  # type: ignore[arg-type]
+    assert write_results_page(path, queries, **options) == len(queries)  # type: ignore[arg-type]
     read = Read(path.read_text(encoding="utf-8"))
     assert not read.open, f"left open: {read.open}"
     return read
@@ -183,7 +184,7 @@ def test_sideways_photo_is_shown_upright(tmp_path: Path) -> None:
     assert read.all("svg")[0]["viewbox"] == "0 0 160 320"
 
 
-def test_a_image_is_embedded_once(tmp_path: Path) -> None:
+def test_an_image_is_embedded_once(tmp_path: Path) -> None:
     path = photo(tmp_path, "a.jpg")
     read = written(tmp_path, *[PageQuery([PageResult(path, 1, 0.5)]) for _ in range(5)])
     (image,) = read.all("image")
@@ -202,7 +203,7 @@ def test_memory_does_not_grow_with_the_page(tmp_path: Path) -> None:
     peaks, sizes = [], []
     for count in (5, 80):
         tracemalloc.start()
-        write_page(tmp_path / "page.html", queries(count))
+        write_results_page(tmp_path / "page.html", queries(count))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         sizes.append((tmp_path / "page.html").stat().st_size)
@@ -219,14 +220,14 @@ def test_page_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_page(path, breaks_off())
+        write_results_page(path, breaks_off())
     assert path.read_text() == "the page before"
     assert os.listdir(tmp_path) == ["page.html"]
 
 
 def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SeenitError, match="cannot write the page"):
-        write_page(tmp_path / "no such folder" / "page.html", [])
+    with pytest.raises(SeenitError, match=r"cannot write .*name another file"):
+        write_results_page(tmp_path / "no such folder" / "page.html", [])
     with pytest.raises(SeenitError, match="cannot write"):
         contact_sheet(PageQuery([]), tmp_path / "no such folder" / "sheet.jpg")
 
@@ -287,7 +288,7 @@ def test_table_tells_what_is_believed() -> None:
         "q.jpg", [result(1, 0.97), result(2, 0.3), result(3, 0.01), result(4, None)], heading=False
     ).split("\n")
     assert [line.split() for line in lines] == [
-        ["rank", "score", "verdict", "likely", "agree", "path"],
+        ["rank", "score", "verdict", "prob.", "inliers", "path"],
         ["1", "0.900", "same", "97", "%", "12", "/photos/a.jpg"],
         ["2", "0.800", "perhaps", "30", "%", "12", "/photos/a.jpg"],
         ["3", "0.700", "no", "match", "1", "%", "12", "/photos/a.jpg"],
@@ -337,10 +338,21 @@ def test_page_shows_verdict_reason_and_box(tmp_path: Path) -> None:
     assert len(boxes) == 2, "no box where nothing is believed to be there"
 
 
-def test_json_gives_the_box_in_pixels() -> None:
+def test_json_is_as_its_schema_says() -> None:
     line = json.loads(json_line("q.jpg", [result(1, 0.97), result(2, None), result(3, 0.1, compared=False)]))
+    assert line["schema"] == "seenit.search/1" and line["query"] == "q.jpg" and line["note"] is None
     first, second, third = line["results"]
     assert (first["match"], first["probability"], first["num_inliers"]) == (True, 0.97, 12)
-    assert first["box"] == [0, 0, 200, 100]
+    assert first["verdict"] == "same" and first["box"] == [0, 0, 0.5, 0.5], "fractions, as everywhere"
     assert second["match"] is None and second["probability"] is None and second["num_inliers"] == 12
-    assert not {"match", "probability", "num_inliers", "box"} & set(third)
+    assert [third[name] for name in ("match", "probability", "num_inliers", "box")] == [None] * 4
+    wanted = json_schemas()["seenit.search/1"]
+    assert set(line) == set(wanted["properties"]) and set(first) == set(wanted["$defs"]["FoundImage"]["properties"])
+
+
+def test_json_keeps_names_that_are_no_text() -> None:
+    name = os.fsdecode(b"/photos/caf\xe9.jpg")
+    line = json_line(name, [result(1, 0.97, name)])
+    assert line.isascii() and json.loads(line)["results"][0]["path"] == name
+    failed = json.loads(json_line(name, ImageError(name, "damaged")))
+    assert failed["schema"] == "seenit.error/1" and failed["query"] == name and "damaged" in failed["error"]

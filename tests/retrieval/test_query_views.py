@@ -8,6 +8,7 @@ from conftest import draw_photo
 from PIL import Image, ImageDraw
 
 from indexer import Backbone, sync_folder
+from indexer.sync.options import SyncOptions
 from retrieval import Searcher
 from retrieval.options import SearchOptions
 from retrieval.query.crops import edge_turn, middle, middle_frame, query_crops
@@ -70,7 +71,7 @@ def test_a_turned_photo_is_found_and_its_match_lies_where_it_is(tmp_path: Path, 
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
     Image.fromarray(blocks).resize((240, 240), Image.Resampling.NEAREST).save(tmp_path / "blocks.png")
-    sync_folder(tmp_path, backbone=str(tiny_backbone), resolution=112, workers=1)
+    sync_folder(tmp_path, options=SyncOptions(resolution=112, workers=1), backbone=str(tiny_backbone))
     large = Image.new("RGB", (400, 400), (90, 90, 90))
     large.paste(Image.open(tmp_path / "blocks.png").copy(), (80, 80))
     query = large.rotate(-30, Image.Resampling.BICUBIC, fillcolor=(90, 90, 90))

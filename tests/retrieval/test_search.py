@@ -14,6 +14,7 @@ from indexer import Backbone, Filter, SeenitError, sync_folder
 from indexer.errors import ImageError
 from indexer.index.copy import copy_index
 from indexer.index.tags import change_tags
+from indexer.sync.options import SyncOptions
 from retrieval import Result, Searcher
 from retrieval.options import SearchOptions
 from retrieval.query.encoder import read_query
@@ -27,7 +28,7 @@ def index(photos: Path, tiny_backbone: Path) -> Path:
     exif.get_ifd(0x8769)[0x9003] = "2021:06:15 12:00:00"
     exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0)})
     draw_photo(photos / "tower.jpg", 33, exif=exif)
-    sync_folder(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    sync_folder(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     return photos / ".seenit"
 
 
@@ -72,7 +73,7 @@ def test_the_query_file_is_left_out_but_its_copies_are_not(index: Path, photos: 
         outside = shutil.copy(file, tmp_path / "query.jpg")
         assert searcher.search(outside)[0].path == str(file)
     shutil.copy(file, photos / "copy.jpg")
-    sync_folder(photos, workers=1)
+    sync_folder(photos, options=SyncOptions(workers=1))
     with Searcher.open(index) as searcher:
         first = searcher.search(file)[0]
         assert first.path == str(photos / "copy.jpg") and first.copies == ()
@@ -224,9 +225,9 @@ def test_a_server_gives_the_same_answers_as_the_embedded_store(index: Path, phot
     query = photos / "a" / "0.jpg"
     with QdrantPeer() as peer:
         url = f"{peer.url}/photos"
-        first = sync_folder(photos, url, backbone=str(tiny_backbone), resolution=56, workers=1)
+        first = sync_folder(photos, url, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
         assert (first.images, first.embedded) == (9, 9)
-        again = sync_folder(photos, url, workers=1)
+        again = sync_folder(photos, url, options=SyncOptions(workers=1))
         assert (again.changes.unchanged, again.embedded) == (9, 0)
         assert change_tags(url, [photos / "b"], lambda tags: tags | {"blue"}) == 4
         with Searcher.open(index) as here, Searcher.open(url) as there:
@@ -239,7 +240,7 @@ def test_a_server_gives_the_same_answers_as_the_embedded_store(index: Path, phot
             assert len(there.search(query, SearchOptions(where=Filter(tags=("blue",))))) == 4
         (photos / "a" / "1.jpg").rename(photos / "b" / "renamed.jpg")
         (photos / "a" / "2.jpg").unlink()
-        last = sync_folder(photos, url, workers=1)
+        last = sync_folder(photos, url, options=SyncOptions(workers=1))
         assert (last.changes.renamed, last.changes.removed, last.embedded) == (1, 1, 0)
         assert copy_index(url, photos.parent / "copied") == 8
     with Searcher.open(photos.parent / "copied") as copied:

@@ -15,7 +15,7 @@ from conftest import draw_photo, save_tiny
 from PIL import Image
 from typer.testing import CliRunner
 
-from indexer import sync_folder
+from indexer import SyncOptions, sync_folder
 from indexer.errors import SeenitError
 from trainer.curation import command, embed
 from trainer.curation.choices import Choices
@@ -134,7 +134,9 @@ def test_an_interrupted_run_goes_on_with_the_shard_it_was_at(
 @pytest.mark.slow
 def test_an_index_brings_its_vectors(tmp_path: Path, pool: Path, run: Any, tiny_backbone: Path) -> None:
     index = tmp_path / "index"
-    sync_folder(pool, index, backbone=tiny_backbone, workers=1, progress=False, say=lambda line: None)
+    sync_folder(
+        pool, index, options=SyncOptions(workers=1), backbone=tiny_backbone, progress=False, say=lambda line: None
+    )
     summary = run([str(index)], backbone=None)
     assert listed(tmp_path) != [] and summary.pool == 13 and summary.copies == 1  # files of equal bytes are one record
     inputs = read_inputs([index], [pool], [], tmp_path / "both", workers=1)
@@ -150,7 +152,14 @@ def test_an_index_brings_its_vectors(tmp_path: Path, pool: Path, run: Any, tiny_
 def test_an_index_of_another_backbone_is_refused(tmp_path: Path, pool: Path, run: Any, tiny_backbone: Path) -> None:
     other = save_tiny(tmp_path / "other.safetensors", seed=1)
     for name, backbone in (("one", tiny_backbone), ("two", other)):
-        sync_folder(pool, tmp_path / name, backbone=backbone, workers=1, progress=False, say=lambda line: None)
+        sync_folder(
+            pool,
+            tmp_path / name,
+            options=SyncOptions(workers=1),
+            backbone=backbone,
+            progress=False,
+            say=lambda line: None,
+        )
     with pytest.raises(SeenitError, match=r"was made by backbone"):
         run([str(tmp_path / "one")], backbone=other)
     with pytest.raises(SeenitError, match=r"two was made by backbone .*one by .*make one of them anew"):

@@ -1,6 +1,8 @@
 """Curation on vectors: each step against what one would write without a thought for speed."""
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from trainer.curation.kinds import unstretch
 from trainer.curation.kmeans import assign, kmeans
 from trainer.curation.neighbours import EDGE, neighbour_graph
 from trainer.curation.retrieve import retrieve_clusters, retrieve_nearest
-from trainer.curation.whole_files import claim_folder, whole_file
+from trainer.curation.whole_files import claim_folder, step_file
 
 
 def concepts(count: int, num_concepts: int = 20, dim: int = 24, spread: float = 0.5, seed: int = 0) -> np.ndarray:
@@ -342,18 +344,19 @@ def test_whitening_is_taken_back() -> None:
 
 
 def test_a_file_that_cannot_be_finished_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "x") as file:
+    with pytest.raises(KeyboardInterrupt), step_file(tmp_path / "x") as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "out.7.part").symlink_to("/dev/full")
-    monkeypatch.setattr("os.getpid", lambda: 7)
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
     with (
         pytest.raises(SeenitError, match=r"cannot write .*out: no space left on device; make room"),
-        whole_file(tmp_path / "out") as file,
+        step_file(tmp_path / "out") as file,
     ):
         file.write(b"x" * 100_000)

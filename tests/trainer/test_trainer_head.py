@@ -1,6 +1,5 @@
 """Views of photos, how well they find their photo, and the head that is fitted on them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures
 from indexer.errors import SeenitError
-from indexer.images.jobs import Broken, Decoded, Job, Settings
+from indexer.images.jobs import Broken, Cut, Job, Settings
 from indexer.images.synthetic_views import _draw_quad, _homography, render_view
 from trainer.data.sources import ImageRef, open_source
 from trainer.data.views import cut_views, view_job
@@ -90,7 +89,7 @@ def test_a_worker_gives_the_photo_and_its_views(tmp_path: Path) -> None:
     settings = Settings(resolution=56)
     job = view_job("7", ImageRef(str(photo)), ImageRef(str(other)), (0, 7), 3)
     answer = cut_views(job, settings)
-    assert isinstance(answer, Decoded)
+    assert isinstance(answer, Cut)
     assert answer.pixels.shape == (4, answer.grid[0] * 14, answer.grid[1] * 14, 3) and answer.grid[0] < answer.grid[1]
     shrunk = np.asarray(
         Image.open(photo).resize((answer.pixels.shape[2], answer.pixels.shape[1]), Image.Resampling.BICUBIC)
@@ -98,9 +97,9 @@ def test_a_worker_gives_the_photo_and_its_views(tmp_path: Path) -> None:
     assert np.abs(answer.pixels[0].astype(int) - shrunk).mean() < 3
     photo.write_bytes(b"\x89PNG\r\n\x1a\n")
     assert isinstance(cut_views(job, settings), Broken)
-    order = json.loads(job.kind)
+    order = dict(job.order)
     order["background"], order["place"] = order["place"], order["background"]
-    assert isinstance(cut_views(Job("8", json.dumps(order)), settings), Decoded)  # type: ignore[arg-type]
+    assert isinstance(cut_views(Job("8", order=order), settings), Cut)
 
 
 @pytest.mark.slow

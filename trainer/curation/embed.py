@@ -18,12 +18,12 @@ from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.whitening import PooledFeatures, Whitening
 from indexer.errors import SeenitError
-from indexer.images.jobs import Broken, Decoded
+from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
 
 from ..data.sources import ImageRef, ImageSource, cut_square, square_job
 from .embeddings import Embeddings, unit_rows
-from .whole_files import read_array, whole_file, write_array, write_text
+from .whole_files import read_array, step_file, write_array, write_text
 
 SHARD_IMAGES = 2048  # embedded between two files; so much is lost at most when a run is stopped
 BATCH = 16
@@ -84,7 +84,7 @@ def fit_describer(
         pooled, _, broken = _pooled(embedder, decoders(), places, progress, "looking at a sample")
         if not pooled:
             raise SeenitError(_none_readable(broken, len(places)))
-        with whole_file(path) as file:
+        with step_file(path) as file:
             file.write(descriptor.save_whitening(embedder.fit_whitening([pooled[number] for number in sorted(pooled)])))
         write_text(label, made_from)
     return Describer(embedder, descriptor.load_whitening(path.read_bytes()))
@@ -164,9 +164,9 @@ def _pooled(
     pooled: dict[int, PooledFeatures] = {}
     pixels: dict[int, int] = {}
     broken: dict[int, str] = {}
-    waiting: dict[tuple[int, ...], list[Decoded]] = {}
+    waiting: dict[tuple[int, ...], list[Cut]] = {}
 
-    def forward(batch: list[Decoded]) -> None:
+    def forward(batch: list[Cut]) -> None:
         together = embedder.pooled([image.pixels for image in batch])
         for at, image in enumerate(batch):
             one = slice(at, at + 1)
@@ -175,12 +175,12 @@ def _pooled(
     with tqdm(total=len(places), unit="image", desc=title, disable=not progress, dynamic_ncols=True) as bar:
         for outcome in pool.run(square_job(str(number), place) for number, place in enumerate(places)):
             bar.update(1)
-            if not isinstance(outcome, Decoded):
+            if not isinstance(outcome, Cut):
                 # a job has no file of its name, so that the pool calls it vanished when its decoder dies
                 reason = outcome.reason if isinstance(outcome, Broken) else "its decoder crashed or took too long"
                 broken[int(outcome.path)] = reason
                 continue
-            pixels[int(outcome.path)] = outcome.metadata.width * outcome.metadata.height
+            pixels[int(outcome.path)] = outcome.width * outcome.height
             batch = waiting.setdefault(outcome.pixels.shape, [])
             batch.append(outcome)
             if len(batch) == BATCH:

@@ -16,7 +16,7 @@ from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
 from indexer.errors import SeenitError
-from indexer.images.jobs import Broken, Decoded
+from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
 
 from ..data.sources import ImageSource
@@ -97,7 +97,7 @@ def embed_views(
         for outcome in pool.run(jobs):
             bar.update(1)
             number = int(outcome.path)
-            if isinstance(outcome, Decoded):
+            if isinstance(outcome, Cut):
                 pooled[number] = descriptor.pool(backbone.intermediate(outcome.pixels, layers), recipe, backbone.depth)
             else:
                 reason = outcome.reason if isinstance(outcome, Broken) else "its decoder crashed or took too long"

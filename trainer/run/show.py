@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor.patch_maps import cls_attention, patch_colours
 from indexer.errors import SeenitError
-from indexer.images.jobs import Decoded
+from indexer.images.jobs import Cut
 from indexer.images.pool import DecodePool
 
 from ..data.sources import ImageSource, cut_square, square_job
@@ -74,7 +74,7 @@ class Watched:
         places = {str(number): place for number, place in enumerate(source.places[::step][:gallery])}
         with DecodePool(1, resolution=side, patch_size=patch, mode="crop", work=cut_square) as pool:
             outcomes = list(pool.run(square_job(name, place) for name, place in places.items()))
-        decoded = {int(one.path): one.pixels for one in outcomes if isinstance(one, Decoded)}
+        decoded = {int(one.path): one.pixels for one in outcomes if isinstance(one, Cut)}
         if len(decoded) < 2:
             raise SeenitError("fewer than 2 of the photos to be shown can be read; give others")
         self.photos, self.queries = photos, queries

@@ -17,7 +17,7 @@ from torch import Tensor
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures
-from indexer.images.jobs import Decoded, Job, Outcome, Settings
+from indexer.images.jobs import Cut, Job, Outcome, Settings
 from indexer.images.pool import DecodePool
 
 from ..data.sources import ImageSource
@@ -114,7 +114,7 @@ def prepare_trial(
         for n, place in enumerate(held.places)
     ] + [view_job(f"other {n}", place, place, (seed, n), 0) for n, place in enumerate(others.places)]
     settings = Settings(size_px, patch_size, "squash")
-    pixels = {o.path: o.pixels for o in _cut(jobs, settings, workers) if isinstance(o, Decoded)}
+    pixels = {o.path: o.pixels for o in _cut(jobs, settings, workers) if isinstance(o, Cut)}
     found = [n for n in range(len(held)) if f"held {n}" in pixels]
     beside = [n for n in range(len(others)) if f"other {n}" in pixels]
     if len(found) + len(beside) < 2 or not found:

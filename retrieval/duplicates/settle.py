@@ -1,0 +1,182 @@
+"""Confirmed pairs to groups that may be acted on: every copy was compared with its own keeper at full resolution.
+
+Groups are made, what is to be given up is looked at beside its keeper, and what turns out to differ is no member and
+may become a keeper. So groups are made again until none has an unseen member.
+
+Surprising: that is not enough. A small copy of one screenshot resembles another screenshot with one more digit as much
+as its own original, where the digit is a few pixels high. The two large ones differ plainly, and in known places. So a
+member of a keeper that has such rivals is held against all of them in these places, and is a copy of the nearest only.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from indexer.store.protocol import Record
+
+from ..geometry import square
+from .closely import Closer, is_nearer, look_closely
+from .groups import DETAIL, Pair, Star, stars, zoom_of
+from .keeper import Folders, why_before
+from .local import Place
+from .options import DuplicateOptions
+from .raw_pairs import PAIR
+from .schedule import Transform
+
+MOST_RIVALS = 8  # of a keeper, that a member is held against
+AS_MUCH = "it shows as much, and more copies match it"
+
+
+class Settling:
+    """The groups of one search, and what full resolution said of their pairs.
+
+    records  of all rows, those to keep first
+    path_of  a file of a row
+    confirm  compares the pixels of further pairs (row, row, transform), and gives those that are copies
+    report   begins to say how many of a number of comparisons are done
+    """
+
+    def __init__(
+        self,
+        records: dict[int, Record],
+        options: DuplicateOptions,
+        folders: Folders,
+        path_of: Callable[[int], str],
+        confirm: Callable[[Sequence[tuple[int, int, Transform]]], list[Pair]],
+        report: Callable[[str, int], Callable[[int], None]],
+        workers: int | None,
+    ) -> None:
+        self.sizes = {row: (record.metadata.width, record.metadata.height) for row, record in records.items()}
+        self._records = records
+        self._options = options
+        self._folders = folders
+        self._rank = {row: folders.rank_of(record) for row, record in records.items()}
+        self._path_of = path_of
+        self._confirm = confirm
+        self._report = report
+        self._workers = workers
+        self._closer: dict[tuple[int, int], Closer] = {}  # by rows, the lower one first
+        self._judged: dict[tuple[int, int, int], bool] = {}  # by keeper, member and rival: whether the keeper is nearer
+        self._pairs: list[Pair] = []
+
+    def settled(self, pairs: Sequence[Pair]) -> list[Star]:
+        """Groups whose members may be given up for their keepers, as far as pixels tell."""
+        self._pairs = list(pairs)
+        while True:
+            found = self._stars()
+            if unseen := self._unseen(found):
+                self._look_at(unseen)
+            elif contested := list(self._contested(found)):
+                self._judge(contested)
+            else:
+                return found
+
+    def closer_of(self, pair: Pair) -> Closer | None:
+        """What full resolution says of two images, where it was asked."""
+        return self._closer.get(_ends(pair))
+
+    def why_kept(self, star: Star) -> str:
+        """What makes the keeper the one to keep, each reason once; empty where it has no members."""
+        return "; ".join(dict.fromkeys(self._why_before(pair) for pair in star.members if pair.level == "near"))
+
+    def _why_before(self, pair: Pair) -> str:
+        keeper, member = self._records[pair.first], self._records[pair.second]
+        words = why_before(self._options.keep, self._folders, keeper, member)
+        closer = self.closer_of(pair)
+        if self._rank[pair.first] == self._rank[pair.second] and closer and closer.lesser == pair.second:
+            return closer.better if self._by_content else words
+        return words or AS_MUCH
+
+    @property
+    def _by_content(self) -> bool:
+        return self._options.keep == "resolution"
+
+    def _stars(self) -> list[Star]:
+        told = [replace(pair, stays=reason) if (reason := self._why_apart(pair)) else pair for pair in self._pairs]
+        lesser: set[int | None] = set()
+        if self._by_content:
+            lesser = {one.lesser for one in self._closer.values() if not one.reason and one.lesser is not None}
+        order = sorted(self._records, key=lambda row: (self._rank[row], row in lesser))  # stable
+        return stars(told, order, self.sizes, by_detail=self._by_content, lesser=lesser, rank=self._rank)
+
+    def _why_apart(self, pair: Pair) -> str:
+        """Why neither of two images is given up for the other one; empty where one may be."""
+        if self._records[pair.first].metadata.raw != self._records[pair.second].metadata.raw:
+            return PAIR
+        closer = self.closer_of(pair)
+        if closer is None:
+            return ""
+        ends = _ends(pair)
+        rival = next((rival for (*of, rival), near in self._judged.items() if _sorted(*of) == ends and not near), None)
+        if rival is not None:
+            return f"it may be a copy of {self._path_of(rival)}, which differs from the keeper"
+        return closer.reason or self._better_elsewhere(pair, closer)
+
+    def _better_elsewhere(self, pair: Pair, closer: Closer) -> str:
+        """Why an image stays although its folder comes after the other one's: it holds more."""
+        if self._rank[pair.first] == self._rank[pair.second]:
+            return ""
+        pair = pair if self._rank[pair.first] < self._rank[pair.second] else pair.turned()
+        if closer.lesser == pair.first:
+            return f"its folder comes after the keeper's, but {closer.better}"
+        if closer.lesser != pair.second and zoom_of(pair, self.sizes) > 1 / DETAIL:
+            return "its folder comes after the keeper's, but it shows more detail"
+        return ""
+
+    def _unseen(self, found: Sequence[Star]) -> list[Pair]:
+        return [
+            pair
+            for star in found
+            for pair in star.members
+            if pair.level == "near" and pair.transform is not None and self.closer_of(pair) is None
+        ]
+
+    def _look_at(self, unseen: Sequence[Pair]) -> None:
+        report = self._report("looking closely", len(unseen))
+        for done, closer in enumerate(look_closely(unseen, self._path_of, self._workers), start=1):
+            self._closer[closer.first, closer.second] = closer
+            report(done)
+
+    def _contested(self, found: Sequence[Star]) -> Iterator[tuple[Pair, int, tuple[Place, ...]]]:
+        """Members that were not yet held against an image that differs from their keeper, with the places."""
+        rivals: dict[int, list[tuple[int, tuple[Place, ...]]]] = {}
+        for (first, second), closer in self._closer.items():
+            if closer.places and not closer.why:
+                turned = tuple(Place(place.in_second, place.in_first) for place in closer.places)
+                rivals.setdefault(first, []).append((second, closer.places))
+                rivals.setdefault(second, []).append((first, turned))
+        for star in found:
+            for pair in star.members:
+                for rival, places in rivals.get(star.keeper, [])[:MOST_RIVALS]:
+                    if rival != pair.second and (star.keeper, pair.second, rival) not in self._judged:
+                        yield pair, rival, places
+
+    def _judge(self, contested: Sequence[tuple[Pair, int, tuple[Place, ...]]]) -> None:
+        by_ends = {_ends(pair): pair for pair in self._pairs if pair.level == "near"}
+        chained = {}
+        for pair, rival, _ in contested:
+            ends = _sorted(rival, pair.second)
+            to_rival = by_ends.get(_sorted(pair.first, rival))
+            if ends not in by_ends and to_rival is not None and to_rival.transform is not None:
+                back = to_rival if to_rival.first == rival else to_rival.turned()
+                assert back.transform is not None and pair.transform is not None
+                chained[ends] = (rival, pair.second, (square(pair.transform) @ square(back.transform))[:2])
+        for found in self._confirm(list(chained.values())):
+            by_ends[_ends(found)] = found
+            self._pairs.append(found)
+        report = self._report("telling rivals apart", len(contested))
+        for done, (pair, rival, places) in enumerate(contested, start=1):
+            beside = by_ends.get(_sorted(rival, pair.second))
+            near = True  # to what is no copy of the rival
+            if beside is not None and beside.transform is not None:
+                turned = beside if beside.first == rival else beside.turned()
+                near = is_nearer(pair.second, pair, turned, places, self._path_of)
+            self._judged[pair.first, pair.second, rival] = near
+            report(done)
+
+
+def _ends(pair: Pair) -> tuple[int, int]:
+    return _sorted(pair.first, pair.second)
+
+
+def _sorted(one: int, other: int) -> tuple[int, int]:
+    return (min(one, other), max(one, other))
