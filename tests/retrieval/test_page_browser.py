@@ -7,8 +7,13 @@ other machine for anything.
 import base64
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +23,10 @@ from PIL import Image
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
-from page_peer import PagePeer
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
+from indexer.index.index import Index
+from indexer.store.protocol import Record
 from retrieval.build import build_index
 from retrieval.scenes.draw import draw_scenes
 
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no browser is installed")]
+ROOT = Path(__file__).parents[2]
 MARKUP = "<img src=x onerror=alert(1)> & co.jpg"  # a file's name, not a piece of the page
 SMALL = "poster_01_small.jpg"  # a copy of a poster's photo
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -51,10 +58,40 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Served:
+    """A running server: its address, and the index it serves."""
+
+    url: str
+    index: Path
+
+    def records(self) -> list[Record]:
+        with Index.open(self.index) as index:
+            return list(index.store.scroll())
+
+    def id_of(self, name: str) -> str:
+        """Content id of the image whose file has that name."""
+        return next(one.id for one in self.records() if one.files[0].key.endswith(f"/{name}"))
+
+
 @pytest.fixture(scope="module")
-def peer(scenes: Path) -> Iterator[PagePeer]:
-    with PagePeer(scenes / "photos" / ".seenit", move_to=scenes / "moved") as peer:
-        yield peer
+def served(scenes: Path) -> Iterator[Served]:
+    """`seenit serve`, as a user starts it."""
+    index = scenes / "photos" / ".seenit"
+    command = [sys.executable, str(ROOT / "cli.py"), "serve", str(index), "--port", "0", "--move-to", str(scenes / "moved")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        told = []
+        for line in process.stderr:
+            told.append(line)
+            if found := re.search(r" at (http://\S+?)/?;", line):
+                break
+        else:
+            pytest.fail("".join(told))
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield Served(found[1], index)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +131,8 @@ class Visits:
 
 
 @pytest.fixture
-def visit(browser: Browser, peer: PagePeer) -> Iterator[Visits]:
-    visits = Visits(browser, peer.url)
+def visit(browser: Browser, served: Served) -> Iterator[Visits]:
+    visits = Visits(browser, served.url)
     yield visits
     for context in visits.contexts:
         context.close()
@@ -134,10 +171,6 @@ def drop_file(page: Page, selector: str, file: Path, kind: str = "drop") -> None
         }""",
         [data, file.name, kind],
     )
-
-
-def id_of(peer: PagePeer, name: str) -> str:
-    return next(record.id for record in peer.records() if peer.path(record).endswith(f"/{name}"))
 
 
 # ---- search ----
@@ -194,7 +227,7 @@ def test_an_image_can_be_pasted_and_shown_as_a_further_view(visit: Visits, scene
     expect(page.locator(".asked")).not_to_contain_text("views")
 
 
-def test_a_box_on_the_query_is_searched_for(visit: Visits, peer: PagePeer, query: Path) -> None:
+def test_a_box_on_the_query_is_searched_for(visit: Visits, served: Served, query: Path) -> None:
     page = visit()
     search_with(page, query)
     place = page.locator(".region-picker img").bounding_box()
@@ -202,9 +235,10 @@ def test_a_box_on_the_query_is_searched_for(visit: Visits, peer: PagePeer, query
     page.mouse.move(place["x"] + 0.2 * place["width"], place["y"] + 0.1 * place["height"])
     page.mouse.down()
     page.mouse.move(place["x"] + 0.7 * place["width"], place["y"] + 0.8 * place["height"], steps=4)
-    page.mouse.up()
+    with page.expect_response("**/api/search") as answered:
+        page.mouse.up()
+    assert answered.value.json()["asked"]["region"] == pytest.approx([0.2, 0.1, 0.5, 0.7], abs=0.02)
     expect(page.locator(".asked")).to_contain_text("a box of 50 × 70 %")
-    assert peer.searches[-1]["region"] == pytest.approx([0.2, 0.1, 0.5, 0.7], abs=0.02)
     assert names(page)[0].startswith("sign_01_")
     assert "region=" in page.url
     page.locator(".region-picker").focus()
@@ -216,8 +250,8 @@ def test_a_box_on_the_query_is_searched_for(visit: Visits, peer: PagePeer, query
     assert "region=0.27%2C0.25%2C0.5%2C0.5" in page.url
 
 
-def test_likes_and_dislikes_change_the_search_and_can_be_taken_back(visit: Visits, peer: PagePeer) -> None:
-    page = visit(f"/?image={id_of(peer, 'poster_01_cafe.jpg')}")
+def test_likes_and_dislikes_change_the_search_and_can_be_taken_back(visit: Visits, served: Served) -> None:
+    page = visit(f"/?image={served.id_of('poster_01_cafe.jpg')}")
     expect(page.locator(".card").first).to_be_visible()
     card = page.locator(".card").first
     liked = card.get_attribute("data-id")
@@ -236,8 +270,8 @@ def test_likes_and_dislikes_change_the_search_and_can_be_taken_back(visit: Visit
     expect(page.locator(".asked")).not_to_contain_text("liked")
 
 
-def test_filters_narrow_the_search_and_can_be_bookmarked(visit: Visits, peer: PagePeer) -> None:
-    page = visit(f"/?image={id_of(peer, 'poster_01_cafe.jpg')}")
+def test_filters_narrow_the_search_and_can_be_bookmarked(visit: Visits, served: Served) -> None:
+    page = visit(f"/?image={served.id_of('poster_01_cafe.jpg')}")
     expect(page.locator(".card").first).to_be_visible()
     assert any(not name.startswith("poster") for name in names(page))
     page.click("text=Filters and options")
@@ -251,7 +285,7 @@ def test_filters_narrow_the_search_and_can_be_bookmarked(visit: Visits, peer: Pa
     found = names(page)
     assert found and all(name.startswith("poster") for name in found)
 
-    again = visit(page.url.removeprefix(peer.url))
+    again = visit(page.url.removeprefix(served.url))
     expect(again.locator(".card").first).to_be_visible()
     assert names(again) == found
     again.get_by_label("From").fill("2099-01-01")
@@ -265,17 +299,17 @@ def test_filters_narrow_the_search_and_can_be_bookmarked(visit: Visits, peer: Pa
     assert sent.value.post_data_json["filters"] == {"near": [48.85, 2.35, 10]}
 
 
-def test_a_result_becomes_the_query_when_it_is_dragged_there(visit: Visits, peer: PagePeer) -> None:
-    page = visit(f"/?image={id_of(peer, 'sign_01_alley.jpg')}")
+def test_a_result_becomes_the_query_when_it_is_dragged_there(visit: Visits, served: Served) -> None:
+    page = visit(f"/?image={served.id_of('sign_01_alley.jpg')}")
     expect(page.locator(".card").first).to_be_visible()
     card = page.locator(".card").first
     id = card.get_attribute("data-id")
     card.drag_to(page.locator(".region-picker"))
-    expect(page).to_have_url(f"{peer.url}/?image={id}")
+    expect(page).to_have_url(f"{served.url}/?image={id}")
     expect(page.locator(".ask .name")).to_have_text("sign_01_old_town.jpg")
 
 
-def test_a_failure_is_told_and_can_be_tried_again(visit: Visits, peer: PagePeer) -> None:
+def test_a_failure_is_told_and_can_be_tried_again(visit: Visits, served: Served) -> None:
     page = visit("/library")
     answers = iter([(429, {"error": "the queue is full"}), (503, {"error": "the server is stopping"})])
 
@@ -284,7 +318,7 @@ def test_a_failure_is_told_and_can_be_tried_again(visit: Visits, peer: PagePeer)
         route.fulfill(status=status, json=values, headers={"Retry-After": "1"})
 
     page.route("**/api/search", refuse, times=2)
-    page.goto(f"{peer.url}/?image={id_of(peer, 'sign_01_alley.jpg')}")
+    page.goto(f"{served.url}/?image={served.id_of('sign_01_alley.jpg')}")
     expect(page.get_by_role("alert")).to_contain_text("the server is stopping")
     page.click("text=Try again")
     expect(page.locator(".card").first).to_be_visible()
@@ -374,7 +408,7 @@ def _settled(page: Page) -> None:
 # ---- library ----
 
 
-def test_the_library_shows_folders_images_and_what_was_skipped(visit: Visits, peer: PagePeer) -> None:
+def test_the_library_shows_folders_images_and_what_was_skipped(visit: Visits, served: Served) -> None:
     page = visit("/library")
     cell = page.locator(".cell", has_text="onerror")
     expect(cell.locator(".cell-name")).to_have_text(MARKUP)  # as text
@@ -394,7 +428,7 @@ def test_the_library_shows_folders_images_and_what_was_skipped(visit: Visits, pe
     with page.expect_response("**/tags"):
         tags.last.press("Enter")
     expect(dialog.locator(".chips li")).to_have_text("<b>holiday</b>")
-    assert [record.tags for record in peer.records() if record.tags] == [("<b>holiday</b>",)]
+    assert [record.tags for record in served.records() if record.tags] == [("<b>holiday</b>",)]
     with page.expect_response("**/tags"):
         dialog.get_by_role("button", name="Remove <b>holiday</b>").click()
     dialog.get_by_role("button", name="Search with this image").click()
@@ -417,8 +451,8 @@ def test_the_index_is_brought_in_line_and_the_page_follows(visit: Visits, scenes
     _settled(page)
 
 
-def test_a_hundred_thousand_images_are_a_few_cells(visit: Visits, peer: PagePeer) -> None:
-    total, id = 100_000, id_of(peer, "sign_01_alley.jpg")
+def test_a_hundred_thousand_images_are_a_few_cells(visit: Visits, served: Served) -> None:
+    total, id = 100_000, served.id_of("sign_01_alley.jpg")
 
     def listed(route: Route) -> None:
         offset = int((re.search(r"offset=(\d+)", route.request.url) or ["", "0"])[1])
@@ -552,7 +586,7 @@ def _fits(page: Page) -> None:
     assert wide[0] <= min(wide[1:]), wide
 
 
-def test_a_server_with_a_token_asks_for_it(visit: Visits, peer: PagePeer) -> None:
+def test_a_server_with_a_token_asks_for_it(visit: Visits, served: Served) -> None:
     page = visit("/library")
     asked: list[Any] = []
 
@@ -568,6 +602,6 @@ def test_a_server_with_a_token_asks_for_it(visit: Visits, peer: PagePeer) -> Non
     page.get_by_role("button", name="Continue").click()
     expect(page.locator(".cell").first).to_be_visible()
     assert asked == [{"token": "secret"}]
-    page.goto(f"{peer.url}/?#token=other")
+    page.goto(f"{served.url}/?#token=other")
     expect(page.locator(".dropzone")).to_be_visible()
     assert asked[-1] == {"token": "other"} and "token" not in page.url

@@ -133,6 +133,7 @@ class DuplicatesView {
         el("h3", {}, foreign(baseName(file.path))),
         folderLine(file.path),
         el("p", { class: "small" }, [pixels(file), file.format, megabytes(file.bytes), day(file.taken_at)].filter(Boolean).join(" · ")),
+        isKeeper && group.why_kept && el("p", { class: "small" }, foreign(`kept: ${group.why_kept}`)),
         !isKeeper && (file.how || file.why_not) && el("p", { class: "small" }, foreign([file.how, file.why_not && `stays: ${file.why_not}`].filter(Boolean).join("; "))),
         switcher));
     const refresh = (moves, decided) => {
