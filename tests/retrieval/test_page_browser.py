@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no b
 ROOT = Path(__file__).parents[2]
 MARKUP = "<img src=x onerror=alert(1)> & co.jpg"  # a file's name, not a piece of the page
 SMALL = "poster_01_small.jpg"  # a copy of a poster's photo
+expect.set_options(timeout=20_000)
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -54,7 +55,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Image.open(photos / "posters" / "poster_01_cafe.jpg") as image:
         image.resize((image.width // 2, image.height // 2)).save(photos / "posters" / SMALL, quality=80)
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and nothing more")
-    build_index(photos, workers=1)
+    build_index(photos)
     return folder
 
 
