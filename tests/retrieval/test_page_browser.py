@@ -88,7 +88,7 @@ def served(scenes: Path) -> Iterator[Served]:
             if found := re.search(r" at (http://\S+?)/?;", line):
                 break
         else:
-            pytest.fail("".join(told))
+            pytest.fail(f"the server ended with {process.wait()}: {''.join(told)}")
         threading.Thread(target=process.stderr.read, daemon=True).start()
         yield Served(found[1], index)
         process.send_signal(signal.SIGINT)
