@@ -265,6 +265,7 @@ ALL: tuple[type[Answer], ...] = (
     ChangedAnswer,
     DuplicatesAnswer,
     MovedAnswer,
+    SchemasAnswer,
 )
 
 

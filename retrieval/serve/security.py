@@ -57,7 +57,7 @@ class Access:
     """
 
     host: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     names: tuple[str, ...] = ()
     session: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     one_time: list[str] = field(default_factory=list, repr=False)  # that open one session each

@@ -96,7 +96,10 @@ class Service:
         cls, location: str, options: ServeOptions = ServeOptions(), say: Callable[[str], None] = lambda line: None
     ) -> "Service":
         """Serve the index at a folder or a server's URL; SeenitError where there is none."""
-        return cls(Searcher.open(location, say=say), options)
+        service = cls(Searcher.open(location, say=say), options)
+        backbone = service.searcher.backbone
+        service.batcher.call(lambda: backbone.load(service.index.manifest.backbone))  # before the first query comes
+        return service
 
     def __enter__(self) -> "Service":
         return self
