@@ -48,6 +48,12 @@ export function foreign(text) {
   return el("bdi", {}, clean(text));
 }
 
+/** A file's name, which may break after its points, dashes and underscores. */
+export function fileName(path) {
+  const parts = clean(baseName(path)).split(/(?<=[._-])/);
+  return el("bdi", {}, parts.flatMap((part, n) => (n ? [el("wbr"), part] : [part])));
+}
+
 export function baseName(path) {
   return path.replace(/[/\\]+$/, "").split(/[/\\]/).pop() || path;
 }
@@ -91,9 +97,9 @@ export function day(iso) {
   return iso ? iso.slice(0, 10) : "";
 }
 
-/** `4032 × 3024` */
+/** `4032 × 3024`, kept on one line */
 export function pixels(image) {
-  return `${image.width} × ${image.height}`;
+  return `${image.width}\u00a0×\u00a0${image.height}`;
 }
 
 /** A sign of `icons.js` beside or instead of a word. */

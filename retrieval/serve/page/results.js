@@ -1,7 +1,7 @@
 /** Results as cards: matches first, possible matches, and what is less like the query folded below. */
 
 import { thumbnailUrl } from "./api.js";
-import { baseName, button, clean, count, day, el, folderLine, foreign, percent, pixels, svg } from "./dom.js";
+import { baseName, button, clean, count, day, el, fileName, folderLine, foreign, percent, pixels, svg } from "./dom.js";
 import { icon } from "./icons.js";
 
 const CARD_PX = 640;
@@ -79,7 +79,7 @@ function card(result, actions, query) {
         el("strong", {}, result.probability === null ? result.score.toFixed(3) : percent(result.probability)),
         verdict && el("span", { class: `badge ${verdict.style}` }, verdict.word),
       ),
-      el("h4", {}, foreign(name)),
+      el("h4", {}, fileName(name)),
       folderLine(result.path),
       el("p", { class: "small" }, facts(result).flatMap((fact, n) => [n > 0 && " · ", foreign(fact)])),
       judgement(result, actions, query),
