@@ -1,6 +1,7 @@
 """The HTTP server: uvicorn, with what it lacks against clients that connect and say nothing, and a graceful end."""
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -54,6 +55,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, access: Access, port: int, pages: Pages | None = None) -> None:
         self._service = service
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of every odd byte that is sent
         super().__init__(
             uvicorn.Config(
                 create_app(service, access, cookie_name(port), pages),
@@ -61,7 +63,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 access_log=False,  # addresses of requests are nobody's business, and may name files
-                log_level="warning",
+                log_level="error",
                 server_header=False,
                 date_header=True,
                 proxy_headers=False,

@@ -214,21 +214,24 @@ class Service:
         record = self.record(named)
         files = sources(self.index, record)
         paths = tuple(source.path for source in files)
-        name = paths[0] if paths else record.id
+        own = (named,) if os.path.isabs(named) else paths  # copies of a file that is named by its path are answers
+        name = next(iter(own), record.id)
         why: ImageError | None = None
         for source in files:
             try:
-                return _Image((found := self.decoder.query(source, region)).crop, _told(name, found, True), paths)
+                read = self.decoder.query(source, region)
+                return _Image(read.crop, _told(name, read, True), own)
             except ImageError as error:
                 why = error
         if region is not None and why is not None:
             raise why
-        (with_vector,) = self.index.store.retrieve([record.id], vectors=True)
-        assert with_vector.global_vector is not None, "asked for with vectors"
+        found = self.index.store.retrieve([record.id], vectors=True)
+        if not found or found[0].global_vector is None:
+            raise Refusal(404, f"the index let go of {record.id} just now")
         told = AskedImage(
             name=name, id=record.id, indexed=True, width=record.metadata.width, height=record.metadata.height
         )
-        return _Image(with_vector.global_vector, told, paths)
+        return _Image(found[0].global_vector, told, own)
 
     # ---- looking up ----
 

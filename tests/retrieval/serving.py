@@ -26,7 +26,7 @@ def served(
     with Service.open(str(index), ServeOptions(**{"workers": 1, **options})) as service:
         app = create_app(service, access or Access("127.0.0.1"), pages=pages)
         client = TestClient(app, base_url=HOME)
-        client.service = service  # type: ignore[attr-defined]
+        client.service = service
         with client:
             yield client
 

@@ -150,7 +150,7 @@ def test_a_task_can_be_stopped(library: Path, tmp_path: Path) -> None:
 def test_watching_brings_the_index_in_line(library: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(library, folder)
-    with running(folder / ".seenit", watch=True) as (service, host, port):
+    with running(folder / ".seenit", watch=True) as (_, host, port):
         assert ask(host, port, "GET", "/api/info")[2]["watching"]
         time.sleep(1.0)  # for the system to begin watching
         draw_photo(folder / "new.jpg", 50)
@@ -191,7 +191,7 @@ def test_a_graceful_stop_finishes_what_runs(library: Path, number: signal.Signal
                     assert status == 200 and len(answer["results"]) == 10, answer
                     done += 1
             assert done >= 1 and stream.result(60) == [], "streams of events end"
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == 0 and "Traceback" not in err and "finishing" in err, err
     finally:
         process.kill()
@@ -258,7 +258,7 @@ def test_a_servers_collection_is_served(library: Path, tmp_path: Path, peer: Qdr
     url = f"{peer.url}/photos"
     copy_index(library / ".seenit", url)
     with served(url) as client:
-        service: Service = client.service  # type: ignore[attr-defined]
+        service: Service = client.service
         images = client.get("/api/images?order=path").json()
         assert images["total"] == 11 and Path(images["images"][0]["path"]).is_file()
         id = images["images"][0]["id"]
