@@ -5,6 +5,7 @@ other machine for anything.
 """
 
 import base64
+import json
 import re
 import shutil
 import signal
@@ -15,23 +16,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
-
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, Route, expect, sync_playwright
 
 from indexer.index.index import Index
 from indexer.store.protocol import Record
 from retrieval.build import build_index
 from retrieval.scenes.draw import draw_scenes
-
-if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no browser is installed")]
@@ -79,7 +74,16 @@ class Served:
 def served(scenes: Path) -> Iterator[Served]:
     """`seenit serve`, as a user starts it."""
     index = scenes / "photos" / ".seenit"
-    command = [sys.executable, str(ROOT / "cli.py"), "serve", str(index), "--port", "0", "--move-to", str(scenes / "moved")]
+    command = [
+        sys.executable,
+        str(ROOT / "cli.py"),
+        "serve",
+        str(index),
+        "--port",
+        "0",
+        "--move-to",
+        str(scenes / "moved"),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         told = []
@@ -157,6 +161,12 @@ def names(page: Page) -> list[str]:
 def search_with(page: Page, *files: Path) -> None:
     page.set_input_files("input[multiple]", list(files))
     expect(page.locator(".card").first).to_be_visible()
+
+
+def _sent(request: Request) -> dict[str, Any]:
+    """The JSON of a request."""
+    values: dict[str, Any] = json.loads(request.post_data or "{}")
+    return values
 
 
 def drop_file(page: Page, selector: str, file: Path, kind: str = "drop") -> None:
@@ -258,14 +268,14 @@ def test_likes_and_dislikes_change_the_search_and_can_be_taken_back(visit: Visit
     liked = card.get_attribute("data-id")
     with page.expect_request("**/api/search") as sent:
         card.get_by_role("button", name="More like this").click()
-    assert sent.value.post_data_json["like"] == [liked]
+    assert _sent(sent.value)["like"] == [liked]
     expect(page.locator(".asked")).to_contain_text("1 liked")
     assert page.locator(f'.card[data-id="{liked}"]').count() == 0  # part of the query now
     page.get_by_role("button", name="Take back: More like").click()
     expect(page.locator(".asked")).not_to_contain_text("liked")
     with page.expect_request("**/api/search") as sent:
         page.locator(f'.card[data-id="{liked}"]').get_by_role("button", name="Not this").click()
-    assert (sent.value.post_data_json["like"], sent.value.post_data_json["not"]) == ([], [liked])
+    assert (_sent(sent.value)["like"], _sent(sent.value)["not"]) == ([], [liked])
     expect(page.locator(".asked")).to_contain_text("1 not liked")
     page.get_by_role("button", name="Take back: Not like").click()
     expect(page.locator(".asked")).not_to_contain_text("liked")
@@ -297,7 +307,7 @@ def test_filters_narrow_the_search_and_can_be_bookmarked(visit: Visits, served: 
         again.get_by_label(label).fill(value)
     with again.expect_request("**/api/search") as sent:
         again.get_by_label("Radius in km").press("Tab")
-    assert sent.value.post_data_json["filters"] == {"near": [48.85, 2.35, 10]}
+    assert _sent(sent.value)["filters"] == {"near": [48.85, 2.35, 10]}
 
 
 def test_a_result_becomes_the_query_when_it_is_dragged_there(visit: Visits, served: Served) -> None:
@@ -458,7 +468,10 @@ def test_a_hundred_thousand_images_are_a_few_cells(visit: Visits, served: Served
     def listed(route: Route) -> None:
         offset = int((re.search(r"offset=(\d+)", route.request.url) or ["", "0"])[1])
         limit = int((re.search(r"limit=(\d+)", route.request.url) or ["", "200"])[1])
-        images = [{"id": id, "path": f"/p/{n}.jpg", "tags": [], "taken_at": None} for n in range(offset, min(total, offset + limit))]
+        images: list[dict[str, Any]] = [
+            {"id": id, "path": f"/p/{n}.jpg", "tags": [], "taken_at": None}
+            for n in range(offset, min(total, offset + limit))
+        ]
         route.fulfill(json={"total": total, "offset": offset, "images": images, "next_cursor": None})
 
     page = visit("/duplicates")
@@ -518,7 +531,7 @@ def test_all_of_a_search_by_keyboard(visit: Visits, query: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_fault_for_those_who_cannot_see_or_point(visit: Visits, query: Path, scheme: str) -> None:
     page = visit(color_scheme=scheme)
-    axe = axe_playwright.Axe()
+    axe = Axe()
     faults = _serious(axe, page, "start")
     search_with(page, query)
     page.click("text=Filters and options")
@@ -551,7 +564,7 @@ def _found(page: Page) -> Locator:
     return page.locator(".dup-group")
 
 
-def _serious(axe: Any, page: Page, where: str) -> list[str]:
+def _serious(axe: Axe, page: Page, where: str) -> list[str]:
     return [
         f"{where}: {fault['id']}: {node['html'][:160]}"
         for fault in axe.run(page).response["violations"]
@@ -587,6 +600,21 @@ def _fits(page: Page) -> None:
     assert wide[0] <= min(wide[1:]), wide
 
 
+def test_a_server_that_is_read_only_offers_no_change(visit: Visits, served: Served) -> None:
+    page = visit()
+
+    def answer(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "read_only": True})
+
+    page.route("**/api/info", answer)
+    page.goto(f"{served.url}/library")
+    page.locator(".cell").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("Search with this image")
+    assert page.get_by_role("dialog").get_by_label("Tags").count() == 0
+    page.keyboard.press("Escape")
+    assert page.get_by_role("button", name="Update the index").count() == 0
+
+
 def test_a_server_with_a_token_asks_for_it(visit: Visits, served: Served) -> None:
     page = visit("/library")
     asked: list[Any] = []
@@ -596,7 +624,9 @@ def test_a_server_with_a_token_asks_for_it(visit: Visits, served: Served) -> Non
         page.unroute("**/api/health")
         route.fulfill(status=204)
 
-    page.route("**/api/health", lambda route: route.fulfill(json={"status": "ok", "token_required": True, "authorized": False}))
+    page.route(
+        "**/api/health", lambda route: route.fulfill(json={"status": "ok", "token_required": True, "authorized": False})
+    )
     page.route("**/api/session", session)
     page.reload()
     page.get_by_label("Token").fill("secret")

@@ -48,9 +48,9 @@ export function foreign(text) {
   return el("bdi", {}, clean(text));
 }
 
-/** A file's name, which may break after its points, dashes and underscores. */
+/** A file's name, which may break before its points and after dashes and underscores. */
 export function fileName(path) {
-  const parts = clean(baseName(path)).split(/(?<=[._-])/);
+  const parts = clean(baseName(path)).split(/(?=\.)|(?<=[_-])/);
   return el("bdi", {}, parts.flatMap((part, n) => (n ? [el("wbr"), part] : [part])));
 }
 
@@ -69,12 +69,16 @@ export function setRoots(folders) {
   roots = [...folders].sort((a, b) => b.length - a.length);
 }
 
-/** The folder of a file as a line that shows it from its indexed folder on, and whole when pointed at. */
+/** The folder of a file as a line, from its indexed folder on; the whole path shows when pointed at. */
 export function folderLine(path) {
+  return el("p", { class: "folder", title: clean(folderOf(path)) }, foreign(shortFolder(path)));
+}
+
+/** The folder of a file from its indexed folder on. */
+export function shortFolder(path) {
   const folder = folderOf(path);
   const root = roots.find((one) => folder === one || folder.startsWith(one.replace(/[/\\]*$/, "/")));
-  const shown = root === undefined ? folder : `${baseName(root)}${folder.slice(root.replace(/[/\\]+$/, "").length)}`;
-  return el("p", { class: "folder", title: clean(folder) }, foreign(shown));
+  return root === undefined ? folder : `${baseName(root)}${folder.slice(root.replace(/[/\\]+$/, "").length)}`;
 }
 
 /** Whole percents, and never certain: between `1 %` and `99 %`. */

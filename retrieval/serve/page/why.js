@@ -1,7 +1,7 @@
 /** Why: a query and a result side by side, the regions that match, lines between patches, and a map of similarity. */
 
 import * as api from "./api.js";
-import { baseName, button, clean, count, el, folderOf, foreign, percent, svg } from "./dom.js";
+import { baseName, button, clean, count, el, foreign, percent, shortFolder, svg } from "./dom.js";
 import { uploadOf } from "./uploads.js";
 
 const SIZE_PX = 1280;
@@ -69,7 +69,7 @@ function draw(outlet, { answer, shown, src, sizes, region, ask, signal }) {
     place,
     el("div", { class: "captions" },
       el("p", {}, el("b", {}, "Query "), foreign(names[0])),
-      el("p", {}, el("b", {}, "Image "), foreign(names[1]), " ", el("small", {}, foreign(folderOf(shown.path))))),
+      el("p", {}, el("b", {}, "Image "), foreign(names[1]), " ", el("small", {}, foreign(shortFolder(shown.path))))),
     controls(drawing, arrange, answer, ask),
   );
 }
