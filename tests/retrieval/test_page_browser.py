@@ -498,12 +498,14 @@ def test_a_hundred_thousand_images_are_a_few_cells(visit: Visits, served: Served
 
 def test_all_of_a_search_by_keyboard(visit: Visits, query: Path) -> None:
     page = visit()
+    expect(page.locator(".dropzone")).to_be_visible()
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to content")).to_be_focused()
     for _ in range(12):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.textContent") == "Choose a photo":
             break
+    expect(page.get_by_role("button", name="Choose a photo")).to_be_focused()
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
