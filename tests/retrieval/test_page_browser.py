@@ -21,7 +21,17 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, Route, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    FileChooser,
+    Locator,
+    Page,
+    Request,
+    Route,
+    expect,
+    sync_playwright,
+)
 
 from indexer.index.index import Index
 from indexer.store.protocol import Record
@@ -126,6 +136,7 @@ class Visits:
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("request", lambda one: self.faults.append(one.url) if _foreign(one.url, self.url) else None)
         page.goto(f"{self.url}{path}")
+        expect(page.locator("main > :not(noscript)").first).to_be_visible()
         return page
 
     def expected(self, *words: str) -> None:
@@ -498,7 +509,8 @@ def test_a_hundred_thousand_images_are_a_few_cells(visit: Visits, served: Served
 
 def test_all_of_a_search_by_keyboard(visit: Visits, query: Path) -> None:
     page = visit()
-    expect(page.locator(".dropzone")).to_be_visible()
+    choosers: list[FileChooser] = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to content")).to_be_focused()
     for _ in range(12):
@@ -507,9 +519,10 @@ def test_all_of_a_search_by_keyboard(visit: Visits, query: Path) -> None:
             break
     expect(page.get_by_role("button", name="Choose a photo")).to_be_focused()
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(query)
+    page.keyboard.press("Enter")
+    while not choosers:
+        page.wait_for_timeout(50)
+    choosers[0].set_files(query)
     first = page.locator(".card .image").first
     expect(first).to_be_visible()
     first.focus()
