@@ -17,6 +17,7 @@ from anyio import CapacityLimiter, to_thread
 from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import Limits
 from indexer.index.index import Index
+from indexer.messages import Say, say_nothing
 from indexer.store.protocol import Filter, Record, is_url
 from indexer.sync.options import SyncOptions
 from indexer.sync.watch import Backoff, FolderWatch
@@ -96,9 +97,7 @@ class Service:
             self._watcher.start()
 
     @classmethod
-    def open(
-        cls, location: str, options: ServeOptions = ServeOptions(), say: Callable[[str], None] = lambda line: None
-    ) -> "Service":
+    def open(cls, location: str, options: ServeOptions = ServeOptions(), say: Say = say_nothing) -> "Service":
         """Serve the index at a folder or a server's URL; SeenitError where there is none."""
         service = cls(Searcher.open(location, say=say), options)
         backbone = service.searcher.backbone
