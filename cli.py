@@ -14,6 +14,7 @@ from indexer import commands as indexer_commands
 from indexer.terminal import say
 from retrieval import commands as retrieval_commands
 from retrieval.duplicates import commands as duplicates_commands
+from retrieval.serve import commands as serve_commands
 from trainer import commands as trainer_commands
 from trainer.curation import commands as curation_commands
 
@@ -64,6 +65,9 @@ app.command(epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html
 app.command(epilog="Example: seenit explain photo.jpg found.jpg -o match.png")(retrieval_commands.explain)
 app.command(epilog="Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes")(
     duplicates_commands.duplicates
+)
+app.command(epilog="Example: seenit serve ~/Pictures --open   then: http://127.0.0.1:8765/docs for the API")(
+    serve_commands.serve
 )
 app.command(epilog="Example: seenit info --index ~/Pictures/.seenit --skipped")(indexer_commands.info)
 app.command(epilog="Example: seenit check --index ~/Pictures/.seenit        then: seenit check --repair")(

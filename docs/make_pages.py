@@ -172,7 +172,24 @@ def file_map() -> str:
                 if file != init:
                     parts.append(f"- `{file.name}`: {first_docstring_line(file)}")
             parts.append("")
+            parts += page_modules(folder / "page")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def page_modules(folder: Path) -> list[str]:
+    """The scripts of a web page with the first sentence of the comment that each begins with; empty without any."""
+    files = sorted(folder.glob("*.js"))
+    lines = [f"- `{file.name}`: {first_comment_sentence(file)}" for file in files]
+    return [f"## {folder.relative_to(ROOT).as_posix()}/", "", *lines, ""] if files else []
+
+
+def first_comment_sentence(file: Path) -> str:
+    """The first sentence of the comment that a script begins with; empty where it begins otherwise."""
+    text = file.read_text(encoding="utf-8")
+    if not text.startswith("/**"):
+        return ""
+    words = " ".join(line.strip(" *") for line in text[3 : text.index("*/")].splitlines()).strip()
+    return words.split(". ")[0].rstrip(".") + "."
 
 
 def first_docstring_line(file: Path) -> str:

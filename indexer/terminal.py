@@ -75,13 +75,21 @@ def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:
 
 
 def parse_moment(text: str | None, option: str) -> datetime | None:
-    """The start of a year, month or day, or a full ISO moment; UTC unless it says otherwise."""
+    """`moment_of` for an option of a command."""
     if text is None:
         return None
+    try:
+        return moment_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def moment_of(text: str) -> datetime:
+    """The start of a year, month or day, or a full ISO moment; UTC unless it says otherwise. ValueError for no date."""
     for form in ("%Y", "%Y-%m", "%Y-%m-%d"):
         with suppress(ValueError):
             return datetime.strptime(text, form).replace(tzinfo=UTC)
     with suppress(ValueError):
         moment = datetime.fromisoformat(text)
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    raise typer.BadParameter(f"{text!r} is not a date; write 2023, 2023-05 or 2023-05-01", param_hint=option)
+    raise ValueError(f"{text!r} is not a date; write 2023, 2023-05 or 2023-05-01")

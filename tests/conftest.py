@@ -1,6 +1,7 @@
 """Tiny real things that many tests need: a random backbone, a few drawn photos, a cache and state of their own."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,24 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for n in range(8):
         draw_photo(folder / ("a" if n < 4 else "b") / f"{n}.jpg", n, (96, 72) if n % 2 else (72, 96))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """Twelve photos in two folders, two of them the same bytes, with dates and a camera; and their index."""
+    from retrieval.build import build_index
+
+    folder = tmp_path_factory.mktemp("served") / "photos"
+    for n in range(11):
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0110] = "Canon", "Canon EOS 5D"
+        exif.get_ifd(0x8769)[0x9003] = f"202{n % 3}:06:1{n % 5} 12:00:00"
+        exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0)})
+        draw_photo(folder / ("a" if n < 5 else "b/c") / f"{n}.jpg", n, (120, 90) if n % 2 else (90, 120), exif=exif)
+    shutil.copy(folder / "a" / "0.jpg", folder / "copy.jpg")
+    (folder / "broken.jpg").write_bytes((folder / "a" / "1.jpg").read_bytes()[:700])
+    build_index(folder, backbone=tiny_backbone)
     return folder
 
 

@@ -7,7 +7,7 @@ import sys
 import zipfile
 
 EXPECTED = {"cli.py", "indexer", "retrieval", "trainer"}
-NEEDED = {"indexer/assets/seenit_vits14.safetensors", "retrieval/scenes/draw.py"}
+NEEDED = {"indexer/assets/seenit_vits14.safetensors", "retrieval/scenes/draw.py", "retrieval/serve/page/index.html"}
 
 
 def wheel_faults(path: str) -> list[str]:

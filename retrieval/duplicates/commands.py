@@ -63,7 +63,7 @@ def duplicates(
     from .present import as_json as values_of
     from .present import duplicates_table, write_duplicates_page
 
-    location = _index_at(where)
+    location = index_at(where)
     options = DuplicateOptions(level, keep, tuple(prefer or ()), tuple(reference or ()))
     with _progress(not as_json and sys.stderr.isatty()) as progress:
         found = find_duplicates(location, options, progress=progress)
@@ -175,7 +175,7 @@ def _tell_left(done: "Moved | Joined") -> None:
         _say(f"left alone: {line}")
 
 
-def _index_at(where: str | None) -> str:
+def index_at(where: str | None) -> str:
     """The index that is named, or that of a folder; without either the usual one."""
     from indexer.errors import SeenitError
     from indexer.index.find_index import find_index

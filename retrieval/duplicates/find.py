@@ -265,6 +265,7 @@ class _Search:
                 )
                 for one in places
             ),
+            transform=pair.transform,
         )
 
     def _group(self, keeper: Record, members: Iterable[GroupMember], why: str = "") -> Group:

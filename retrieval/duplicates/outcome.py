@@ -1,7 +1,9 @@
 """What was found: groups of files around the one to keep."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from indexer.store.protocol import Record
 
@@ -47,6 +49,7 @@ class GroupMember:
     how         what makes it of the keeper: `mirrored, cropped to 64 %`
     stays       why it is not given up for the keeper; empty where it may be
     differs_at  where it differs from the keeper, the plainest first
+    transform   (2, 3), affine: fractions of the keeper to fractions of this image; None where none is known
     """
 
     record: Record
@@ -56,6 +59,7 @@ class GroupMember:
     how: str
     stays: str = ""
     differs_at: tuple[Difference, ...] = ()
+    transform: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class QueryEncoder:
                 [next(of_images) for _ in some] for some in (several.images, several.likes, several.dislikes)
             )
             own = [str(one) for one in (*several.images, *several.likes) if isinstance(one, (str, Path))]
+            own += several.exclude_paths
             exclude_paths = () if include_self else tuple(map(os.path.abspath, own))
             encoded.append(combined(wanted, likes, dislikes, exclude_paths))
         return encoded

@@ -28,11 +28,13 @@ class MultiQuery:
     images    of the thing, each a view of it
     likes     results that were right: the query moves towards them
     dislikes  results that were wrong: it moves away from them, and what they show counts against a candidate
+    exclude_paths  files that are no answers, beside those that the images are read from
     """
 
     images: tuple[QueryImage, ...]
     likes: tuple[QueryImage, ...] = ()
     dislikes: tuple[QueryImage, ...] = ()
+    exclude_paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

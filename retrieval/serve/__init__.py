@@ -1,0 +1,1 @@
+"""`seenit serve`: an index over HTTP, and the page that asks it."""
