@@ -12,7 +12,7 @@ from pathlib import Path
 
 import apsw
 
-from ..errors import StoreError
+from ..errors import StoreError, first_line
 from .index_folder import refuse_missing
 from .sqlite_errors import is_passing, sqlite_errors
 from .sqlite_filter import add_functions
@@ -122,7 +122,10 @@ def _opened(folder: Path) -> tuple[apsw.Connection, bool]:
         for suffix in ("-wal", "-journal"):
             with suppress(FileNotFoundError):
                 if os.lstat(folder / (DATABASE_NAME + suffix)).st_size:
-                    raise failure
+                    raise StoreError(
+                        f"the last changes of the index at {folder} lie in a log that cannot be read where nothing can"
+                        f" be written ({first_line(failure)}); copy the folder to another disk and use the copy"
+                    )
         return _checked(connect(folder, immutable=True), folder), True
 
 

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/readers_beside_writer.py PHOTO_FOLDER
 
-The photos are indexed. Then crops of them are indexed into copies of that index, each for --seconds: alone, beside
-readers that ask about once in --pause seconds each, and beside readers that ask without a pause. A reader takes one of
-the first images, reads its vector and searches with it, all in one snapshot: the image itself must come first, with all
-its files and patches, and the index may never be smaller than at the start. On two cores 32 readers without a pause
-take the indexer's time whatever the store does; their line tells whether answers stay right.
+The photos and crops of them are indexed. Then other crops are indexed into copies of that index, each for --seconds:
+alone, beside readers that ask about once in --pause seconds each, and beside readers that ask without a pause. A reader
+takes one of the first images, reads its vector and searches with it, all in one snapshot: the image itself must come
+first, with all its files and patches, and the index may never be smaller than at the start. On two cores 32 readers
+without a pause take the indexer's time whatever the store does; their line tells whether answers stay right.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from indexer.store.protocol import Store
 from indexer.sync.sync import sync_folder
 
 CROP = 224  # pixels
-NEW = 4000  # crops, more than are embedded in the time
+FIRST = 1000  # crops that the index holds already, so many that the new ones do not outgrow its statistics
+NEW = 2500  # crops, more than are embedded in the time
 GRACE_S = 60.0  # for readers to begin and to end
 
 
@@ -43,16 +44,17 @@ def prepare(photos: Path, scratch: Path, new: int) -> int:
     (scratch / "new").mkdir()
     for n, source in enumerate(sources):
         shutil.copy2(source, scratch / "photos" / f"{n}.jpg")
-    summary = sync_folder(scratch / "photos", scratch / "base", backbone="seenit_vits14")
     rng = np.random.default_rng(0)
-    for n in range(new):
+    for n in range(FIRST + new):
         with Image.open(sources[n % len(sources)]) as image:
             image.draft("RGB", (640, 640))
             width, height = image.size
             share = rng.uniform(0.3, 0.7)
             left, top = rng.uniform(0, 1 - share, 2)
             box = (left * width, top * height, (left + share) * width, (top + share) * height)
-            image.convert("RGB").resize((CROP, CROP), box=box).save(scratch / "new" / f"{n:05}.jpg")
+            crop = image.convert("RGB").resize((CROP, CROP), box=box)
+        crop.save(scratch / ("photos" if n < FIRST else "new") / f"crop{n:05}.jpg")
+    summary = sync_folder(scratch / "photos", scratch / "base", backbone="seenit_vits14")
     return summary.images
 
 

@@ -423,6 +423,34 @@ def test_a_folder_that_cannot_be_written_is_searched(folder: Path) -> None:
 
 @POSIX
 @AS_ROOT
+def test_a_backup_of_a_killed_writer_says_how_to_read_its_last_changes(folder: Path) -> None:
+    """What lies in the log alone is not left out in silence."""
+    assert os.waitstatus_to_exitcode(_write_and_die(folder, make_record(30))) == -signal.SIGKILL
+    assert (folder / f"{DATABASE}-wal").stat().st_size
+    (folder / f"{DATABASE}-shm").unlink()
+    os.chmod(folder.parent, 0o755)
+    os.chmod(folder, 0o555)
+
+    def read() -> None:
+        with pytest.raises(StoreError, match="copy the folder to another disk and use the copy") as error:
+            open_store(folder)
+        one_line(error)
+
+    as_nobody(read)
+    with closing(open_store(Path(shutil.copytree(folder, folder.with_name("copy"))))) as store:
+        assert store.count() == 31
+
+
+def _write_and_die(folder: Path, record: Record) -> int:
+    """The status of a child that was killed after it had written."""
+    if not (child := os.fork()):
+        open_store(folder, write=True).upsert([record])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+@POSIX
+@AS_ROOT
 def test_a_file_that_is_read_as_it_lies_is_reopened_when_it_changes(folder: Path) -> None:
     os.chmod(folder.parent, 0o755)
     os.chmod(folder, 0o555)
