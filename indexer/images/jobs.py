@@ -20,6 +20,8 @@ from .metadata import Metadata, content_id
 from .preprocess import Grid, Mode, detail_px, preprocess
 from .raw import RAW_MISSING, is_raw, raw_installed
 
+Kind = Literal["decode", "hash", "sniff"]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -32,7 +34,7 @@ class Job:
     """
 
     path: str
-    kind: Literal["decode", "hash", "sniff"] = "decode"
+    kind: Kind = "decode"
     order: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import AwayError, SeenitError
 from ..images.find import FoundFile, Unreadable, find_files
+from ..images.jobs import Job, Kind, Outcome
 from ..index.keys import Roots, relative_parts
 from ..index.manifest import Manifest
 from ..index.skipped import read_skipped
@@ -17,7 +18,7 @@ from .options import SyncOptions
 
 
 @dataclass
-class _Run:
+class Run:
     """What one run carries from step to step."""
 
     store: Store | None
@@ -32,9 +33,19 @@ class _Run:
     embedding_s: float = 0.0
     refitted: bool = False
     skipped_saved: float = field(default_factory=time.monotonic)
+    asked: dict[str, str] = field(default_factory=dict)  # keys of the files that the decoders have, by path
+
+    def job(self, key: str, kind: Kind) -> Job:
+        """What a decoder is to do with a file; its outcome is told by path, and `key` has the file's again."""
+        path = self.roots.path(key)
+        self.asked[path] = key
+        return Job(path, kind)
+
+    def key(self, outcome: Outcome) -> str:
+        return self.asked.pop(outcome.path)
 
 
-def _scopes(
+def scopes_of(
     location: str, manifest: Manifest | None, folders: Sequence[str | Path]
 ) -> tuple[Roots, list[str], set[str]]:
     """The roots with the new folders among them, the folder keys in scope, and the roots that a new one contains."""
@@ -55,7 +66,7 @@ def _scopes(
     return roots, sorted({*scopes, *absorbed}), absorbed
 
 
-def _patterns(manifest: Manifest | None, options: SyncOptions) -> tuple[str, ...]:
+def patterns_left_out(manifest: Manifest | None, options: SyncOptions) -> tuple[str, ...]:
     """What is left out from now on; SeenitError where a pattern is to be forgotten that is not remembered."""
     remembered = manifest.exclude if manifest else ()
     for pattern in options.no_exclude:
@@ -69,7 +80,7 @@ def _patterns(manifest: Manifest | None, options: SyncOptions) -> tuple[str, ...
     return tuple(dict.fromkeys([*kept, *options.exclude]))
 
 
-def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed: set[str]) -> None:
+def take_stock(run: Run, manifest: Manifest | None, location: object, absorbed: set[str]) -> None:
     """Fill the ledger from store and disk, and settle what is unchanged."""
     ledger = run.ledger
     if run.store is not None and manifest is not None:
@@ -91,7 +102,7 @@ def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed
     ledger.settle(run.scopes, retry=run.options.retry, verify=run.options.verify)
 
 
-def _files_below(run: _Run, scope: str, location: object) -> Iterator[StoredFile]:
+def _files_below(run: Run, scope: str, location: object) -> Iterator[StoredFile]:
     folder = run.roots.path(scope)
     start = os.path.join(os.path.abspath(folder), "")  # of every path that is found
     exclude = [] if is_url(str(location)) else [str(Path(str(location)).absolute())]

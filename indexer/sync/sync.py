@@ -28,7 +28,7 @@ from ..store.protocol import Store, StoredFile, is_url
 from .ledger import Ledger
 from .options import SyncOptions
 from .progress import Progress, stage
-from .scan import _patterns, _Run, _scopes, _take_stock
+from .scan import Run, patterns_left_out, scopes_of, take_stock
 from .summary import Summary, _skip_reasons
 
 if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does without
@@ -90,10 +90,10 @@ def sync_folder(
         manifest = read_manifest(store) if store else None
         if manifest is None and not folders:
             raise SeenitError(f"nothing is indexed at {location} yet; name a folder: seenit index FOLDER --index ...")
-        roots, scopes, absorbed = _scopes(str(location), manifest, folders)
-        run = _Run(store, ledger, roots, scopes, options, _patterns(manifest, options))
+        roots, scopes, absorbed = scopes_of(str(location), manifest, folders)
+        run = Run(store, ledger, roots, scopes, options, patterns_left_out(manifest, options))
         _check_request(manifest, asked, options, location)
-        _take_stock(run, manifest, location, absorbed)
+        take_stock(run, manifest, location, absorbed)
         if manifest is None and not ledger.num_to_decode():
             raise AwayError(f"no files in {', '.join(map(str, folders))}; name a folder with images")
         if options.dry_run:
@@ -153,7 +153,7 @@ def sync_folder(
                 remove_blank(Path(location))  # made by this run, holds nothing
 
 
-def _verified_notes(run: _Run) -> list[str]:
+def _verified_notes(run: Run) -> list[str]:
     num_read, differ = run.ledger.verified()
     if not differ:
         return [f"{num_read:,} files of unchanged size and time were read again; all hold what was indexed"]
@@ -216,26 +216,22 @@ def _check_request(
 # ---- reading and embedding ----
 
 
-def _hash_likely_renames(run: _Run, stop: Callable[[], bool], progress: Progress) -> bool:
+def _hash_likely_renames(run: Run, stop: Callable[[], bool], progress: Progress) -> bool:
     """Settle files whose size is a known one by their hash alone; False if stopped."""
     ledger = run.ledger
     total = ledger.num_to_hash()
     if not total:
         return True
-    keys = {}
 
     def files() -> Iterator[tuple[Job, int]]:
-        for key, size in ledger.to_hash():
-            path = run.roots.path(key)
-            keys[path] = key
-            yield Job(path, "hash"), size
+        return ((run.job(key, "hash"), size) for key, size in ledger.to_hash())
 
     with (
         DecodePool(workers=run.options.workers) as pool,
         stage("comparing", total, "file", progress) as report,
     ):
         for done, outcome in enumerate(pool.run(_in_batches(files())), start=1):
-            key = keys.pop(outcome.path)
+            key = run.key(outcome)
             report(done, total)
             if isinstance(outcome, Hashed) and ledger.is_known(outcome.id):
                 ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
@@ -260,7 +256,7 @@ def _in_batches(files: Iterable[tuple[Job, int]]) -> Iterator[Batch]:
 
 
 def _embed_all(
-    run: _Run,
+    run: Run,
     manifest: Manifest | None,
     asked: LoadOnce,
     progress: Progress,
@@ -290,14 +286,7 @@ def _embed_all(
             ledger.make_all_stale()
             whitening = None
     writer = Writer(run.store, ledger, run.roots, embedder, manifest, whitening, run.exclude)
-    keys: dict[str, str] = {}
-
-    def jobs() -> Iterator[Job]:
-        for key in ledger.to_decode(0 if whitening else FIT_SAMPLE):
-            path = run.roots.path(key)
-            keys[path] = key
-            yield Job(path, "decode")
-
+    jobs = (run.job(key, "decode") for key in ledger.to_decode(0 if whitening else FIT_SAMPLE))
     began = time.monotonic()
     interrupted = False
     total = ledger.num_to_decode()
@@ -305,9 +294,9 @@ def _embed_all(
         DecodePool(options.workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size) as pool,
         stage("indexing", total, "img", progress) as report,
     ):
-        for done, outcome in enumerate(pool.run(jobs()), start=1):
+        for done, outcome in enumerate(pool.run(jobs), start=1):
             report(done, total)
-            _take(run, writer, keys.pop(outcome.path), outcome)
+            _take(run, writer, run.key(outcome), outcome)
             if stop():
                 interrupted = True
                 break
@@ -317,7 +306,7 @@ def _embed_all(
     return writer.manifest, interrupted
 
 
-def _has_grown_to(run: _Run, count: int, stop: Callable[[], bool]) -> bool:
+def _has_grown_to(run: Run, count: int, stop: Callable[[], bool]) -> bool:
     """Whether the index will hold so many images, as far as the first bytes of new files tell.
 
     Photo services lay a side file beside each image; they are set apart here, and remembered like any that is no image.
@@ -326,17 +315,13 @@ def _has_grown_to(run: _Run, count: int, stop: Callable[[], bool]) -> bool:
     missing = count - ledger.num_known()
     if missing <= 0 or ledger.num_to_decode() - ledger.num_stale() < missing:
         return missing <= 0
-    keys: dict[str, str] = {}
 
     def files() -> Iterator[tuple[Job, int]]:
-        for key in ledger.to_sniff():
-            path = run.roots.path(key)
-            keys[path] = key
-            yield Job(path, "sniff"), SNIFF_BYTES
+        return ((run.job(key, "sniff"), SNIFF_BYTES) for key in ledger.to_sniff())
 
     with DecodePool(run.options.workers) as pool:
         for outcome in pool.run(_in_batches(files())):
-            key = keys.pop(outcome.path)
+            key = run.key(outcome)
             if isinstance(outcome, NotAnImage):
                 ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, None))
                 ledger.done(key)
@@ -347,7 +332,7 @@ def _has_grown_to(run: _Run, count: int, stop: Callable[[], bool]) -> bool:
     return missing <= 0
 
 
-def _take(run: _Run, writer: "Writer", key: str, outcome: Outcome) -> None:
+def _take(run: Run, writer: "Writer", key: str, outcome: Outcome) -> None:
     """Enter one outcome of the pool into the books."""
     ledger = run.ledger
     if isinstance(outcome, Decoded):
@@ -390,13 +375,13 @@ def _bring_files_in_line(store: Store, ledger: Ledger, interrupted: bool) -> Non
         store.delete(gone)
 
 
-def _remember_skipped(run: _Run) -> None:
+def _remember_skipped(run: Run) -> None:
     assert run.store is not None
     write_skipped(run.store, run.ledger.skipped())
     run.skipped_saved = time.monotonic()
 
 
-def _dry_summary(run: _Run, manifest: Manifest | None, location: str, started: float) -> Summary:
+def _dry_summary(run: Run, manifest: Manifest | None, location: str, started: float) -> Summary:
     """What a run would do: files still to be read count as added or updated."""
     for key in [*run.ledger.to_decode(0)]:
         run.ledger.assign(key, f"unread {key}", 0, 0)

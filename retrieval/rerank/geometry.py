@@ -167,10 +167,9 @@ def _best_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
         [area, 2 * (a * b + a_i * b_i), 2 * (a * b_i - a_i * b), a, a_i, b, b_i, b * b + b_i * b_i - allowed], 1
     )  # (B, 8, H)
     x, y, to_x, to_y = pairs[:, :4].unbind(1)  # (B, K)
+    with_a, with_a_i = -2 * (x * to_x + y * to_y), 2 * (y * to_x - x * to_y)
     of_pair = torch.stack(
-        [x * x + y * y, x, y, -2 * (x * to_x + y * to_y), 2 * (y * to_x - x * to_y), -2 * to_x, -2 * to_y]
-        + [torch.ones_like(x)],
-        2,
+        [x * x + y * y, x, y, with_a, with_a_i, -2 * to_x, -2 * to_y, torch.ones_like(x)], 2
     )  # (B, K, 8)
     miss = torch.baddbmm((to_x * to_x + to_y * to_y)[..., None], of_pair, of_transform)  # (B, K, H), less what may be
     landed = miss.lt_(0)  # 1.0 where it lands
