@@ -20,6 +20,8 @@ BORDER_SIDE = 256  # pixels of the sides of the square on which is looked for wh
 BORDER = 0.03  # of a side, up to which what is not shared is the alignment's doing
 STRUCTURED = 8.0  # grey levels of deviation, from which on a place shows something
 MOST_UNSHARED = 0.01  # of an image, that may show something the other does not have
+ONE_COLOUR = 12.0  # levels, within which it is one colour,
+MOSTLY = 0.97  # for this share of the pixels
 GREY = 6.0  # levels of colour, up to which an image is grey,
 COLOURED = 20.0  # and from which on it is not
 COVERED = 0.97  # of an image, from which on another one shows all of it
@@ -92,7 +94,7 @@ def _looked_at(pair: Pair, path_of: Callable[[int], str]) -> Closer:
         return Closer(pair.first, pair.second, why=f"may be a copy: it could not be compared ({error.reason})")
     found = compare_locally(first.image, second.image, pair.transform)
     only = _shows_more(first.image, pair.transform), _shows_more(second.image, inverse(pair.transform))
-    lesser, better = _lesser(pair, first, second, only)
+    lesser, better = _lesser(pair, first, second)
     return Closer(pair.first, pair.second, found.places, *only, "" if found.can_tell else MAY_BE, lesser, better)
 
 
@@ -137,31 +139,56 @@ def is_nearer(member: int, keeper: Pair, rival: Pair, places: Sequence[Place], p
     return of_keeper.within <= NEARER * of_rival.within
 
 
-def _lesser(pair: Pair, first: _Opened, second: _Opened, only: tuple[bool, bool]) -> tuple[int | None, str]:
-    """Which of two copies is no keeper beside the other one, and what makes the other one better.
-
-    only  whether the first, and the second, shows something at its sides that the other one lacks
-    """
+def _lesser(pair: Pair, first: _Opened, second: _Opened) -> tuple[int | None, str]:
+    """Which of two copies is no keeper beside the other one, and what makes the other one better."""
     assert pair.transform is not None
     of_first, of_second = _colour(first.image), _colour(second.image)
     if min(of_first, of_second) < GREY and max(of_first, of_second) > COLOURED:
         return (pair.first if of_first < of_second else pair.second), "it is in colour"
     if min(pair.overlap) >= COVERED:
         made = [
-            jpeg is not None and made_from(jpeg, image, way)
-            for jpeg, image, way in (
-                (second.jpeg, first.image, inverse(pair.transform)),
-                (first.jpeg, second.image, pair.transform),
+            source.jpeg is not None and made_from(source.jpeg, other.image, way, _steps(other))
+            for source, other, way in (
+                (second, first, inverse(pair.transform)),
+                (first, second, pair.transform),
             )
         ]
         if made[0] != made[1]:
             return (pair.first if made[0] else pair.second), "the other was made from it"
     zoom = _pixels_for_each(pair.transform, first.image, second.image)
-    for number, (row, inner) in enumerate(((pair.first, zoom), (pair.second, 1 / zoom))):
-        framed = pair.overlap[number] <= FRAMED and pair.overlap[1 - number] >= COVERED and not only[number]
-        if framed and inner >= AS_DETAILED:
+    ways = (
+        (pair.first, first.image, pair.transform, zoom),
+        (pair.second, second.image, inverse(pair.transform), 1 / zoom),
+    )
+    for number, (row, image, way, detail) in enumerate(ways):
+        larger = pair.overlap[number] <= FRAMED and pair.overlap[1 - number] >= COVERED
+        if larger and detail >= AS_DETAILED and _is_framed(image, way):
             return row, "it shows as much without a frame or empty corners"
     return None, ""
+
+
+def _steps(opened: _Opened) -> np.ndarray | None:
+    return opened.jpeg.steps if opened.jpeg else None
+
+
+def _is_framed(image: Image.Image, way: np.ndarray) -> bool:
+    """Whether all that lies beside the other image is of one colour."""
+    colours, beyond = _beside(image, way)
+    outside = np.asarray(colours)[beyond]
+    if not len(outside):
+        return False
+    away = np.abs(outside - np.median(outside, 0)).max(1)
+    return bool((away <= ONE_COLOUR).mean() >= MOSTLY)
+
+
+def _beside(image: Image.Image, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An image as a small square (S, S, 3), and what of it lies beside the other one (S, S)."""
+    side = BORDER_SIDE
+    colours = np.asarray(image.resize((side, side), Image.Resampling.BOX), np.float32)
+    middle = (np.arange(side) + 0.5) / side
+    x, y = np.meshgrid(middle, middle)
+    places = np.stack([x, y, np.ones_like(x)], -1) @ way.T  # (S, S, 2)
+    return colours, np.maximum(-places, places - 1).max(-1) > BORDER
 
 
 def _pixels_for_each(transform: np.ndarray, first: Image.Image, second: Image.Image) -> float:
@@ -180,12 +207,8 @@ def _shows_more(image: Image.Image, way: np.ndarray) -> bool:
 
     way  (2, 3)  from fractions of the image to fractions of the other one
     """
-    side = BORDER_SIDE
-    grey = np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX), np.float32)
-    middle = (np.arange(side) + 0.5) / side
-    x, y = np.meshgrid(middle, middle)
-    places = np.stack([x, y, np.ones_like(x)], -1) @ way.T  # (S, S, 2)
-    beyond = np.maximum(-places, places - 1).max(-1) > BORDER  # (S, S)
+    colours, beyond = _beside(image, way)
+    grey = colours.mean(-1)
     windows = np.lib.stride_tricks.sliding_window_view(grey, (5, 5))  # (S - 4, S - 4, 5, 5)
     whole = np.lib.stride_tricks.sliding_window_view(beyond, (5, 5)).all((2, 3))
     return bool(((windows.std((2, 3)) > STRUCTURED) & whole).mean() > MOST_UNSHARED)

@@ -83,7 +83,7 @@ def stars(
     order: Sequence[int],
     sizes: dict[int, tuple[int, int]],
     by_detail: bool = False,
-    lesser: Container[int | None] = (),
+    lesser: Container[int] = (),
     rank: Mapping[int, int] | None = None,
 ) -> list[Star]:
     """Groups of what was confirmed.
@@ -133,7 +133,7 @@ def _most_confirmed(
     beside: dict[int, list[Pair]],
     taken: set[int],
     sizes: dict[int, tuple[int, int]],
-    lesser: Container[int | None],
+    lesser: Container[int],
     rank: Mapping[int, int],
 ) -> int:
     """The row itself, or a free copy of it with as much detail that shares most with more free images."""

@@ -33,6 +33,7 @@ WINDOWS = (8, 16, 40)  # pixels of the sides of windows
 FLOOR = 3.0  # grey levels that may remain in any window
 LEAST_RATIO = 0.10  # of a window's structure that may remain in any window
 LEAST_SLOPE = 0.4  # of a tone curve; where it is flatter a difference is hidden, but not all of a large one
+MOST_GROWN = 4.0  # times, that a tone's steepness excuses: a larger slope is a misfit
 ONE_TONE = 0.3  # of an image in a single one of TONES shades, as in a page: there a curve's slope is a guess
 TONES = 32
 KINDS = 24  # of windows, by structure
@@ -191,7 +192,7 @@ def _remains(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, Ten
 
     def left(this: Toned, other: Toned, target: Tensor) -> Tensor:
         # noise that the tone enlarged is no difference, nor in full what the tone of the other image flattened
-        grown = torch.maximum(this.slope, 1 / other.slope.clamp(min=least)).clamp(min=1)
+        grown = torch.maximum(this.slope, 1 / other.slope.clamp(min=least)).clamp(1, MOST_GROWN)
         return (this.planes - target) / grown
 
     return left(toned[0], toned[1], targets[0]), left(toned[1], toned[0], targets[1])

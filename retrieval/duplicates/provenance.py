@@ -18,9 +18,11 @@ from indexer.images.exif import read_exif
 # by, bx blocks of 8 x 8 pixels down and across
 
 MOST_STEPS = 6  # a coefficient may be away from 0: further ones are too uncertain
+FINER = 3.0  # times, that the other JPEG's own step must be, for its multiples are found anyway
+CONTROLS = (0.73, 1.21, 1.37)  # times the steps, which the JPEG does not have
 MOST_SIDE = 1536  # pixels of the sides of the part that is looked at
 LEAST_OF_A_KIND = 20  # of one frequency, for its damping to be learnt
-LEAST_DAMPED = 0.3  # what is left of a frequency, under which that is not its damping
+LEAST_DAMPED = 0.4  # what is left of a frequency, under which the two do not show the same there
 SCALED = 1.02  # times as large along a line, from which on an image was resized
 COSINES = np.array(
     [[np.cos((2 * x + 1) * u * np.pi / 16) * (np.sqrt(1 / 8) if u == 0 else 0.5) for x in range(8)] for u in range(8)]
@@ -38,7 +40,8 @@ class TraceTest:
 
 
 # chosen on 12 photos x 33 edits: one size, made from it .49 and more, not so .30 at most; two sizes, enlarged twice and
-# saved at quality 60 .10 and more for originals of quality 90, not so .06 at most; see duplicates_keeper.py for others
+# saved at quality 60 .10 and more for originals of quality 90, not so .06 at most. On others, duplicates_keeper.py: of
+# 1,188 pairs none is told the wrong way round
 ONE_SIZE, TWO_SIZES = TraceTest(3, 300, 0.4), TraceTest(8, 1000, 0.1)
 
 
@@ -65,20 +68,26 @@ def read_jpeg(data: bytes) -> Jpeg | None:
         return None
 
 
-def made_from(source: Jpeg, other: Image.Image, transform: np.ndarray) -> bool:
-    """Whether the other image was made from the JPEG; see trace_of."""
+def made_from(source: Jpeg, other: Image.Image, transform: np.ndarray, other_steps: np.ndarray | None = None) -> bool:
+    """Whether the other image was made from the JPEG; see trace_of.
+
+    other_steps  (8, 8)  the other one's own, where it is a JPEG as well; None where it is none
+    """
     length = max(source.luma.shape)
     scaled = not 1 / SCALED < max(other.size) / length < SCALED
     test = TWO_SIZES if scaled else ONE_SIZE
-    trace = trace_of(source, other, transform, test)
+    trace = trace_of(source, other, transform, test, None if scaled else other_steps)
     return trace is not None and trace >= test.trace
 
 
-def trace_of(source: Jpeg, other: Image.Image, transform: np.ndarray, test: TraceTest) -> float | None:
+def trace_of(
+    source: Jpeg, other: Image.Image, transform: np.ndarray, test: TraceTest, other_steps: np.ndarray | None = None
+) -> float | None:
     """How plainly an image carries a JPEG's steps: 1 entirely, about 0 not at all; None where it cannot be told.
 
-    other      upright, in RGB
-    transform  (2, 3)  from fractions of the upright source to fractions of the other, whole on whole
+    other        upright, in RGB
+    transform    (2, 3)  from fractions of the upright source to fractions of the other, whole on whole
+    other_steps  (8, 8)  that the other one has anyway, for it is a JPEG of this size
     """
     laid = _laid_on(other, transform)
     if laid is None:
@@ -89,13 +98,35 @@ def trace_of(source: Jpeg, other: Image.Image, transform: np.ndarray, test: Trac
     if laid.size != (width, height):
         laid = laid.resize((width, height), Image.Resampling.BICUBIC)
     own, others = _coefficients(source.luma), _coefficients(_luma(laid))  # (by, bx, 8, 8)
-    count = np.round(own / source.steps)
-    counted = (np.abs(count) >= 1) & (np.abs(count) <= MOST_STEPS) & (source.steps >= test.least_step)
-    counted[..., 0, 0] = False
-    if counted.sum() < test.least_count:
+    usable = source.steps >= test.least_step
+    if other_steps is not None:  # in the position of the source its rows and columns may have changed places
+        usable &= source.steps >= FINER * np.maximum(other_steps, other_steps.T)
+    trace = _trace(own, others, source.steps, usable, test.least_count)
+    if trace is None:
         return None
-    others = others / _damping(count * source.steps, others, counted)
-    return float(np.cos(2 * np.pi * (others / source.steps - count))[counted].mean())
+    # coefficients that grow rarer by the step gather near multiples by themselves: so what do other steps find?
+    controls = [_trace(others, others, source.steps * share, usable, 1) or 0.0 for share in CONTROLS]
+    return trace - max(0.0, *controls)
+
+
+def _trace(
+    own: np.ndarray, others: np.ndarray, steps: np.ndarray, usable: np.ndarray, least_count: int
+) -> float | None:
+    """How near coefficients are to the multiples of steps that an image's own ones are rounded to: 1 exactly, 0 by
+    chance; None where too few can tell.
+
+    own, others    (by, bx, 8, 8)
+    steps, usable  (8, 8)
+    """
+    count = np.round(own / steps)
+    counted = (np.abs(count) >= 1) & (np.abs(count) <= MOST_STEPS) & usable
+    counted[..., 0, 0] = False
+    damping = _damping(count * steps, others, counted)
+    counted &= damping >= LEAST_DAMPED
+    if counted.sum() < least_count:
+        return None
+    away = (others / np.maximum(damping, LEAST_DAMPED) / steps - count)[counted]
+    return float(np.cos(2 * np.pi * away).mean())
 
 
 def _laid_on(other: Image.Image, transform: np.ndarray) -> Image.Image | None:
@@ -142,7 +173,7 @@ def _coefficients(luma: np.ndarray) -> np.ndarray:
 
 
 def _damping(wanted: np.ndarray, found: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """What is left of each frequency: resampling takes some of it away.  (8, 8)"""
+    """What is left of each frequency, for resampling takes some of it away; 0 where too few tell.  (8, 8)"""
     product, power = ((one * counted).sum((0, 1)) for one in (wanted * found, wanted * wanted))
     share = product / np.maximum(power, 1e-6)
-    return np.where((counted.sum((0, 1)) > LEAST_OF_A_KIND) & (share > LEAST_DAMPED), share, 1.0)
+    return np.where(counted.sum((0, 1)) > LEAST_OF_A_KIND, share, 0.0)

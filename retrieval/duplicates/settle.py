@@ -8,7 +8,7 @@ as its own original, where the digit is a few pixels high. The two large ones di
 member of a keeper that has such rivals is held against all of them in these places, and is a copy of the nearest only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from indexer.store.protocol import Record
@@ -92,11 +92,13 @@ class Settling:
 
     def _stars(self) -> list[Star]:
         told = [replace(pair, stays=reason) if (reason := self._why_apart(pair)) else pair for pair in self._pairs]
-        lesser: set[int | None] = set()
-        if self._by_content:
-            lesser = {one.lesser for one in self._closer.values() if not one.reason and one.lesser is not None}
-        order = sorted(self._records, key=lambda row: (self._rank[row], row in lesser))  # stable
-        return stars(told, order, self.sizes, by_detail=self._by_content, lesser=lesser, rank=self._rank)
+        better: dict[int, list[int]] = {}
+        for closer in self._closer.values() if self._by_content else ():
+            other = closer.second if closer.lesser == closer.first else closer.first
+            if closer.lesser is not None and not closer.reason and self._rank[other] == self._rank[closer.lesser]:
+                better.setdefault(closer.lesser, []).append(other)
+        order = better_first(list(self._records), better)
+        return stars(told, order, self.sizes, by_detail=self._by_content, lesser=better, rank=self._rank)
 
     def _why_apart(self, pair: Pair) -> str:
         """Why neither of two images is given up for the other one; empty where one may be."""
@@ -172,6 +174,24 @@ class Settling:
                 near = is_nearer(pair.second, pair, turned, places, self._path_of)
             self._judged[pair.first, pair.second, rival] = near
             report(done)
+
+
+def better_first(order: Sequence[int], better: Mapping[int, Sequence[int]]) -> list[int]:
+    """The same rows, each right behind those that are better than it; otherwise in the same order."""
+    place = {row: n for n, row in enumerate(order)}
+    done: dict[int, None] = {}
+    waiting = [(row, False) for row in reversed(order)]
+    entered: set[int] = set()
+    while waiting:
+        row, ready = waiting.pop()
+        if ready:
+            done.setdefault(row)
+        elif row not in entered:  # in a circle the first one comes first
+            entered.add(row)
+            waiting.append((row, True))
+            before = sorted(better.get(row, ()), key=place.__getitem__, reverse=True)
+            waiting += [(one, False) for one in before]
+    return list(done)
 
 
 def _ends(pair: Pair) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from retrieval.duplicates.keeper import Folders, keeping_order, why_before
 from retrieval.duplicates.present import as_json, duplicates_table, write_duplicates_page
 from retrieval.duplicates.provenance import made_from, read_jpeg
 from retrieval.duplicates.raw_pairs import beside_raw, shots
+from retrieval.duplicates.settle import better_first
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +180,31 @@ def test_a_jpegs_traces_are_found_in_what_was_made_from_it_only(tmp_path: Path) 
     assert stored is not None and stored.orientation == 6
     assert made_from(stored, ImageOps.exif_transpose(Image.open(turned)).convert("RGB"), SAME)
     assert read_jpeg(b"\xff\xd8\xff no JPEG") is None
+
+
+def test_siblings_tell_nothing_of_each_other(tmp_path: Path) -> None:
+    """JPEGs of one image have the same multiples without being made from each other; a smooth image is near 0."""
+    image, rng = scene(6, 400, 300), np.random.default_rng(0)
+    noisy = Image.fromarray((np.asarray(image) + rng.normal(0, 18, (300, 400, 3))).clip(0, 255).astype(np.uint8))
+    bent = image.point([round(255 * (v / 255) ** 0.7) for v in range(256)] * 3)
+    made = {"plain": image, "noisy": noisy, "bent": bent, "soft": image.filter(ImageFilter.GaussianBlur(2))}
+    packed = {}
+    for name, one in made.items():
+        one.save(tmp_path / f"{name}.jpg", quality=85)
+        packed[name] = read_jpeg((tmp_path / f"{name}.jpg").read_bytes())
+    for name, source in packed.items():
+        for other, jpeg in packed.items():
+            assert source is not None and jpeg is not None
+            opened = Image.open(tmp_path / f"{other}.jpg").convert("RGB")
+            assert name == other or not made_from(source, opened, SAME, jpeg.steps), (name, other)
+            assert name == other or not made_from(source, made[other], SAME), (name, other)
+
+
+def test_better_ones_come_right_before_those_they_are_better_than() -> None:
+    assert better_first([0, 1, 2, 3], {}) == [0, 1, 2, 3]
+    assert better_first([0, 1, 2, 3], {0: [2]}) == [2, 0, 1, 3]  # and not after 1 and 3
+    assert better_first([0, 1, 2, 3], {0: [2], 2: [3]}) == [3, 2, 0, 1]
+    assert sorted(better_first([0, 1, 2], {0: [1], 1: [0]})) == [0, 1, 2]  # a circle
 
 
 # ---- the user's folders ----
