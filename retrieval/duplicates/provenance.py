@@ -19,7 +19,7 @@ from indexer.images.exif import read_exif
 
 MOST_STEPS = 6  # a coefficient may be away from 0: further ones are too uncertain
 FINER = 3.0  # times, that the other JPEG's own step must be, for its multiples are found anyway
-CONTROLS = (0.73, 1.21, 1.37)  # times the steps, which the JPEG does not have
+LARGE, LARGEST = 3, 40  # steps, between which a coefficient tells of damping
 MOST_SIDE = 1536  # pixels of the sides of the part that is looked at
 LEAST_OF_A_KIND = 20  # of one frequency, for its damping to be learnt
 LEAST_DAMPED = 0.4  # what is left of a frequency, under which the two do not show the same there
@@ -95,38 +95,24 @@ def trace_of(
     if source.orientation in UPRIGHT:
         laid = laid.transpose(_undone(UPRIGHT[source.orientation]))
     height, width = source.luma.shape
-    if laid.size != (width, height):
+    laid_to_size = laid.size != (width, height)
+    if laid_to_size:
         laid = laid.resize((width, height), Image.Resampling.BICUBIC)
     own, others = _coefficients(source.luma), _coefficients(_luma(laid))  # (by, bx, 8, 8)
     usable = source.steps >= test.least_step
     if other_steps is not None:  # in the position of the source its rows and columns may have changed places
         usable &= source.steps >= FINER * np.maximum(other_steps, other_steps.T)
-    trace = _trace(own, others, source.steps, usable, test.least_count)
-    if trace is None:
-        return None
-    # coefficients that grow rarer by the step gather near multiples by themselves: so what do other steps find?
-    controls = [_trace(others, others, source.steps * share, usable, 1) or 0.0 for share in CONTROLS]
-    return trace - max(0.0, *controls)
-
-
-def _trace(
-    own: np.ndarray, others: np.ndarray, steps: np.ndarray, usable: np.ndarray, least_count: int
-) -> float | None:
-    """How near coefficients are to the multiples of steps that an image's own ones are rounded to: 1 exactly, 0 by
-    chance; None where too few can tell.
-
-    own, others    (by, bx, 8, 8)
-    steps, usable  (8, 8)
-    """
-    count = np.round(own / steps)
+    count = np.round(own / source.steps)
     counted = (np.abs(count) >= 1) & (np.abs(count) <= MOST_STEPS) & usable
     counted[..., 0, 0] = False
-    damping = _damping(count * steps, others, counted)
-    counted &= damping >= LEAST_DAMPED
-    if counted.sum() < least_count:
+    damping = _damping(count, others / source.steps, LARGE if laid_to_size else 1)
+    counted &= damping >= LEAST_DAMPED  # in a smooth image all is near 0, which is a multiple of every step
+    if laid_to_size:
+        others = others / np.maximum(damping, LEAST_DAMPED)
+    if counted.sum() < test.least_count:
         return None
-    away = (others / np.maximum(damping, LEAST_DAMPED) / steps - count)[counted]
-    return float(np.cos(2 * np.pi * away).mean())
+    away = (others / source.steps - count)[counted]
+    return float(np.cos(2 * np.pi * away).mean())  # 0 on average wherever in a step the others may lie
 
 
 def _laid_on(other: Image.Image, transform: np.ndarray) -> Image.Image | None:
@@ -172,8 +158,13 @@ def _coefficients(luma: np.ndarray) -> np.ndarray:
     return np.asarray(COSINES @ blocks @ COSINES.T)
 
 
-def _damping(wanted: np.ndarray, found: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """What is left of each frequency, for resampling takes some of it away; 0 where too few tell.  (8, 8)"""
-    product, power = ((one * counted).sum((0, 1)) for one in (wanted * found, wanted * wanted))
-    share = product / np.maximum(power, 1e-6)
-    return np.where(counted.sum((0, 1)) > LEAST_OF_A_KIND, share, 0.0)
+def _damping(count: np.ndarray, others: np.ndarray, least: int) -> np.ndarray:
+    """What is left of each frequency, for resampling takes some of it away; 0 where too few tell.  (8, 8)
+
+    count   (by, bx, 8, 8)  the source's coefficients in steps, whole numbers
+    others  (by, bx, 8, 8)  the other one's, in the same steps
+    least   steps, under which a coefficient tells nothing: of those that were rounded to 1, most were less in any image
+    """
+    large = (np.abs(count) >= least) & (np.abs(count) <= LARGEST)
+    product, power = ((one * large).sum((0, 1)) for one in (count * others, count * count))
+    return np.where(large.sum((0, 1)) >= LEAST_OF_A_KIND, product / np.maximum(power, 1e-6), 0.0)
