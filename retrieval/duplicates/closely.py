@@ -100,10 +100,14 @@ def _looked_at(pair: Pair, path_of: Callable[[int], str]) -> Closer:
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """An image upright in RGB, and what its file tells where it is a JPEG."""
+    """An image upright in RGB, and what its file tells where it is a JPEG.
+
+    readable  False for a JPEG whose steps are not known: it is damaged, or in CMYK
+    """
 
     image: Image.Image
     jpeg: Jpeg | None
+    readable: bool
 
 
 def _read(path: str) -> _Opened:
@@ -115,7 +119,8 @@ def _read(path: str) -> _Opened:
             data = file.read()
     except OSError as error:
         raise ImageError(path, os_reason(error)) from None
-    return _Opened(decode(data, path=path).image, read_jpeg(data))
+    decoded, jpeg = decode(data, path=path), read_jpeg(data)
+    return _Opened(decoded.image, jpeg, jpeg is not None or decoded.format != "JPEG")
 
 
 def is_nearer(member: int, keeper: Pair, rival: Pair, places: Sequence[Place], path_of: Callable[[int], str]) -> bool:
@@ -145,7 +150,7 @@ def _lesser(pair: Pair, first: _Opened, second: _Opened) -> tuple[int | None, st
     of_first, of_second = _colour(first.image), _colour(second.image)
     if min(of_first, of_second) < GREY and max(of_first, of_second) > COLOURED:
         return (pair.first if of_first < of_second else pair.second), "it is in colour"
-    if min(pair.overlap) >= COVERED:
+    if min(pair.overlap) >= COVERED and first.readable and second.readable:
         made = [
             source.jpeg is not None and made_from(source.jpeg, other.image, way, _steps(other))
             for source, other, way in (

@@ -138,6 +138,23 @@ def test_what_the_camera_wrote_is_kept_before_a_larger_file(tmp_path: Path, tiny
     assert names(found) == [("camera.jpg", ["turned.png"])] and "EXIF" in found.groups[0].why
 
 
+def test_a_file_that_lacks_its_end_is_given_up_for_that(tmp_path: Path, tiny_backbone: Path) -> None:
+    scene(1).save(tmp_path / "whole.jpg", quality=90)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-10])
+    found = searched(tmp_path, tiny_backbone)
+    assert names(found) == [("whole.jpg", ["cut.jpg"])] and found.groups[0].why == "it is whole"
+
+
+def test_a_files_time_is_no_date_beside_a_real_one() -> None:
+    def record(id: str, year: int, source: str) -> Record:
+        taken = datetime(year, 1, 1, tzinfo=UTC)
+        return Record(id, (StoredFile("0/x", 1, 0),), Metadata(8, 6, "JPEG", taken, date_source=source), "w")
+
+    records = [record("copied", 2001, "file"), record("shot", 2020, "exif"), record("named", 2010, "name")]
+    assert [one.id for one in sorted(records, key=keeping_order("oldest"))] == ["named", "shot", "copied"]
+    assert [one.id for one in sorted(records, key=keeping_order("newest"))] == ["shot", "named", "copied"]
+
+
 def test_formats_at_equal_detail() -> None:
     def record(format: str, size: int, **more: object) -> Record:
         return Record(format, (StoredFile("0/x", size, 0),), Metadata(8, 6, format, **more), "w")  # type: ignore[arg-type]
