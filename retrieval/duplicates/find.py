@@ -9,7 +9,7 @@ import numpy as np
 
 from indexer.index.index import WAIT_S, Index
 from indexer.index.keys import Roots
-from indexer.store.protocol import Listed, Record, Store, StoredFile
+from indexer.store.protocol import Filter, Listed, Record, Store, StoredFile
 
 from .candidates import (
     DuplicateCandidates,
@@ -76,10 +76,7 @@ def find_duplicates(
     started = time.monotonic()
     with Index.open(index, wait_s=wait_s) as opened, opened.store.snapshot():
         folders = Folders(
-            *(
-                tuple(tuple(opened.folder_keys(folder)) for folder in named)
-                for named in (options.prefer, options.reference)
-            )
+            *(tuple(_keys_of(opened, folder) for folder in named) for named in (options.prefer, options.reference))
         )
         search = _Search(opened.store, opened.roots, options, folders, workers, progress)
         groups = search.exact() if options.level == "exact" else search.near()
@@ -91,6 +88,14 @@ def find_duplicates(
             seconds=time.monotonic() - started,
             notes=tuple(search.notes),
         )
+
+
+def _keys_of(index: Index, folder: str | Path) -> tuple[str, ...]:
+    """A folder's keys; SeenitError where no image lies in it: a name written wrongly must not protect nothing."""
+    keys = tuple(index.folder_keys(folder))
+    if not index.store.count(Filter(under=keys)):
+        raise SeenitError(f"no image of the index at {index.location} lies in {folder}; name a folder that was indexed")
+    return keys
 
 
 class _Search:
