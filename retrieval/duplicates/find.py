@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.errors import SeenitError
 from indexer.index.index import WAIT_S, Index
 from indexer.index.keys import Roots
 from indexer.store.protocol import Filter, Listed, Record, Store, StoredFile

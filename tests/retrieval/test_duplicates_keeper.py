@@ -275,7 +275,7 @@ def test_a_folder_that_is_not_in_the_index_is_one_line(tmp_path: Path, tiny_back
     scene(1).save(tmp_path / "one.jpg")
     with pytest.raises(SeenitError, match="no folder"):
         searched(tmp_path, tiny_backbone, DuplicateOptions(prefer=(tmp_path.parent / "elsewhere",)))
-    with pytest.raises(SeenitError, match="no image of the index .* lies in"):
+    with pytest.raises(SeenitError, match="no image of the index"):
         searched(tmp_path, tiny_backbone, DuplicateOptions(reference=(tmp_path / "archve",)))
     with pytest.raises(SeenitError, match="unknown level"):
         DuplicateOptions(level="all")  # type: ignore[arg-type]
