@@ -1,5 +1,5 @@
 # make demo                                   set up, draw images, index them, search, write a page of results
-# make demo PHOTOS=~/Images QUERY=x.jpg     the same on your own photos
+# make demo PHOTOS=~/Pictures QUERY=x.jpg     the same on your own photos
 # make test                                   the same environment; all tests
 # make quick                                  the tests that are not marked slow
 # make lint                                   style, types, and whether the pages made from the code are up to date

@@ -6,19 +6,16 @@ Heavy packages are imported inside the commands, so that `seenit --help` and a u
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import typer
 
 from indexer import commands as indexer_commands
+from indexer.terminal import say
 from retrieval import commands as retrieval_commands
-from retrieval.duplicates import command as duplicates
+from retrieval.duplicates import commands as duplicates_commands
 from trainer import commands as trainer_commands
-from trainer.curation import command as curate
-
-if TYPE_CHECKING:
-    pass
-
+from trainer.curation import commands as curation_commands
 
 app = typer.Typer(
     help="Finds the same thing again: index your photos, then search them with an image.",
@@ -29,31 +26,50 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 backbone_app = typer.Typer(help="The networks that describe images: list, import, path.", no_args_is_help=True)
-tag_app = typer.Typer(
-    help="Words of your own on images, to search among: add, remove, list, export, import.", no_args_is_help=True
-)
+tag_app = typer.Typer(help="Tags on images: add, remove, list, export, import.", no_args_is_help=True)
 evaluate_app = typer.Typer(
-    help="How well things are found (retrieval), and how good a backbone's features are (the others).",
+    help="How good retrieval is, or a backbone's features.",
     no_args_is_help=True,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from indexer.version import VERSION
+
+        print(f"seenit {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What every command knows."""
+
+
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(tag_app, name="tag")
 
 
 app.command(
-    epilog="Example: seenit index ~/Images        then: seenit search photo.jpg",
+    epilog="Example: seenit index ~/Pictures        then: seenit search photo.jpg",
 )(retrieval_commands.index)
 app.command(epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html results.html --open")(
     retrieval_commands.search
 )
 app.command(epilog="Example: seenit explain photo.jpg found.jpg -o match.png")(retrieval_commands.explain)
-app.command(epilog=duplicates.EXAMPLE)(duplicates.duplicates)
-app.command(epilog="Example: seenit info --index ~/Images/.seenit --skipped")(indexer_commands.info)
-app.command(epilog="Example: seenit check --index ~/Images/.seenit        then: seenit check --repair")(
+app.command(epilog="Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes")(
+    duplicates_commands.duplicates
+)
+app.command(epilog="Example: seenit info --index ~/Pictures/.seenit --skipped")(indexer_commands.info)
+app.command(epilog="Example: seenit check --index ~/Pictures/.seenit        then: seenit check --repair")(
     indexer_commands.check
 )
-app.command(epilog="Example: seenit copy ~/Images/.seenit http://localhost:6333/photos")(indexer_commands.copy)
+app.command(epilog="Example: seenit copy ~/Pictures/.seenit http://localhost:6333/photos")(indexer_commands.copy)
 app.command(epilog="Example: seenit demo demo   then: seenit index demo/photos; seenit search demo/queries --batch")(
     retrieval_commands.demo
 )
@@ -62,17 +78,19 @@ backbone_app.command("import", epilog="Example: seenit backbone import dinov2_vi
     indexer_commands.backbone_import
 )
 backbone_app.command("path", epilog="Example: seenit backbone path dinov2_vits14")(indexer_commands.backbone_path_)
-tag_app.command("add", epilog="Example: seenit tag add holiday ~/Images/2023")(indexer_commands.tag_add)
-tag_app.command("remove", epilog="Example: seenit tag remove holiday ~/Images/2023/receipts")(
+tag_app.command("add", epilog="Example: seenit tag add holiday ~/Pictures/2023")(indexer_commands.tag_add)
+tag_app.command("remove", epilog="Example: seenit tag remove holiday ~/Pictures/2023/receipts")(
     indexer_commands.tag_remove
 )
 tag_app.command("list", epilog="Example: seenit tag list")(indexer_commands.tag_list)
 tag_app.command("export", epilog="Example: seenit tag export > tags.json")(indexer_commands.tag_export)
-tag_app.command("import", epilog="Example: seenit tag import tags.json --index ~/Images/.seenit")(
+tag_app.command("import", epilog="Example: seenit tag import tags.json --index ~/Pictures/.seenit")(
     indexer_commands.tag_import
 )
-app.command(epilog=curate.EXAMPLE)(curate.curate)
-app.command(epilog="Example: seenit train ~/Images --preset adapt --from dinov2_vits14 --out run")(
+app.command(
+    epilog="Example: seenit curate ~/Downloads --like ~/Paintings --avoid test/ --out photos.txt --html photos.html"
+)(curation_commands.curate)
+app.command(epilog="Example: seenit train ~/Pictures --preset adapt --from dinov2_vits14 --out run")(
     trainer_commands.train
 )
 evaluate_app.command(
@@ -113,12 +131,12 @@ def main() -> None:
     except MemoryError:
         _fail("not enough memory; close other programs or take a smaller --backbone")
     except KeyboardInterrupt:
-        print("seenit: stopped", file=sys.stderr)
+        say("stopped")
         sys.exit(130)
 
 
 def _fail(message: str) -> None:
-    print(f"seenit: {' '.join(message.split())}", file=sys.stderr)
+    say(message.strip())
     sys.exit(1)
 
 

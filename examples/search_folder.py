@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from retrieval import Searcher, build_index
+from retrieval.options import SearchOptions
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     built = build_index(photos)  # the second time only what has changed is read
     print(f"{built.summary.images} images in {built.summary.index}")
     with Searcher.open(photos / ".seenit") as searcher:
-        for result in searcher.search(query, top=5):
+        for result in searcher.search(query, SearchOptions(top=5)):
             why = result.evidence.in_words if result.evidence else "patches were not compared"
             print(f"{result.rank}. {result.score:.3f} {result.path} ({why})")
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from retrieval import Searcher, build_index
+from retrieval.options import SearchOptions
 from trainer.config import make_config
 from trainer.train import train
 
@@ -28,7 +29,7 @@ def main() -> None:
     print(f"{built.summary.images} images in {index}")
     with Searcher.open(index) as searcher:
         query = next(path for path in sorted(photos.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        for result in searcher.search(query, top=3, include_self=True):
+        for result in searcher.search(query, SearchOptions(top=3, include_self=True)):
             print(f"{result.rank}. {result.score:.3f} {result.path}")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .index.index import Index as Index
     from .store.open import open_store as open_store
     from .store.protocol import Filter as Filter
+    from .sync.options import SyncOptions as SyncOptions
     from .sync.summary import Summary as Summary
     from .sync.sync import sync_folder as sync_folder
 
@@ -21,6 +22,7 @@ _HOMES = {
     "Index": "index.index",
     "SeenitError": "errors",
     "Summary": "sync.summary",
+    "SyncOptions": "sync.options",
     "Filter": "store.protocol",
     "open_store": "store.open",
     "sync_folder": "sync.sync",

@@ -1,36 +1,60 @@
 """Files written whole or not at all, and never through a link that somebody else laid."""
 
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import SeenitError, os_reason
+
 _PLAIN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
-def atomic_file(path: str | Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+def atomic_path(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
+    """The path of a new empty file beside `path`, for libraries that write to a path; see `atomic_file`.
+
+    mode  who may read and write it, as far as the user's umask grants it
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        granted = os.fstat(handle).st_mode
+        os.close(handle)
+        yield temporary
+        os.chmod(temporary, granted)  # some libraries take rights away
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A new file beside `path`, open for writing bytes; it takes the place of `path` when the block ends well.
 
     Until then what lay at `path` stays, and after an exception nothing new is left. A link at `path` is replaced, what
     it points to is not touched. Raises OSError where the folder cannot be written.
     """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+    with atomic_path(path, mode=mode) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+@contextmanager
+def whole_file(path: str | Path, next_step: str = "name another file") -> Iterator[BinaryIO]:
+    """`atomic_file` for a file that a user named: SeenitError, with the step to take, where it cannot be written."""
     try:
-        with os.fdopen(handle, "wb") as file:
+        with atomic_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)  # a temporary file starts out private
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
+    except OSError as error:
+        raise SeenitError(f"cannot write {path}: {os_reason(error)}; {next_step}") from None
 
 
 def read_plain(path: str | Path, max_bytes: int) -> bytes:

@@ -5,22 +5,41 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .printable import printable, quoted
 from .terminal import IndexOption, JsonOption, WaitOption, megabytes, plural, say
+
+if TYPE_CHECKING:
+    from .store.protocol import Record
 
 
 def info(
+    image: Annotated[
+        Path | None,
+        typer.Argument(metavar="IMAGE", help="What the index holds of this image; none: of all."),
+    ] = None,
     index: IndexOption = None,
     skipped: Annotated[bool, typer.Option("--skipped", help="List the files that were skipped, and why.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """What the index holds and what made it."""
+    """What the index holds, or what it knows of one image.
+
+    Of the index what made it; of an image its date and its source, camera, place, tags, copies.
+    """
     from .index.find_index import find_index
     from .index.index import Index
 
+    if image is not None:
+        if skipped:
+            raise typer.BadParameter("--skipped is about the whole index", param_hint="IMAGE")
+        with Index.open(find_index(index, [image], say=say)) as opened:
+            record = opened.record_of(image)
+            paths = [opened.roots.path(file.key) for file in record.files]
+        print(json.dumps(_image_values(record, paths)) if as_json else _image_text(record, paths))
+        return
     with Index.open(find_index(index, say=say)) as opened:
         broken = [(opened.roots.path(file.key), file.reason) for file in opened.skipped() if file.reason is not None]
         facts = opened.facts()
@@ -28,15 +47,16 @@ def info(
         print(json.dumps([{"path": path, "reason": reason} for path, reason in broken]))
     elif skipped:
         for path, reason in broken:
-            print(f"{path}: {reason}")
+            print(f"{quoted(path)}: {printable(reason)}")
     elif as_json:
         print(json.dumps(asdict(facts)))
     else:
         size = ", ".join(f"{part} {megabytes(count)}" for part, count in facts.bytes.items()) or "on the server"
         shown: dict[str, object] = {
-            "index": facts.index,
+            "index": quoted(facts.index),
             "images": facts.images,
-            "folders": ", ".join(facts.folders),
+            "folders": ", ".join(map(quoted, facts.folders)),
+            "excluded": ", ".join(map(quoted, facts.exclude)) or "-",
             "backbone": f"{facts.backbone} ({facts.backbone_hash[:8]})",
             "resolution": facts.resolution,
             "fitted on": facts.fitted_on,
@@ -52,6 +72,34 @@ def info(
             print(f"{name:<15} {value:,}" if isinstance(value, int) else f"{name:<15} {value}")
 
 
+def _image_values(record: "Record", paths: list[str]) -> dict[str, object]:
+    metadata = record.metadata
+    return {
+        "id": record.id,
+        "files": paths,
+        **asdict(metadata),
+        "taken_at": metadata.taken_at.isoformat() if metadata.taken_at else None,
+        "tags": list(record.tags),
+    }
+
+
+def _image_text(record: "Record", paths: list[str]) -> str:
+    metadata = record.metadata
+    place = f"{metadata.gps[0]:.5f}, {metadata.gps[1]:.5f}" if metadata.gps else ""
+    shown = {
+        "image": record.id,
+        "size": f"{metadata.width} x {metadata.height} pixels, {metadata.format}",
+        "date": metadata.date_in_words or "not known",
+        "camera": metadata.camera,
+        "place": place,
+        "pages or frames": metadata.frames if metadata.frames > 1 else None,
+        "note": metadata.note,
+        "tags": ", ".join(record.tags),
+    }
+    lines = [f"{name:<15} {printable(str(value))}" for name, value in shown.items() if value]
+    return "\n".join([*lines, *(f"{'file':<15} {quoted(path)}" for path in paths)])
+
+
 def check(
     index: IndexOption = None,
     repair: Annotated[
@@ -60,7 +108,9 @@ def check(
     wait: WaitOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Whether the index is whole: its database page by page, every record against its checksum, every count.
+    """Whether the index is whole; repair it where it is not.
+
+    Checked are its database page by page, every record against its checksum, every count.
 
     After a repair, images whose records were lost are embedded again by the next: seenit index. Tags are kept.
     """
@@ -71,7 +121,7 @@ def check(
     progress = not as_json and sys.stderr.isatty()
     if repair:
         repaired = repair_index(location, wait_s=wait, progress=progress)
-        print(json.dumps(asdict(repaired)) if as_json else repaired.in_words)
+        print(json.dumps(asdict(repaired)) if as_json else printable(repaired.in_words))
         return
     found = check_index(location, progress=progress)
     print(json.dumps(asdict(found)) if as_json else found.in_words)
@@ -84,11 +134,14 @@ def copy(
     target: Annotated[str, typer.Argument(metavar="DST", help="Where to: folder or URL.")],
     wait: WaitOption = 10.0,
 ) -> None:
-    """Copy an index, between folder and server in either direction; may be repeated after a break."""
+    """Copy an index between folders and servers.
+
+    In any direction; may be repeated after a break.
+    """
     from .index.copy import copy_index
 
     count = copy_index(source, target, progress=sys.stderr.isatty(), wait_s=wait)
-    print(f"copied {plural(count, 'image')} from {source} to {target}")
+    print(printable(f"copied {plural(count, 'image')} from {source} to {target}"))
 
 
 def backbone_list(as_json: JsonOption = False) -> None:
@@ -119,7 +172,10 @@ def backbone_import(
 
 
 def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
-    """Where a backbone's file lies; an official one is downloaded first if need be."""
+    """Where a backbone's file lies, fetched if need be.
+
+    An official one is downloaded first.
+    """
     from .backbone.cache import backbone_path
 
     print(backbone_path(name))
@@ -154,7 +210,7 @@ def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(counts))
     for tag, count in [] if as_json else counts.items():
-        print(f"{count:>7,}  {tag}")
+        print(f"{count:>7,}  {quoted(tag)}")
 
 
 def tag_export(index: IndexOption = None) -> None:

@@ -4,6 +4,8 @@ Every message is one line that says what happened, where, and the next step to t
 exits 1. Our own mistakes are `assert`s.
 """
 
+WAIT_S = 10.0  # seconds that a writer waits for another one, before it is a LockedError
+
 
 class SeenitError(Exception):
     """Anything that a user can understand and act upon."""
@@ -30,8 +32,23 @@ class StoreError(SeenitError):
     """The vector store refused, is not reachable, or does not hold what was expected."""
 
 
+class UnusableError(StoreError):
+    """The index is damaged, or another program's or version's: waiting does not help."""
+
+
+class AwayError(SeenitError):
+    """A folder, or what was in it, is not there now; its drive may come back."""
+
+
 class LockedError(StoreError):
     """Another process is using this index."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same call may succeed later although the user does nothing about this index."""
+    if isinstance(error, UnusableError):
+        return False
+    return isinstance(error, (AwayError, StoreError, DownloadError, OSError, MemoryError))
 
 
 def first_line(what: object) -> str:
@@ -40,3 +57,13 @@ def first_line(what: object) -> str:
         return what.strerror.lower()
     lines = str(what).strip().splitlines() or [type(what).__name__ if isinstance(what, BaseException) else ""]
     return lines[0][:300]
+
+
+def on_one_line(what: object) -> str:
+    """All lines of an exception or a text as one, shortened; of an exception without words its kind."""
+    return " ".join(str(what).split())[:200] or type(what).__name__
+
+
+def os_reason(error: OSError) -> str:
+    """The system's text for an error, without number and path."""
+    return (error.strerror or type(error).__name__).lower()

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from .printable import printable
+
 IndexOption = Annotated[
     str | None,
     typer.Option("--index", metavar="PATH|URL", help="The index: a folder, or http(s)://host:port/collection."),
@@ -29,7 +31,8 @@ BackboneOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="See: see
 
 
 def say(line: str) -> None:
-    print(f"seenit: {line}", file=sys.stderr)
+    """One line on stderr; what a terminal would not show as it is, is escaped."""
+    print(f"seenit: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:
@@ -57,7 +60,8 @@ def stop_on_interrupt(*also: signal.Signals) -> Iterator[threading.Event]:
 
 
 def megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+    """Bytes as MB, or kB where they are few."""
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
 def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:

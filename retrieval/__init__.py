@@ -6,10 +6,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .build import Built as Built
     from .build import build_index as build_index
+    from .match import ImageMatch as ImageMatch
+    from .match import match_images as match_images
+    from .options import SearchOptions as SearchOptions
+    from .query.encoder import QueryEncoder as QueryEncoder
+    from .query.query import EncodedQuery as EncodedQuery
+    from .query.query import MultiQuery as MultiQuery
+    from .rerank.evidence import Evidence as Evidence
+    from .rerank.ranking import Reranked as Reranked
+    from .rerank.ranking import rerank_candidates as rerank_candidates
+    from .results import Explained as Explained
     from .results import Result as Result
     from .search import Searcher as Searcher
 
-_HOMES = {"Built": "build", "Result": "results", "Searcher": "search", "build_index": "build"}
+_HOMES = {
+    "Built": "build",
+    "EncodedQuery": "query.query",
+    "Evidence": "rerank.evidence",
+    "Explained": "results",
+    "ImageMatch": "match",
+    "MultiQuery": "query.query",
+    "QueryEncoder": "query.encoder",
+    "Reranked": "rerank.ranking",
+    "Result": "results",
+    "SearchOptions": "options",
+    "Searcher": "search",
+    "build_index": "build",
+    "match_images": "match",
+    "rerank_candidates": "rerank.ranking",
+}
 __all__ = sorted(_HOMES)
 
 

@@ -8,40 +8,44 @@ from typing import TYPE_CHECKING
 from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import StoreError
 from indexer.index.calibration import Calibration
-from indexer.index.index import WAIT_S
+from indexer.messages import Say, say_nothing
+from indexer.sync.options import SyncOptions
+from indexer.sync.progress import Progress
 from indexer.sync.summary import Summary
 from indexer.sync.sync import default_index, sync_folder
 
-from .calibrate import calibrate
+from .calibrate import FEWEST, calibrate
 
 if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
 
 
+STOPPED = "all images are indexed; the probability of a match remains to be learnt: run the same command again"
+
+
 @dataclass(frozen=True)
 class Built:
-    """What `build_index` did. `calibration` is None where the index is too small to learn from, or was not reached."""
+    """What `build_index` did.
+
+    calibration  None where the index is too small to learn from, or where that was not reached
+    interrupted  whether `stop` cut it short, in whichever of its steps
+    """
 
     summary: Summary
     calibration: Calibration | None
     notes: tuple[str, ...] = ()  # what else the user should know, a line each
+    interrupted: bool = False
 
 
 def build_index(
     folders: str | Path | Sequence[str | Path] = (),
     index: str | Path | None = None,
     *,
+    options: SyncOptions = SyncOptions(),
     backbone: "Backbone | LoadOnce | str | Path | None" = None,
-    resolution: int | None = None,
-    tokens: str | None = None,
-    workers: int | None = None,
-    dry_run: bool = False,
-    allow_empty: bool = False,
-    follow_links: bool = False,
-    wait_s: float = WAIT_S,
-    progress: bool = False,
+    progress: Progress = False,
     stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
 ) -> Built:
     """Bring an index in line with folders, and learn the probability of a match where that is due.
 
@@ -59,21 +63,20 @@ def build_index(
     summary = sync_folder(
         folders,
         location,
+        options=options,
         backbone=once,
-        resolution=resolution,
-        tokens=tokens,
-        workers=workers,
-        dry_run=dry_run,
-        allow_empty=allow_empty,
-        follow_links=follow_links,
-        wait_s=wait_s,
         progress=progress,
         stop=stop,
         say=say,
     )
-    if dry_run or summary.interrupted or not summary.images:
-        return Built(summary, None)
+    if options.dry_run or summary.interrupted or not summary.images:
+        return Built(summary, None, interrupted=summary.interrupted)
+    if callable(progress):
+        progress("learning probabilities", 0, 0)
     try:
-        return Built(summary, calibrate(location, backbone=once, wait_s=wait_s, stop=stop, say=say))
+        calibration = calibrate(location, backbone=once, wait_s=options.wait_s, stop=stop, say=say)
     except StoreError as error:  # all images are written; the next run learns
         return Built(summary, None, (f"the probability of a match was not learnt: {error}",))
+    if calibration is None and summary.images >= FEWEST and stop():
+        return Built(summary, None, (STOPPED,), interrupted=True)
+    return Built(summary, calibration)

@@ -1,7 +1,7 @@
 """How likely a result is the same thing: learnt from the index's own images.
 
 A score means different things with another backbone, another collection, another number of images. So some of the
-index's own images are photographed anew (see `rephotograph`) and searched with. Each view has one right answer, the
+index's own images are searched with as synthetic views (see `synthetic_views`). Each view has one right answer, the
 image that it was made of, and one that is the best of the wrong: the top result that a photo of something unknown
 would get here. A logistic curve between the scores of the two (Platt, 1999) turns a score into a probability. A second
 one is learnt from the consistency of the patches alone, and the lower of the two counts: two walls of the same brick
@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.images.jobs import Decoded, Job
-from indexer.images.pool import DecodePool
-from indexer.images.preprocess import MIDDLE
 from indexer.images.synthetic_views import render_view
-from indexer.index.calibration import BLOB, Calibration, calibration_json
+from indexer.index.calibration import CALIBRATION_BLOB, Calibration, calibration_json
 from indexer.index.index import WAIT_S, Index
+from indexer.messages import Say, say_nothing
 
 if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
 
     from .search import Searcher
 
-VIEWS = 32  # that images are photographed in anew
+# None of these was tuned. More views cost a forward each, once an index.
+VIEWS = 32  # synthetic views
 FEWEST = 8  # images with which there is something to learn
 DIFFICULTY = (0.8, 2.0)  # of the views
 GROWN = 4  # times as many images: the wrong answers score higher by then
@@ -44,7 +44,7 @@ def calibrate(
     backbone: "Backbone | LoadOnce | None" = None,
     wait_s: float = WAIT_S,
     stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
 ) -> Calibration | None:
     """Learn an index's calibration and store it; nothing is done where the one it has still holds.
 
@@ -73,7 +73,7 @@ def still_holds(index: Index, count: int) -> bool:
 
 
 def _calibrate(
-    index: Index, backbone: "Backbone | LoadOnce | None", stop: Callable[[], bool], say: Callable[[str], None]
+    index: Index, backbone: "Backbone | LoadOnce | None", stop: Callable[[], bool], say: Say
 ) -> Calibration | None:
     count = index.count
     if still_holds(index, count) or count < FEWEST:
@@ -85,7 +85,7 @@ def _calibrate(
 
 
 def _keep(index: Index, learnt: Calibration) -> None:
-    index.store.write_blob(BLOB, calibration_json(learnt))
+    index.store.write_blob(CALIBRATION_BLOB, calibration_json(learnt))
     index.refresh()
 
 
@@ -94,7 +94,7 @@ def _learn_from(
     backbone: "Backbone | LoadOnce | None",
     count: int,
     stop: Callable[[], bool],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Calibration | None:
     from .search import Searcher
 
@@ -143,8 +143,7 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
     """What `count` views of the index's images are answered; of a small index several of each."""
     records = list(islice(searcher.store.scroll(batch=count), count))  # ids are random, so the first are a sample
     paths = {searcher.roots.path(record.files[0].key): record.id for record in records if record.files}
-    resolution = round(searcher.manifest.resolution / MIDDLE)  # as queries are decoded
-    with DecodePool(resolution=resolution, patch_size=1) as pool:
+    with searcher.encoder.query_pool() as pool:
         found = {one.path: one.pixels for one in pool.run(Job(path) for path in paths) if isinstance(one, Decoded)}
     answers = []
     rng = np.random.default_rng(0)

@@ -1,19 +1,20 @@
 """Commands that index, search and explain."""
 
 import json
-import os
+import signal
 import sys
 import tempfile
-import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.printable import printable, quoted
+from indexer.sync.options import SyncOptions
 from indexer.terminal import (
     BackboneOption,
     IndexOption,
@@ -32,12 +33,10 @@ if TYPE_CHECKING:
     from indexer.errors import ImageError
     from indexer.sync.summary import Summary
 
+    from .build import Built
     from .query.query import Region
     from .results import Result
     from .search import Searcher
-
-
-WATCH_AGAIN_S = 5.0  # until --watch asks again for an index that another process writes
 
 
 def index(
@@ -51,71 +50,90 @@ def index(
     ] = None,
     resolution: Annotated[
         int | None, typer.Option(metavar="PX", help="Images are seen at about PX x PX pixels. [224]")
-    ] = None,
+    ] = SyncOptions.resolution,
     tokens: Annotated[
         Literal["compact", "balanced", "full"] | None,
         typer.Option(help="Patches kept of each image, for reranking: 1, 3 or 49 kB. [balanced]"),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    ] = SyncOptions.tokens,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Decoding processes. [one per core]")
+    ] = SyncOptions.workers,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C or SIGTERM.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = SyncOptions.dry_run,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept that a folder with indexed images is now empty.")
-    ] = False,
+    ] = SyncOptions.allow_empty,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Also what links out of the folders lead to.")
-    ] = False,
-    wait: WaitOption = 10.0,
+    ] = SyncOptions.follow_links,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out files like '*.tif', folders like 'raw/'; later runs do so too."),
+    ] = None,
+    no_exclude: Annotated[
+        list[str] | None, typer.Option("--no-exclude", metavar="GLOB", help="Forget such a pattern of an earlier run.")
+    ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again what was remembered as damaged or too large.")
+    ] = SyncOptions.retry,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read files again whose size and time are unchanged.")
+    ] = SyncOptions.verify,
+    wait: WaitOption = SyncOptions.wait_s,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the index in line with the folders: new, changed, deleted, renamed, moved and copied files.
+    """Bring the index in line with its folders.
+
+    New, changed, deleted, renamed, moved and copied files are found.
 
     The default index of one folder is FOLDER/.seenit.
     """
     from indexer.backbone.load_once import LoadOnce
-    from indexer.errors import LockedError
     from indexer.index.find_index import find_index, remember_index
     from indexer.sync.sync import default_index
 
     from .build import build_index
+    from .watch import watch_index
 
     folders = folders or []
     location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=say)
     once = LoadOnce(backbone, say)
-    with stop_on_interrupt() as stop:
-        while True:
-            try:
-                built = build_index(
-                    folders,
-                    location,
-                    backbone=once,
-                    resolution=resolution,
-                    tokens=tokens,
-                    workers=workers,
-                    dry_run=dry_run,
-                    allow_empty=allow_empty,
-                    follow_links=follow_links,
-                    wait_s=wait,
-                    progress=not as_json and sys.stderr.isatty(),
-                    stop=stop.is_set,
-                    say=say,
-                )
-            except LockedError as error:
-                if not watch:
-                    raise
-                say(f"{error}; trying again")
-                if stop.wait(WATCH_AGAIN_S):
-                    sys.exit(130)
-                continue
-            summary = built.summary
-            if not dry_run and summary.images:
-                remember_index(location)
-            print(json.dumps(asdict(summary)) if as_json else _summary_text(summary), flush=True)
-            for note in built.notes:
-                say(note)
-            if not watch or dry_run or stop.is_set() or not _wait_for_changes(folders, location, stop):
-                break
-    if summary.interrupted:
+    options = SyncOptions(
+        resolution=resolution,
+        tokens=tokens,
+        workers=workers,
+        dry_run=dry_run,
+        allow_empty=allow_empty,
+        follow_links=follow_links,
+        exclude=tuple(exclude or ()),
+        no_exclude=tuple(no_exclude or ()),
+        retry=retry,
+        verify=verify,
+        wait_s=wait,
+    )
+    progress = not as_json and sys.stderr.isatty()
+
+    def tell(built: "Built") -> None:
+        if not dry_run and built.summary.images:
+            remember_index(location)
+        print(json.dumps(asdict(built.summary)) if as_json else _summary_text(built.summary), flush=True)
+        for note in built.notes:
+            say(note)
+
+    with stop_on_interrupt(signal.SIGTERM) as stop:
+        if watch and not dry_run:
+            interrupted = watch_index(
+                folders, location, options=options, backbone=once, stop=stop, tell=tell, say=say, progress=progress
+            )
+        else:
+            built = build_index(
+                folders, location, options=options, backbone=once, progress=progress, stop=stop.is_set, say=say
+            )
+            tell(built)
+            interrupted = built.interrupted
+    if interrupted:
         sys.exit(130)
 
 
@@ -130,42 +148,19 @@ def _summary_text(summary: "Summary") -> str:
     ]
     lines = [("would be: " if summary.dry_run else "") + ", ".join(parts)]
     if summary.skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in list(summary.skipped.items())[:4])
+        reasons = ", ".join(f"{count} {printable(reason)}" for reason, count in list(summary.skipped.items())[:4])
         lines.append(
             f"skipped {sum(summary.skipped.values()):,}: {reasons}"
             + (", ..." if len(summary.skipped) > 4 else "")
             + "  (all of them: seenit info --skipped)"
         )
-    lines += [f"not readable, kept as it was: {folder}" for folder in summary.unreadable]
-    lines += summary.notes
+    lines += [printable(f"not readable, kept as it was: {folder}") for folder in summary.unreadable]
+    lines += map(printable, summary.notes)
     if summary.interrupted:
         lines.append("stopped early: what was done is saved; run the same command again to go on")
     rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
-    lines.append(f"{summary.index}: {plural(summary.images, 'image')}; {summary.seconds:.1f} s{rate}")
+    lines.append(f"{quoted(summary.index)}: {plural(summary.images, 'image')}; {summary.seconds:.1f} s{rate}")
     return "\n".join(lines)
-
-
-def _wait_for_changes(folders: Sequence[Path], location: str, stop: threading.Event) -> bool:
-    """Sleep until files below the folders change; False on Ctrl-C. The index is free for searches meanwhile."""
-    from watchfiles import watch
-
-    from indexer.index.index import Index
-
-    watched = [str(folder) for folder in folders]
-    if not watched:
-        with Index.open(location) as index:
-            watched = list(index.roots.folders.values())
-    own = os.path.join(os.path.abspath(location), "")
-    say("watching for changes; Ctrl-C ends it")
-    for _ in watch(
-        *watched,
-        watch_filter=lambda _, path: not path.startswith(own) and os.sep + ".seenit" + os.sep not in path,
-        stop_event=stop,
-        debounce=2000,
-        raise_interrupt=False,
-    ):
-        return not stop.is_set()
-    return False
 
 
 def search(
@@ -180,8 +175,8 @@ def search(
     ] = None,
     batch: Annotated[bool, typer.Option("--batch", help="Every image, or every one of a folder, is a query.")] = False,
     rerank: Annotated[
-        bool | None, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches. [on]")
-    ] = None,
+        bool, typer.Option("--rerank/--no-rerank", help="Rescore the best candidates on patches.")
+    ] = True,
     like: Annotated[list[Path] | None, typer.Option(metavar="IMAGE", help="A result that was right.")] = None,
     unlike: Annotated[
         list[Path] | None, typer.Option("--not", metavar="IMAGE", help="A result that was wrong.")
@@ -190,15 +185,16 @@ def search(
         bool, typer.Option("--exact", help="Compare with every image, and rerank all of them up to 10,000.")
     ] = False,
     expand: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Ask again with the N first results mixed into the query.")
+        int, typer.Option(min=0, metavar="N", help="Query expansion (alpha-QE) over the top N results.")
     ] = 0,
-    augment: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Compare each candidate together with its N neighbours.")
-    ] = 0,
+    augment: Annotated[int, typer.Option(min=0, metavar="N", help="Database-side augmentation with N neighbours.")] = 0,
     include_self: Annotated[bool, typer.Option("--include-self", help="Keep the query's own file in.")] = False,
     under: Annotated[list[str] | None, typer.Option(metavar="SUBFOLDER", help="Only below this folder.")] = None,
     after: Annotated[str | None, typer.Option(metavar="DATE", help="Taken then or later: 2023, 2023-05-01.")] = None,
     before: Annotated[str | None, typer.Option(metavar="DATE", help="Taken earlier than that.")] = None,
+    file_dates: Annotated[
+        bool, typer.Option("--file-dates", help="Where an image has no date of its own, go by its file's time.")
+    ] = False,
     camera: Annotated[str | None, typer.Option(help="Words of the camera's name: 'iphone 12'.")] = None,
     near: Annotated[str | None, typer.Option(metavar="LAT,LON,KM", help="Taken within KM of a place.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only images with this tag; repeat for several.")] = None,
@@ -220,8 +216,9 @@ def search(
     from indexer.index.find_index import find_index
     from indexer.store.protocol import Filter
 
+    from .options import SearchOptions
     from .query.query import MultiQuery
-    from .search import RERANK_BY_DEFAULT, Searcher
+    from .search import Searcher
 
     location = find_index(index, images, say=say)
     with Searcher.open(location, say=say) as searcher:
@@ -232,24 +229,20 @@ def search(
             camera=camera,
             near=(place[0], place[1], place[2]) if place else None,
             tags=tuple(tag or ()),
+            file_dates=file_dates,
         )
+        if about_dates := searcher.index.about_dates(searcher.index.with_keys(where)):
+            say(about_dates)
         if waiting := searcher.awaiting_refit():
             say(f"{plural(waiting, 'image')} of the index await refitting; to finish: seenit index --index {location}")
-        options: dict[str, Any] = {
-            "where": where,
-            "rerank": RERANK_BY_DEFAULT if rerank is None else rerank,
-            "exact": exact,
-            "include_self": include_self,
-            "expand": expand,
-            "augment": augment,
-        }
+        options = SearchOptions(top, where, rerank, exact, include_self, expand, augment)
         answers: Iterator[tuple[str, list[Result] | ImageError]]
         if batch or not together:
             queries = list(_query_files(images)) if batch else list(images)
-            answers = searcher.search_files(queries, top, region=box, **options)
+            answers = searcher.search_files(queries, options, region=box)
         else:
             query = MultiQuery(tuple(images), tuple(like or ()), tuple(unlike or ()))
-            answers = iter([(str(images[0]), searcher.search(query, top, region=box, **options))])
+            answers = iter([(str(images[0]), searcher.search(query, options, region=box))])
         failed = _show(answers, searcher, batch, as_json, html, open_page, sheet, box)
     if failed:
         sys.exit(1)
@@ -269,7 +262,7 @@ def _show(
     from indexer.errors import ImageError
 
     from .show.contact_sheet import contact_sheet
-    from .show.results_page import PageQuery, write_page
+    from .show.results_page import PageQuery, write_results_page
     from .show.text import json_line, page_query, results_table
 
     failed = 0
@@ -299,7 +292,7 @@ def _show(
         html = Path(tempfile.mkdtemp(prefix="seenit-")) / "results.html"
     if html is not None:
         made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
-        write_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
+        write_results_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
         say(f"wrote {html}")
         if open_page:
             webbrowser.open(html.resolve().as_uri())
@@ -329,7 +322,10 @@ def _query_files(images: Sequence[Path]) -> Iterator[Path]:
 def explain(
     query: Annotated[Path, typer.Argument(metavar="QUERY", help="The image that was searched with.")],
     result: Annotated[
-        Path | None, typer.Argument(metavar="RESULT", help="An image to hold against it; none: look at QUERY alone.")
+        Path | None,
+        typer.Argument(
+            metavar="RESULT", help="An image to compare it with; none: show what the descriptor keeps of QUERY."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw it: .png, .jpg.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to point at.")] = None,
@@ -339,7 +335,10 @@ def explain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Why two images are believed to show the same thing, or not; of one image, what the descriptor looks at."""
+    """Why two images are a match, or what is kept of one.
+
+    With RESULT: whether it is a match for QUERY, and why. Without: what the descriptor keeps of QUERY.
+    """
     numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
     if result is None and (region or as_json):
         raise typer.BadParameter("--region and --json need a RESULT", param_hint="RESULT")
@@ -354,7 +353,7 @@ def explain(
         if result is None:
             from .show.inspect import draw_inspection
             from .show.match_page import write_inspection_page
-            from .whole_file import save_image
+            from .show.save_image import save_image
 
             drawn = draw_inspection(_photo(query), searcher.inspect(query))
             if output is not None:
@@ -364,8 +363,8 @@ def explain(
         else:
             from .show.draw_match import draw_match
             from .show.match_page import write_explain_page
+            from .show.save_image import save_image
             from .show.text import explained_json
-            from .whole_file import save_image
 
             box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
             found = searcher.explain(query, result, region=box)
@@ -375,7 +374,7 @@ def explain(
             if html is not None:
                 titles = (str(query.resolve()), str(result.resolve()))
                 write_explain_page(html, *parts, titles=titles, made_by=made_by)
-            print(explained_json(str(query), str(result), found.evidence) if as_json else found.evidence.in_words)
+            print(explained_json(str(query), str(result), found) if as_json else found.evidence.in_words)
     for path in (output, html):
         if path is not None:
             say(f"wrote {path}")
@@ -393,11 +392,15 @@ def _photo(path: Path) -> "Image.Image":
 def demo(
     folder: Annotated[Path, typer.Argument(help="Filter to draw the images.")] = Path("demo"),
 ) -> None:
-    """Draw a small set of images to try seenit on: the same things in different rooms, angles and light."""
+    """Draw a small set of images to try seenit on.
+
+    The same things in different rooms, angles and light.
+    """
     from .scenes import draw_scenes
 
     made = draw_scenes(folder)
-    print(f"images in {made / 'photos'}, queries in {made / 'queries'}, answers in {made / 'manifest.csv'}")
+    made_of = f"images in {made / 'photos'}, queries in {made / 'queries'}, answers in {made / 'manifest.csv'}"
+    print(printable(made_of))
 
 
 def evaluate_retrieval(
@@ -413,7 +416,9 @@ def evaluate_retrieval(
     resolution: Annotated[int | None, typer.Option(metavar="PX", help="For a new index. [224]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recall, mAP and trust in matches on photos with known answers, for every way to search side by side.
+    """Recall, mAP and trust in matches on known answers.
+
+    Every way to search is measured side by side.
 
     Each gallery is indexed into a temporary folder, or kept at --index, which must then hold nothing else.
     """

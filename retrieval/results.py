@@ -1,5 +1,6 @@
 """What a search returns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,6 +8,9 @@ import numpy as np
 from indexer.images.metadata import Metadata
 
 from .rerank.evidence import Evidence
+
+NOTHING = "nothing in the index meets these conditions"
+NO_MATCH = "nothing in the index is a match"
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Result:
     score    in [-1, 1], higher is more similar: cosine of the global descriptors, fused with the patches' when reranked
     id       content id of the image
     copies   the other files with the same bytes
-    evidence why it is believed to show the same thing, or not; None where patches were not compared
+    evidence why it is a match or none; None where patches were not compared
     """
 
     rank: int
@@ -33,7 +37,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image before anything is said of it: its score, and how far its patches agree, see `Comparison`."""
+    """An image before its evidence is gathered: its score and its consistency, see `Comparison`."""
 
     id: str
     score: float
@@ -44,10 +48,18 @@ class Candidate:
 class Explained:
     """Two images held against each other.
 
-    query_similarity    (rows, columns) float32: the best cosine of each patch of the query in the other image
+    query_similarity  (rows, columns) float32: the best cosine of each patch of the query in the other image
     image_similarity  likewise of the other image's patches in the query
     """
 
     evidence: Evidence
     query_similarity: np.ndarray
     image_similarity: np.ndarray
+
+
+def note_on(results: Sequence[Result]) -> str:
+    """A note on the results as a whole; empty where there is none."""
+    if not results:
+        return NOTHING
+    verdicts = {result.evidence.verdict if result.evidence else None for result in results}
+    return "" if verdicts & {"same", None} else NO_MATCH

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import draw_photo
 from PIL import Image
 
 import cli
+from indexer.index.index import Index
 from indexer.store.open import open_store
+from indexer.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,8 +72,8 @@ def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path
     query = shutil.copy(indexed / "a" / "2.jpg", tmp_path / "elsewhere.jpg")
     found = seenit("search", query, "--top", 3)
     assert found.code == 0
-    lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is believed to show this
-    assert lines[0].split() == ["rank", "score", "verdict", "likely", "agree", "path"]
+    lines = found.out.splitlines()[-4:]  # above them perhaps that nothing is a match
+    assert lines[0].split() == ["rank", "score", "verdict", "prob.", "inliers", "path"]
     assert lines[1].split()[0] == "1" and lines[1].endswith(str(indexed / "a" / "2.jpg"))
 
 
@@ -125,7 +128,7 @@ def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     assert len(same["pairs"]) == same["num_inliers"] and len(same["transform"]) == 2
     drawn, page = tmp_path / "match.png", tmp_path / "match.html"
     run = seenit("explain", first, second, "-o", drawn, "--html", page)
-    assert run.code == 0 and "agree" in run.out, run.err
+    assert run.code == 0 and "inlier" in run.out, run.err
     assert opened_width(drawn) > 1000 and "<script" not in page.read_text()
     assert seenit("explain", first, "-o", drawn).code == 0 and opened_width(drawn) > 1000
     assert_one_line_error(seenit("explain", first, indexed / "nowhere.jpg"), "nowhere.jpg")
@@ -182,6 +185,85 @@ def test_info(indexed: Path, seenit: Seenit) -> None:
     assert facts["images"] == 8 and facts["skipped"] == 1 and facts["resolution"] == 56 and facts["bytes"]
     assert "8" in seenit("info").out
     assert seenit("info", "--skipped").out.startswith(str(indexed / "bad.jpg") + ": ")
+
+
+@pytest.mark.slow
+def test_info_of_an_image_says_where_its_date_is_from(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2021:07:04 12:30:00"
+    named = draw_photo(indexed / "IMG_20190704_101500.jpg", 20)
+    dated = draw_photo(indexed / "dated.jpg", 21, exif=exif)
+    copy = Path(shutil.copy(dated, indexed / "copy\n.jpg"))
+    old = draw_photo(indexed / "old.jpg", 22)
+    os.utime(old, (10**9, 10**9))
+    seenit("index", indexed, "--workers", 1)
+    seenit("tag", "add", "kept", dated)
+    told = {path: json.loads(seenit("info", path, "--json").out) for path in (named, dated, old)}
+    assert [(one["taken_at"][:10], one["date_source"]) for one in told.values()] == [
+        ("2019-07-04", "name"),
+        ("2021-07-04", "exif"),
+        ("2001-09-09", "file"),
+    ]
+    assert set(told[dated]["files"]) == {str(dated), str(copy)} and told[dated]["tags"] == ["kept"]
+    assert "2001-09-09 (time of the file)" in seenit("info", old).out
+    lines = seenit("info", dated).out.splitlines()
+    assert len(lines) == 6 and "copy\\n.jpg" in "".join(lines)
+    assert_one_line_error(seenit("info", draw_photo(tmp_path / "other.jpg", 99)), "not in the index")
+    assert_one_line_error(seenit("info", tmp_path / "none.jpg"), "none.jpg")
+    assert seenit("info", dated, "--skipped").code == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such names on this system")
+@pytest.mark.slow
+def test_no_name_reaches_the_terminal_as_it_is(tiny_backbone: Path, seenit: Seenit, tmp_path: Path) -> None:
+    """Line breaks forge lines, escape sequences retitle or recolour: in results, errors, progress and notes."""
+    folder = tmp_path / "x\x1b]0;title\x07"
+    odd = [
+        folder / "new\nline.jpg",
+        folder / "red\x1b[31m.jpg",
+        Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg")),
+    ]
+    for n in range(9):
+        draw_photo(folder / f"{n}.jpg", n)
+    for n, path in enumerate(odd):
+        shutil.copy(draw_photo(tmp_path / "one.jpg", 20 + n), path)
+    shutil.copy(odd[0], folder / "copy\x1b[2J.jpg")
+    (folder / "broken\nhere.jpg").write_bytes(odd[0].read_bytes()[:300])
+    (folder / "away\x1b[1m").symlink_to(folder / "nowhere")
+    made = seenit("index", folder, "--backbone", tiny_backbone, "--resolution", 56, "--workers", 1)
+    runs = [
+        made,
+        seenit("index", folder, "--verify"),
+        seenit("index", folder, "--resolution", 112),
+        seenit("index", folder / "no\x1b[5m"),
+        seenit("search", odd[0], "--top", 12, "--include-self"),
+        seenit("search", folder, "--batch", "--top", 2),
+        seenit("search", folder / "broken\nhere.jpg"),
+        seenit("search", folder / "none\x1b[5m.jpg"),
+        seenit("search", odd[0], "--html", folder / "page\x1b.html", "--sheet", folder / "sheet\x1b.png"),
+        seenit("explain", odd[0], odd[1]),
+        seenit("explain", odd[0], folder / "broken\nhere.jpg"),
+        seenit("info"),
+        seenit("info", "--skipped"),
+        seenit("info", odd[0]),
+        seenit("info", folder / "none\x1b[5m.jpg"),
+        seenit("check"),
+        seenit("copy", folder / ".seenit", tmp_path / "copy\x1b"),
+        seenit("tag", "add", "bold\x1b[1m", odd[0]),
+        seenit("tag", "list"),
+        seenit("duplicates", folder),
+        seenit("duplicates", folder, "--move-to", folder / "spare\x1b"),
+    ]
+    assert made.code == 0, made.err
+    for number, run in enumerate(runs):
+        said = run.out + run.err
+        assert said and not re.search("[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]", said), (number, said)
+        assert not any(line.startswith(("line.jpg", "here.jpg")) for line in said.splitlines()), (number, said)
+    assert "$'" in runs[4].out and "red\\x1b[31m.jpg'" in runs[4].out
+    (answer,) = (json.loads(line) for line in seenit("search", odd[0], "--json", "--include-self").out.splitlines())
+    assert str(odd[0]) in [path for one in answer["results"] for path in (one["path"], *one["copies"])]
+    (broken,) = json.loads(seenit("info", "--skipped", "--json").out)
+    assert broken["path"] == str(folder / "broken\nhere.jpg")
 
 
 def test_backbones(seenit: Seenit, tiny_backbone: Path) -> None:
@@ -252,11 +334,38 @@ def test_a_broken_query_in_a_batch_costs_only_itself(indexed: Path, seenit: Seen
 
 
 def all_commands() -> list[tuple[str, ...]]:
-    groups = {"backbone": cli.backbone_app, "tag": cli.tag_app}
-    inner: list[tuple[str, ...]] = [
-        (name, str(command.name)) for name, app in groups.items() for command in app.registered_commands
+    """Every command, those of groups with their group's name before theirs."""
+    groups: dict[tuple[str, ...], typer.Typer] = {(): cli.app}
+    groups |= {(str(group.name),): group.typer_instance for group in cli.app.registered_groups if group.typer_instance}
+    return [
+        (*group, command.name or command.callback.__name__)
+        for group, app in groups.items()
+        for command in app.registered_commands
+        if command.callback
     ]
-    return [*((command.callback.__name__,) for command in cli.app.registered_commands if command.callback), *inner]
+
+
+def test_every_group_has_commands_and_a_help(seenit: Seenit) -> None:
+    assert {command[0] for command in all_commands() if len(command) > 1} == {"backbone", "evaluate", "tag"}
+    for group in ("backbone", "evaluate", "tag"):
+        run = seenit(group, "--help")
+        assert run.code == 0 and "Commands:" in run.out
+
+
+@pytest.mark.parametrize("group", [(), ("backbone",), ("evaluate",), ("tag",)], ids=" ".join)
+def test_no_description_in_a_list_of_commands_is_cut(
+    group: tuple[str, ...], seenit: Seenit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = seenit(*group, "--help").out.split("Commands:\n")[1].splitlines()
+    names = {command[len(group)] for command in all_commands() if command[: len(group)] == group}
+    assert names <= {line.split()[0] for line in listed}
+    assert not [line for line in listed if line.endswith("...") or not line.endswith(".")]
+
+
+def test_the_version_is_told(seenit: Seenit) -> None:
+    run = seenit("--version")
+    assert run.code == 0 and run.out == f"seenit {VERSION}\n"
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=" ".join)
@@ -280,22 +389,54 @@ def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
 @pytest.mark.slow
-def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(
+    ending: signal.Signals, tmp_path: Path, tiny_backbone: Path
+) -> None:
     folder = tmp_path / "many"
     for n in range(200):
         draw_photo(folder / f"{n}.jpg", n)
     command = [sys.executable, "-m", "cli", "index", str(folder), "--backbone", str(tiny_backbone)]
     command += ["--resolution", "56", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stderr is not None
     assert "backbone" in process.stderr.readline()
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, ending)  # as a terminal and systemd do, to the decoders as well
     out, err = process.communicate(timeout=60)
     assert "stopping after the batch in hand" in err and "Traceback" not in err
     assert process.returncode == 130 and "run the same command again" in out
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "200 images" in again.stdout
+
+
+STOPPED_WHILE_LEARNING = """
+import os, signal, sys
+import cli
+from retrieval import calibrate
+calibrate.render_view = lambda *given, __call=calibrate.render_view: (os.kill(os.getpid(), {ending}), __call(*given))[1]
+sys.argv = ["seenit", "index", sys.argv[1], "--backbone", sys.argv[2], "--resolution", "56", "--workers", "1"]
+cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_learning_probabilities(ending: signal.Signals, photos: Path, tiny_backbone: Path) -> None:
+    code = STOPPED_WHILE_LEARNING.replace("{ending}", str(int(ending)))
+    command = [sys.executable, "-c", code, str(photos), str(tiny_backbone)]
+    stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert stopped.returncode == 130 and "8 images" in stopped.stdout, stopped.stderr
+    assert "probability of a match remains to be learnt: run the same command again" in stopped.stderr
+    again = subprocess.run(
+        [sys.executable, "-m", "cli", "index", str(photos)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert again.returncode == 0 and "remains to be learnt" not in again.stderr
+    with Index.open(photos / ".seenit") as index:
+        assert index.calibration is not None
 
 
 @pytest.mark.slow

@@ -87,24 +87,25 @@ def make_photos(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
     """A folder of photos with an index in it, to be copied for each page."""
+    from indexer.sync.options import SyncOptions
     from retrieval.build import build_index
 
-    folder = tmp_path_factory.mktemp("indexed") / "Images"
+    folder = tmp_path_factory.mktemp("indexed") / "Pictures"
     make_photos(folder)
-    build_index(folder, backbone=tiny_backbone, resolution=224, workers=1)
+    build_index(folder, options=SyncOptions(resolution=224, workers=1), backbone=tiny_backbone)
     return folder
 
 
 @pytest.fixture
 def workspace(indexed: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The present folder of an example: indexed photos in `photos/` and in ~/Images, and images to ask with.
+    """The present folder of an example: indexed photos in `photos/` and in ~/Pictures, and images to ask with.
 
     A tiny backbone lies where the official one would, so that `auto` takes it.
     """
     home, here = tmp_path / "home", tmp_path / "work"
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    for folder in (home / "Images", here / "photos"):
+    for folder in (home / "Pictures", here / "photos"):
         shutil.copytree(indexed, folder)
     for name, start in {"Scans": 30, "Downloads": 40, "Paintings": 60}.items():
         for n in range(12):
@@ -127,7 +128,7 @@ def workspace(indexed: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: p
     shutil.copy(tiny_backbone, backbones / "dinov2_vits14.safetensors")
     monkeypatch.chdir(here)
     monkeypatch.setattr("webbrowser.open", lambda address: True)
-    run_seenit(["index", str(home / "Images"), "--workers", "1"], monkeypatch)  # so that it is the last index
+    run_seenit(["index", str(home / "Pictures"), "--workers", "1"], monkeypatch)  # so that it is the last index
     return here
 
 

@@ -55,6 +55,7 @@ TAGS = [
     "\udc80",
     "0",
 ]
+DATE_SOURCES = ["exif", "exif", "xmp", "name", "file", "file", None, "later"]
 FITS = ["fit-a", "fit-b", "FIT-A", "fit%"]
 ZONES = [UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12)), timezone(timedelta(hours=5, minutes=45))]
 PLACES = [
@@ -79,6 +80,7 @@ def draw_records(rng: random.Random) -> list[Record]:
                 height=480,
                 format="JPEG",
                 taken_at=maybe(rng, lambda: draw_moment(rng)),
+                date_source=rng.choice(DATE_SOURCES),
                 camera=maybe(rng, lambda: rng.choice(CAMERAS)),
                 gps=maybe(rng, lambda: draw_place(rng)),
             ),
@@ -114,9 +116,10 @@ def draw_place(rng: random.Random) -> tuple[float, float]:
 
 def draw_condition(rng: random.Random, records: list[Record]) -> Filter:
     """One condition or several; their values are mostly those of records."""
-    names = ["under", "after", "before", "camera", "near", "tags", "not_fit", "not_ids"]
+    names = ["under", "after", "before", "camera", "near", "tags", "not_whitening_id", "not_ids"]
     drawn = rng.sample(names, rng.choice([1, 1, 1, 2, 2, 3, 8]))
-    return replace(Filter(), **{name: draw_value(rng, name, rng.choice(records)) for name in drawn})
+    where = replace(Filter(), **{name: draw_value(rng, name, rng.choice(records)) for name in drawn})
+    return replace(where, file_dates=rng.random() < 0.5)
 
 
 def draw_value(rng: random.Random, name: str, record: Record) -> Any:
@@ -132,7 +135,7 @@ def draw_value(rng: random.Random, name: str, record: Record) -> Any:
         return draw_circle(rng, record)
     if name == "tags":
         return tuple(rng.sample(record.tags or TAGS, 1)) + rng.choice([(), (), ("holiday",), ("unknown",)])
-    if name == "not_fit":
+    if name == "not_whitening_id":
         return rng.choice([*FITS, "unknown"])
     return tuple({record.id, *(content_id(b"filters %d" % rng.randrange(200)) for _ in range(rng.randrange(40)))})
 
@@ -171,6 +174,7 @@ def meets(record: Record, where: Filter) -> bool:
         (not where.under or any(file.key.startswith(key + "/") for file in record.files for key in where.under))
         and (where.after is None or is_from(record.metadata.taken_at, where.after))
         and (where.before is None or is_before(record.metadata.taken_at, where.before))
+        and ((where.after is None and where.before is None) or where.file_dates or is_real(record.metadata.date_source))
         and words(where.camera or "") <= words(record.metadata.camera or "")
         and (where.near is None or is_within(record.metadata.gps, *where.near))
         and set(where.tags) <= set(record.tags)
@@ -185,6 +189,10 @@ def is_from(taken_at: datetime | None, border: datetime) -> bool:
 
 def is_before(taken_at: datetime | None, border: datetime) -> bool:
     return taken_at is not None and taken_at < in_utc(border)
+
+
+def is_real(date_source: str | None) -> bool:
+    return date_source is not None and date_source in {"exif", "xmp", "name"}
 
 
 def in_utc(moment: datetime) -> datetime:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.printable import printable
 from indexer.terminal import BackboneOption, JsonOption, say, stop_on_interrupt
 
 if TYPE_CHECKING:
@@ -47,14 +48,19 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last snapshot in DIR.")] = False,
 ) -> None:
-    """Train a backbone with DINOv2 on photos, adapt one to them, or fit a head for retrieval on them."""
+    """Train or adapt a backbone, or fit a retrieval head.
+
+    By DINOv2 on photos, from random weights or from a backbone that is adapted to them.
+    """
     progress = sys.stderr.isatty()
     if preset == "head":
         from .retrieval_head import train_head
 
         head = train_head(_as_images(photos), out, from_backbone=start or "auto", progress=progress, say=say)
         print(head.table())
-        print(f"wrote {head.backbone}" if head.backbone else "unseen photos do not gain; nothing was written")
+        print(
+            printable(f"wrote {head.backbone}") if head.backbone else "unseen photos do not gain; nothing was written"
+        )
         return
     from .config import make_config
     from .train import train as train_backbone
@@ -77,7 +83,7 @@ def train(
     if summary.before and summary.after:
         print(f"before {summary.before.line()}\nafter  {summary.after.line()}")
     print(f"{summary.steps:,} steps, loss {summary.loss:.3f}, {summary.images_per_s:.1f} images/s")
-    print("stopped early; go on with --resume" if summary.stopped else f"wrote {summary.backbone}")
+    print("stopped early; go on with --resume" if summary.stopped else printable(f"wrote {summary.backbone}"))
     if summary.kept_original:
         print("training made it worse: that file is the backbone it started from")
     if summary.stopped:
@@ -100,7 +106,10 @@ def evaluate_knn(
 def evaluate_linear(
     train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
 ) -> None:
-    """Linear classifiers: the reference's grid of rates, blocks and pooling in one pass."""
+    """Linear classifiers on frozen features.
+
+    The reference's grid of rates, blocks and pooling in one pass.
+    """
     from .evaluate.probes import linear
 
     _print_scores(linear(*_labelled_features(backbone, train_photos, val_photos)), as_json)
@@ -109,7 +118,7 @@ def evaluate_linear(
 def evaluate_fewshot(
     train_photos: TrainPhotos, val_photos: ValPhotos, backbone: BackboneOption = "auto", as_json: JsonOption = False
 ) -> None:
-    """The nearest class mean of a few photos each, drawn many times."""
+    """The nearest class mean of a few photos each."""
     from .evaluate.probes import few_shot
 
     _print_scores(few_shot(*_labelled_features(backbone, train_photos, val_photos)), as_json)

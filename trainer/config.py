@@ -148,7 +148,7 @@ class Config:
                 raise ConfigError(f"{value} is no value for a run; give a finite number")
         self._require("drop_path", self.drop_path < 1, "below 1")
         self._require("dino_weight", self.dino_weight + self.ibot_weight > 0, "above 0 where ibot_weight is 0")
-        patch = 1 if self.arch == ORIGIN else NETWORKS[self.arch].patch_size  # of an origin the run itself looks at it
+        patch = 1 if self.arch == ORIGIN else NETWORKS[self.arch].patch_size  # of an origin the run itself checks it
         for name in ("global_size", "local_size", "high_res_global_size", "high_res_local_size"):
             size = getattr(self, name)
             self._require(name, size > 0, "above 0")
@@ -341,7 +341,7 @@ def _split(change: str) -> tuple[str, str]:
 
 def _convert(key: str, value: Any, wanted: Any) -> Any:
     if get_origin(wanted) is Literal:
-        return value  # Config itself looks at the choices
+        return value  # Config itself checks the choices
     try:
         if get_origin(wanted) is tuple:
             parts = value.strip("()[] ").split(",") if isinstance(value, str) else value

@@ -23,11 +23,10 @@ from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.backbone.layouts import EXTRA_PREFIX
 from indexer.backbone.tensor_file import read_tensors
 from indexer.descriptor import whitening as descriptor
-from indexer.errors import SeenitError
-from indexer.images.find import os_reason
+from indexer.errors import SeenitError, os_reason
+from indexer.messages import Say, say_to_stderr
 
 from .data.sources import ImageSource, open_source
-from .evaluate.labelled import Say, _say_to_stderr
 from .evaluate.probes import format_table
 from .evaluate.views import (
     JUDGED_DIFFICULTY,
@@ -71,7 +70,7 @@ def train_head(
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
-    say: Say = _say_to_stderr,
+    say: Say = say_to_stderr,
 ) -> HeadSummary:
     """Fit a head on photos and write OUT/backbone.safetensors, the same network with the head inside.
 
@@ -97,7 +96,7 @@ def train_head(
 
     head = head_from(seen)
     searched = [unseen.photos, seen.photos]  # an index has statistics of all photos that it searches
-    fits = [descriptor.fit_whitening(searched, unseen.recipe, prior) for prior in (backbone.prior, head)]
+    fits = [descriptor.fit_whitening(searched, unseen.config, prior) for prior in (backbone.prior, head)]
     before, after = (view_retrieval(unseen, whitening, seen.photos.parts) for whitening in fits)
     scores = f"mean 1/rank {before.mean_reciprocal_rank:.3f} before, {after.mean_reciprocal_rank:.3f} after"
     if not gains(*(view_ranks(unseen, whitening, seen.photos.parts) for whitening in fits)):
@@ -114,7 +113,7 @@ def head_from(views: PhotoViews) -> dict[str, Tensor]:
 
     within  (L, D, D) float16, covariance of the views of one photo about their mean, scaled to a mean variance of 1
     """
-    return {**descriptor.prior_from([views.photos], views.recipe), "within": within_photo(views.parts).half()}
+    return {**descriptor.prior_from([views.photos], views.config), "within": within_photo(views.parts).half()}
 
 
 # n photos, V views of each, L parts of D channels

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from indexer.backbone.backbone import say_to_stderr
 from indexer.errors import SeenitError
+from indexer.messages import Say, say_to_stderr
 
 from .config import Config
 from .data.masking import draw_masks
@@ -37,7 +37,7 @@ from .model.distributed import (
     without_sync,
 )
 from .model.optim import ScheduleValues, clip_gradients, pace_at, set_pace, update_ema
-from .model.student_teacher import Batch, FeatureTeacher, Losses, compute_losses
+from .model.student_teacher import FeatureTeacher, Losses, MaskedCrops, compute_losses
 from .run.collapse import LOOK_EVERY, CollapseError, CollapseSigns
 from .run.report import write_report
 from .run.results import (
@@ -64,7 +64,6 @@ from .run.state import (
 )
 from .run.trial import TrialScores, split_source
 
-Say = Callable[[str], object]
 LOSS_NAMES = ("total", "dino", "dino_global", "dino_local", "ibot", "koleo")  # fields of Losses
 SAY_EVERY_S = 30.0  # without a bar
 
@@ -78,7 +77,7 @@ class TrainSummary:
     loss: float  # of the last step
     images_per_s: float  # over all processes
     unreadable: int  # images that were replaced
-    stopped: bool  # because `stop` said so; resume=True goes on
+    stopped: bool  # because `stop` returned True; resume=True goes on
     before: TrialScores | None = None  # of the backbone that it started from, on photos that it was not trained on
     after: TrialScores | None = None  # of the trained one
     kept_original: bool = False  # because training made it worse; OUT/backbone_trained.safetensors has the trained one
@@ -235,7 +234,7 @@ def _loop(
 
 
 def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> CollapseSigns | None:
-    """One update of the student and, after it, of the average; a look at its health every few steps."""
+    """One update of the student and, after it, of the average; a check for collapse every few steps."""
     config = run.config
     pace = pace_at(config, run.step)
     set_pace(run.optimiser, pace)
@@ -269,7 +268,7 @@ def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> CollapseSign
 
 
 def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: ScheduleValues) -> CollapseSigns | None:
-    """Put the step into the metrics and into the watch's memory, and look where it is time.
+    """Put the step into the metrics and into the watch's memory, and check for collapse where it is time.
 
     numbers  (6,)  total and single losses in this process
     last     of the last batch before the update
@@ -292,7 +291,7 @@ def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: Schedule
     run.watch.remember(last.teacher_cls, targets)
     if (run.step + 1) % LOOK_EVERY:
         return None
-    signs = run.watch.look(last.student_cls, last.teacher_cls, targets)
+    signs = run.watch.measure(last.student_cls, last.teacher_cls, targets)
     run.metrics[-1] |= signs.as_metrics()
     run.rank = signs.effective_rank
     return signs
@@ -318,12 +317,12 @@ def _open_stream(run: Run, source: ImageSource, stage: Config, say: Say) -> Crop
     )
 
 
-def _to_batch(run: Run, crops: CropBatch, stage: Config, number: int) -> Batch:
+def _to_batch(run: Run, crops: CropBatch, stage: Config, number: int) -> MaskedCrops:
     side = stage.global_size // run.architecture.patch_size
     masks = draw_masks(stage, (side, side), number, rank=run.world.rank, world_size=run.world.size)
     if not stage.ibot_weight:
         masks = torch.zeros_like(masks)
-    return Batch(
+    return MaskedCrops(
         crops.global_crops.to(run.device), crops.local_crops.to(run.device), masks.to(run.device, non_blocking=True)
     )
 

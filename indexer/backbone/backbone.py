@@ -5,8 +5,7 @@ which in a container would otherwise be the whole machine's.
 """
 
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,20 +15,15 @@ import torch
 from torch import Tensor
 
 from ..errors import SeenitError, first_line
+from ..messages import Say, say_to_stderr
 from .cache import offline_by_environment
 from .checkpoint import build_model, load_checkpoint
 from .dtype import best_dtype
 from .layouts import EXTRA_PREFIX, Preprocessing
-from .resolve import choose
+from .resolve import choose_backbone
 from .vit import Architecture, TokenFeatures, VisionTransformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-Say = Callable[[str], object]
-
-
-def say_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +62,7 @@ class Backbone:
         where = _choose_device(device)
         if dtype != "auto" and dtype not in DTYPES:
             raise SeenitError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
-        chosen = choose(spec, offline or offline_by_environment())
+        chosen = choose_backbone(spec, offline or offline_by_environment())
         checkpoint = load_checkpoint(chosen.path)
         number_format = best_dtype(where) if dtype == "auto" else DTYPES[dtype]
         if where.type == "cpu":

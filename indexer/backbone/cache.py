@@ -125,7 +125,7 @@ def check_architecture(architecture: Architecture, name: str) -> None:
 
 
 def own_header(path: Path) -> dict[str, Any] | None:
-    """What a file of our own layout says of itself, its tensors left unread; None for any other file."""
+    """The description in a file of our own layout, its tensors left unread; None for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["seenit"])

@@ -14,7 +14,7 @@ from .vit import ARCHITECTURES, Architecture
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What can be said of a backbone without loading it."""
+    """What is known of a backbone without loading it."""
 
     name: str
     where: Literal["shipped", "cached", "imported", "downloadable", "damaged"]

@@ -7,9 +7,7 @@ values, and there is no other.
 """
 
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..atomic_file import atomic_path
+from ..errors import CheckpointError, on_one_line
 from .cpu_fusion import fuse_for_cpu
 from .layouts import (
     _SCALE_SUFFIX,
@@ -36,7 +35,7 @@ from .layouts import (
     _own_layout,
     infer_architecture,
 )
-from .tensor_file import SHARD, one_line, read_tensors
+from .tensor_file import SHARD, read_tensors
 from .vit import Architecture, VisionTransformer
 
 _MATMUL = re.compile(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))\.weight")
@@ -61,7 +60,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         provenance = {key: str(value) for key, value in metadata.items()} | layout
         return Checkpoint(_name_of(path), digest, architecture, Preprocessing(), tensors, {}, provenance)
     except _Mismatch as error:
-        raise CheckpointError(f"{path} is not a DINOv2 backbone that can be used: {one_line(error)}") from error
+        raise CheckpointError(f"{path} is not a DINOv2 backbone that can be used: {on_one_line(error)}") from error
 
 
 def save_checkpoint(
@@ -106,19 +105,11 @@ def save_checkpoint(
     tensors |= {key: value.detach().cpu() for key, value in extra.items()}
     # clones, since safetensors refuses tensors that share memory; one key, since it writes several in random order
     tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's umask grants; save_file grants less
-        save_file(tensors, temporary, metadata={"seenit": json.dumps(header, sort_keys=True)})
-        temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"seenit": json.dumps(header, sort_keys=True)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def build_model(

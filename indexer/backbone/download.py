@@ -25,19 +25,18 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..errors import DownloadError
+from ..errors import DownloadError, on_one_line
 from .http import (
     DEFAULT_PATIENCE,
     Interrupted,
     Patience,
     Spoilt,
-    one_line,
+    printable_url,
     read_chunks,
     refuse_web_page,
     refused,
     request_file,
     resumed_total,
-    shown,
     validator_of,
 )
 
@@ -70,7 +69,7 @@ def download(
     if target.exists():
         return target
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DownloadError(f"cannot fetch {shown(url)}: only http and https addresses are fetched")
+        raise DownloadError(f"cannot fetch {printable_url(url)}: only http and https addresses are fetched")
     fetch = _Fetch(url, target, size, sha256, size or max_size, check, progress, patience)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +138,7 @@ class _Fetch:
                 self.discard()
                 if not may_restart:
                     raise DownloadError(
-                        f"cannot fetch {shown(self.url)}: {spoilt}, twice; the file or the way to it is broken,"
+                        f"cannot fetch {printable_url(self.url)}: {spoilt}, twice; the file or the way to it is broken,"
                         " try later or from another network"
                     ) from spoilt
                 may_restart, most = False, 0
@@ -232,7 +231,7 @@ class _Fetch:
                 self.check(self.part)
             return ""
         except Exception as error:  # whatever it raises, the file is not wanted
-            return one_line(error)
+            return on_one_line(error)
 
     def have(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
@@ -274,11 +273,11 @@ class _Fetch:
         kept = f" (it goes on after the {self.have():,} bytes that are here)" if self.validator() else ""
         times = f"{failures} times in a row" if failures > 1 else "once"
         return DownloadError(
-            f"cannot fetch {shown(self.url)}: {interrupted}, {times}; check the network and run it again{kept}"
+            f"cannot fetch {printable_url(self.url)}: {interrupted}, {times}; check the network and run it again{kept}"
         )
 
     def refuse_disk(self, error: OSError) -> NoReturn:
-        reason = "the disk is full" if error.errno in DISK_FULL else one_line(error.strerror or error)
+        reason = "the disk is full" if error.errno in DISK_FULL else on_one_line(error.strerror or error)
         raise DownloadError(
             f"cannot write {error.filename or self.part}: {reason}; make room or allow writing, and run it again"
         ) from error

@@ -1,8 +1,8 @@
 """Asks a server for a file, or for the rest of one, and tells an answer worth reading from all others.
 
-Surprising: what a server says is compared with what was asked for and never believed, and urllib's one timeout is not
-enough. Connecting has a shorter one than reading, a connection that crawls counts as broken, and resolving a name can
-hang far beyond any timeout.
+Surprising: what a server answers is never trusted but checked against what was asked for, and urllib's one timeout is
+not enough. Connecting has a shorter one than reading, a connection that crawls counts as broken, and resolving a name
+can hang far beyond any timeout.
 """
 
 import http.client
@@ -16,9 +16,10 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
+from typing import IO
 from urllib.parse import urlsplit, urlunsplit
 
-from ..errors import DownloadError
+from ..errors import DownloadError, on_one_line
 
 CHUNK = 1 << 18  # bytes read at once
 MAX_REDIRECTS = 5
@@ -46,7 +47,7 @@ class Interrupted(Exception):
     """This try failed and another may go on from the bytes that are there."""
 
     def __init__(self, reason: object, wait_s: float = 0.0) -> None:
-        super().__init__(one_line(reason))
+        super().__init__(on_one_line(reason))
         self.wait_s = wait_s
 
 
@@ -79,7 +80,7 @@ def probe(url: str, timeout_s: float = 4.0) -> None:
     if isinstance(error, DownloadError):
         raise error
     if error is not None:
-        raise DownloadError(f"cannot reach {urlsplit(url).netloc}: {one_line(_reason(error))}") from error
+        raise DownloadError(f"cannot reach {urlsplit(url).netloc}: {on_one_line(_reason(error))}") from error
 
 
 def request_file(url: str, start: int, validator: str | None, patience: Patience) -> http.client.HTTPResponse | None:
@@ -105,11 +106,11 @@ def request_file(url: str, start: int, validator: str | None, patience: Patience
                 raise Interrupted(
                     f"the server answered {error.code} {error.reason}", float(after) if after.isdigit() else 0.0
                 ) from error
-            raise refused(url, f"the server answered {error.code} {one_line(error.reason)}") from error
+            raise refused(url, f"the server answered {error.code} {on_one_line(error.reason)}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = _reason(error)
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise refused(url, f"its certificate is not trusted ({one_line(reason.verify_message)})") from error
+            raise refused(url, f"its certificate is not trusted ({on_one_line(reason.verify_message)})") from error
         raise Interrupted(reason) from error
     complaint = ""
     if response.status not in (200, 206) or (response.status == 206 and not start):
@@ -166,23 +167,19 @@ def refuse_web_page(headers: Message, beginning: bytes, url: str) -> None:
     start = beginning[:64].lstrip().lower()
     if headers.get_content_type() == "text/html" or start.startswith((b"<!doctype html", b"<html")):
         raise DownloadError(
-            f"cannot fetch {shown(url)}: a web page came instead of a file;"
+            f"cannot fetch {printable_url(url)}: a web page came instead of a file;"
             " a proxy or a login page of the network may be in the way, open the address in a browser to see it"
         )
 
 
 def refused(url: str, reason: str) -> DownloadError:
-    return DownloadError(f"cannot fetch {shown(url)}: {reason}; open the address in a browser to see why")
+    return DownloadError(f"cannot fetch {printable_url(url)}: {reason}; open the address in a browser to see why")
 
 
-def shown(url: str) -> str:
+def printable_url(url: str) -> str:
     """The address without query and user, which may hold secrets."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def one_line(reason: object) -> str:
-    return " ".join(str(reason).split())[:200] or type(reason).__name__
 
 
 def _reason(error: BaseException) -> BaseException | str:
@@ -219,13 +216,19 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_repeats = 2
 
     def redirect_request(  # the signature is urllib's
-        self, request, body, code, message, headers, new_url
+        self,
+        request: urllib.request.Request,
+        body: IO[bytes],
+        code: int,
+        message: str,
+        headers: http.client.HTTPMessage,
+        new_url: str,
     ) -> urllib.request.Request | None:
         was, now = urlsplit(request.full_url).scheme, urlsplit(new_url).scheme
         if now not in ("http", "https") or (was == "https" and now == "http"):
             body.close()
             raise DownloadError(
-                f"cannot fetch {shown(request.full_url)}: it redirects to {shown(new_url)}, which is not secure;"
-                " check the address"
+                f"cannot fetch {printable_url(request.full_url)}: it redirects to {printable_url(new_url)},"
+                " which is not secure; check the address"
             )
         return super().redirect_request(request, body, code, message, headers, new_url)

@@ -5,17 +5,17 @@ indexes that were made with it.
 """
 
 import filecmp
-import os
 import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
+from ..atomic_file import atomic_path
 from ..errors import CheckpointError, SeenitError
 from .cache import SHIPPED, cache_folder, check_architecture, file_in, local_path, official_path, own_header
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -39,23 +39,28 @@ def import_backbone(file: str | Path, name: str | None = None) -> Path:
     if name in ARCHITECTURES:
         check_architecture(checkpoint.architecture, name)
         target = official_path(name) if zipfile.is_zipfile(source) else target
-    with _cache_writes(), FileLock(cache_folder() / "import.lock"):
-        temporary = target.with_name(f".{target.name}.import")
-        try:
-            if target.suffix == ".pth" or own_header(source):
-                shutil.copyfile(source, temporary)
-                if load_checkpoint(temporary).hash != checkpoint.hash:
-                    raise CheckpointError(f"{source} changed while it was read; import it again when it is complete")
-            else:
-                _convert(checkpoint, name, temporary)
-            taken = local_path(name)
-            if taken is None:
-                os.replace(temporary, target)
-            elif taken != target or not filecmp.cmp(taken, temporary, shallow=False):
+    with (
+        _cache_writes(),
+        FileLock(cache_folder() / "import.lock"),
+        suppress(_AlreadyThere),
+        atomic_path(target) as temporary,
+    ):
+        if target.suffix == ".pth" or own_header(source):
+            shutil.copyfile(source, temporary)
+            if load_checkpoint(temporary).hash != checkpoint.hash:
+                raise CheckpointError(f"{source} changed while it was read; import it again when it is complete")
+        else:
+            _convert(checkpoint, name, temporary)
+        taken = local_path(name)
+        if taken is not None:
+            if taken != target or not filecmp.cmp(taken, temporary, shallow=False):
                 raise SeenitError(f"the name {name} is taken by other weights at {taken}; choose another with --name")
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise _AlreadyThere
     return target
+
+
+class _AlreadyThere(Exception):
+    """The same bytes are in the cache: nothing is to be replaced."""
 
 
 def _safe_name(name: str) -> str:

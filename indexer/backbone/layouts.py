@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensor_file import one_line
+from ..errors import on_one_line
 from .vit import Architecture, VisionTransformer
 
 FORMAT_VERSION = 1
@@ -106,7 +106,7 @@ def _own_layout(digest: str, tensors: dict[str, Tensor], description: str) -> Ch
             raise ValueError("its name is not one line of text")
         provenance = {str(key): str(value) for key, value in header["provenance"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise _Mismatch(f"its description cannot be read ({one_line(error)})") from error
+        raise _Mismatch(f"its description cannot be read ({on_one_line(error)})") from error
     extra = {key: value for key, value in tensors.items() if key.startswith(EXTRA_PREFIX)}
     state = {key: value for key, value in tensors.items() if key not in extra}
     for key in [key for key in state if key + _SCALE_SUFFIX in state]:
@@ -190,7 +190,7 @@ def _check_config(folder: Path, architecture: Architecture) -> Preprocessing:
     try:
         return _preprocessing_from(processor.get("image_mean", default.mean), processor.get("image_std", default.std))
     except (TypeError, ValueError) as error:
-        raise _Mismatch(f"preprocessor_config.json beside it: {one_line(error)}") from error
+        raise _Mismatch(f"preprocessor_config.json beside it: {on_one_line(error)}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _check_state(state: Mapping[str, Tensor], architecture: Architecture) -> Non
         with torch.device("meta"):
             expected = {name: value.shape for name, value in VisionTransformer(architecture).state_dict().items()}
     except (RuntimeError, OverflowError) as error:  # sizes beyond 64 bits
-        raise _Mismatch(f"it claims an impossible architecture ({one_line(error)})") from error
+        raise _Mismatch(f"it claims an impossible architecture ({on_one_line(error)})") from error
     missing = sorted(expected.keys() - state.keys())
     unknown = sorted(state.keys() - expected.keys())
     if missing:

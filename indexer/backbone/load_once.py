@@ -1,8 +1,9 @@
 """A backbone that is loaded when it is first needed, and then kept for all steps and rounds of a run."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..messages import Say, say_nothing
 
 if TYPE_CHECKING:  # it imports torch, which a run that embeds nothing does without
     from .backbone import Backbone
@@ -11,9 +12,7 @@ if TYPE_CHECKING:  # it imports torch, which a run that embeds nothing does with
 class LoadOnce:
     """Names a backbone and, once it was asked for, holds it."""
 
-    def __init__(
-        self, spec: "Backbone | str | Path | None" = None, say: Callable[[str], None] = lambda line: None
-    ) -> None:
+    def __init__(self, spec: "Backbone | str | Path | None" = None, say: Say = say_nothing) -> None:
         """spec: a loaded backbone, a name or a path; None: whatever the index was made with, `auto` for a new one."""
         self.spec: str | Path | None = spec if spec is None or isinstance(spec, (str, Path)) else spec.spec
         self._loaded: Backbone | None = None if spec is None or isinstance(spec, (str, Path)) else spec
@@ -32,7 +31,5 @@ class LoadOnce:
         return self._loaded is not None
 
 
-def load_once(
-    backbone: "Backbone | LoadOnce | str | Path | None", say: Callable[[str], None] = lambda line: None
-) -> LoadOnce:
+def load_once(backbone: "Backbone | LoadOnce | str | Path | None", say: Say = say_nothing) -> LoadOnce:
     return backbone if isinstance(backbone, LoadOnce) else LoadOnce(backbone, say)

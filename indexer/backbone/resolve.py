@@ -31,7 +31,7 @@ class Choice:
     why: str
 
 
-def choose(spec: str | Path, offline: bool) -> Choice:
+def choose_backbone(spec: str | Path, offline: bool) -> Choice:
     """The weights file of a name or a path or of `auto`, fetched if need be; see `Backbone.load`."""
     text = str(spec)
     if text == "auto":

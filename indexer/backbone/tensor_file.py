@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, on_one_line
 
 SHARD = (
     "it is one process's share of a training run sharded by FSDP, whose pieces only that run can join;"
@@ -62,7 +62,7 @@ def _read_safetensors(path: Path, header_bytes: int) -> tuple[dict[str, Tensor],
         with safe_open(path, framework="pt") as file:  # checks that shapes and offsets fit the file exactly
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
-        raise CheckpointError(f"{path} is damaged or incomplete: {one_line(error)}; fetch it again") from error
+        raise CheckpointError(f"{path} is damaged or incomplete: {on_one_line(error)}; fetch it again") from error
 
 
 # All that torch.save writes for a dict of tensors. Even weights_only lets a few more callables through, for instance
@@ -92,7 +92,7 @@ def _read_torch_zip(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4") or (
                     opcode.name == "GLOBAL" and argument not in _PICKLE_GLOBALS
                 ):
-                    what = one_line(str(argument or opcode.name))
+                    what = on_one_line(str(argument or opcode.name))
                     if "distributed" in what and "shard" in what.lower():
                         raise CheckpointError(f"{path} cannot be used: {SHARD}")
                     raise CheckpointError(f"{path} holds more than tensors ({what}) and is refused")
@@ -100,7 +100,7 @@ def _read_torch_zip(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (CheckpointError, OSError):
         raise
     except Exception as error:  # a damaged pickle can fail in any way at all
-        raise CheckpointError(f"{path} is damaged or incomplete: {one_line(error)}; fetch it again") from error
+        raise CheckpointError(f"{path} is damaged or incomplete: {on_one_line(error)}; fetch it again") from error
     tensors = _flatten(tensors)
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
@@ -119,8 +119,3 @@ def _flatten(tensors: object) -> object:
     for name, value in tensors.items():
         flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
     return flat
-
-
-def one_line(what: object) -> str:
-    """An exception or a text without line breaks, short enough for a message."""
-    return " ".join(str(what).split())[:200] or type(what).__name__

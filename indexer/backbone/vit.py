@@ -79,7 +79,7 @@ ARCHITECTURES: dict[str, Architecture] = _OFFICIAL | {
 # T tokens of all images together, h heads, d = D / h, G = pretrained_grid
 @dataclass(frozen=True)
 class TokenFeatures:
-    """What the network says of B images of one size."""
+    """What the network outputs for B images of one size."""
 
     cls: Tensor  # (B, D)
     registers: Tensor  # (B, R, D)

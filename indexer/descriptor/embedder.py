@@ -9,12 +9,11 @@ from ..backbone.backbone import Backbone
 from ..errors import SeenitError
 from ..images.preprocess import preprocess
 from . import whitening as descriptor
-from .crops import query_cuts
 from .features import CropFeatures
 from .patch_codec import PatchTokens, pack_patches
 from .whitening import DESCRIPTOR_CONFIGS, DescriptorConfig, PooledFeatures, Whitening
 
-QUERY_BATCH = 8
+QUERY_BATCH = 8  # crops in one forward; not tuned
 DEFAULT_TOKENS = "balanced"
 
 
@@ -33,21 +32,25 @@ class Embedder:
     """
 
     def __init__(
-        self, backbone: Backbone, resolution: int, recipe: DescriptorConfig = DESCRIPTOR_CONFIGS[DEFAULT_TOKENS]
+        self, backbone: Backbone, resolution: int, config: DescriptorConfig = DESCRIPTOR_CONFIGS[DEFAULT_TOKENS]
     ) -> None:
         self.backbone = backbone
         self.resolution = resolution
-        self.recipe = recipe
-        self.layers = recipe.layers_of(backbone.depth)
-        self._whole = replace(recipe, num_tokens=DESCRIPTOR_CONFIGS["full"].num_tokens)
+        self.config = config
+        self.layers = config.layers_of(backbone.depth)
+        self._whole = replace(config, num_tokens=DESCRIPTOR_CONFIGS["full"].num_tokens)
 
     def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
         """What the descriptor needs of images of one shape, (rows * P, cols * P, 3) uint8 each."""
         features = self.backbone.intermediate(np.stack(pixels), self.layers)
-        return descriptor.pool(features, self.recipe, self.backbone.depth)
+        return descriptor.pool(features, self.config, self.backbone.depth)
+
+    def pooled_of(self, image: np.ndarray) -> PooledFeatures:
+        """`pooled` of one image, (H, W, 3) uint8 of any size."""
+        return self.pooled([preprocess(image, "aspect", self.resolution, self.backbone.patch_size)])
 
     def fit_whitening(self, sample: Sequence[PooledFeatures]) -> Whitening:
-        return descriptor.fit_whitening(sample, self.recipe, self.backbone.prior)
+        return descriptor.fit_whitening(sample, self.config, self.backbone.prior)
 
     def describe(self, images: Sequence[np.ndarray], whitening: Whitening) -> list[CropFeatures]:
         """Each image, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
@@ -69,21 +72,14 @@ class Embedder:
     def indexed(self, image: np.ndarray, whitening: Whitening) -> "Indexed":
         """An image, (H, W, 3) uint8 of any size, as an index holds it."""
         (view,) = self.describe([image], whitening)
-        pixels = preprocess(image, "aspect", self.resolution, self.backbone.patch_size)
-        pooled = self.pooled([pixels])
+        pooled = self.pooled_of(image)
         tokens = descriptor.apply(pooled, whitening)[1][0]
         patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
-        return Indexed(view, pack_patches(patches, self.recipe.token_bits))
-
-    def describe_queries(self, images: Sequence[np.ndarray], whitening: Whitening) -> list[list[CropFeatures]]:
-        """`describe` for queries: each image as a whole, then the other parts of it that `query_cuts` looks at."""
-        cuts = [query_cuts(image) for image in images]
-        views = iter(self.describe([cut.pixels for of_image in cuts for cut in of_image], whitening))
-        return [[replace(next(views), frame=cut.frame) for cut in of_image] for of_image in cuts]
+        return Indexed(view, pack_patches(patches, self.config.token_bits))
 
 
-def recipe_named(tokens: str) -> DescriptorConfig:
-    """The recipe that a user asks for; SeenitError for an unknown name."""
+def config_named(tokens: str) -> DescriptorConfig:
+    """The descriptor config that a user asks for; SeenitError for an unknown name."""
     if tokens not in DESCRIPTOR_CONFIGS:
         raise SeenitError(f"unknown --tokens {tokens!r}; choose {', '.join(DESCRIPTOR_CONFIGS)}")
     return DESCRIPTOR_CONFIGS[tokens]

@@ -9,12 +9,12 @@ WHOLE = np.array([[1, 0, 0], [0, 1, 0]], np.float32)  # the frame of the whole i
 
 @dataclass(frozen=True, eq=False)
 class CropFeatures:
-    """One look at a query image.
+    """The features of one crop of a query image.
 
     vector  (G,)    float32, L2-normalised
     tokens  (N, T)  float32, L2-normalised rows: every patch, in raster order
     grid    rows and columns of patches, N in all
-    frame   (2, 3)  float32, affine: fractions of the image = frame @ (x, y, 1), fractions of what was looked at
+    frame   (2, 3)  float32, affine: fractions of the image = frame @ (x, y, 1), fractions of the crop
     """
 
     vector: np.ndarray

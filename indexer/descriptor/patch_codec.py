@@ -24,7 +24,8 @@ from ..errors import SeenitError
 
 FORMAT = 1
 HEADER = 6
-LEVELS = np.array([-1.51, -0.4528, 0.4528, 1.51], np.float32)  # of a standard normal number in 2 bits
+# Lloyd-Max quantisation of a standard normal number to four levels (Max, 1960): the least mean squared error
+LEVELS = np.array([-1.51, -0.4528, 0.4528, 1.51], np.float32)
 SPLIT = 0.9816  # between the two levels of either sign
 BITS = (1, 2, 8)
 
@@ -81,7 +82,7 @@ def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
     positions, grids, codes = zip(*(_take_apart(data) for data in packed), strict=True)
     bits, dim = packed[0][1], packed[0][4:6]
     if any(data[1] != bits or data[4:6] != dim for data in packed):
-        raise SeenitError("the index holds patches of several kinds; make the index anew")
+        raise SeenitError("the index holds patches of several kinds; rebuild the index")
     all_codes = np.concatenate(codes)  # for one lookup
     numbers = all_codes.view(np.int8).astype(np.float32) if bits == 8 else _TABLES[bits].take(all_codes, 0)
     tokens = numbers.reshape(-1, int.from_bytes(dim, "little"))
@@ -92,13 +93,13 @@ def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
 def _take_apart(data: bytes) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
     """Positions (K, 2), grid and the tokens' codes."""
     if len(data) < HEADER or data[0] != FORMAT or data[1] not in BITS:
-        raise SeenitError("the index holds patches in a form that is unknown here; make the index anew")
+        raise SeenitError("the index holds patches in a form that is unknown here; rebuild the index")
     bits, rows, cols, dim = data[1], data[2], data[3], int.from_bytes(data[4:6], "little")
     cells = HEADER + math.ceil(rows * cols / 8)
     kept = np.unpackbits(np.frombuffer(data[HEADER:cells], np.uint8))[: rows * cols].nonzero()[0]
     codes = np.frombuffer(data[cells:], np.uint8)
     if codes.size != len(kept) * dim * bits // 8 or not dim:
-        raise SeenitError("the index holds damaged patches; make the index anew")
+        raise SeenitError("the index holds damaged patches; rebuild the index")
     positions = np.empty((len(kept), 2), np.uint8)
     np.divmod(kept, cols, out=(positions[:, 0], positions[:, 1]), casting="unsafe")
     return positions, (rows, cols), codes

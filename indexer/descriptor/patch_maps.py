@@ -1,4 +1,4 @@
-"""What the network makes of an image, patch by patch: which patches are alike, and where CLS looks."""
+"""What the network makes of an image, patch by patch: which patches are alike, and what CLS attends to."""
 
 from typing import Any
 

@@ -30,10 +30,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ..errors import ImageError
+from ..errors import ImageError, os_reason
 from .colour import displayable, to_srgb
 from .exif import Exif, read_exif
-from .find import open_regular, os_reason
+from .find import open_regular
 from .raw import RAW_MISSING, is_raw, raw_installed, read_raw
 
 SNIFF_BYTES = 64  # how much of a file `sniff` wants to see
@@ -208,12 +208,17 @@ def decode_file(
     path: str | Path, *, target_px: int | None = None, limits: Limits = DEFAULT_LIMITS, region: Region | None = None
 ) -> DecodedImage:
     """`decode` for a file, in this process; ImageError if it is not there, not a regular file, or no image."""
+    return decode(read_image_file(path, limits), target_px=target_px, limits=limits, region=region, path=str(path))
+
+
+def read_image_file(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """The bytes of a file; ImageError if it is not there, not a regular file, or larger than the limit."""
     name = str(path)
     try:
         with open_regular(name) as file:
             if os.fstat(file.fileno()).st_size > limits.max_file_bytes:
                 raise ImageError(name, f"larger than {limits.max_file_bytes / 1e6:.0f} MB")
-            return decode(file.read(), target_px=target_px, limits=limits, region=region, path=name)
+            return file.read()
     except OSError as error:
         raise ImageError(name, os_reason(error)) from None
 

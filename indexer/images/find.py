@@ -7,16 +7,17 @@ disk that was unplugged, a folder without permission or a link that leads nowher
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from ..errors import SeenitError
+from ..errors import AwayError, SeenitError, first_line, os_reason
 
 if TYPE_CHECKING:
-    from pathspec import PathSpec
+    from pathspec import GitIgnoreSpec
 
 # Folders that cameras' software, systems and network drives fill with copies and leftovers
 SKIPPED_FOLDERS = frozenset(
@@ -51,6 +52,7 @@ def find_files(
     exclude_dirs: Iterable[str | Path] = (),
     follow_links: bool = False,
     exclude: Iterable[str] = (),
+    within: str | Path | None = None,
     on_link_out: Callable[[str], None] = lambda path: None,
 ) -> Iterator[FoundFile | Unreadable]:
     """Every file under the folders, image or not, each folder's entries in the order of their names.
@@ -59,12 +61,14 @@ def find_files(
                   `on_link_out` gets its path
     exclude       patterns as in a .gitignore, relative to each of the folders: `*.tif`, `private/`, `/2019/raw`. A
                   file .seenitignore holds more of them, for the folder that it lies in
+    within        a folder that all the folders lie in. Patterns are relative to it then, and the .seenitignore files
+                  of the folders on the way count
     Left out: hidden files and folders, SKIPPED_FOLDERS, `exclude_dirs`, what is not a regular file.
     A link to a folder is followed after everything else and only into a folder not yet seen, so loops end and a file's
     path is the real one where there is one. A folder given twice, or inside another one given, is listed once.
     A folder that cannot be read, or a link that leads nowhere, yields Unreadable: what is behind it is unknown. So
     does a line of a .seenitignore that is no pattern; the others count.
-    SeenitError if one of `folders` is not there, or goes away, or one of `exclude` is no pattern.
+    SeenitError if one of `folders` is not there, goes away or is left out itself, or one of `exclude` is no pattern.
     """
     seen: set[tuple[int, int]] = set()  # device, inode of each folder listed or excluded
     for folder in exclude_dirs:
@@ -76,12 +80,15 @@ def find_files(
     for root in roots:
         before = _identity_of_root(root)
         walk = _Walk(seen, follow_links, inside, on_link_out)
-        rules = [(root, spec)] if spec else []
+        base = root if within is None else os.path.abspath(os.path.expanduser(os.fspath(within)))
+        rules: _Rules = [(base, spec)] if spec else []
+        rules, problems = _rules_on_the_way(base, root, rules)
+        yield from problems
         yield from _walk(root, walk, rules)
         for link in walk.links:  # grows while it is walked
             yield from _walk(link, walk, rules)
         if _identity_of_root(root) != before:  # a disk taken away must not look like deleted photos
-            raise SeenitError(f"the folder {root} went away while it was being listed; bring it back and try again")
+            raise AwayError(f"the folder {root} went away while it was being listed; bring it back and try again")
 
 
 def stamp_ns(status: os.stat_result) -> int:
@@ -114,16 +121,11 @@ def open_regular(path: str) -> IO[bytes]:
     return file
 
 
-def os_reason(error: OSError) -> str:
-    """What the system says of an error, without number and path."""
-    return (error.strerror or type(error).__name__).lower()
-
-
 def _identity_of_root(root: str) -> tuple[int, int]:
     try:
         is_folder, identity = os.path.isdir(root), _identity(root)
     except OSError as error:
-        raise SeenitError(f"cannot list {root}: {os_reason(error)}; give a folder that can be read") from None
+        raise AwayError(f"cannot list {root}: {os_reason(error)}; give a folder that can be read") from None
     if not is_folder:
         raise SeenitError(f"cannot list {root}: it is not a folder; give the folder that holds it")
     return identity
@@ -134,7 +136,7 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-_Rules = list[tuple[str, "PathSpec"]]  # folders and the patterns that hold below them, the outermost first
+_Rules = list[tuple[str, "GitIgnoreSpec"]]  # folders and the patterns that hold below them, the outermost first
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,22 @@ def _is_excluded(path: str, rules: _Rules) -> bool:
     return False
 
 
+def _rules_on_the_way(base: str, root: str, rules: _Rules) -> tuple[_Rules, list[Unreadable]]:
+    """The patterns that hold in `root`, those of the folders above it included; SeenitError if they leave it out."""
+    problems: list[Unreadable] = []
+    folder = base
+    for name in Path(root).relative_to(base).parts:
+        if os.path.lexists(os.path.join(folder, IGNORE_FILE)):
+            rules, found = _with_ignore_file(folder, rules)
+            problems += found
+        folder = os.path.join(folder, name)
+        if _is_excluded(f"{folder}/", rules):
+            raise SeenitError(
+                f"{folder} is left out by a pattern; take that out of the {IGNORE_FILE}, or: seenit index --no-exclude"
+            )
+    return rules, problems
+
+
 def _with_ignore_file(folder: str, rules: _Rules) -> tuple[_Rules, list[Unreadable]]:
     path = os.path.join(folder, IGNORE_FILE)
     try:
@@ -235,16 +253,18 @@ def _with_ignore_file(folder: str, rules: _Rules) -> tuple[_Rules, list[Unreadab
     return ([*rules, (folder, spec)] if spec else rules), problems
 
 
-def _patterns(lines: Iterable[str]) -> "PathSpec | None":
+def _patterns(lines: Iterable[str]) -> "GitIgnoreSpec | None":
     """Patterns as git reads them; None where there are none."""
     wanted = [line for line in lines if line.strip() and not line.startswith("#")]
     if not wanted:
         return None
     from pathspec import GitIgnoreSpec
 
-    try:
-        return GitIgnoreSpec.from_lines(wanted)
-    except ValueError as error:
-        raise SeenitError(
-            f"{wanted[0]!r} is no pattern ({error}); write it as in a .gitignore: *.tif, private/"
-        ) from None
+    for line in wanted:
+        try:
+            GitIgnoreSpec.from_lines([line])
+        except (ValueError, re.error) as error:  # a range that runs backwards reaches Python's own patterns
+            raise SeenitError(
+                f"{line!r} is no pattern ({first_line(error)}); write it as in a .gitignore: *.tif, private/"
+            ) from None
+    return GitIgnoreSpec.from_lines(wanted)

@@ -5,17 +5,17 @@ treated differently: remembered, forgotten, or tried again.
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ImageError
+from ..errors import ImageError, os_reason
 from .decode import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, DecodedImage, Limits, decode, heif_installed, sniff
 from .exif import date_in_name, plausible
-from .find import Unreadable, open_regular, os_reason, stamp_ns
+from .find import Unreadable, open_regular, stamp_ns
 from .metadata import Metadata, content_id
 from .preprocess import Grid, Mode, detail_px, preprocess
 from .raw import RAW_MISSING, is_raw, raw_installed
@@ -23,10 +23,27 @@ from .raw import RAW_MISSING, is_raw, raw_installed
 
 @dataclass(frozen=True)
 class Job:
-    """`decode`: everything, for an image to be embedded; `hash`: only the id, to recognise a renamed file."""
+    """What a decoder process is to do with a file.
+
+    path   of the file; for a `Work` of another module also any other name, which comes back with the outcome
+    kind   `decode`: everything, for an image to be embedded; `hash`: only the id, to recognise a renamed file;
+           `sniff`: only whether it begins like an image
+    order  what a `Work` of another module needs to know, in JSON's types
+    """
 
     path: str
-    kind: Literal["decode", "hash"] = "decode"
+    kind: Literal["decode", "hash", "sniff"] = "decode"
+    order: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs on small files that go to a process in one message, as the message costs more than a small file's reading.
+
+    Each gets its own outcome. Where one of them costs the process, all are done again, one at a time.
+    """
+
+    jobs: tuple[Job, ...]
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,22 @@ class Decoded:
     metadata: Metadata  # taken_at falls back on the file's name, then on its time
 
 
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What a `Work` of another module made of one image.
+
+    pixels  uint8, of the shape that the work says
+    grid    rows and columns, of patches or of pixels, as the work says
+    width, height  of the image
+    """
+
+    path: str
+    pixels: np.ndarray
+    grid: Grid
+    width: int
+    height: int
+
+
 @dataclass(frozen=True)
 class Hashed:
     """The answer to a `hash` job of a file that begins like an image."""
@@ -66,7 +99,14 @@ class Hashed:
 
 
 @dataclass(frozen=True)
-class NotAImage:
+class BeginsLikeImage:
+    """The answer to a `sniff` job of such a file."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class NotAnImage:
     """Something else than an image, told by its first bytes; the rest was not read."""
 
     path: str
@@ -109,7 +149,7 @@ class Accident(Unreadable):
     """
 
 
-Outcome = Decoded | Hashed | NotAImage | Broken | Vanished | Changed | Unreadable | Accident
+Outcome = Decoded | Cut | Hashed | BeginsLikeImage | NotAnImage | Broken | Vanished | Changed | Unreadable | Accident
 Work = Callable[[Job, Settings], Outcome]
 
 
@@ -122,7 +162,9 @@ def read_image(job: Job, settings: Settings) -> Outcome:
             size, mtime_ns = before.st_size, stamp_ns(before)
             format_name = sniff(file.read(SNIFF_BYTES))
             if format_name is None:
-                return NotAImage(path, size, mtime_ns)
+                return NotAnImage(path, size, mtime_ns)
+            if job.kind == "sniff":
+                return BeginsLikeImage(path)
             if format_name == "HEIF" and not heif_installed():
                 return Unreadable(path, HEIF_MISSING)
             if size > limits.max_file_bytes:

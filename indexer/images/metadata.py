@@ -5,6 +5,9 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 
+# Sources of a date that was set when the image was made; a file's time is set by any copying
+REAL_DATES = ("exif", "xmp", "name")
+
 
 @dataclass(frozen=True)
 class Metadata:
@@ -20,6 +23,17 @@ class Metadata:
     frames: int = 1  # pages or frames in the file; the first one is what is indexed
     raw: bool = False  # a camera's sensor data
     note: str | None = None  # what is wrong with the file although it can be shown: "the end is missing"
+
+    @property
+    def date_in_words(self) -> str:
+        """`2019-07-04` or `2019-07-04 (time of the file)`; empty where no date is known."""
+        if self.taken_at is None:
+            return ""
+        source = _SOURCES.get(self.date_source or "", "source not known")
+        return f"{self.taken_at:%Y-%m-%d}" + (f" ({source})" if source else "")
+
+
+_SOURCES = {"exif": "", "xmp": "XMP", "name": "name of the file", "file": "time of the file"}
 
 
 def content_id(data: bytes | memoryview) -> str:

@@ -10,11 +10,11 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import SeenitError
 from .decode import DEFAULT_LIMITS, NEEDS_MEMORY, Limits
-from .jobs import Broken, Job, Outcome, Settings, Work, lost, read_image
+from .jobs import Batch, Broken, Job, Outcome, Settings, Work, lost, read_image
 from .preprocess import Mode
 from .worker import DecoderProcess, Failure
 
@@ -50,7 +50,7 @@ class DecodePool:
         self.settings = Settings(resolution, patch_size, mode, limits)
         self.ahead = ahead or max(64, 4 * self.workers)
         self._work = work
-        self._tasks: queue.SimpleQueue[tuple[Job, _Run] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Job | Batch, _Run] | None] = queue.SimpleQueue()
         self._closed = False
         self._lock = threading.Lock()  # over _closed and _running
         self._running: set[DecoderProcess] = set()
@@ -64,8 +64,8 @@ class DecodePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """One outcome for each job, in the order in which they are done.
+    def run(self, jobs: Iterable[Job | Batch]) -> Iterator[Outcome]:
+        """One outcome for each job, those of a batch included, in the order in which they are done.
 
         Jobs are taken as they are needed, in the caller's thread: a caller that stops asking stops the taking, and the
         processes soon after. SeenitError if no decoder process can be started.
@@ -81,9 +81,9 @@ class DecodePool:
                     in_flight += 1
                 if not in_flight:
                     return
-                outcome = self._next_outcome(run)
+                outcomes = self._next_outcomes(run)
                 in_flight -= 1
-                yield outcome
+                yield from outcomes
         finally:
             run.abandoned = True
 
@@ -99,55 +99,63 @@ class DecodePool:
         for thread in self._threads:
             thread.join(timeout=5)
 
-    def _next_outcome(self, run: "_Run") -> Outcome:
+    def _next_outcomes(self, run: "_Run") -> list[Outcome]:
         while True:
             try:
-                outcome = run.outcomes.get(timeout=0.5)  # so that Ctrl-C is heard on Windows too
+                outcomes = run.outcomes.get(timeout=0.5)  # so that Ctrl-C is heard on Windows too
             except queue.Empty:
                 if self._closed:
                     raise SeenitError("the decoder processes were closed while they had work") from None
                 assert all(thread.is_alive() for thread in self._threads), "a thread of the pool has died"
                 continue
-            if isinstance(outcome, SeenitError):
-                raise outcome
-            return outcome
+            if isinstance(outcomes, SeenitError):
+                raise outcomes
+            return outcomes
 
     def _serve(self) -> None:
-        """One thread for each process: hands it jobs one at a time and replaces it when it dies or takes too long."""
-        process: DecoderProcess | None = None
+        """One thread for each process: hands it one message at a time, and replaces one that dies or hangs."""
+        seat = _Seat(self._start, self._end)
         try:
-            while True:
-                if process is None:
-                    process, failure = self._start()
-                task = self._tasks.get()
-                if task is None or self._closed:
-                    return
-                job, run = task
+            seat.refill()
+            while (task := self._tasks.get()) is not None and not self._closed:
+                work, run = task
                 if run.abandoned:
                     continue
-                if process is not None and process.is_dead():  # it died idle, which is no file's fault
-                    self._end(process)
-                    process, failure = self._start()
-                if process is None:
-                    run.outcomes.put(SeenitError(f"cannot start a decoder process: {failure}"))
-                    continue
-                answer = process.ask(job, self.settings.limits.timeout_s)
-                if _worth_another_try(answer, process) and not self._closed:
-                    self._end(process)
-                    process, failure = self._start()
-                    if process is not None:
-                        answer = process.ask(job, self.settings.limits.timeout_s)
-                if isinstance(answer, Failure):
-                    if process is not None:
-                        self._end(process)
-                        process = None
+                try:
+                    outcomes = self._do_batch(seat, work) if isinstance(work, Batch) else [self._do(seat, work)]
+                except SeenitError as error:
                     if self._closed:
                         return
-                    answer = lost(job.path, answer.reason, accident=answer.accident)
-                run.outcomes.put(answer)
+                    run.outcomes.put(error)
+                    continue
+                except _Closed:
+                    return
+                run.outcomes.put(outcomes)
         finally:
-            if process is not None:
-                self._end(process)
+            seat.empty()
+
+    def _do(self, seat: "_Seat", job: Job) -> Outcome:
+        process = seat.process()
+        answer = process.ask(job, self.settings.limits.timeout_s)
+        if _worth_another_try(answer, process) and not self._closed:
+            fresh = seat.refill()
+            answer = fresh.ask(job, self.settings.limits.timeout_s) if fresh else answer
+        if isinstance(answer, Failure):
+            seat.empty()
+            if self._closed:
+                raise _Closed
+            return lost(job.path, answer.reason, accident=answer.accident)
+        return answer
+
+    def _do_batch(self, seat: "_Seat", batch: Batch) -> list[Outcome]:
+        answer = seat.process().ask_batch(batch, self.settings.limits.timeout_s)
+        if isinstance(answer, Failure):
+            seat.empty()
+        elif not any(isinstance(outcome, Broken) for outcome in answer):
+            return answer
+        if self._closed:
+            raise _Closed
+        return [self._do(seat, job) for job in batch.jobs]  # now it shows which of them it is
 
     def _start(self) -> tuple[DecoderProcess | None, str]:
         failure = ""
@@ -186,9 +194,45 @@ def _worth_another_try(answer: Outcome | Failure, process: DecoderProcess) -> bo
     return isinstance(answer, Broken) and answer.reason == NEEDS_MEMORY and process.jobs_done > 1
 
 
+class _Closed(Exception):
+    """The pool was closed while this thread had work."""
+
+
+class _Seat:
+    """The process of one thread, or none."""
+
+    def __init__(
+        self, start: Callable[[], tuple[DecoderProcess | None, str]], end: Callable[[DecoderProcess], None]
+    ) -> None:
+        self._start = start
+        self._end = end
+        self._process: DecoderProcess | None = None
+        self._failure = ""
+
+    def process(self) -> DecoderProcess:
+        """One that lives; SeenitError where none can be started."""
+        process = self._process
+        if process is None or process.is_dead():  # it died idle, which is no file's fault
+            process = self.refill()
+        if process is None:
+            raise SeenitError(f"cannot start a decoder process: {self._failure}")
+        return process
+
+    def refill(self) -> DecoderProcess | None:
+        """A fresh process in place of the one before."""
+        self.empty()
+        self._process, self._failure = self._start()
+        return self._process
+
+    def empty(self) -> None:
+        if self._process is not None:
+            self._end(self._process)
+            self._process = None
+
+
 class _Run:
     """One call of `run`: where its outcomes go."""
 
     def __init__(self) -> None:
-        self.outcomes: queue.SimpleQueue[Outcome | SeenitError] = queue.SimpleQueue()
+        self.outcomes: queue.SimpleQueue[list[Outcome] | SeenitError] = queue.SimpleQueue()
         self.abandoned = False

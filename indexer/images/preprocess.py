@@ -15,9 +15,8 @@ from PIL import Image
 Mode = Literal["aspect", "squash", "crop"]
 Grid = tuple[int, int]  # rows, columns of patches
 
-MAX_ASPECT = 4.0  # a longer panorama is squeezed to this shape
-DETAIL = 4 / 3  # see detail_px
-MIDDLE = 0.6  # share of each side of a query image that is looked at a second time
+MAX_ASPECT = 4.0  # a longer panorama is squeezed to this shape; not tuned
+DETAIL = 4 / 3  # see detail_px; not tuned
 CROP_FRACTION = 224 / 256  # the official evaluation resizes the shorter side to 256 and keeps the middle 224
 
 

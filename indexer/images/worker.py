@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import import_module
@@ -24,7 +25,7 @@ from typing import IO, Any, get_args
 import numpy as np
 
 from .decode import NEEDS_MEMORY, Limits
-from .jobs import Decoded, Job, Outcome, Settings, Work, lost
+from .jobs import Batch, Cut, Decoded, Job, Outcome, Settings, Work, lost
 from .metadata import Metadata
 
 START_TIMEOUT_S = 180.0  # on a machine that is busy with other things
@@ -94,8 +95,16 @@ class DecoderProcess:
 
     def ask(self, job: Job, timeout_s: float) -> "Outcome | Failure":
         """The outcome of a job, or why there is none: the process is then dead or to be ended."""
+        answer = self._ask([job], timeout_s)
+        return answer if isinstance(answer, Failure) else answer[0]
+
+    def ask_batch(self, batch: Batch, timeout_s: float) -> "list[Outcome] | Failure":
+        """The outcomes of a batch's jobs in their order; `timeout_s` is for all of them together."""
+        return self._ask(batch.jobs, timeout_s)
+
+    def _ask(self, jobs: Sequence[Job], timeout_s: float) -> "list[Outcome] | Failure":
         computed_s = self._computed_s()
-        self._write(asdict(job))
+        self._write([asdict(job) for job in jobs])
         try:
             answer = self._answers.get(timeout=timeout_s)
         except queue.Empty:
@@ -105,11 +114,13 @@ class DecoderProcess:
             cause = self._cause_of_death()
             return Failure(cause, accident=not cause.startswith(("the decoder crashed", "the decoder ended")))
         try:
-            outcome = _unpack(*answer)
-        except (KeyError, TypeError, ValueError):
+            outcomes = _unpack_all(*answer)
+        except (KeyError, TypeError, ValueError, AttributeError):
             return Failure("the decoder's answer makes no sense")
-        self.jobs_done += 1
-        return outcome
+        if [outcome.path for outcome in outcomes] != [job.path for job in jobs]:
+            return Failure("the decoder's answer is about another file")
+        self.jobs_done += len(jobs)
+        return outcomes
 
     def _computed_s(self) -> float:
         """Processor time that the process has had, in seconds; 0 where the system does not tell."""
@@ -133,7 +144,7 @@ class DecoderProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(timeout=5)  # one that hangs in the kernel is left behind
 
-    def _write(self, message: dict[str, Any]) -> None:
+    def _write(self, message: dict[str, Any] | list[dict[str, Any]]) -> None:
         assert self._popen.stdin is not None
         with contextlib.suppress(OSError, ValueError):  # a dead process shows when its answer is waited for
             self._popen.stdin.write(json.dumps(message).encode() + b"\n")
@@ -154,7 +165,11 @@ class DecoderProcess:
 
 def serve(hello: dict[str, Any]) -> None:
     """A decoder process from its first line to its last; `hello` is what `DecoderProcess` sent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    for ending in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a whole group of processes gets them; they are the parent's to answer
+        signal.signal(ending, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # what a C library prints must not come between the answers
@@ -167,20 +182,23 @@ def serve(hello: dict[str, Any]) -> None:
         return
     send(answers, {})
     for line in requests:  # ends when the parent closes its side, or dies
-        job = Job(**json.loads(line))
         # A decoder that hangs after the parent died has nobody to end it
         faulthandler.dump_traceback_later(2 * settings.limits.timeout_s + 10, exit=True, file=sys.stderr)
-        try:
-            outcome = work(job, settings)
-        except MemoryError:
-            outcome = lost(job.path, NEEDS_MEMORY)
-        except Exception as error:
-            outcome = lost(job.path, f"internal error: {type(error).__name__}: {error}")
+        outcomes = [_do(work, Job(**job), settings) for job in json.loads(line)]
         faulthandler.cancel_dump_traceback_later()
         try:
-            send(answers, *pack(outcome))
+            send(answers, *pack_all(outcomes))
         except OSError:
             return  # the parent is gone
+
+
+def _do(work: Work, job: Job, settings: Settings) -> Outcome:
+    try:
+        return work(job, settings)
+    except MemoryError:
+        return lost(job.path, NEEDS_MEMORY)
+    except Exception as error:
+        return lost(job.path, f"internal error: {type(error).__name__}: {error}")
 
 
 def _prepare_process(limits: Limits) -> None:
@@ -206,12 +224,23 @@ def pack(outcome: Outcome) -> tuple[dict[str, Any], np.ndarray | None]:
     """An outcome as JSON's types, and its pixels apart."""
     fields = dict(vars(outcome))
     pixels = fields.pop("pixels", None)
-    if isinstance(outcome, Decoded):
+    if pixels is not None:
         fields["shape"] = pixels.shape
+    if isinstance(outcome, Decoded):
         fields["metadata"] = dict(vars(outcome.metadata))
         if outcome.metadata.taken_at:
             fields["metadata"]["taken_at"] = outcome.metadata.taken_at.isoformat()
     return {"kind": type(outcome).__name__, **fields}, pixels
+
+
+def pack_all(outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The outcomes of one message; the pixels are those of the first, as only a job of its own gives any."""
+    packed = [pack(outcome) for outcome in outcomes]
+    return {"outcomes": [fields for fields, _ in packed]}, packed[0][1]
+
+
+def _unpack_all(fields: dict[str, Any], pixels: np.ndarray) -> list[Outcome]:
+    return [_unpack(one, pixels) for one in fields["outcomes"]]
 
 
 def _unpack(fields: dict[str, Any], pixels: np.ndarray) -> Outcome:
@@ -223,6 +252,7 @@ def _unpack(fields: dict[str, Any], pixels: np.ndarray) -> Outcome:
         if metadata["gps"]:
             metadata["gps"] = tuple(metadata["gps"])
         fields["metadata"] = Metadata(**metadata)
+    if kind in (Decoded, Cut):
         fields["grid"] = tuple(fields["grid"])
         fields["pixels"] = pixels.reshape(fields.pop("shape"))
     return kind(**fields)

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-BLOB = "calibration.json"
+CALIBRATION_BLOB = "calibration.json"
 FORMAT = 2  # 2: consistency is of what is distinctive
 
 
@@ -42,7 +42,7 @@ def parse_calibration(data: bytes | None, whitening_id: str) -> Calibration | No
         numbers = (calibration.slope, calibration.offset, calibration.consistency_slope, calibration.consistency_offset)
         if not all(math.isfinite(number) for number in numbers):
             return None
-        return calibration if calibration.whitening_id == whitening_id else None  # vectors made anew have other scores
+        return calibration if calibration.whitening_id == whitening_id else None  # rebuilt vectors have other scores
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -13,8 +13,7 @@ from ..store.open import open_store
 from ..store.protocol import Store
 from .index import WAIT_S
 from .keys import Roots
-from .manifest import BLOB as MANIFEST
-from .manifest import read_manifest, write_manifest
+from .manifest import MANIFEST_BLOB, read_manifest, write_manifest
 
 BATCH = 500  # records in memory at a time
 
@@ -54,7 +53,7 @@ def _copy(source: Store, target: Store, progress: bool) -> int:
         target.set_tags(gone)
     for name in source.blob_names():
         data = source.read_blob(name)
-        if name != MANIFEST and data is not None:
+        if name != MANIFEST_BLOB and data is not None:
             target.write_blob(name, data)
     # Folders are written relative to an index that lies inside them; the copy lies elsewhere.
     there, here = Roots(source.location, manifest.roots), Roots(target.location, {})

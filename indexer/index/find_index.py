@@ -2,16 +2,17 @@
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_state_path
 
 from ..errors import SeenitError
+from ..messages import Say, say_nothing
 from ..store.index_folder import is_index_folder
 from ..store.protocol import is_url
-from ..store.sqlite_schema import NAME as INDEX_NAME
+from ..store.sqlite_schema import DATABASE_NAME
 
 
 def remember_index(location: str) -> None:
@@ -23,7 +24,7 @@ def remember_index(location: str) -> None:
         file.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def find_index(given: str | None, near: Sequence[Path] = (), say: Callable[[str], None] = lambda line: None) -> str:
+def find_index(given: str | None, near: Sequence[Path] = (), say: Say = say_nothing) -> str:
     """The index meant: given, $SEENIT_INDEX, `.seenit` in or above this folder or `near`, else the last one made.
 
     A `.seenit` that merely lies there counts only if it is this user's own, and is named by `say`: the folder of a
@@ -56,5 +57,5 @@ def _is_own(place: Path) -> bool:
     """Whether this user made the folder and the database in it, neither of them a link."""
     if not hasattr(os, "getuid"):
         return True
-    there = [os.lstat(path) for path in (place, place / INDEX_NAME)]
+    there = [os.lstat(path) for path in (place, place / DATABASE_NAME)]
     return all(status.st_uid == os.getuid() and not stat.S_ISLNK(status.st_mode) for status in there)

@@ -6,20 +6,22 @@ descriptor's statistics and the calibration.
 
 import os
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ..errors import SeenitError
+from ..errors import WAIT_S as WAIT_S
+from ..errors import ImageError, SeenitError
+from ..images.decode import read_image_file
+from ..images.metadata import content_id
 from ..store.index_folder import is_index_folder
 from ..store.open import open_store
-from ..store.protocol import Filter, Schema, Store, is_url
-from .calibration import BLOB as CALIBRATION_BLOB
-from .calibration import Calibration, parse_calibration
+from ..store.protocol import Filter, Record, Schema, Store, is_url
+from .calibration import CALIBRATION_BLOB, Calibration, parse_calibration
 from .keys import Roots
-from .manifest import BLOB as MANIFEST_BLOB
-from .manifest import Manifest, parse_manifest
+from .manifest import MANIFEST_BLOB, Manifest, parse_manifest
 from .skipped import SkippedFile, read_skipped
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from ..descriptor.embedder import Embedder
     from ..descriptor.whitening import Whitening
 
-WAIT_S = 10.0  # how long a writer waits for another one
+
+_FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Facts:
     index: str
     images: int
     folders: tuple[str, ...]
+    exclude: tuple[str, ...]  # patterns of what is left out
     backbone: str
     backbone_hash: str
     resolution: int
@@ -101,20 +105,20 @@ class Index:
     @cached_property
     def whitening(self) -> "Whitening":
         """The statistics that made today's vectors; SeenitError where they are missing or another's."""
-        from .statistics import read_whitening, recipe_of
+        from .statistics import config_of, read_whitening
 
-        return read_whitening(self.store, self.manifest, recipe_of(self.manifest, self.location))
+        return read_whitening(self.store, self.manifest, config_of(self.manifest, self.location))
 
     def embedder(self, backbone: "Backbone") -> "Embedder":
         """What describes images as the index's were; SeenitError where another backbone made the index."""
         from ..descriptor.embedder import Embedder
-        from .statistics import check_backbone, recipe_of
+        from .statistics import check_backbone, config_of
 
         check_backbone(self.manifest, backbone, self.location)
-        return Embedder(backbone, self.manifest.resolution, recipe_of(self.manifest, self.location))
+        return Embedder(backbone, self.manifest.resolution, config_of(self.manifest, self.location))
 
     def refresh(self) -> bool:
-        """Take over what another process has changed; whether queries have to be described anew."""
+        """Take over what another process has changed; whether queries have to be embedded again."""
         whitening = self.manifest.whitening_id
         if self.store.read_blob(MANIFEST_BLOB) != self._manifest_data:
             self._read()
@@ -139,6 +143,37 @@ class Index:
         known = ", ".join(self.roots.folders.values())
         raise SeenitError(f"no folder {folder} in the index at {self.location}; it mirrors {known}")
 
+    def about_dates(self, where: Filter) -> str | None:
+        """What is to be said where dates are asked for: how many images have none of their own, and what is done then.
+
+        where  as the store takes it, see `with_keys`; None where it names no dates, or every image has one of its own
+        """
+        if not where.has_dates:
+            return None
+        dated = replace(where, after=_FIRST_MOMENT, before=None, file_dates=False)
+        count, own = self.store.count(replace(dated, after=None)), self.store.count(dated)
+        if own == count:
+            return None
+        start = f"{count - own:,} of {count:,} images have no date in their metadata or name"
+        if not where.file_dates:
+            return f"{start} and are left out; to go by the times of their files: --file-dates"
+        known = self.store.count(replace(dated, file_dates=True))
+        unknown = f"; {count - known:,} have no time either and are left out" if known < count else ""
+        return f"{start}; the times of their files count{unknown}"
+
+    def record_of(self, path: str | Path) -> Record:
+        """What the index holds of an image file's content, without vectors; SeenitError where it does not hold it."""
+        try:
+            id = content_id(read_image_file(os.path.abspath(os.path.expanduser(path))))
+        except ImageError as error:
+            raise SeenitError(f"cannot read {path}: {error.reason}; name an image file") from None
+        found = self.store.retrieve([id])
+        if not found:
+            raise SeenitError(
+                f"{path} is not in the index at {self.location}; index its folder with: seenit index FOLDER"
+            )
+        return found[0]
+
     def awaiting_refit(self) -> int:
         """Images whose vectors older statistics made, after a run that was cut short: results are poor."""
         return self.store.count(Filter(not_whitening_id=self.manifest.whitening_id))
@@ -153,6 +188,7 @@ class Index:
             index=self.location,
             images=self.count,
             folders=tuple(self.roots.folders.values()),
+            exclude=self.manifest.exclude,
             backbone=self.manifest.backbone,
             backbone_hash=self.manifest.backbone_hash,
             resolution=self.manifest.resolution,

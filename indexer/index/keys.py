@@ -24,7 +24,7 @@ class Roots:
         root, *rest = key.split("/")
         folder = self.folders.get(root)
         if folder is None:
-            raise SeenitError(f"the index speaks of a folder that it does not name ({key!r}); make it anew")
+            raise SeenitError(f"the index has a file of a folder that it does not name ({key!r}); rebuild it")
         if any(part in _NO_NAMES or any(sign in part for sign in _NO_SIGNS) for part in rest):
             raise SeenitError(f"the index speaks of a file outside of its folders ({key!r}); do not use this index")
         return os.path.join(folder, *rest)

@@ -12,7 +12,8 @@ from ..store.protocol import Store
 from ..version import VERSION
 
 FORMAT = 2  # raised when an older seenit could not read the index rightly; 1 had the descriptor as opaque text
-BLOB = "manifest.json"
+MANIFEST_BLOB = "manifest.json"
+_TYPES = {"resolution": int, "fitted_on": int, "format": int, "roots": dict, "descriptor": dict, "exclude": tuple}
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,11 @@ class Manifest:
     backbone: str  # name or path, as Backbone.load takes it
     backbone_hash: str  # hex, 128 bits, of the weights
     resolution: int  # an image is seen at about resolution x resolution pixels, in its own aspect
-    descriptor: dict[str, object]  # the descriptor's settings by name, see `descriptor.Recipe`
+    descriptor: dict[str, object]  # the descriptor's settings by name, see `DescriptorConfig`
     whitening_id: str  # id of the fitted statistics that make today's vectors
     fitted_on: int  # images that the statistics saw
     roots: dict[str, str] = field(default_factory=dict)  # key -> folder, relative to the index or absolute
+    exclude: tuple[str, ...] = ()  # patterns of what is left out, see `find_files`
     seenit: str = VERSION  # the version that wrote it
     format: int = FORMAT
 
@@ -33,7 +35,7 @@ class Manifest:
 
 def read_manifest(store: Store) -> Manifest | None:
     """The index's manifest, None where nothing was indexed yet; see `parse_manifest`."""
-    data = store.read_blob(BLOB)
+    data = store.read_blob(MANIFEST_BLOB)
     return None if data is None else parse_manifest(data, store.location)
 
 
@@ -52,20 +54,21 @@ def parse_manifest(data: bytes, location: object) -> Manifest:
     if made_by > FORMAT:
         raise SeenitError(f"{location} was made by a newer seenit (format {made_by}); update seenit")
     if made_by < FORMAT:
-        raise SeenitError(f"{location} was made by the first version of seenit; move it away and index anew")
+        raise SeenitError(f"{location} was made by the first version of seenit; move it away and index again")
     known = {one.name: one for one in fields(Manifest)}
     try:
         manifest = Manifest(**{name: value for name, value in values.items() if name in known})
+        manifest = replace(manifest, exclude=tuple(manifest.exclude))
         for one in known.values():
-            expected: type = dict if one.name in ("roots", "descriptor") else int if one.type in (int, "int") else str
-            if type(getattr(manifest, one.name)) is not expected:
+            if type(getattr(manifest, one.name)) is not _TYPES.get(one.name, str):
                 raise TypeError(one.name)
-        if not all(isinstance(text, str) for pair in manifest.roots.items() for text in pair):
-            raise TypeError("roots")
+        texts = [*manifest.exclude, *(text for pair in manifest.roots.items() for text in pair)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("roots or exclude")
     except TypeError:
         raise SeenitError(damaged) from None
     return manifest
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
-    store.write_blob(BLOB, json.dumps(asdict(manifest), indent=2).encode())
+    store.write_blob(MANIFEST_BLOB, json.dumps(asdict(manifest), indent=2).encode())

@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 
 from ..store.protocol import Store
 
-BLOB = "skipped.json"
+SKIPPED_BLOB = "skipped.json"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SkippedFile:
 
 
 def read_skipped(store: Store) -> list[SkippedFile]:
-    data = store.read_blob(BLOB)
+    data = store.read_blob(SKIPPED_BLOB)
     if data is None:
         return []
     try:
@@ -34,5 +34,5 @@ def read_skipped(store: Store) -> list[SkippedFile]:
 
 def write_skipped(store: Store, files: Iterable[SkippedFile]) -> None:
     rows = [astuple(file) for file in files]
-    if rows or store.read_blob(BLOB) is not None:
-        store.write_blob(BLOB, json.dumps(rows).encode())
+    if rows or store.read_blob(SKIPPED_BLOB) is not None:
+        store.write_blob(SKIPPED_BLOB, json.dumps(rows).encode())

@@ -22,8 +22,8 @@ def check_backbone(manifest: Manifest, backbone: Backbone, location: object) -> 
         )
 
 
-def recipe_of(manifest: Manifest, location: object) -> DescriptorConfig:
-    """The recipe that made an index; SeenitError where it has settings that this seenit does not know."""
+def config_of(manifest: Manifest, location: object) -> DescriptorConfig:
+    """The descriptor config that made an index; SeenitError where it has settings that this seenit does not know."""
     try:
         return DescriptorConfig.from_settings(manifest.descriptor)
     except ValueError as error:
@@ -33,7 +33,7 @@ def recipe_of(manifest: Manifest, location: object) -> DescriptorConfig:
         ) from None
 
 
-def read_whitening(store: Store, manifest: Manifest, recipe: DescriptorConfig) -> Whitening:
+def read_whitening(store: Store, manifest: Manifest, config: DescriptorConfig) -> Whitening:
     """The statistics that made the index's vectors; SeenitError where they are missing, damaged or another's."""
     data = store.read_blob(WHITENING_BLOB)
     why = ""
@@ -41,7 +41,7 @@ def read_whitening(store: Store, manifest: Manifest, recipe: DescriptorConfig) -
         why = "its descriptor's statistics are missing"
     else:
         whitening = descriptor.load_whitening(data)
-        if whitening.id == manifest.whitening_id and whitening.recipe == recipe:
+        if whitening.id == manifest.whitening_id and whitening.config == config:
             return whitening
         why = "its descriptor's statistics are not the ones it names"
     raise SeenitError(f"the index at {store.location} cannot be used: {why}; {MEND.format(store.location)}")

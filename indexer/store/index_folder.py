@@ -14,17 +14,17 @@ import filelock
 
 from ..errors import SeenitError, StoreError, first_line
 from .lock import take_lock
-from .sqlite_schema import NAME, refuse_odd_files
-from .tag_copy import NAME as TAGS_NAME
+from .sqlite_schema import DATABASE_NAME, refuse_odd_files
+from .tag_copy import TAGS_NAME
 
 # Kinds of drive that share no memory between the machines that use them.
 NETWORK_DRIVES = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "9p", "fuse.sshfs", "fuse.rclone", "davfs")
-_OURS = {NAME, f"{NAME}-wal", f"{NAME}-shm", f"{NAME}-journal", TAGS_NAME, "lock", "lock.json"}
+_OURS = {DATABASE_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")} | {TAGS_NAME, "lock", "lock.json"}
 
 
 def is_index_folder(folder: str | Path) -> bool:
     """Whether an embedded index lies in a folder."""
-    return os.path.lexists(os.path.join(folder, NAME))
+    return os.path.lexists(os.path.join(folder, DATABASE_NAME))
 
 
 def claim_folder(folder: Path, wait_s: float) -> filelock.BaseFileLock:
@@ -68,7 +68,7 @@ def refuse_first_version(folder: Path) -> None:
     if (folder / "shard").is_dir() or (folder / "shard.new").is_dir():
         raise SeenitError(
             f"the index at {folder} was made by the first version of seenit, which this one does not read; move it"
-            " away and index anew"
+            " away and index again"
         )
 
 

@@ -66,7 +66,7 @@ class _About:
     numbers_crc: int
 
 
-def cache_folder(index_id: str) -> Path:
+def graph_folder(index_id: str) -> Path:
     """Where the graph of an index lies: below SEENIT_CACHE, else in the user's cache folder of this system."""
     root = os.environ.get("SEENIT_CACHE") or platformdirs.user_cache_dir("seenit", appauthor=False)
     return Path(root) / "neighbours" / index_id
@@ -78,7 +78,7 @@ def load_graph(index_id: str, dim: int, epochs: list[Epoch], *, writable: bool =
     epochs    of the index, in order
     writable  read into memory, to be added to: FAISS ends the process that adds to a mapped graph, or to a clone of one
     """
-    folder = cache_folder(index_id)
+    folder = graph_folder(index_id)
     try:
         if not _own(folder, stat.S_ISDIR):
             return None
@@ -104,7 +104,7 @@ def save_graph(index_id: str, location: str, graph: Graph) -> None:
 
     A reader finds the old files or the new ones: `about.json`, which names them, is replaced last.
     """
-    folder = cache_folder(index_id)
+    folder = graph_folder(index_id)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     needed = graph.index.ntotal * (graph.index.d + 200)
     if shutil.disk_usage(folder).free < needed:
@@ -144,7 +144,7 @@ def save_graph(index_id: str, location: str, graph: Graph) -> None:
 def graph_bytes(index_id: str) -> int:
     """What the graph of an index takes on the disk; 0 where there is none."""
     with suppress(OSError):
-        return sum(path.stat().st_size for path in cache_folder(index_id).iterdir())
+        return sum(path.stat().st_size for path in graph_folder(index_id).iterdir())
     return 0
 
 

@@ -15,24 +15,29 @@ from typing import Any, Protocol
 import numpy as np
 
 from .neighbour_cache import Epoch, Graph, faiss, given_by, load_graph, save_graph
-from .protocol import Progress, never, no_progress
+from .protocol import BuildProgress, never, no_progress
 
 # Q queries, G numbers in a vector, N records
 
 SCANNED = 30_000  # records that are scanned without a graph, 1.5 ms; store_speed.py, a graph takes .5 ms
 HELD = 300_000  # records of which the vectors are held in memory for that; beyond, a search reads them from the disk
-LINKS = 16  # of the graph; chosen with the two below on store_speed.py: recall@10 .999 at 100,000, .99 at 1,000,000
-EF_CONSTRUCTION = 64
-EF_SEARCH = 128  # flat: .999 from 64 to 300 at 100,000
+# Chosen on store_speed.py, recall@10 among 1,000,000 records of 512 numbers: 24 links, a construction of 80 and a
+# search of 512 give .987 (256: .981, 768: .987), 16 and 64 give .92. Among 100,000 every choice gives .999.
+LINKS = 24
+EF_CONSTRUCTION = 80
+EF_SEARCH = 128
+EF_SEARCH_LARGE = 512
+LARGE = 300_000  # records from which on a search is that thorough
+# From here on values were set by reasoning and not tuned, but for what says otherwise.
 RESCORED = 1.5  # candidates of the graph for each that is wanted, as its 8-bit codes are not exact
 FEWEST_RESCORED = 50
 FEW = 1000  # records left by a filter that are read and compared one by one
 NARROW = 0.2  # of the records: with a narrower filter the codes are scanned, for a graph loses its paths
 CHUNK = 4096  # records read or added at a time
-QUERIES_A_THREAD = 4  # at least, for a search in several threads; the crops of one image are one or two
+QUERIES_A_THREAD = 4  # at least, for a search in several threads: idle threads of FAISS cost 30 ms on a busy machine
 BLOCKS = 8  # in memory; more are read again as one
 TRAINED_ON = 20_000  # vectors that the 8-bit codes' ranges are taken from
-REBUILD = 0.3  # share of deleted records from which on a graph is made anew and not added to
+REBUILD = 0.3  # share of deleted records from which on a graph is rebuilt and not added to
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +138,7 @@ class Neighbours:
         source: Source,
         location: str,
         *,
-        progress: Progress = no_progress,
+        progress: BuildProgress = no_progress,
         stop: Callable[[], bool] = never,
     ) -> bool:
         """Build or extend the graph where it is worth it; whether one was made. Nothing is kept of what is stopped.
@@ -257,8 +262,9 @@ def _in_graph(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines by codes and numbers, both (Q, wanted)."""
     wanted = min(wanted, len(graph.numbers))
+    ef = EF_SEARCH if len(graph.numbers) < LARGE else EF_SEARCH_LARGE
     if allowed is None:
-        parameters = faiss.SearchParametersHNSW(efSearch=max(EF_SEARCH, wanted))
+        parameters = faiss.SearchParametersHNSW(efSearch=max(ef, wanted))
         cosine, places = graph.index.search(queries, wanted, params=parameters)
     else:
         mask = np.isin(graph.numbers, allowed, assume_unique=True)
@@ -267,7 +273,7 @@ def _in_graph(
             codes = faiss.downcast_index(graph.index.storage)
             cosine, places = codes.search(queries, wanted, params=faiss.SearchParameters(sel=selector))
         else:
-            parameters = faiss.SearchParametersHNSW(efSearch=max(EF_SEARCH, 2 * wanted), sel=selector)
+            parameters = faiss.SearchParametersHNSW(efSearch=max(ef, 2 * wanted), sel=selector)
             cosine, places = graph.index.search(queries, wanted, params=parameters)
     return np.where(places < 0, -np.inf, cosine), np.where(places < 0, -1, np.asarray(graph.numbers)[places])
 

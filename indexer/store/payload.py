@@ -1,4 +1,4 @@
-"""A record as both engines hold it: a list of numbers, and a payload of plain JSON that the filters look at.
+"""A record as both engines hold it: a list of numbers, and a payload of plain JSON that the filters read.
 
 Three things are surprising. The packed patch tokens are text, in base64, because a payload knows no bytes. Engines
 take only valid UTF-8, but a file's name may be any bytes, which Python shows as lone surrogates; each of those becomes
@@ -19,10 +19,11 @@ from ..errors import StoreError
 from ..images.metadata import Metadata
 from .protocol import Listed, Record, Schema, StoredFile, folder_keys
 
-# Payload fields that filters look at, and the kind of index that answers them.
+# Payload fields that filters read, and the kind of index that answers them.
 INDEXED_FIELDS = {
     "folders": "keyword",
     "taken_at": "datetime",
+    "date_source": "keyword",
     "camera_words": "keyword",
     "location": "geo",
     "tags": "keyword",

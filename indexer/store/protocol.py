@@ -73,7 +73,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Filter:
-    """Conditions that a record must meet, all of them; answered inside the store, before its vectors are looked at.
+    """Conditions that a record must meet, all of them; answered inside the store, before its vectors are compared.
 
     A record with several files is under a folder when any of its files is. A search takes folders as paths, absolute or
     below an indexed folder; a store takes the keys that `Index.with_keys` makes of them.
@@ -87,6 +87,7 @@ class Filter:
     tags: tuple[str, ...] = ()  # all of them
     not_whitening_id: str | None = None  # only records whose vectors another whitening made
     not_ids: tuple[str, ...] = ()  # never these records
+    file_dates: bool = False  # whether `after` and `before` go by files' times too; else only by REAL_DATES
 
     def __post_init__(self) -> None:
         for name in ("under", "tags", "not_ids"):  # one text is one folder or tag, not its letters
@@ -97,6 +98,10 @@ class Filter:
     def __bool__(self) -> bool:
         return self != Filter()
 
+    @property
+    def has_dates(self) -> bool:
+        return self.after is not None or self.before is not None
+
 
 @dataclass(frozen=True)
 class StoreSize:
@@ -105,7 +110,7 @@ class StoreSize:
     parts: dict[str, int] = field(default_factory=dict)
 
 
-Progress = Callable[[int, int], None]  # how much is done, and of how much
+BuildProgress = Callable[[int, int], None]  # how much is done, and of how much
 
 
 def no_progress(done: int, total: int) -> None:

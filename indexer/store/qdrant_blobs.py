@@ -44,7 +44,7 @@ class QdrantBlobs:
             data = b"".join(base64.b64decode(pieces[id]) for id in ids if id in pieces)
             if _digest(data) == head["digest"]:
                 return data
-        raise StoreError(f"{name} of the index at {self._connection.location} is damaged; index anew")
+        raise StoreError(f"{name} of the index at {self._connection.location} is damaged; index again")
 
     def write(self, name: str, data: bytes) -> None:
         if not self.exist():

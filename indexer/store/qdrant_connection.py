@@ -4,7 +4,7 @@ What is surprising: every request may be sent twice. A connection that drops aft
 the same as one that drops before, so all writes are idempotent and are repeated, with growing pauses, until
 `retry_s` is over, the first request like any later one. What a repetition cannot mend (a wrong key, a missing
 collection, a full disk) is reported at once. Where nothing has ever answered, a wrong address is likelier than a
-server that is away; see `Failure.patience_s`.
+server that is away; see `RequestFailure.patience_s`.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ class Connection:
         lock = _lock(address, location, wait_s) if write else None
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a key over http, which `api_key` looked at
+                warnings.simplefilter("ignore")  # of a key over http, which `api_key` has checked
                 client = QdrantClient(
                     url=address.url,
                     prefix=address.prefix,

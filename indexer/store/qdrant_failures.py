@@ -41,7 +41,7 @@ _LOOK = "check the address and that the server runs"
 
 
 @dataclass(frozen=True)
-class Failure:
+class RequestFailure:
     reason: str
     next_step: str
     passing: bool = False  # whether repeating may help
@@ -50,7 +50,7 @@ class Failure:
     patience_s: float = math.inf  # repeated for so long at most where nothing has ever answered
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: Exception) -> RequestFailure:
     """error: one of FAILURES."""
     if isinstance(error, grpc.RpcError):
         return _grpc_failure(error)
@@ -58,38 +58,40 @@ def failure_of(error: Exception) -> Failure:
         return _busy(error)
     if isinstance(error, httpx.HTTPError | ResponseHandlingException | UnexpectedResponse):
         return _http_failure(error)
-    return Failure(f"unexpected answer: {first_line(error)}", "check that it is a Qdrant server")
+    return RequestFailure(f"unexpected answer: {first_line(error)}", "check that it is a Qdrant server")
 
 
-def _busy(error: QdrantException) -> Failure:
+def _busy(error: QdrantException) -> RequestFailure:
     """429 and its like, with the pause that the server asks for, where that can be read."""
     wait_s = float(error.retry_after_s) if isinstance(error, ResourceExhaustedResponse) else 0.0
     asked = f" and asks to wait {wait_s:.0f} s" if wait_s else ""
-    return Failure(f"the server is busy (429){asked}", "try again later", True, max(0.0, wait_s))
+    return RequestFailure(f"the server is busy (429){asked}", "try again later", True, max(0.0, wait_s))
 
 
-def _http_failure(error: Exception) -> Failure:
+def _http_failure(error: Exception) -> RequestFailure:
     if not isinstance(error, UnexpectedResponse):
         return _no_answer(error.source if isinstance(error, ResponseHandlingException) else error)
     status = error.status_code or 0
     if status in (401, 403):
-        return Failure(f"the server refuses the API key ({status})", f"set ${KEY_VARIABLES[0]} to a valid one")
+        return RequestFailure(f"the server refuses the API key ({status})", f"set ${KEY_VARIABLES[0]} to a valid one")
     if status == 404:
-        return Failure("the collection is gone (404)", "check the address, or index anew")
+        return RequestFailure("the collection is gone (404)", "check the address, or index again")
     said = first_line(error.content.decode("utf-8", "replace")) or error.reason_phrase
     if _NO_SPACE in said.lower() or status == 507:
         return _full_disk(f"{status}: {said}")
     if status == 429 or status >= 500:
         after = error.headers.get("retry-after", "")
         wait_s = float(after) if after.isdecimal() else 0.0
-        return Failure(f"the server failed ({status}: {said})", "look into the server's log", True, wait_s)
-    return Failure(f"the server refused the request ({status}: {said})", "check the versions of server and seenit")
+        return RequestFailure(f"the server failed ({status}: {said})", "look into the server's log", True, wait_s)
+    return RequestFailure(
+        f"the server refused the request ({status}: {said})", "check the versions of server and seenit"
+    )
 
 
-def _no_answer(cause: Exception) -> Failure:
+def _no_answer(cause: Exception) -> RequestFailure:
     """Of a request over HTTP that got none, or none that can be read."""
     if isinstance(cause, pydantic.ValidationError):
-        return Failure("it does not answer like a Qdrant server", "check the address")
+        return RequestFailure("it does not answer like a Qdrant server", "check the address")
     what = "no answer in time" if isinstance(cause, httpx.TimeoutException) else first_line(cause)
     if not isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
         return _lost(what)
@@ -97,14 +99,16 @@ def _no_answer(cause: Exception) -> Failure:
     if any(isinstance(root, socket.gaierror) for root in roots):
         return _unknown_host(what)
     if any(isinstance(root, ssl.SSLCertVerificationError) for root in roots):
-        return Failure(f"its certificate is not trusted ({what})", "check the address and the server's certificate")
+        return RequestFailure(
+            f"its certificate is not trusted ({what})", "check the address and the server's certificate"
+        )
     return _unconnected(what)
 
 
-def _grpc_failure(error: grpc.RpcError) -> Failure:
+def _grpc_failure(error: grpc.RpcError) -> RequestFailure:
     code, said = error.code(), first_line(error.details() or "")
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        return Failure("the server refuses the API key", f"set ${KEY_VARIABLES[0]} to a valid one")
+        return RequestFailure("the server refuses the API key", f"set ${KEY_VARIABLES[0]} to a valid one")
     if _NO_SPACE in said.lower():
         return _full_disk(said)
     if code == grpc.StatusCode.UNAVAILABLE:
@@ -117,26 +121,28 @@ def _grpc_failure(error: grpc.RpcError) -> Failure:
         grpc.StatusCode.ABORTED,
         grpc.StatusCode.INTERNAL,
     )
-    return Failure(f"{code.name.lower().replace('_', ' ')} ({said})", "check the address and the server's log", passing)
+    return RequestFailure(
+        f"{code.name.lower().replace('_', ' ')} ({said})", "check the address and the server's log", passing
+    )
 
 
-def _full_disk(said: str) -> Failure:
+def _full_disk(said: str) -> RequestFailure:
     """Not passing: it stays full until somebody makes room, and what asks again writes to its log."""
-    return Failure(f"the server's disk is full ({said})", "make room on it and run this again")
+    return RequestFailure(f"the server's disk is full ({said})", "make room on it and run this again")
 
 
-def _lost(what: str) -> Failure:
+def _lost(what: str) -> RequestFailure:
     """A connection was made, but broke off or brought nothing."""
-    return Failure(f"not reachable ({what})", _LOOK, True, answered=False)
+    return RequestFailure(f"not reachable ({what})", _LOOK, True, answered=False)
 
 
-def _unconnected(what: str) -> Failure:
-    return Failure(f"not reachable ({what})", _LOOK, True, answered=False, patience_s=UNANSWERED_S)
+def _unconnected(what: str) -> RequestFailure:
+    return RequestFailure(f"not reachable ({what})", _LOOK, True, answered=False, patience_s=UNANSWERED_S)
 
 
-def _unknown_host(what: str) -> Failure:
+def _unknown_host(what: str) -> RequestFailure:
     """Passing where the server has answered before: then names are not resolved for a moment, or the network is off."""
-    return Failure(f"no such host ({what})", "check the address", True, answered=False, patience_s=0.0)
+    return RequestFailure(f"no such host ({what})", "check the address", True, answered=False, patience_s=0.0)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from qdrant_client import models
 
+from ..images.metadata import REAL_DATES
 from .payload import as_rfc3339, camera_words, geo_circle, reaches_a_pole, to_engine
 from .protocol import Filter
 
@@ -17,12 +18,14 @@ def qdrant_filter(where: Filter) -> models.Filter | None:
     if where.under:
         folders = models.MatchAny(any=[to_engine(key) for key in where.under])
         must.append(models.FieldCondition(key="folders", match=folders))
-    if where.after is not None or where.before is not None:
+    if where.has_dates:
         moments = {
             "gte": None if where.after is None else as_rfc3339(where.after),
             "lt": None if where.before is None else as_rfc3339(where.before),
         }
         must.append(models.FieldCondition(key="taken_at", range=models.DatetimeRange.model_validate(moments)))
+        if not where.file_dates:
+            must.append(models.FieldCondition(key="date_source", match=models.MatchAny(any=list(REAL_DATES))))
     for word in camera_words(where.camera or ""):
         must.append(models.FieldCondition(key="camera_words", match=models.MatchValue(value=word)))
     if where.near is not None:

@@ -42,7 +42,7 @@ REQUEST_BYTES = 2_400_000
 QUERY_NUMBERS = 500_000  # of the queries' vectors per request, likewise
 # Points per request, so that requests and answers keep to a few MB.
 POINTS_WITH_VECTORS, POINTS_WITHOUT, POINTS_PER_PAGE = 100, 500, 1000
-HNSW_EF_SEARCH = 256
+HNSW_EF_SEARCH = 256  # not tuned: no server was at hand
 
 V = TypeVar("V")
 
@@ -86,7 +86,7 @@ class QdrantStore:
         return f"QdrantStore({self.location!r})"
 
     def close(self) -> None:
-        """Let go of the index; safe to call twice."""
+        """Close the index; safe to call twice."""
         self._connection.close()
 
     # Blobs
@@ -128,7 +128,7 @@ class QdrantStore:
         vectors = self._connection.vectors_of(self._collection)
         if isinstance(vectors, dict) and set(vectors) == {"global", "patches"}:
             raise StoreError(
-                f"the index at {self.location} was made by another version of seenit; remove it and index anew"
+                f"the index at {self.location} was made by another version of seenit; remove it and index again"
             )
         if (
             not isinstance(vectors, dict)

@@ -22,22 +22,26 @@ from tqdm import tqdm
 
 from ..errors import SeenitError, StoreError, first_line
 from ..index.index import WAIT_S, Index
-from ..index.manifest import BLOB as MANIFEST_BLOB
-from ..index.manifest import parse_manifest
+from ..index.manifest import MANIFEST_BLOB, parse_manifest
+from ..printable import printable, quoted
 from .index_folder import claim_folder, refuse_missing, remove_blank
 from .protocol import Record, Schema, StoredFile, is_url
 from .sqlite_errors import sqlite_errors
 from .sqlite_filter import from_bytes, id_text
-from .sqlite_schema import NAME, connect, mend, select
-from .sqlite_store import SqliteStore, metadata_of, open_reader, record_crc
-from .tag_copy import NAME as TAGS_NAME
-from .tag_copy import read_tags
+from .sqlite_readers import open_reader
+from .sqlite_rows import metadata_of, record_crc
+from .sqlite_schema import DATABASE_NAME, connect, mend, select
+from .sqlite_store import SqliteStore
+from .tag_copy import TAGS_NAME, read_tags
 
 BATCH = 500  # records
 MOST_PROBLEMS = 20  # that are told
 LONGEST_STEP = 1000  # row numbers that are passed over at once behind a damaged page
 MOST_NUMBERS = 50_000_000  # of rows, where the largest cannot be read
-BEYOND = f"the index at {{}} cannot be repaired; move its {NAME} away and index anew, tags come back from {TAGS_NAME}"
+BEYOND = (
+    f"the index at {{}} cannot be repaired; move its {DATABASE_NAME} away and index again,"
+    f" tags come back from {TAGS_NAME}"
+)
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,10 @@ class Checked:
     @property
     def in_words(self) -> str:
         if not self.problems:
-            return f"{self.index} is whole: {self.images:,} images"
-        told = [f"  {problem}" for problem in self.problems[:MOST_PROBLEMS]]
+            return f"{quoted(self.index)} is whole: {self.images:,} images"
+        told = [f"  {printable(problem)}" for problem in self.problems[:MOST_PROBLEMS]]
         more = [f"  and {len(self.problems) - MOST_PROBLEMS} more"] if len(self.problems) > MOST_PROBLEMS else []
-        return "\n".join([f"{self.index} is damaged:", *told, *more, mend(self.index)])
+        return "\n".join([f"{quoted(self.index)} is damaged:", *told, *more, mend(quoted(self.index))])
 
 
 @dataclass(frozen=True)
@@ -107,17 +111,17 @@ def check_index(location: str | Path, *, progress: bool = False) -> Checked:
     try:
         read_tags(folder)
     except (OSError, ValueError) as error:
-        found.append(f"{TAGS_NAME}: {first_line(error)}; the next change of a tag writes it anew")
+        found.append(f"{TAGS_NAME}: {first_line(error)}; the next change of a tag writes it again")
     return Checked(str(location), seen, tuple(found))
 
 
 def repair_index(location: str | Path, *, wait_s: float = WAIT_S, progress: bool = False) -> Repaired:
     """Put a new database of all that is sound in the place of a damaged one, which is kept beside it.
 
-    SeenitError where so little can be read that the index has to be made anew; its tags are safe then, too.
+    SeenitError where so little can be read that the index has to be rebuilt; its tags are safe then, too.
     """
     if is_url(location):
-        raise SeenitError(f"{location} is a server's; restore one of its snapshots, or index anew")
+        raise SeenitError(f"{location} is a server's; restore one of its snapshots, or index again")
     folder = Path(location)
     refuse_missing(folder)
     lock = claim_folder(folder, wait_s)
@@ -133,11 +137,11 @@ def repair_index(location: str | Path, *, wait_s: float = WAIT_S, progress: bool
                 salvaged = _salvage(damaged, folder, unfinished, tags, progress)
         except apsw.Error as error:
             raise StoreError(f"{first_line(error)}: {BEYOND.format(folder)}") from None
-        aside = _free_name(folder / f"{NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+        aside = _free_name(folder / f"{DATABASE_NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         for suffix in ("-wal", "-shm", "-journal", ""):  # a log that stays would be worked into the new database
-            if (folder / (NAME + suffix)).exists():
-                os.replace(folder / (NAME + suffix), f"{aside}{suffix}")
-        os.replace(unfinished / NAME, folder / NAME)
+            if (folder / (DATABASE_NAME + suffix)).exists():
+                os.replace(folder / (DATABASE_NAME + suffix), f"{aside}{suffix}")
+        os.replace(unfinished / DATABASE_NAME, folder / DATABASE_NAME)
     except OSError as error:
         raise StoreError(f"cannot repair the index at {folder}: {first_line(error)}; check the folder") from None
     finally:
@@ -242,7 +246,7 @@ def _most_rows(db: apsw.Connection, table: str) -> int:
 
 
 def _unchecked(folder: Path) -> apsw.Connection:
-    """The database as it lies, page checksums not looked at: each record's own one decides."""
+    """The database as it lies, page checksums unchecked: each record's own one decides."""
     db = connect(folder)
     try:
         db.execute("PRAGMA checksum_verification = OFF")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import apsw
 
-from ..errors import LockedError, StoreError, first_line
+from ..errors import LockedError, StoreError, UnusableError, first_line
 from .sqlite_schema import mend
 
 _PASSING = (apsw.CantOpenError, apsw.ReadOnlyError, apsw.FullError, apsw.PermissionsError, apsw.NoLFSError)
@@ -27,7 +27,7 @@ def sqlite_errors(doing: str, folder: Path, *, values: bool = False) -> Iterator
     except (ValueError, TypeError, AttributeError, OverflowError, apsw.ExecutionCompleteError) as error:
         if not values:
             raise
-        raise StoreError(f"the index at {folder} is damaged: {first_line(error)}; {mend(folder)}") from None
+        raise UnusableError(f"the index at {folder} is damaged: {first_line(error)}; {mend(folder)}") from None
 
 
 def is_passing(error: apsw.Error) -> bool:
@@ -47,7 +47,7 @@ def _told(error: apsw.Error, doing: str, folder: Path) -> StoreError:
     if isinstance(error, apsw.FullError):
         return StoreError(f"{start}: its disk is full; make room, what was written before is safe")
     if _is_damage(error):
-        return StoreError(f"the index at {folder} is damaged ({first_line(error)}); {mend(folder)}")
+        return UnusableError(f"the index at {folder} is damaged ({first_line(error)}); {mend(folder)}")
     if isinstance(error, _PASSING):
         return StoreError(f"{start}: {first_line(error)}; check the folder and its permissions")
     if isinstance(error, apsw.IOError):

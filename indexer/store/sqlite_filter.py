@@ -1,4 +1,4 @@
-"""Conditions on records as SQL: which numbers meet them, answered before any vector is looked at.
+"""Conditions on records as SQL: which numbers meet them, answered before any vector is compared.
 
 A list of folders, tags, cameras or ids is one value, JSON with bytes in hexadecimal: SQLite bounds both the depth of an
 expression and the number of values, and a filter may name thousands of folders.
@@ -11,6 +11,7 @@ from typing import Any
 
 import apsw
 
+from ..images.metadata import REAL_DATES
 from .payload import camera_words
 from .protocol import Filter
 from .sqlite_schema import select
@@ -78,6 +79,8 @@ def condition(db: apsw.Connection, where: Filter) -> tuple[str, list[object]]:
         add("taken_at >= ?", microseconds(where.after))
     if where.before is not None:
         add("taken_at < ?", microseconds(where.before))
+    if where.has_dates and not where.file_dates:
+        add("more ->> 'date_source' IN (SELECT value FROM json_each(?))", json.dumps(REAL_DATES))
     if words := set(camera_words(where.camera or "")):
         cameras = [
             camera

@@ -26,15 +26,15 @@ import apsw
 import apsw.sqlite_extra
 
 from ..atomic_file import last_bytes
-from ..errors import StoreError
+from ..errors import UnusableError
 
-NAME = "index.sqlite"
+DATABASE_NAME = "index.sqlite"
 FORMAT = 2  # in PRAGMA user_version; 1 was the embedded engine of the first version
 APPLICATION_ID = 0x5EE41704  # marks the file as seenit's
 PAGE_BYTES = 8192  # two balanced records' patches a page; 4096 wastes a quarter of them, 16384 reads no quicker
 CHECKSUM_BYTES = 8  # what the checksum VFS keeps at the end of each page
 MAX_BLOB_BYTES = 256 << 20  # of one value; the descriptor's statistics of a large backbone are some 30 MB
-CACHE_KIB = 16_384  # of pages a connection; what is hot beyond that lies in the system's page cache
+CACHE_KIB = 16_384  # of pages a connection; what is hot beyond that lies in the system's page cache; not tuned
 OTHER_JOURNAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"  # ends a journal that names another file, which SQLite may delete
 WAL_BYTES = 64 << 20  # that a log left behind may keep on the disk
 
@@ -76,7 +76,7 @@ def connect(folder: Path, *, write: bool = False, immutable: bool = False, busy_
     busy_s     how long a statement waits for another process that writes
     """
     # the folder may be reached through links, what lies in it may not be one
-    path = os.path.join(os.path.realpath(folder), NAME)
+    path = os.path.join(os.path.realpath(folder), DATABASE_NAME)
     flags = apsw.SQLITE_OPEN_NOFOLLOW | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_PRIVATECACHE
     flags |= (apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) if write else apsw.SQLITE_OPEN_READONLY
     uri = "file:" + quote(os.fsencode(path)) + ("?immutable=1" if immutable else "")
@@ -138,11 +138,11 @@ def check_schema(db: apsw.Connection, folder: Path) -> bool:
     if not there and not ours and made_in == 0:
         return False  # made, and then its maker was stopped
     if not ours:
-        raise StoreError(f"{folder / NAME} was not made by seenit; name another folder with --index")
+        raise UnusableError(f"{folder / DATABASE_NAME} was not made by seenit; name another folder with --index")
     if made_in > FORMAT:
-        raise StoreError(f"the index at {folder} was made by a newer seenit (format {made_in}); update seenit")
+        raise UnusableError(f"the index at {folder} was made by a newer seenit (format {made_in}); update seenit")
     if there != set(TABLES) or int(db.pragma("checksum_verification")) != 1:
-        raise StoreError(f"the index at {folder} is damaged or was altered by another program; {mend(folder)}")
+        raise UnusableError(f"the index at {folder} is damaged or was altered by another program; {mend(folder)}")
     return True
 
 
@@ -157,18 +157,20 @@ def refuse_odd_files(folder: Path) -> bool:
     An index may be somebody else's: a link would lead our writes elsewhere, a named pipe would hang its reader.
     """
     for suffix in ("-wal", "-shm", "-journal", ""):
-        path = folder / (NAME + suffix)
+        path = folder / (DATABASE_NAME + suffix)
         try:
             mode = os.lstat(path).st_mode
         except FileNotFoundError:
             continue
         if not stat.S_ISREG(mode):
             what = "a link" if stat.S_ISLNK(mode) else "no regular file"
-            raise StoreError(
-                f"cannot open the index at {folder}: {path.name} in it is {what}; remove it, or index anew"
+            raise UnusableError(
+                f"cannot open the index at {folder}: {path.name} in it is {what}; remove it, or index again"
             )
         if suffix == "-journal" and last_bytes(path, 8) == OTHER_JOURNAL:
-            raise StoreError(f"cannot open the index at {folder}: {path.name} in it was not left by seenit; remove it")
+            raise UnusableError(
+                f"cannot open the index at {folder}: {path.name} in it was not left by seenit; remove it"
+            )
         if not suffix:
             return True
     return False

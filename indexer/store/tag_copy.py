@@ -8,22 +8,77 @@ that it holds; the copy remembers the rest.
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from ..atomic_file import atomic_file, read_plain
+from ..errors import StoreError
 
-NAME = "tags.json"
+TAGS_NAME = "tags.json"
 FORMAT = 1
 MAX_BYTES = 1 << 30
 
 Tags = dict[str, tuple[str, ...]]  # by content id
 
 
+class KeptTags:
+    """The second copy of one open index, read when it is first asked for.
+
+    held  the tags that the database holds, for a store that writes; None for one that only reads
+
+    What a killed run did not get into the copy is added from the database. A copy that cannot be read counts as empty;
+    a store that writes gives it another name and writes a new one.
+    """
+
+    def __init__(self, folder: Path, held: Callable[[], Tags] | None) -> None:
+        self._folder = folder
+        self._held = held
+        self._tags: Tags | None = None  # once it was read
+        self._waiting = False  # to be written
+
+    def read(self) -> Tags:
+        if self._tags is None:
+            try:
+                kept, sound = read_tags(self._folder), True
+            except (OSError, ValueError):
+                kept, sound = {}, False
+            if self._held is not None:
+                if not sound:
+                    put_aside(self._folder)
+                held = self._held()
+                self._waiting = not sound or any(kept.get(id) != tags for id, tags in held.items())
+                kept = {**kept, **held}
+            self._tags = kept
+        return self._tags
+
+    def remember(self, tags: Tags) -> None:
+        """Take tags into the copy, which is on the disk after the next `write`; empty ones are removed."""
+        kept = self.read()
+        changed = {id: tuple(sorted(of_record)) for id, of_record in tags.items()}
+        changed = {id: of_record for id, of_record in changed.items() if kept.get(id, ()) != of_record}
+        if changed:
+            self._tags = {id: of_record for id, of_record in {**kept, **changed}.items() if of_record}
+            self._waiting = True
+
+    def write(self) -> None:
+        """Write what is new in the copy, if anything; StoreError where that cannot be."""
+        if not self._waiting or self._tags is None:
+            return
+        try:
+            write_tags(self._folder, self._tags)
+        except OSError as error:
+            raise StoreError(
+                f"the tags are in the index at {self._folder}, but their second copy could not be written:"
+                f" {error.strerror or error}; make room and tag again"
+            ) from None
+        self._waiting = False
+
+
 def read_tags(folder: Path) -> Tags:
     """The copy in an index folder; empty where there is none, ValueError or OSError where it cannot be read."""
     try:
-        data = read_plain(folder / NAME, MAX_BYTES)
+        data = read_plain(folder / TAGS_NAME, MAX_BYTES)
     except FileNotFoundError:
         return {}
     return parse_tags(data)
@@ -48,16 +103,16 @@ def tags_json(tags: Tags) -> bytes:
 
 def write_tags(folder: Path, tags: Tags) -> None:
     """OSError where the folder cannot be written; the old copy is there then."""
-    with atomic_file(folder / NAME) as file:
+    with atomic_file(folder / TAGS_NAME) as file:
         file.write(tags_json(tags))
 
 
 def put_aside(folder: Path) -> None:
     """Give a copy that cannot be read another name, so that the next write does not take its place."""
-    aside = folder / f"{NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    aside = folder / f"{TAGS_NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     with suppress(OSError):
         if not os.path.lexists(aside):
-            os.rename(folder / NAME, aside)
+            os.rename(folder / TAGS_NAME, aside)
 
 
 def _text(value: object) -> str:

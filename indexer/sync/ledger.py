@@ -11,6 +11,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..index.skipped import SkippedFile
 from ..store.protocol import Listed, StoredFile
@@ -29,6 +30,10 @@ _INDEXES = (
     "CREATE INDEX known_id ON known (id)",
     "CREATE INDEX known_size ON known (size)",
     "CREATE INDEX current_id ON current (id)",
+)
+_UNCHANGED = (
+    "SELECT k.key, k.id, k.size, k.mtime_ns FROM known k JOIN found f"
+    " ON f.key = k.key AND f.size = k.size AND f.mtime_ns = k.mtime_ns"
 )
 _INDEX_OF_STORED = "CREATE INDEX stored_id ON stored (id)"
 
@@ -89,18 +94,20 @@ class Ledger:
             _below(folder_key),
         )
 
-    def settle(self, scopes: Sequence[str]) -> None:
-        """Compare. Files outside of the scopes (folder keys) stay as they are known."""
+    def settle(self, scopes: Sequence[str], *, retry: bool = False, verify: bool = False) -> None:
+        """Compare. Files outside of the scopes (folder keys) stay as they are known.
+
+        retry   what is remembered as broken is to be read again
+        verify  so is what seems unchanged
+        """
         db = self._db
         for index in _INDEXES:  # `executescript` would end the transaction, and each later change reach for the disk
             db.execute(index)
         db.execute("INSERT INTO stored SELECT * FROM known")
         db.execute(_INDEX_OF_STORED)  # once it is filled; without it each record that is written reads the whole table
         db.execute("INSERT OR IGNORE INTO claimed SELECT id FROM known")
-        db.execute(
-            "INSERT OR IGNORE INTO current SELECT k.key, k.id, k.size, k.mtime_ns FROM known k JOIN found f"
-            " ON f.key = k.key AND f.size = k.size AND f.mtime_ns = k.mtime_ns"
-        )
+        if not verify:
+            db.execute(f"INSERT OR IGNORE INTO current {_UNCHANGED}")
         inside = " OR ".join(["(key >= ? AND key < ?)"] * len(scopes)) or "0"
         bounds = [bound for scope in scopes for bound in _below(scope)]
         db.execute(f"INSERT OR IGNORE INTO current SELECT * FROM known WHERE NOT ({inside})", bounds)
@@ -109,6 +116,8 @@ class Ledger:
             " AND f.size = skipped.size AND f.mtime_ns = skipped.mtime_ns)",
             bounds,
         )
+        if retry:
+            db.execute(f"DELETE FROM skipped WHERE ({inside}) AND reason IS NOT NULL", bounds)
         db.execute(
             "INSERT INTO todo"
             " SELECT f.key, EXISTS (SELECT 1 FROM known k WHERE k.size = f.size), f.shuffle FROM found f"
@@ -121,9 +130,11 @@ class Ledger:
 
     # ---- what is to be done ----
 
-    def to_hash(self) -> Iterator[str]:
-        """Keys to be read whose size equals a known file's: likely renamed, moved or copied, so hashed first."""
-        yield from self._keys("SELECT key FROM todo WHERE hash_first ORDER BY key")
+    def to_hash(self) -> Iterator[tuple[str, int]]:
+        """Keys and sizes of files to be read whose size equals a known one's: likely renamed, moved or copied."""
+        query = "SELECT t.key, f.size FROM todo t JOIN found f USING (key) WHERE hash_first ORDER BY t.key"
+        for key, size in self._rows(query):
+            yield _key(key), size
 
     def to_decode(self, sample: int) -> Iterator[str]:
         """Keys to be decoded, a random sample of them first; the stale records' files among them."""
@@ -135,6 +146,10 @@ class Ledger:
         )
         yield from self._keys("SELECT key FROM sample ORDER BY key")
         yield from self._keys("SELECT key FROM todo WHERE key NOT IN (SELECT key FROM sample) ORDER BY key")
+
+    def to_sniff(self) -> Iterator[str]:
+        """Keys to be decoded, in an order of no meaning."""
+        yield from self._keys("SELECT key FROM todo ORDER BY shuffle, key")
 
     def num_to_hash(self) -> int:
         return self._number("SELECT COUNT(*) FROM todo WHERE hash_first")
@@ -163,6 +178,19 @@ class Ledger:
     def keep(self, key: str) -> None:
         """The file could not be read this time: what is known of it stays."""
         self._db.execute("INSERT OR IGNORE INTO current SELECT * FROM known WHERE key = ?", (_text(key),))
+
+    def keep_unread(self) -> None:
+        """The run was cut short: what is known of files that were not read yet stays."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO current SELECT k.* FROM known k JOIN todo t USING (key) JOIN found f USING (key)"
+            " WHERE NOT EXISTS (SELECT 1 FROM skipped s WHERE s.key = k.key)"
+        )
+
+    def verified(self) -> tuple[int, list[str]]:
+        """Of the files with a known size and time: how many there are, and those that hold something else."""
+        query = f"SELECT u.key FROM ({_UNCHANGED}) u LEFT JOIN current c USING (key)"
+        differ = list(self._keys(f"{query} WHERE c.id IS NOT u.id ORDER BY u.key"))
+        return self._number(f"SELECT COUNT(*) FROM ({query})"), differ
 
     def claim(self, record_id: str) -> bool:
         """Whether this content has to be embedded: it has no vectors yet, or those of an older whitening."""
@@ -241,15 +269,20 @@ class Ledger:
         return int(self._db.execute(query, values).fetchone()[0])
 
     def _keys(self, query: str) -> Iterator[str]:
-        """A query's only column, read from a copy, so that the tables may change in between."""
+        """A query's only column, keys or record ids."""
+        for (value,) in self._rows(query):
+            yield _key(value) if isinstance(value, bytes) else value
+
+    def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """A query's rows, read from a copy, so that the tables may change in between."""
         self._copies += 1
         copy = f"copy_{self._copies}"
         self._db.execute(f"CREATE TEMP TABLE {copy} AS {query}")
         last = 0
         while rows := self._db.execute(f"SELECT rowid, * FROM {copy} WHERE rowid > ? LIMIT 1000", (last,)).fetchall():
             last = rows[-1][0]
-            for _, value in rows:
-                yield _key(value) if isinstance(value, bytes) else value
+            for _, *row in rows:
+                yield tuple(row)
         self._db.execute(f"DROP TABLE {copy}")
 
 

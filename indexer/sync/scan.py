@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import SeenitError
+from ..errors import AwayError, SeenitError
 from ..images.find import FoundFile, Unreadable, find_files
 from ..index.keys import Roots, relative_parts
 from ..index.manifest import Manifest
 from ..index.skipped import read_skipped
 from ..store.protocol import Store, StoredFile, is_url
 from .ledger import Ledger
+from .options import SyncOptions
 
 
 @dataclass
@@ -23,7 +24,8 @@ class _Run:
     ledger: Ledger
     roots: Roots
     scopes: list[str]  # folder keys that this run brings in line
-    follow_links: bool = False  # also out of the folders
+    options: SyncOptions
+    exclude: tuple[str, ...]  # patterns of what is left out: the index's own and those of this run
     links_out: int = 0  # that were met and not followed
     unreadable: list[str] = field(default_factory=list)
     embedded: int = 0
@@ -53,7 +55,21 @@ def _scopes(
     return roots, sorted({*scopes, *absorbed}), absorbed
 
 
-def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed: set[str], allow_empty: bool) -> None:
+def _patterns(manifest: Manifest | None, options: SyncOptions) -> tuple[str, ...]:
+    """What is left out from now on; SeenitError where a pattern is to be forgotten that is not remembered."""
+    remembered = manifest.exclude if manifest else ()
+    for pattern in options.no_exclude:
+        if pattern not in remembered:
+            known = ", ".join(remembered) or "none"
+            raise SeenitError(f"no pattern {pattern!r} is remembered by the index; those that are: {known}")
+    for pattern in options.exclude:
+        if not pattern.strip() or pattern.startswith("#") or "\n" in pattern:
+            raise SeenitError(f"{pattern!r} leaves nothing out; write a pattern as in a .gitignore: *.tif, private/")
+    kept = (pattern for pattern in remembered if pattern not in options.no_exclude)
+    return tuple(dict.fromkeys([*kept, *options.exclude]))
+
+
+def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed: set[str]) -> None:
     """Fill the ledger from store and disk, and settle what is unchanged."""
     ledger = run.ledger
     if run.store is not None and manifest is not None:
@@ -63,15 +79,16 @@ def _take_stock(run: _Run, manifest: Manifest | None, location: object, absorbed
         if scope.split("/")[0] not in absorbed:
             ledger.add_found(_files_below(run, scope, location))
     for scope in run.scopes:
-        if scope in absorbed or allow_empty:
+        if scope in absorbed or run.options.allow_empty:
             continue
         held = ledger.num_known_in(scope)
         if held and not ledger.num_found_in(scope):
-            raise SeenitError(
-                f"{run.roots.path(scope)} is empty now, but the index holds {held} of its images (a drive that is not"
-                " mounted?); if they are meant to go: seenit index --allow-empty"
+            why = "a drive that is not mounted" + (", or all of it excluded?" if run.exclude else "?")
+            raise AwayError(
+                f"{run.roots.path(scope)} is empty now, but the index holds {held} of its images ({why}); if they are"
+                " meant to go: seenit index --allow-empty"
             )
-    ledger.settle(run.scopes)
+    ledger.settle(run.scopes, retry=run.options.retry, verify=run.options.verify)
 
 
 def _files_below(run: _Run, scope: str, location: object) -> Iterator[StoredFile]:
@@ -82,7 +99,14 @@ def _files_below(run: _Run, scope: str, location: object) -> Iterator[StoredFile
     def count_link(link: str) -> None:
         run.links_out += 1
 
-    for found in find_files([folder], exclude_dirs=exclude, follow_links=run.follow_links, on_link_out=count_link):
+    for found in find_files(
+        [folder],
+        exclude_dirs=exclude,
+        follow_links=run.options.follow_links,
+        exclude=run.exclude,
+        within=run.roots.path(scope.split("/")[0]),
+        on_link_out=count_link,
+    ):
         rest = found.path[len(start) :]
         key = f"{scope}/{rest if os.sep == '/' else rest.replace(os.sep, '/')}" if rest else scope
         if isinstance(found, Unreadable):

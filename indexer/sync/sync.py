@@ -7,27 +7,28 @@ that is embedded first; once the corpus has outgrown them they are fitted again.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ..backbone.load_once import LoadOnce, load_once
-from ..errors import SeenitError, StoreError
+from ..errors import AwayError, SeenitError, StoreError
+from ..images.decode import SNIFF_BYTES
 from ..images.find import Unreadable
-from ..images.jobs import Broken, Changed, Decoded, Hashed, Job, NotAImage, Outcome, Vanished
+from ..images.jobs import Batch, BeginsLikeImage, Broken, Changed, Decoded, Hashed, Job, NotAnImage, Outcome, Vanished
 from ..images.pool import DecodePool
-from ..index.index import WAIT_S
-from ..index.manifest import BLOB as MANIFEST_BLOB
-from ..index.manifest import Manifest, read_manifest, write_manifest
+from ..index.manifest import MANIFEST_BLOB, Manifest, read_manifest, write_manifest
 from ..index.skipped import SkippedFile, write_skipped
+from ..messages import Say, say_nothing
+from ..printable import quoted
 from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
 from ..store.open import open_store
 from ..store.protocol import Store, StoredFile, is_url
 from .ledger import Ledger
-from .scan import _Run, _scopes, _take_stock
+from .options import SyncOptions
+from .progress import Progress, stage
+from .scan import _patterns, _Run, _scopes, _take_stock
 from .summary import Summary, _skip_reasons
 
 if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does without
@@ -37,6 +38,9 @@ if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does wit
 OUTGROWN = 4  # the statistics are fitted anew when the corpus is this many times what they saw
 DEFAULT_RESOLUTION = 224  # pixels
 SAVE_SKIPPED_EVERY_S = 60.0
+NAMED = 10  # files in one line
+# Chosen with sync_speed.py on 10,000 small files; flat from 16 to 256 files
+BATCH_FILES, BATCH_BYTES = 64, 4_000_000
 
 
 def default_index(folders: Sequence[str | Path]) -> Path:
@@ -50,33 +54,19 @@ def sync_folder(
     folders: str | Path | Sequence[str | Path] = (),
     index: str | Path | None = None,
     *,
+    options: SyncOptions = SyncOptions(),
     backbone: "Backbone | LoadOnce | str | Path | None" = None,
-    resolution: int | None = None,
-    tokens: str | None = None,
-    workers: int | None = None,
-    dry_run: bool = False,
-    allow_empty: bool = False,
-    follow_links: bool = False,
-    wait_s: float = WAIT_S,
-    progress: bool = False,
+    progress: Progress = False,
     stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
 ) -> Summary:
     """Bring the index in line with the folders; what it holds of other folders stays.
 
     folders      one or several; none: every folder that the index already mirrors
     index        a folder or a server's URL; default: `.seenit` in the one folder
+    options      see SyncOptions
     backbone     a name, a path, a loaded Backbone or a LoadOnce; default: the index's own, for a new index `auto`
-    resolution   pixels; an image is seen at about resolution x resolution pixels in its own aspect; default: the
-                 index's own, for a new index 224
-    tokens       how much of its patches an image keeps: compact (1 kB), balanced (3 kB) or full (49 kB); default: the
-                 index's own, for a new index balanced
-    workers      decoding processes; default: as many as cores
-    dry_run      change nothing, say what would be done (files are compared; new ones are not opened as images)
-    allow_empty  accept that a folder with indexed images is now empty
-    follow_links also index what links to files and folders outside of the indexed folders lead to
-    wait_s       how long to wait for another process that writes this index
-    progress     a progress bar on stderr
+    progress     True: a bar on stderr; a function: gets what is being done, how much of it is done, and of how much
     stop         asked between images; once it says True the batch in hand is finished and the run ends
     say          gets one line for the user now and then
 
@@ -87,12 +77,13 @@ def sync_folder(
     location = index if index is not None else default_index(folders)
     for folder in folders:
         if not Path(folder).is_dir():
-            what = "is a file, not a folder" if Path(folder).exists() else "is not there; nothing was changed"
-            raise SeenitError(f"cannot index {folder}: it {what}")
+            if Path(folder).exists():
+                raise SeenitError(f"cannot index {folder}: it is a file, not a folder; name the folder that holds it")
+            raise AwayError(f"cannot index {folder}: it is not there; nothing was changed")
     is_new = not is_url(location) and not is_index_folder(location)
     if is_new and not is_url(location):
         refuse_foreign(Path(location))
-    store = None if is_new else open_store(location, write=not dry_run, wait_s=wait_s)
+    store = None if is_new else open_store(location, write=not options.dry_run, wait_s=options.wait_s)
     asked = load_once(backbone, say)
     ledger = Ledger()
     try:
@@ -100,40 +91,44 @@ def sync_folder(
         if manifest is None and not folders:
             raise SeenitError(f"nothing is indexed at {location} yet; name a folder: seenit index FOLDER --index ...")
         roots, scopes, absorbed = _scopes(str(location), manifest, folders)
-        run = _Run(store, ledger, roots, scopes, follow_links)
-        _check_request(manifest, asked, resolution, tokens, location)
-        _take_stock(run, manifest, location, absorbed, allow_empty)
+        run = _Run(store, ledger, roots, scopes, options, _patterns(manifest, options))
+        _check_request(manifest, asked, options, location)
+        _take_stock(run, manifest, location, absorbed)
         if manifest is None and not ledger.num_to_decode():
-            raise SeenitError(f"no files in {', '.join(map(str, folders))}; name a folder with images")
-        if dry_run:
-            _hash_likely_renames(run, stop, workers, progress)
+            raise AwayError(f"no files in {', '.join(map(str, folders))}; name a folder with images")
+        if options.dry_run:
+            _hash_likely_renames(run, stop, progress)
             return _dry_summary(run, manifest, str(location), started)
         if store is None:
-            store = run.store = open_store(location, write=True, wait_s=wait_s)
+            store = run.store = open_store(location, write=True, wait_s=options.wait_s)
         assert store is not None
         if manifest is not None:
-            manifest = replace(manifest, roots={key: roots.stored_form(path) for key, path in roots.folders.items()})
+            stored_roots = {key: roots.stored_form(path) for key, path in roots.folders.items()}
+            manifest = replace(manifest, roots=stored_roots, exclude=run.exclude)
             write_manifest(store, manifest)
-        interrupted = not _hash_likely_renames(run, stop, workers, progress)
+        interrupted = not _hash_likely_renames(run, stop, progress)
         if not interrupted and ledger.num_to_decode():
-            manifest, interrupted = _embed_all(run, manifest, asked, resolution, tokens, workers, progress, stop, say)
+            manifest, interrupted = _embed_all(run, manifest, asked, progress, stop, say)
         if manifest is None and not interrupted:
             reasons = ", ".join(f"{count} {reason}" for reason, count in _skip_reasons(ledger).items())
-            raise SeenitError(
+            raise AwayError(
                 f"no images in {', '.join(map(str, folders))}"
                 f"{f' ({reasons})' if reasons else ''}; name a folder with images"
             )
+        if interrupted:
+            ledger.keep_unread()
         if manifest is not None:
             _bring_files_in_line(store, ledger, interrupted)
             if absorbed and not interrupted:
                 manifest = manifest.without_roots(absorbed)
                 write_manifest(store, manifest)
             _remember_skipped(run)
-        notes: list[str] = []
+        notes = _verified_notes(run) if options.verify and not interrupted else []
         if run.links_out:
             notes.append(f"{run.links_out:,} links lead out of the folders and were not followed; see --follow-links")
         if run.embedded and not interrupted:
             notes += _optimize(store, progress, stop)
+            interrupted = stop()
         return Summary(
             index=str(location),
             changes=ledger.changes(),
@@ -158,14 +153,20 @@ def sync_folder(
                 remove_blank(Path(location))  # made by this run, holds nothing
 
 
-def _optimize(store: Store, progress: bool, stop: Callable[[], bool]) -> list[str]:
+def _verified_notes(run: _Run) -> list[str]:
+    num_read, differ = run.ledger.verified()
+    if not differ:
+        return [f"{num_read:,} files of unchanged size and time were read again; all hold what was indexed"]
+    names = ", ".join(quoted(run.roots.path(key)) for key in differ[:NAMED])
+    return [
+        f"{len(differ):,} of {num_read:,} files of unchanged size and time hold something else than what was indexed,"
+        f" or cannot be read: {names}{', ...' if len(differ) > NAMED else ''}"
+    ]
+
+
+def _optimize(store: Store, progress: Progress, stop: Callable[[], bool]) -> list[str]:
     """Build the graph of neighbours; what the user should know where that was not possible."""
-    with tqdm(unit=" images", desc="linking neighbours", disable=not progress, leave=False) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with stage("linking neighbours", 0, " images", progress) as report:
         try:
             store.optimize(progress=report, stop=stop)
         except StoreError as error:  # all is written; without the graph a search compares with every image
@@ -179,18 +180,18 @@ def _optimize(store: Store, progress: bool, stop: Callable[[], bool]) -> list[st
 def _check_request(
     manifest: Manifest | None,
     backbone: LoadOnce,
-    resolution: int | None,
-    tokens: str | None,
+    options: SyncOptions,
     location: object,
 ) -> None:
     """Refuse what does not fit an existing index."""
+    resolution, tokens = options.resolution, options.tokens
     if resolution is not None and not 56 <= resolution <= 1036:
         raise SeenitError(f"a resolution of {resolution} pixels makes no sense; take one from 56 to 1036")
     if manifest is None:
         if tokens is not None:
-            from ..descriptor.embedder import recipe_named
+            from ..descriptor.embedder import config_named
 
-            recipe_named(tokens)
+            config_named(tokens)
         return
     if resolution is not None and resolution != manifest.resolution:
         raise SeenitError(
@@ -198,10 +199,10 @@ def _check_request(
             " make another one with --index"
         )
     if tokens is not None:
-        from ..descriptor.embedder import recipe_named
-        from ..index.statistics import recipe_of
+        from ..descriptor.embedder import config_named
+        from ..index.statistics import config_of
 
-        if recipe_named(tokens) != recipe_of(manifest, location):
+        if config_named(tokens) != config_of(manifest, location):
             raise SeenitError(
                 f"the index at {location} was not made with --tokens {tokens}; make another one with --index"
             )
@@ -215,7 +216,7 @@ def _check_request(
 # ---- reading and embedding ----
 
 
-def _hash_likely_renames(run: _Run, stop: Callable[[], bool], workers: int | None, progress: bool) -> bool:
+def _hash_likely_renames(run: _Run, stop: Callable[[], bool], progress: Progress) -> bool:
     """Settle files whose size is a known one by their hash alone; False if stopped."""
     ledger = run.ledger
     total = ledger.num_to_hash()
@@ -223,19 +224,19 @@ def _hash_likely_renames(run: _Run, stop: Callable[[], bool], workers: int | Non
         return True
     keys = {}
 
-    def jobs() -> Iterator[Job]:
-        for key in ledger.to_hash():
+    def files() -> Iterator[tuple[Job, int]]:
+        for key, size in ledger.to_hash():
             path = run.roots.path(key)
             keys[path] = key
-            yield Job(path, "hash")
+            yield Job(path, "hash"), size
 
     with (
-        DecodePool(workers=workers) as pool,
-        tqdm(total=total, unit="file", desc="comparing", disable=not progress, leave=False) as bar,
+        DecodePool(workers=run.options.workers) as pool,
+        stage("comparing", total, "file", progress) as report,
     ):
-        for outcome in pool.run(jobs()):
+        for done, outcome in enumerate(pool.run(_in_batches(files())), start=1):
             key = keys.pop(outcome.path)
-            bar.update()
+            report(done, total)
             if isinstance(outcome, Hashed) and ledger.is_known(outcome.id):
                 ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
                 ledger.done(key)
@@ -244,41 +245,51 @@ def _hash_likely_renames(run: _Run, stop: Callable[[], bool], workers: int | Non
     return True
 
 
+def _in_batches(files: Iterable[tuple[Job, int]]) -> Iterator[Batch]:
+    """Jobs on files of so many bytes, as few as make BATCH_BYTES, or BATCH_FILES, together."""
+    jobs: list[Job] = []
+    held = 0
+    for job, size in files:
+        jobs.append(job)
+        held += size
+        if held >= BATCH_BYTES or len(jobs) >= BATCH_FILES:
+            yield Batch(tuple(jobs))
+            jobs, held = [], 0
+    if jobs:
+        yield Batch(tuple(jobs))
+
+
 def _embed_all(
     run: _Run,
     manifest: Manifest | None,
     asked: LoadOnce,
-    resolution: int | None,
-    tokens: str | None,
-    workers: int | None,
-    progress: bool,
+    progress: Progress,
     stop: Callable[[], bool],
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[Manifest | None, bool]:
     """Decode, embed and write what has no vectors of today's whitening; the manifest then, and whether stopped."""
-    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, recipe_named
-    from ..index.statistics import check_backbone, read_whitening, recipe_of
+    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, config_named
+    from ..index.statistics import check_backbone, config_of, read_whitening
     from .writer import FIT_SAMPLE, Writer
 
     assert run.store is not None
-    ledger = run.ledger
+    ledger, options = run.ledger, run.options
     backbone = asked.load(manifest.backbone if manifest else "auto")
     if manifest is not None:
         check_backbone(manifest, backbone, run.store.location)
-    recipe = recipe_of(manifest, run.store.location) if manifest else recipe_named(tokens or DEFAULT_TOKENS)
-    embedder = Embedder(backbone, manifest.resolution if manifest else resolution or DEFAULT_RESOLUTION, recipe)
+    config = config_of(manifest, run.store.location) if manifest else config_named(options.tokens or DEFAULT_TOKENS)
+    embedder = Embedder(backbone, manifest.resolution if manifest else options.resolution or DEFAULT_RESOLUTION, config)
     whitening = None
     if manifest is not None:
-        whitening = read_whitening(run.store, manifest, embedder.recipe)
-        grown_to = ledger.num_known() + ledger.num_to_decode() - ledger.num_stale()
-        if manifest.fitted_on < FIT_SAMPLE and grown_to >= OUTGROWN * max(manifest.fitted_on, 1):
+        whitening = read_whitening(run.store, manifest, embedder.config)
+        if manifest.fitted_on < FIT_SAMPLE and _has_grown_to(run, OUTGROWN * max(manifest.fitted_on, 1), stop):
             say(
                 f"the index has outgrown the {manifest.fitted_on} images that its statistics were fitted on:"
                 " fitting them again"
             )
             ledger.make_all_stale()
             whitening = None
-    writer = Writer(run.store, ledger, run.roots, embedder, manifest, whitening)
+    writer = Writer(run.store, ledger, run.roots, embedder, manifest, whitening, run.exclude)
     keys: dict[str, str] = {}
 
     def jobs() -> Iterator[Job]:
@@ -289,12 +300,13 @@ def _embed_all(
 
     began = time.monotonic()
     interrupted = False
+    total = ledger.num_to_decode()
     with (
-        DecodePool(workers=workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size) as pool,
-        tqdm(total=ledger.num_to_decode(), unit="img", desc="indexing", disable=not progress, smoothing=0.1) as bar,
+        DecodePool(options.workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size) as pool,
+        stage("indexing", total, "img", progress) as report,
     ):
-        for outcome in pool.run(jobs()):
-            bar.update()
+        for done, outcome in enumerate(pool.run(jobs()), start=1):
+            report(done, total)
             _take(run, writer, keys.pop(outcome.path), outcome)
             if stop():
                 interrupted = True
@@ -305,6 +317,36 @@ def _embed_all(
     return writer.manifest, interrupted
 
 
+def _has_grown_to(run: _Run, count: int, stop: Callable[[], bool]) -> bool:
+    """Whether the index will hold so many images, as far as the first bytes of new files tell.
+
+    Photo services lay a side file beside each image; they are set apart here, and remembered like any that is no image.
+    """
+    ledger = run.ledger
+    missing = count - ledger.num_known()
+    if missing <= 0 or ledger.num_to_decode() - ledger.num_stale() < missing:
+        return missing <= 0
+    keys: dict[str, str] = {}
+
+    def files() -> Iterator[tuple[Job, int]]:
+        for key in ledger.to_sniff():
+            path = run.roots.path(key)
+            keys[path] = key
+            yield Job(path, "sniff"), SNIFF_BYTES
+
+    with DecodePool(run.options.workers) as pool:
+        for outcome in pool.run(_in_batches(files())):
+            key = keys.pop(outcome.path)
+            if isinstance(outcome, NotAnImage):
+                ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, None))
+                ledger.done(key)
+            elif isinstance(outcome, BeginsLikeImage):
+                missing -= 1
+            if missing <= 0 or stop():
+                break
+    return missing <= 0
+
+
 def _take(run: _Run, writer: "Writer", key: str, outcome: Outcome) -> None:
     """Enter one outcome of the pool into the books."""
     ledger = run.ledger
@@ -312,7 +354,7 @@ def _take(run: _Run, writer: "Writer", key: str, outcome: Outcome) -> None:
         ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
         if ledger.claim(outcome.id):
             writer.add(outcome)
-    elif isinstance(outcome, NotAImage):
+    elif isinstance(outcome, NotAnImage):
         ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, None))
     elif isinstance(outcome, Broken):
         ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, outcome.reason))

@@ -35,7 +35,9 @@ class Writer:
         embedder: Embedder,
         manifest: Manifest | None,
         whitening: Whitening | None,
+        exclude: tuple[str, ...] = (),
     ) -> None:
+        """`exclude`: the patterns that a new manifest remembers."""
         self.manifest = manifest
         self.written = 0  # records
         self.refitted = False
@@ -44,6 +46,7 @@ class Writer:
         self._roots = roots
         self._embedder = embedder
         self._whitening = whitening
+        self._exclude = exclude
         self._buckets: dict[tuple[int, int], list[Decoded]] = {}
         self._held: list[tuple[list[Decoded], PooledFeatures]] = []
         self._num_held = 0
@@ -85,10 +88,11 @@ class Writer:
             backbone=self._embedder.backbone.spec,
             backbone_hash=self._embedder.backbone.hash,
             resolution=self._embedder.resolution,
-            descriptor=self._embedder.recipe.settings,
+            descriptor=self._embedder.config.settings,
             whitening_id=self._whitening.id,
             fitted_on=self._num_held,
             roots=roots,
+            exclude=self._exclude,
         )
         self._store.ensure(Schema(self._whitening.global_dim))
         self._store.write_blob(WHITENING_BLOB, save_whitening(self._whitening))
@@ -101,7 +105,7 @@ class Writer:
     def _to_records(self, images: list[Decoded], pooled: PooledFeatures) -> None:
         assert self._whitening is not None
         vectors, tokens = apply(pooled, self._whitening)
-        bits = self._whitening.recipe.token_bits
+        bits = self._whitening.config.token_bits
         tags = self._store.tags_of([image.id for image in images])
         for n, image in enumerate(images):
             self._records.append(

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from indexer.errors import ImageError
-from indexer.images.decode import DEFAULT_LIMITS, decode
-from indexer.images.find import open_regular, os_reason
+from indexer.images.decode import decode, read_image_file
 
-from .groups import AS_DETAILED, Pair, inverse
-from .local import Box, Place, compare_locally
+from ..geometry import inverse_numpy, zoom
+from .groups import AS_DETAILED, Pair
+from .local import PixelBox, Place, compare_locally
 from .provenance import Jpeg, made_from, read_jpeg
 
 BORDER_SIDE = 256  # pixels of the sides of the square on which is looked for what only one of two shows
@@ -70,7 +70,7 @@ class Closer:
         return ""
 
 
-def in_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+def in_pixels(box: PixelBox, width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, width and height in pixels of an image of that size."""
     x, y, across, down = box
     return round(x * width), round(y * height), max(1, round(across * width)), max(1, round(down * height))
@@ -93,7 +93,7 @@ def _looked_at(pair: Pair, path_of: Callable[[int], str]) -> Closer:
     except ImageError as error:
         return Closer(pair.first, pair.second, why=f"may be a copy: it could not be compared ({error.reason})")
     found = compare_locally(first.image, second.image, pair.transform)
-    only = _shows_more(first.image, pair.transform), _shows_more(second.image, inverse(pair.transform))
+    only = _shows_more(first.image, pair.transform), _shows_more(second.image, inverse_numpy(pair.transform))
     lesser, better = _lesser(pair, first, second)
     return Closer(pair.first, pair.second, found.places, *only, "" if found.can_tell else MAY_BE, lesser, better)
 
@@ -112,13 +112,7 @@ class _Opened:
 
 def _read(path: str) -> _Opened:
     """ImageError where it cannot be read any more."""
-    try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > DEFAULT_LIMITS.max_file_bytes:
-                raise ImageError(path, "it is too large")
-            data = file.read()
-    except OSError as error:
-        raise ImageError(path, os_reason(error)) from None
+    data = read_image_file(path)
     decoded, jpeg = decode(data, path=path), read_jpeg(data)
     return _Opened(decoded.image, jpeg, jpeg is not None or decoded.format != "JPEG")
 
@@ -154,20 +148,20 @@ def _lesser(pair: Pair, first: _Opened, second: _Opened) -> tuple[int | None, st
         made = [
             source.jpeg is not None and made_from(source.jpeg, other.image, way, _steps(other))
             for source, other, way in (
-                (second, first, inverse(pair.transform)),
+                (second, first, inverse_numpy(pair.transform)),
                 (first, second, pair.transform),
             )
         ]
         if made[0] != made[1]:
             return (pair.first if made[0] else pair.second), "the other was made from it"
-    zoom = _pixels_for_each(pair.transform, first.image, second.image)
+    larger = zoom(pair.transform, first.image.size, second.image.size)
     ways = (
-        (pair.first, first.image, pair.transform, zoom),
-        (pair.second, second.image, inverse(pair.transform), 1 / zoom),
+        (pair.first, first.image, pair.transform, larger),
+        (pair.second, second.image, inverse_numpy(pair.transform), 1 / larger),
     )
     for number, (row, image, way, detail) in enumerate(ways):
-        larger = pair.overlap[number] <= FRAMED and pair.overlap[1 - number] >= COVERED
-        if larger and detail >= AS_DETAILED and _is_framed(image, way):
+        around = pair.overlap[number] <= FRAMED and pair.overlap[1 - number] >= COVERED
+        if around and detail >= AS_DETAILED and _is_framed(image, way):
             return row, "it shows as much without a frame or empty corners"
     return None, ""
 
@@ -194,11 +188,6 @@ def _beside(image: Image.Image, way: np.ndarray) -> tuple[np.ndarray, np.ndarray
     x, y = np.meshgrid(middle, middle)
     places = np.stack([x, y, np.ones_like(x)], -1) @ way.T  # (S, S, 2)
     return colours, np.maximum(-places, places - 1).max(-1) > BORDER
-
-
-def _pixels_for_each(transform: np.ndarray, first: Image.Image, second: Image.Image) -> float:
-    """Pixels along a line in the second image for each in the first."""
-    return float(abs(np.linalg.det(transform[:, :2]) * np.prod(second.size) / np.prod(first.size)) ** 0.5)
 
 
 def _colour(image: Image.Image) -> float:

@@ -6,8 +6,8 @@ import os
 import shutil
 import stat
 
-from indexer.errors import SeenitError
-from indexer.images.find import os_reason, stamp_ns
+from indexer.errors import SeenitError, os_reason
+from indexer.images.find import stamp_ns
 
 from .names import Name, reach, why_not
 from .outcome import File

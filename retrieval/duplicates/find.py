@@ -32,7 +32,7 @@ from .confirm import (
     scenes_among,
     worth_a_look,
 )
-from .groups import SAME_IMAGE, Pair, in_words
+from .groups import SAME_IMAGE, Pair, describe_change
 from .keeper import Folders, files_in_order, keeping_order, why_file_before, why_never
 from .options import DuplicateOptions
 from .outcome import Difference, Duplicates, File, Group, GroupMember
@@ -92,10 +92,10 @@ def find_duplicates(
 
 
 def _keys_of(index: Index, folder: str | Path) -> tuple[str, ...]:
-    """A folder's keys; SeenitError where no image lies in it: a name written wrongly must not protect nothing."""
+    """Keys of a folder with images; a mistyped reference folder would protect nothing."""
     keys = tuple(index.folder_keys(folder))
     if not index.store.count(Filter(under=keys)):
-        raise SeenitError(f"no image of the index at {index.location} lies in {folder}; name a folder that was indexed")
+        raise SeenitError(f"no images below {folder} in the index at {index.location}; name a folder that was indexed")
     return keys
 
 
@@ -132,7 +132,7 @@ class _Search:
             count = len(vectors.unusual)
             self.notes.append(f"left out {count} with damaged vectors; to make them anew: seenit index in a new place")
         listed = list(self.store.list_files())
-        patterns = self._read_patterns(vectors.ids)
+        patterns = self._read_patterns(vectors.ids, listed)
         found, within = self._candidates(vectors, patterns, listed)
         names = beside_raw(listed)
         rows = np.union1d(found.first, found.second).tolist()
@@ -195,12 +195,12 @@ class _Search:
     def path_of(self, record: Record) -> str:
         return self._roots.path(self._first_there(record.files).key)
 
-    def _read_patterns(self, ids: Sequence[str]) -> Patterns:
+    def _read_patterns(self, ids: Sequence[str], listed: Sequence[Listed]) -> Patterns:
         """What every image looks like, by row."""
         thumbnails = Thumbnails(len(ids), 2 * PATTERN_SIDE, self.workers)
         row_of = {id: row for row, id in enumerate(ids)}
-        listed = {row_of[one.id]: one for one in self.store.list_files() if one.id in row_of and one.files}
-        self.read(thumbnails, listed, "looking")
+        by_row = {row_of[one.id]: one for one in listed if one.id in row_of and one.files}
+        self.read(thumbnails, by_row, "looking")
         if thumbnails.missing:
             gone = ", ".join(sorted(set(thumbnails.missing.values())))
             self.notes.append(
@@ -208,7 +208,7 @@ class _Search:
                 f" seenit index --index {self.store.location}"
             )
         found = empty_patterns(len(ids))
-        there = [row for row in listed if thumbnails.has(row)]
+        there = [row for row in by_row if thumbnails.has(row)]
         for start in range(0, len(there), PATTERNS_AT_ONCE):
             rows = there[start : start + PATTERNS_AT_ONCE]
             images = thumbnails.of(rows)
@@ -248,7 +248,7 @@ class _Search:
         sizes = settling.sizes
         reason = closer.stays(pair.second, *sizes[pair.first]) if closer else ""
         places = closer.places if closer else ()
-        how = in_words(pair, sizes) if pair.stays != PAIR else "raw and image of one shot"
+        how = describe_change(pair, sizes) if pair.stays != PAIR else "raw and image of one shot"
         apart = OTHER_PHOTO if pair.level == "scene" else ""
         apart = IN_REFERENCE if self._is_reference(record) else apart
         return GroupMember(

@@ -1,4 +1,4 @@
-"""After files were moved away the index lets go of them at once: no search shows a path with nothing behind it."""
+"""Files that were moved away are removed from the index at once, so that no search shows a path without a file."""
 
 from collections.abc import Iterable
 from contextlib import closing

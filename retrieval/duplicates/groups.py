@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..geometry import square
+from ..geometry import inverse_numpy, zoom
 
 Level = Literal["exact", "near", "scene"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -62,7 +62,7 @@ class Pair:
         """The same from the second one's side."""
         back = None
         if self.transform is not None:
-            back = inverse(self.transform)
+            back = inverse_numpy(self.transform)
         return Pair(self.second, self.first, self.level, self.similarity, back, self.overlap[::-1], self.stays)
 
 
@@ -157,18 +157,13 @@ def _side_by_side(pairs: Sequence[Pair]) -> set[int]:
     if len(parts) < 2:
         return set()
     corners = np.array([(0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)])
-    places = [corners @ inverse(pair.transform).T for pair in parts if pair.transform is not None]
+    places = [corners @ inverse_numpy(pair.transform).T for pair in parts if pair.transform is not None]
     placed = np.stack(places).clip(0, 1)  # (P, 4, 2) in the one
     low, high = placed.min(1), placed.max(1)  # (P, 2)
     shared = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(0).prod(2)  # (P, P)
     area = (high - low).prod(1)
     apart = (shared < APART * np.minimum(area[:, None], area)).any(1)
     return {pair.second for pair, alone in zip(parts, apart, strict=True) if alone}
-
-
-def inverse(transform: np.ndarray) -> np.ndarray:
-    """The transform (2, 3) back."""
-    return np.asarray(np.linalg.pinv(square(transform))[:2])
 
 
 def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
@@ -187,10 +182,11 @@ def stays(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
 
 def zoom_of(pair: Pair, sizes: dict[int, tuple[int, int]]) -> float:
     """Pixels along a line in the second image for each in the first."""
-    return math.sqrt(abs(float(np.linalg.det(_in_pixels(pair, sizes)))))
+    assert pair.transform is not None
+    return zoom(pair.transform, sizes[pair.first], sizes[pair.second])
 
 
-def in_words(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
+def describe_change(pair: Pair, sizes: dict[int, tuple[int, int]]) -> str:
     """What was done to the first image to make the second: `mirrored, turned by 90 degrees, cropped to 64 %`."""
     if pair.transform is None:
         return ""

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
 
-from ..geometry import inverse
+from ..geometry import inverse, zoom
 from .appearance import Toned, blurred, equally_sharp, in_tone_of
 from .proof import better, refined
 
@@ -46,15 +46,15 @@ MOST_PLACES = 8  # that are named
 EDGE = 3  # pixels at the border of what is shared that are not looked at
 
 
-Box = tuple[float, float, float, float]  # left, top, width, height
+PixelBox = tuple[float, float, float, float]  # left, top, width, height
 
 
 @dataclass(frozen=True)
 class Place:
     """Where two images differ, in fractions of the first and of the second."""
 
-    in_first: Box
-    in_second: Box
+    in_first: PixelBox
+    in_second: PixelBox
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,22 @@ class Local:
         return self.blind < BLIND
 
 
-def compare_locally(first: Image.Image, second: Image.Image, transform: np.ndarray, boxes: Sequence[Box] = ()) -> Local:
+def compare_locally(
+    first: Image.Image, second: Image.Image, transform: np.ndarray, boxes: Sequence[PixelBox] = ()
+) -> Local:
     """Compare what two RGB images share.
 
     transform  (2, 3)  from fractions of the first to fractions of the second, as the proof found it
     boxes      places in fractions of the first that are asked about
     """
-    to_second = np.diag(second.size) @ transform[:, :2] @ np.diag(1 / np.array(first.size, float))
-    zoom = math.sqrt(max(abs(float(np.linalg.det(to_second))), 1e-6))  # pixels of the second for each of the first
-    swap = zoom < 1
+    larger = max(zoom(transform, first.size, second.size), 1e-3)
+    swap = larger < 1
     frame, moving = (second, first) if swap else (first, second)
     way = torch.from_numpy(np.asarray(transform, np.float32))[None]
     way = inverse(way) if swap else way
     share = min(1.0, math.sqrt(MOST_PIXELS / (frame.width * frame.height)))
     frame = _sized(frame, share)
-    moving = _sized(moving, share * (zoom if swap else 1 / zoom))
+    moving = _sized(moving, share * (larger if swap else 1 / larger))
     way = _refined_on_squares(frame, moving, way)
     colours, others = _planes(frame), _planes(moving)  # (3, H, W)
     warped, inside = _warped(others, way, colours.shape[1:])
@@ -104,7 +105,7 @@ def compare_locally(first: Image.Image, second: Image.Image, transform: np.ndarr
     return Local(places, float(strength.max()), blind, within)
 
 
-def _part(values: Tensor, box: Box) -> Tensor:
+def _part(values: Tensor, box: PixelBox) -> Tensor:
     """What of (H, W) lies in a box."""
     height, width = values.shape
     rows = slice(math.floor(box[1] * height), math.ceil((box[1] + box[3]) * height))
@@ -275,7 +276,7 @@ def _place(box: tuple[int, int, int, int], way: Tensor, size: torch.Size, swap: 
     return Place(there, here) if swap else Place(here, there)
 
 
-def _moved(box: Box, way: Tensor) -> Box:
+def _moved(box: PixelBox, way: Tensor) -> PixelBox:
     """The box around a box that a transform (1, 2, 3) moved."""
     left, top, width, height = box
     corners = np.array([(x, y, 1) for x in (left, left + width) for y in (top, top + height)])

@@ -13,15 +13,15 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from indexer.errors import SeenitError
-from indexer.images.find import open_regular, os_reason
+from indexer.errors import SeenitError, os_reason
+from indexer.images.find import open_regular
 from indexer.index.keys import Roots, relative_parts
+from indexer.messages import Say, say_nothing
 
 from .files import PART, move_name, why_not_itself
 from .names import reach, why_not
@@ -64,7 +64,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class MoveManifest:
     """What may be put back: the folder that holds the moved files, the folders they may go to, and the moves."""
 
     path: str
@@ -73,7 +73,7 @@ class Manifest:
     moves: tuple[Move, ...]
 
 
-def move_spare(found: Duplicates, target: str | Path, say: Callable[[str], None] = lambda line: None) -> Moved:
+def move_spare(found: Duplicates, target: str | Path, say: Say = say_nothing) -> Moved:
     """Move what may be given up for its group's keeper below `target`, keeping the folders it lies in.
 
     say  gets the manifest's name before anything is moved
@@ -143,7 +143,7 @@ def check_target(found: Duplicates, target: str | Path, roots: Roots) -> None:
         raise SeenitError(f"cannot move to {target}: it is no folder; name one, it will be made")
 
 
-def read_moves(manifest: str | Path) -> Manifest:
+def read_moves(manifest: str | Path) -> MoveManifest:
     """A manifest as it may be obeyed; nothing is touched. A last line that was cut short named nothing that moved.
 
     Raises SeenitError where it cannot be read, is none, or names places outside of its folders.
@@ -167,15 +167,15 @@ def read_moves(manifest: str | Path) -> Manifest:
         raise SeenitError(f"cannot read {manifest}: {os_reason(error)}; name the manifest that was printed") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SeenitError(f"{manifest} is no manifest of moved files; name the .jsonl in the folder moved to") from None
-    return Manifest(path, top, folders, moves)
+    return MoveManifest(path, top, folders, moves)
 
 
-def what_to_undo(manifest: Manifest) -> list[Move]:
+def what_to_undo(manifest: MoveManifest) -> list[Move]:
     """The moves whose files are where they went, the last one first: what `undo_moves` would look at."""
     return [move for move in reversed(manifest.moves) if os.path.lexists(move.target)]
 
 
-def undo_moves(manifest: Manifest) -> Moved:
+def undo_moves(manifest: MoveManifest) -> Moved:
     """Put back what a manifest says was moved; may be repeated, and goes on after a break.
 
     A file is left alone where something has its old name by now, where it is no longer what was moved, or where a
@@ -199,7 +199,7 @@ def undo_moves(manifest: Manifest) -> Moved:
     return Moved(files, size, tuple(left))
 
 
-def _put_back(move: Move, manifest: Manifest) -> tuple[bool, str]:
+def _put_back(move: Move, manifest: MoveManifest) -> tuple[bool, str]:
     """Whether a file was put back, and why not where it is there and was not."""
     root = next(folder for folder in manifest.folders if relative_parts(move.source, folder))
     if not os.path.isdir(root):

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from indexer.errors import SeenitError
+from indexer.errors import SeenitError, os_reason
 from indexer.images.decode import SNIFF_BYTES, sniff
-from indexer.images.find import open_regular, os_reason
+from indexer.images.find import open_regular
 from indexer.images.metadata import content_id
 from indexer.index.keys import relative_parts
 

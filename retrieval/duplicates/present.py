@@ -7,8 +7,9 @@ from pathlib import Path
 
 from indexer.printable import printable, quoted
 from indexer.store.protocol import Record
+from indexer.terminal import megabytes, plural
 
-from ..show.results_page import PageQuery, PageResult, write_page
+from ..show.results_page import PageQuery, PageResult, write_results_page
 from .groups import LEVELS
 from .outcome import Duplicates, File, Group, GroupMember
 
@@ -33,14 +34,14 @@ def duplicates_table(found: Duplicates) -> str:
 def summary(found: Duplicates) -> str:
     """What was found, in one line: groups, files by level, bytes."""
     spare = [(member.level, file) for group in found.groups for member, file in _files_of(group) if not member.stays]
-    looked = f"looked through {_count(found.images, 'image')} in {found.seconds:.1f} s"
+    looked = f"looked through {plural(found.images, 'image')} in {found.seconds:.1f} s"
     if not found.groups:
         return f"no duplicates up to level {found.options.level}; {looked}"
     count = Counter(level for level, _ in spare)
     by_level = ", ".join(f"{count[level]:,} {level}" for level in LEVELS if count[level])
     freed = megabytes(sum(file.size for _, file in spare))
     return (
-        f"{_count(len(found.groups), 'group')}; {_count(len(spare), 'file')}"
+        f"{plural(len(found.groups), 'group')}; {plural(len(spare), 'file')}"
         f"{f' ({by_level})' if by_level else ''} of {freed} could be given up; {looked}"
     )
 
@@ -85,14 +86,14 @@ def write_duplicates_page(path: str | Path, found: Duplicates, made_by: Iterable
     lines = [summary(found), *(f"{level}: {words}" for level, words in LEVEL_WORDS.items()), *found.notes, *made_by]
     if shown < len(found.groups):
         lines.insert(1, f"this page shows the {shown} groups that free most")
-    write_page(path, _page_groups(found.groups[:shown]), title="Duplicates", made_by=lines)
+    write_results_page(path, _page_groups(found.groups[:shown]), title="Duplicates", made_by=lines)
     return shown
 
 
 def _page_groups(groups: Iterable[Group]) -> Iterator[PageQuery]:
     for group in groups:
         spare = group.spare
-        freed = f"frees {megabytes(sum(file.size for file in spare))} in {_count(len(spare), 'file')}" if spare else ""
+        freed = f"frees {megabytes(sum(file.size for file in spare))} in {plural(len(spare), 'file')}" if spare else ""
         yield PageQuery(
             path=group.file.path,
             note="; ".join(
@@ -125,11 +126,6 @@ def facts(record: Record, size: int) -> str:
     return f"{metadata.width} x {metadata.height}, {metadata.format}, {megabytes(size)}{date}"
 
 
-def megabytes(count: int) -> str:
-    """Bytes as MB, or kB where they are few."""
-    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
-
-
 def _files_of(group: Group) -> Iterator[tuple[GroupMember, File]]:
     for member in group.members:
         for file in member.files:
@@ -151,7 +147,3 @@ def _values(record: Record, file: File) -> dict[str, object]:
         "date_source": metadata.date_source,
         "taken_at": metadata.taken_at.isoformat() if metadata.taken_at else None,
     }
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number:,} {one if number == 1 else one + 's'}"

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..geometry import square
-from .groups import Pair, inverse
+from ..geometry import inverse_numpy, square
+from .groups import Pair
 
 REACH = 64  # images to which chains are followed from one
 LEAST_SHARED = 0.1  # of one of two images, for a chain to go on
@@ -108,5 +108,5 @@ def _reached_from(start: int, beside: dict[int, list[Pair]]) -> dict[int, Transf
 
 def _shared(way: Transform) -> float:
     """How much of one image lies on the other, as a share of the one of which that is more."""
-    there, back = (np.abs(GRID @ one[:, :2].T + one[:, 2] - 0.5) < 0.5 for one in (way, inverse(way)))
+    there, back = (np.abs(GRID @ one[:, :2].T + one[:, 2] - 0.5) < 0.5 for one in (way, inverse_numpy(way)))
     return float(max(there.all(1).mean(), back.all(1).mean()))

@@ -6,8 +6,8 @@ search can do, so that each step's gain or loss shows.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,20 @@ from tqdm import tqdm
 from indexer.backbone.backbone import Backbone
 from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import decode_file
+from indexer.messages import Say, say_nothing
+from indexer.printable import printable
 
+from ..options import SearchOptions
 from ..query.query import Region
 from ..results import Result
 from .gallery_index import Gallery, is_made, open_gallery
-from .ground_truth import Query, Task, make_task, read_distractors, read_ground_truth_csv, read_tasks
-from .metrics import RECALL_AT, Answer, MatchQuality, Quality, evaluate_ranking, match_quality
+from .ground_truth import JudgedQuery, Task, make_task, read_distractors, read_ground_truth_csv, read_tasks
+from .metrics import RECALL_AT, MatchQuality, Quality, RankedAnswer, evaluate_ranking, match_quality
 
 __all__ = [
     "VARIANTS",
+    "JudgedQuery",
     "Quality",
-    "Query",
     "RetrievalScores",
     "Task",
     "Variant",
@@ -38,21 +41,21 @@ __all__ = [
 ]
 
 QUERIES_AT_ONCE = 32
-PRECISION_AT = (10, 100, 1000)  # those beyond a task's depth are left out
+DEEP_PRECISION_AT = (10, 100, 1000)  # those beyond a task's depth are left out
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to search: a name for the table and what `Searcher.search_batch` is told."""
+    """A way to search: a name for the table and what is asked; `top` and `exact` are the evaluation's."""
 
     name: str
-    options: dict[str, Any]
+    options: SearchOptions
 
 
 VARIANTS = (
-    Variant("global", {"rerank": False}),
-    Variant("+ patches", {"rerank": True}),
-    Variant("+ expansion", {"rerank": True, "expand": 3}),
+    Variant("global", SearchOptions(rerank=False)),
+    Variant("+ patches", SearchOptions()),
+    Variant("+ expansion", SearchOptions(expand=3)),
 )
 
 
@@ -87,7 +90,7 @@ def evaluate_retrieval(
     exact: bool = False,
     depth: int | None = None,
     progress: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
 ) -> tuple[RetrievalScores, ...]:
     """Scores of every task of the test sets in every variant, a task's variants one after the other.
 
@@ -103,7 +106,7 @@ def evaluate_retrieval(
     progress     progress bars on stderr
     say          gets one line for the user now and then
 
-    A query that cannot be read is said and left out. Raises SeenitError in one line for everything else.
+    A query that cannot be read is reported and left out. Raises SeenitError in one line for everything else.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if index is not None and len(sources) > 1:
@@ -122,7 +125,7 @@ def evaluate_retrieval(
 def scores_table(scores: Sequence[RetrievalScores]) -> str:
     """All scores as one table in Markdown; what was measured nowhere has no column."""
     columns = {
-        "set": [one.task for one in scores],
+        "set": [printable(one.task) for one in scores],
         "search": [one.variant for one in scores],
         "queries": [str(one.quality.num_queries) for one in scores],
         "gallery": [str(one.num_gallery) for one in scores],
@@ -153,7 +156,7 @@ def _scores(
     exact: bool,
     depth: int | None,
     progress: bool,
-    say: Callable[[str], None],
+    say: Say,
 ) -> list[RetrievalScores]:
     """Each task in each variant; a query that several tasks share is asked once."""
     regions = _readable({query.path: query.region for task in tasks for query in task.queries}, say)
@@ -165,7 +168,7 @@ def _scores(
         queries = [query for query in task.queries if query.path in regions]
         for name, of_variant in rankings.items():
             places = {path: [answer.path for answer in answers] for path, answers in of_variant.items()}
-            ks = [k for k in PRECISION_AT if k <= max(top, 10)]
+            ks = [k for k in DEEP_PRECISION_AT if k <= max(top, 10)]
             scores.append(
                 RetrievalScores(
                     task=task.name,
@@ -180,8 +183,8 @@ def _scores(
     return scores
 
 
-def _readable(regions: dict[Path, Region | None], say: Callable[[str], None]) -> dict[Path, Region | None]:
-    """The queries that can be decoded; the others are said."""
+def _readable(regions: dict[Path, Region | None], say: Say) -> dict[Path, Region | None]:
+    """The queries that can be decoded; the others are reported."""
     readable = {}
     for path, region in regions.items():
         try:
@@ -201,31 +204,31 @@ def _ask(
     variants: Sequence[Variant],
     exact: bool,
     progress: bool,
-) -> dict[str, dict[Path, list[Answer]]]:
+) -> dict[str, dict[Path, list[RankedAnswer]]]:
     """The first `top` answers to each query in each variant; junk among them is still in."""
     paths, searcher = list(regions), gallery.searcher
-    rankings: dict[str, dict[Path, list[Answer]]] = {variant.name: {} for variant in variants}
+    rankings: dict[str, dict[Path, list[RankedAnswer]]] = {variant.name: {} for variant in variants}
     with tqdm(total=len(paths), unit="query", disable=not progress, leave=False) as bar:
         for start in range(0, len(paths), QUERIES_AT_ONCE):
             group = paths[start : start + QUERIES_AT_ONCE]
-            queries = searcher.prepare(group, [regions[path] for path in group], include_self=True)
+            queries = searcher.encode(group, [regions[path] for path in group], include_self=True)
             for variant in variants:
-                found = searcher.search_batch(queries, top, exact=exact, **variant.options)
+                found = searcher.search_batch(queries, replace(variant.options, top=top, exact=exact))
                 for path, results in zip(group, found, strict=True):
                     rankings[variant.name][path] = [answer for one in results for answer in _answers(one, gallery)]
             bar.update(len(group))
     return rankings
 
 
-def _answers(result: Result, gallery: Gallery) -> list[Answer]:
+def _answers(result: Result, gallery: Gallery) -> list[RankedAnswer]:
     """A result as the gallery's images that it stands for: all those with the same bytes."""
     evidence = result.evidence
     return [
-        Answer(
+        RankedAnswer(
             path,
             result.score,
             probability=evidence.probability if evidence else None,
-            believed=bool(evidence and evidence.believed),
+            is_match=bool(evidence and evidence.is_match),
         )
         for path in gallery.paths[result.id]
     ]

@@ -6,7 +6,7 @@ images lay when they were indexed.
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,10 @@ from indexer.images.decode import decode_file
 from indexer.images.metadata import content_id
 from indexer.index.index import is_index
 from indexer.index.manifest import read_manifest
+from indexer.messages import Say
 from indexer.store.open import open_store
 from indexer.store.protocol import is_url
+from indexer.sync.options import SyncOptions
 
 from ..build import build_index
 from ..search import Searcher
@@ -39,7 +41,7 @@ def open_gallery(
     backbone: Backbone | str | Path,
     resolution: int | None,
     progress: bool,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Iterator[Gallery]:
     """The gallery in an index that is open for searches; made first where it is not there.
 
@@ -57,9 +59,8 @@ def open_gallery(
             built = build_index(
                 photos,
                 location,
+                options=SyncOptions(resolution=resolution, follow_links=True),  # links of this function's own
                 backbone=backbone,
-                resolution=resolution,
-                follow_links=True,  # which are this function's own
                 progress=progress,
                 say=say,
             )

@@ -50,7 +50,7 @@ class LabelledImage:
 
 
 @dataclass(frozen=True)
-class Query:
+class JudgedQuery:
     """An image to search with, the answers that are right, and those that do not count."""
 
     path: Path
@@ -64,7 +64,7 @@ class Task:
     """A gallery to index and the queries to ask of it, each with a path of its own."""
 
     gallery: tuple[Path, ...]
-    queries: tuple[Query, ...]
+    queries: tuple[JudgedQuery, ...]
     name: str = ""
     depth: int = DEPTH
 
@@ -166,7 +166,7 @@ def make_task(
         for instance, paths in showing.items():
             if any(is_neighbour(instance, own) for own in asked.instances):
                 junk |= paths - correct
-        queries.append(Query(asked.path, frozenset(correct), frozenset(junk)))
+        queries.append(JudgedQuery(asked.path, frozenset(correct), frozenset(junk)))
     return Task(tuple(image.path for image in gallery), tuple(queries), name)
 
 
@@ -213,7 +213,7 @@ def _revisited(path: Path) -> tuple[Task, ...]:
     tasks = []
     for protocol, (right, ignored) in PROTOCOLS.items():
         queries = [
-            Query(
+            JudgedQuery(
                 image,
                 correct=frozenset(answer for grade in right for answer in known[grade]),
                 junk=frozenset(answer for grade in ignored for answer in known[grade]),
@@ -264,7 +264,7 @@ def _ilias(folder: Path) -> tuple[Task, ...]:
         showing.setdefault(path.relative_to(core).parts[0], set()).add(path)
     asked = _listed(folder / "image_ids" / "image_query_ids.txt", core)
     queries = [
-        Query(path, frozenset(showing.get(path.relative_to(core).parts[0], ())), frozenset())
+        JudgedQuery(path, frozenset(showing.get(path.relative_to(core).parts[0], ())), frozenset())
         for path in dict.fromkeys(asked)
     ]
     return (Task(tuple(gallery), tuple(queries), folder.resolve().name, LARGE_DEPTH),)

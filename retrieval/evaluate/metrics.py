@@ -13,23 +13,23 @@ import numpy as np
 
 from indexer.errors import SeenitError
 
-from .ground_truth import Query
+from .ground_truth import JudgedQuery
 
 RECALL_AT = (1, 10)
 PRECISION_AT = (10, 100)
 
 
 @dataclass(frozen=True)
-class Answer:
+class RankedAnswer:
     """One image of a ranking. `probability` that it is a match is None where nothing was calibrated."""
 
     path: Path
     score: float
     probability: float | None = None
-    believed: bool = False  # whether the probability is at or above the index's threshold for a match
+    is_match: bool = False  # whether the probability is at or above the index's threshold for a match
 
 
-Rankings = Mapping[Path, Sequence[Answer]]  # query's path -> its answers, best first
+Rankings = Mapping[Path, Sequence[RankedAnswer]]  # query's path -> its answers, best first
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class Quality:
 
 @dataclass(frozen=True)
 class MatchQuality:
-    """Whether what is said to be a match is one; each in [0, 1], NaN where there is nothing to measure it on."""
+    """Whether what counts as a match is one; each in [0, 1], NaN where there is nothing to measure it on."""
 
-    precision: float  # share of the believed answers that are right
-    recall: float  # share of the answerable queries with a right answer that is believed
-    false_alarms: float  # share of the queries that believe an answer once the right ones are taken out
+    precision: float  # share of the matches that are right
+    recall: float  # share of the answerable queries with a right answer that is a match
+    false_alarms: float  # share of the queries with a match once the right answers are taken out
     no_match_auc: float  # see `no_match_auc`
 
 
 def evaluate_ranking(
     rankings: Mapping[Path, Sequence[Path]],
-    queries: Sequence[Query],
+    queries: Sequence[JudgedQuery],
     ks: Sequence[int] = RECALL_AT,
     precision_ks: Sequence[int] = PRECISION_AT,
 ) -> Quality:
@@ -77,7 +77,7 @@ def evaluate_ranking(
     )
 
 
-def correct_ranks(ranking: Sequence[Path], query: Query) -> list[int]:
+def correct_ranks(ranking: Sequence[Path], query: JudgedQuery) -> list[int]:
     """The ranks, counted from 0 and without junk, at which the query's correct answers stand; ascending."""
     kept = [path for path in ranking if path not in query.junk]
     return [rank for rank, path in enumerate(kept) if path in query.correct]
@@ -112,18 +112,18 @@ def average_precision_at(ranks: Sequence[int], num_correct: int, k: int) -> floa
     return sum((n + 1) / (rank + 1) for n, rank in enumerate(ranks) if rank < k) / min(k, num_correct)
 
 
-def match_quality(rankings: Rankings, queries: Sequence[Query]) -> MatchQuality:
+def match_quality(rankings: Rankings, queries: Sequence[JudgedQuery]) -> MatchQuality:
     """How far the word "match" can be trusted, over all answers that are not junk.
 
     Every query also counts as one whose thing is not in the gallery: with the right answers taken out of its ranking.
     (A search of the smaller gallery would rescore a few more candidates, further down.)
     """
     _check_complete(rankings, queries)
-    believed = [
+    matches = [
         [
             answer.path in query.correct
             for answer in rankings[query.path]
-            if answer.believed and answer.path not in query.junk
+            if answer.is_match and answer.path not in query.junk
         ]
         for query in queries
     ]
@@ -131,14 +131,14 @@ def match_quality(rankings: Rankings, queries: Sequence[Query]) -> MatchQuality:
     if all(answer.probability is None for query in queries for answer in rankings[query.path]):
         return MatchQuality(math.nan, math.nan, math.nan, auc)
     return MatchQuality(
-        precision=_mean([right for of_query in believed for right in of_query]),
-        recall=_mean([any(of_query) for of_query, query in zip(believed, queries, strict=True) if query.correct]),
-        false_alarms=_mean([not all(of_query) for of_query in believed]),
+        precision=_mean([right for of_query in matches for right in of_query]),
+        recall=_mean([any(of_query) for of_query, query in zip(matches, queries, strict=True) if query.correct]),
+        false_alarms=_mean([not all(of_query) for of_query in matches]),
         no_match_auc=auc,
     )
 
 
-def no_match_auc(rankings: Rankings, queries: Sequence[Query]) -> float:
+def no_match_auc(rankings: Rankings, queries: Sequence[JudgedQuery]) -> float:
     """How well "it is here" is told from "it is not here": the area under that decision's ROC curve.
 
     present  each answerable query's trust in its top answer
@@ -148,7 +148,7 @@ def no_match_auc(rankings: Rankings, queries: Sequence[Query]) -> float:
 
     for p in present: for a in absent: auc += (p > a) + (p == a) / 2;  divided by len(present) * len(absent)
     """
-    tops: dict[bool, list[Answer | None]] = {True: [], False: []}
+    tops: dict[bool, list[RankedAnswer | None]] = {True: [], False: []}
     for query in queries:
         kept = [answer for answer in rankings[query.path] if answer.path not in query.junk]
         if query.correct:
@@ -163,13 +163,13 @@ def no_match_auc(rankings: Rankings, queries: Sequence[Query]) -> float:
     return float(below.mean() / 2 / len(absent))
 
 
-def _trust(answer: Answer | None, calibrated: bool) -> float:
+def _trust(answer: RankedAnswer | None, calibrated: bool) -> float:
     if answer is None:
         return -math.inf
     return (answer.probability or 0.0) if calibrated else answer.score
 
 
-def _check_complete(rankings: Mapping[Path, object], queries: Sequence[Query]) -> None:
+def _check_complete(rankings: Mapping[Path, object], queries: Sequence[JudgedQuery]) -> None:
     missing = [query.path for query in queries if query.path not in rankings]
     if missing:
         raise SeenitError(f"no ranking for {missing[0]} and {len(missing) - 1} other queries; search with them all")

@@ -1,4 +1,4 @@
-"""What one can ask with: an image, a part of one, several of one thing, or what was looked at before."""
+"""What one can ask with: an image, a part of one, several of one thing, or what was encoded before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image
 
-from indexer.descriptor.crops import QueryCrop
-from indexer.descriptor.features import WHOLE
 from indexer.errors import SeenitError
-from indexer.images.decode import decode_file
-from indexer.images.preprocess import MIDDLE, detail_px, preprocess
+
+from .crops import QueryCrop
 
 if TYPE_CHECKING:
     from indexer.descriptor.features import CropFeatures
 
-QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray
+QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray | QueryCrop
 Region: TypeAlias = tuple[float, float, float, float]
 
 LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma
@@ -27,7 +25,7 @@ LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma
 class MultiQuery:
     """Several images as one query.
 
-    images  of the thing, each a view of it
+    images    of the thing, each a view of it
     likes     results that were right: the query moves towards them
     dislikes  results that were wrong: it moves away from them, and what they show counts against a candidate
     """
@@ -39,10 +37,10 @@ class MultiQuery:
 
 @dataclass(frozen=True, eq=False)
 class EncodedQuery:
-    """A query whose images have been looked at, as `Searcher.prepare` does it; may be searched with again and again.
+    """A query as `QueryEncoder` encodes it; may be searched with again and again.
 
-    views   of the images
-    unlike  of disliked images
+    views          the features of the images' crops
+    unlike         those of disliked images
     exclude_paths  paths of the query's own files, which are no answers
     """
 
@@ -52,38 +50,6 @@ class EncodedQuery:
 
 
 Query: TypeAlias = QueryImage | MultiQuery | EncodedQuery
-
-
-def read_query(query: QueryImage, region: Region | None, resolution: int) -> QueryCrop:
-    """An image, or the region of it, with enough pixels for every look at `resolution`.
-
-    Raises ImageError for a file that cannot be read, SeenitError for a region that lies outside.
-    """
-    whole = round(resolution / MIDDLE)  # leaves the middle as many pixels as the backbone sees
-    if isinstance(query, (str, Path)):
-        if region is not None:
-            size = decode_file(query, target_px=64)
-            box = box_in_pixels(region, size.width, size.height)
-            pixels = decode_file(query, target_px=detail_px(resolution), region=box).pixels
-            return QueryCrop(pixels, _frame_of(box, size.width, size.height))
-        pixels = decode_file(query, target_px=detail_px(whole)).pixels
-    elif isinstance(query, Image.Image):
-        pixels = np.asarray(query.convert("RGB"))
-    elif isinstance(query, np.ndarray) and query.dtype == np.uint8 and query.ndim in (2, 3):
-        pixels = np.repeat(query[..., None], 3, -1) if query.ndim == 2 else query[..., :3]
-    else:
-        raise SeenitError("a query is a path, a PIL image, a uint8 array (H, W, 3) or a vector (G,)")
-    if region is None:
-        return QueryCrop(preprocess(pixels, "aspect", whole, patch_size=1), WHOLE)
-    height, width = pixels.shape[:2]
-    return QueryCrop(cut(pixels, region), _frame_of(box_in_pixels(region, width, height), width, height))
-
-
-def as_together(query: Query) -> MultiQuery | None:
-    """A query as several images; None for one that is prepared."""
-    if isinstance(query, EncodedQuery):
-        return None
-    return query if isinstance(query, MultiQuery) else MultiQuery((query,))
 
 
 def combined(
@@ -103,12 +69,6 @@ def combined(
     return EncodedQuery(views, tuple(view for of_image in unlike for view in of_image), exclude_paths)
 
 
-def cut(pixels: np.ndarray, region: Region) -> np.ndarray:
-    """The part of an image (H, W, 3) in a box (x, y, width, height): pixels, or fractions if all are <= 1."""
-    left, top, width, height = box_in_pixels(region, pixels.shape[1], pixels.shape[0])
-    return pixels[top : top + height, left : left + width]
-
-
 def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, int, int]:
     """A region as whole pixels (x, y, width, height) of an image of that size, clipped to it."""
     x, y, w, h = region
@@ -122,12 +82,6 @@ def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, in
             " pixels; give X,Y,W,H inside it"
         )
     return left, top, right - left, bottom - top
-
-
-def _frame_of(box: tuple[int, int, int, int], width: int, height: int) -> np.ndarray:
-    """The frame (2, 3), as in `QueryCrop`, of a box in pixels."""
-    x, y, w, h = box
-    return np.array([[w / width, 0, x / width], [0, h / height, y / height]], np.float32)
 
 
 def unit_vector(vector: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Why an image is believed to show what the query shows: what the matcher finds, and what tables and pages tell.
+"""Why an image is a match or none: what the matcher finds, and what tables and pages tell.
 
 All places are fractions of the upright image, x to the right and y down, so that they hold for any size of it.
 """
@@ -8,20 +8,20 @@ from typing import Literal
 
 import numpy as np
 
-BELIEVED = 0.5  # probability from which on a result is believed to be the same thing
+MATCH_PROBABILITY = 0.5  # match probability from which on a result is a match
 
 Box = tuple[float, float, float, float]  # x, y, width, height as fractions of the image, in [0, 1]
 Verdict = Literal["same", "perhaps", "no match"]
 
-PERHAPS = 0.2  # an image that is not believed is still worth a look from this probability on
+PERHAPS = 0.2  # from this probability on an image that is no match is still shown as a perhaps; not tuned
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Why an image is believed to show what the query shows.
+    """Why an image is a match or none.
 
     probability  that it is the same thing, calibrated on the index's own images; None where there is no calibration
-    believed     probability at or above the index's threshold
+    is_match     probability at or above MATCH_PROBABILITY
     num_inliers  pairs of patches that are consistent with one affine transform
     pairs        (M, 5) float32: x, y in the query, x, y in the result (patch centres, fractions), cosine; the
                  M = num_inliers pairs, best first
@@ -32,7 +32,7 @@ class Evidence:
     """
 
     probability: float | None
-    believed: bool
+    is_match: bool
     num_inliers: int
     pairs: np.ndarray
     transform: np.ndarray | None = None
@@ -41,8 +41,8 @@ class Evidence:
 
     @property
     def verdict(self) -> Verdict | None:
-        """In a word; None where nothing is calibrated, so that nothing can be said."""
-        if self.believed:
+        """In a word; None where nothing is calibrated, so that there is no verdict."""
+        if self.is_match:
             return "same"
         if self.probability is None:
             return None

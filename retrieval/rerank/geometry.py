@@ -1,10 +1,10 @@
-"""Which patches of two images show the same spot of the same thing: pairs of neighbours that agree on one move.
+"""Geometric verification: which pairs of patches of two images are consistent with one transform, the inliers.
 
 Patches of a query and of a candidate are paired where each is the other's nearest. Chance pairs point anywhere; those
 of one thing are all carried from the query to the candidate by one shift, turn and change of size. Two pairs fix such
 a similarity transform, so every combination of the strongest pairs is tried, and the one that carries most of the
 others wins: RANSAC (Fischler and Bolles, 1981) without the dice, for there are few enough to go through them all. An
-affine transform fitted to what agreed then gathers the pairs that perspective had bent away.
+affine transform fitted to the inliers then gathers the pairs that perspective had bent away.
 
 Plain tensor arithmetic: nothing here knows of stores or images.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 # B candidates, N query patches, M candidate patches (zero-padded), D numbers a token, K pairs and H transforms tried
 
+# Where nothing else is said, none of these was tuned; all patches of an image in place of 64 are no better.
 FLOOR = 0.15  # cosine of whitened patches from which on a pair is worth anything
 PAIRS = 24  # strongest pairs of a candidate that are tried
 ANCHORS = 8  # of which one of the two that fix a transform must be
@@ -41,7 +42,7 @@ class Pairs:
 class Inliers:
     """The transform that most pairs of each candidate are consistent with.
 
-    weight     (B,)       sum of the agreeing pairs' cosines above FLOOR
+    weight     (B,)       sum of the inliers' cosines above FLOOR
     total      (B,)       likewise of all mutual pairs
     is_inlier  (B, M)     True for the candidate's patches whose pair is consistent with it
     transform  (B, 2, 3)  float32, affine: candidate position = transform @ (x, y, 1) of the query, in patches
@@ -129,17 +130,17 @@ def far_apart(query_at: Tensor) -> Tensor:
 
 
 def distinctiveness_of(is_inlier: Tensor, pairs: Pairs, similarity: Tensor, apart: Tensor) -> Tensor:
-    """How far the agreeing pairs stand out from what else they might have been paired with.  (B,) float32
+    """How far the inliers stand out from what else they might have been paired with.  (B,) float32
 
-    is_inlier   (B, M)     True for the candidate's patches whose pair agrees
+    is_inlier   (B, M)     True for the candidate's patches whose pair is an inlier
     similarity  (B, M, N)  cosine of each candidate patch with each of the query's
     apart       (N, N)     see `far_apart`
 
-    A patch of lawn is as like any other patch of the lawn; where two lawns agree on a geometry it is by chance, or
-    because features know a little of their place in the image. What shows the same spot is like that spot alone
-    (the ratio test of Lowe, 2004, as a difference):
+    A patch of lawn is as like any other patch of the lawn; where two lawns are consistent with a transform it is by
+    chance, or because features know a little of their place in the image. What shows the same spot is like that spot
+    alone (the ratio test of Lowe, 2004, as a difference):
 
-        sum over agreeing m of  cosine[b, m] - max(0, max over n of similarity[b, m, n])
+        sum over inliers m of  cosine[b, m] - max(0, max over n of similarity[b, m, n])
 
     where n lies farther than ELSEWHERE from m's partner; a negative term counts 0.
     """

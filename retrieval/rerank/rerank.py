@@ -15,7 +15,7 @@ from torch import Tensor
 from indexer.backbone.dtype import best_dtype
 from indexer.descriptor.features import CropFeatures
 
-from .evidence import BELIEVED, Box, Evidence
+from .evidence import MATCH_PROBABILITY, Box, Evidence
 from .fuse import DISTINCTIVENESS_SCALE, saturate
 from .geometry import agreement_of, distinctiveness_of, far_apart, mutual_of
 from .patches import batch_patches, patches_at
@@ -26,7 +26,7 @@ Z = TypeVar("Z")
 
 # B candidates, N patches of a view, M of a candidate (zero-padded), T numbers in a token
 
-CHUNK = 50  # candidates that are compared at once
+CHUNK = 50  # candidates that are compared at once; from one noisy sweep of 25 to 100 that shows no optimum
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Comparison:
         self.distinctiveness: np.ndarray = distinctiveness[self._best, candidates]
 
     def consistency(self, n: int) -> float:
-        """How far candidate n's patches agree with the query's and with nothing else, in [0, 1)."""
+        """Consistency of candidate n's patches with the query's and with nothing else, in [0, 1)."""
         return float(saturate(self.distinctiveness[n], DISTINCTIVENESS_SCALE)) if n < len(self.distinctiveness) else 0.0
 
     def match(self, n: int) -> Match:
@@ -129,7 +129,7 @@ class _Query:
 
     tokens  (N, T)  float32 or bfloat16
     at      (N, 2)  see `patches_at`
-    apart   (N, N)  see `match.far_apart`
+    apart   (N, N)  see `geometry.far_apart`
     """
 
     view: CropFeatures
@@ -156,7 +156,7 @@ class _Compared:
     weight           (V, B)        float32, see `Comparison`
     distinctiveness  (V, B)        float32, likewise
     is_inlier        (V, B, M)     bool
-    cosine, nearest  (V, B, M)     float32 and int64, see `match.Pairs`
+    cosine, nearest  (V, B, M)     float32 and int64, see `geometry.Pairs`
     transform        (V, B, 2, 3)  float32
     at               (B, M, 2)     float32
     """
@@ -229,7 +229,7 @@ def to_evidence(match: Match, probability: float | None) -> Evidence:
     """A match as results tell it."""
     return Evidence(
         probability=probability,
-        believed=probability is not None and probability >= BELIEVED,
+        is_match=probability is not None and probability >= MATCH_PROBABILITY,
         num_inliers=len(match.pairs),
         pairs=match.pairs,
         transform=match.transform,

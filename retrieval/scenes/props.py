@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -81,7 +82,7 @@ def _crown(c: Canvas) -> None:
 
 
 # name: width and height in metres, then what is drawn, back to front, in percent of the size
-PROPS: dict[str, tuple] = {
+PROPS: dict[str, tuple[Any, ...]] = {
     "plant": (0.8, 1.35, "poly ba684a 30 78 70 78 64 100 36 100; rect c87656 28 76 72 81", _leaves),
     "floor_lamp": (0.42, 1.65, """rect 3a3634 47 20 53 97; oval 302c2a 20 95.5 80 100
         poly fae2b0 22 0 78 0 100 20 0 20; line d6b278 0 20 100 20 /2"""),

@@ -10,12 +10,12 @@ from .places import PLACES, TABLE_M, hide_a_part, lay_table, paint_place, paint_
 from .plan import Shot
 from .things import KINDS, Thing
 
-Box = tuple[int, int, int, int]  # x, y, width, height in pixels
+SceneBox = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 SIZES = ((1024, 768), (960, 720), (900, 675), (1020, 680), (768, 1024), (720, 960))
 
 
-def shoot(shot: Shot) -> tuple[Image.Image, Box | None]:
+def shoot(shot: Shot) -> tuple[Image.Image, SceneBox | None]:
     """Take one image: the upright RGB image and where the thing is, None for a distractor.
 
     A query is taken with care: from nearby, rather straight, in even light and seldom with something before it.

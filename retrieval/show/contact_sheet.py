@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from indexer.errors import ImageError
 
 from ..rerank.evidence import Box
-from ..whole_file import save_image
 from .results_page import PageQuery, PageResult, thumbnail
+from .save_image import save_image
 
 PAPER, CARD, INK, SOFT, ACCENT, BOX = "#f5f4f0", "#ffffff", "#1c1f24", "#565d68", "#17697a", "#ff9a1f"
 VERDICT_INK = {"same": "#17663a", "perhaps": "#7a4b00", "no match": "#6b4a55"}

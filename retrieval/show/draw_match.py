@@ -1,4 +1,4 @@
-"""A match as one image: both photos, the patches that agree joined by lines, and where else they are alike.
+"""A match as one image: both photos, inliers joined by lines, and where else they are alike.
 
 Colours run from violet to yellow, growing lighter all the way, so that they can be told apart with any eyes and in
 grey. Lines and dots are drawn at twice the size and shrunk, for Pillow draws hard edges.
@@ -131,9 +131,9 @@ def side_by_side(
 
 
 def _with_lines(sheet: Image.Image, frames: tuple[Frame, Frame], evidence: Evidence, unit: float) -> Image.Image:
-    """The sheet with boxes, and with lines between the patches that agree; the strongest lie on top.
+    """The sheet with boxes, and with lines between inliers; the strongest lie on top.
 
-    What is believed not to be there has no box.
+    What is no match has no box.
     """
     layer = Image.new("RGBA", (sheet.width * SHARPER, sheet.height * SHARPER), (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)

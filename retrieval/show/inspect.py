@@ -1,4 +1,4 @@
-"""What the descriptor looks at in one image: which patches are alike, which count, which are kept."""
+"""What the descriptor keeps of one image: which patches are alike, which count, which are kept."""
 
 from dataclasses import dataclass
 
@@ -36,12 +36,12 @@ class Inspection:
 
 
 def inspect_image(image: np.ndarray, embedder: Embedder, whitening: Whitening) -> Inspection:
-    """Look at (H, W, 3) uint8 pixels as indexing does."""
+    """Describe (H, W, 3) uint8 pixels as indexing does."""
     backbone = embedder.backbone
     pixels = preprocess(image, "aspect", embedder.resolution, backbone.patch_size)[None]  # (1, H', W', 3)
     features = backbone.intermediate(pixels, embedder.layers)
     kept = np.zeros(features[0].grid, bool)
-    rows, cols = descriptor.pool(features, embedder.recipe, backbone.depth).positions[0].long().unbind(-1)
+    rows, cols = descriptor.pool(features, embedder.config, backbone.depth).positions[0].long().unbind(-1)
     kept[rows.numpy(), cols.numpy()] = True
     return Inspection(
         colours=patch_colours(features[-1])[0],
@@ -64,10 +64,10 @@ def patch_share(features: list[TokenFeatures], embedder: Embedder, whitening: Wh
 
     over the parts that are left. Patches count as equally long, which after the final norm they nearly are.
     """
-    recipe, depth = embedder.recipe, embedder.backbone.depth
-    vector = torch.from_numpy(descriptor.apply(descriptor.pool(features, recipe, depth), whitening)[0][0])  # (G,)
+    config, depth = embedder.config, embedder.backbone.depth
+    vector = torch.from_numpy(descriptor.apply(descriptor.pool(features, config, depth), whitening)[0][0])  # (G,)
     alone = [_each_alone(one) for one in features]
-    parts = descriptor.pool(alone, recipe, depth).parts  # (N, L, D), zero where CLS would be
+    parts = descriptor.pool(alone, config, depth).parts  # (N, L, D), zero where CLS would be
     mean = whitening.mean.view(parts.shape[1:]) * (parts != 0).any(-1).any(0)[:, None]  # (L, D)
     share = ((parts - mean).flatten(1) @ whitening.projection) @ vector  # (N,)
     return share.view(features[0].grid).numpy()

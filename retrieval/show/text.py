@@ -1,61 +1,49 @@
 """Results in the forms that people and programs read: a table, a line of JSON, an entry of the results page."""
 
-import json
 from collections.abc import Sequence
 
 from indexer.errors import ImageError
 from indexer.images.decode import decode_file
-from indexer.images.metadata import Metadata
+from indexer.printable import quoted
 
 from ..query.query import Region, box_in_pixels
-from ..rerank.evidence import Evidence, percent
-from ..results import Result
+from ..rerank.evidence import percent
+from ..results import Explained, Result, note_on
 from .results_page import PageQuery, PageResult
-
-NOTHING = "nothing in the index meets these conditions"
-NOT_BELIEVED = "nothing in the index is believed to show this"
 
 
 def results_table(query: str, results: Sequence[Result], *, heading: bool) -> str:
-    """A result a line: rank, score and path, between them the verdict with its probability and the patches that agree.
+    """A result a line: rank, score and path, between them the verdict, the match probability and the number of inliers.
 
-    With a heading the query's path stands above, an empty line below. Where no result is believed, a line says so.
+    With a heading the query's path stands above, an empty line below. Where no result is a match, a line says so.
     """
-    lines = [query] if heading else []
-    if note := _note(results):
+    lines = [quoted(query)] if heading else []
+    if note := note_on(results):
         lines.append(note)
     proven = any(result.evidence for result in results)
     if results:
-        lines.append(f"rank  score  {f'{PROOF_TITLES}  ' if proven else ''}path")
+        lines.append(f"rank  score  {f'{EVIDENCE_TITLES}  ' if proven else ''}path")
     lines += [
-        f"{result.rank:>4}  {result.score:5.3f}  {f'{_proof(result)}  ' if proven else ''}{result.path}"
+        f"{result.rank:>4}  {result.score:5.3f}  {f'{_proof(result)}  ' if proven else ''}{quoted(result.path)}"
         for result in results
     ]
     return "\n".join(lines) + ("\n" if heading else "")
 
 
 def json_line(query: str, answer: Sequence[Result] | ImageError) -> str:
-    """One query's answer as one line: its results, or why it could not be read."""
+    """One query's answer as one line, see `schema`: its results, or why it could not be read."""
+    from .schema import ErrorAnswer, dumps, search_answer
+
     if isinstance(answer, ImageError):
-        return json.dumps({"query": query, "error": str(answer)})
-    return json.dumps({"query": query, "results": [_values(result) for result in answer]})
+        return dumps(ErrorAnswer(query=query, error=str(answer)))
+    return dumps(search_answer(query, answer))
 
 
-def explained_json(query: str, image: str, evidence: Evidence) -> str:
-    """What `seenit explain` found, for programs: places as fractions of the images."""
-    return json.dumps(
-        {
-            "query": query,
-            "image": image,
-            "match": evidence.believed if evidence.probability is not None else None,
-            "probability": evidence.probability,
-            "num_inliers": evidence.num_inliers,
-            "box": evidence.box,
-            "query_box": evidence.query_box,
-            "transform": None if evidence.transform is None else evidence.transform.tolist(),
-            "pairs": evidence.pairs.tolist(),
-        }
-    )
+def explained_json(query: str, image: str, found: Explained) -> str:
+    """What `seenit explain` found, as one line; see `schema`."""
+    from .schema import dumps, explanation
+
+    return dumps(explanation(query, image, found))
 
 
 def page_query(query: str, results: Sequence[Result], region: Region | None) -> PageQuery:
@@ -64,31 +52,23 @@ def page_query(query: str, results: Sequence[Result], region: Region | None) -> 
         path=query,
         region=_fractions(region, query) if region else None,
         results=[_page_result(result) for result in results],
-        note=_note(results),
+        note=note_on(results),
     )
 
 
-def _note(results: Sequence[Result]) -> str:
-    """What must be said of the results as a whole."""
-    if not results:
-        return NOTHING
-    verdicts = {result.evidence.verdict if result.evidence else None for result in results}
-    return "" if verdicts & {"same", None} else NOT_BELIEVED
-
-
-PROOF_TITLES = "verdict    prob.  inliers"
+EVIDENCE_TITLES = "verdict    prob.  inliers"
 
 
 def _proof(result: Result) -> str:
-    """The columns under PROOF_TITLES; dashes where nothing was compared or nothing is calibrated."""
+    """The columns under EVIDENCE_TITLES; dashes where nothing was compared or nothing is calibrated."""
     evidence = result.evidence
     verdict = (evidence.verdict if evidence else None) or "-"
     probability = percent(evidence.probability) if evidence and evidence.probability is not None else "-"
-    return f"{verdict:<8}  {probability:>6}  {evidence.num_inliers if evidence else '-':>5}"
+    return f"{verdict:<8}  {probability:>6}  {evidence.num_inliers if evidence else '-':>7}"
 
 
 def _page_result(result: Result) -> PageResult:
-    """The box is drawn unless the thing is believed not to be there."""
+    """The box is drawn unless it is no match."""
     evidence = result.evidence
     if evidence is None:
         return PageResult(result.path, result.rank, result.score, _caption(result))
@@ -100,37 +80,8 @@ def _page_result(result: Result) -> PageResult:
         box=None if evidence.verdict == "no match" else evidence.box,
         verdict=evidence.verdict,
         reason=evidence.reason,
+        probability=evidence.probability,
     )
-
-
-def _values(result: Result) -> dict[str, object]:
-    taken_at = result.metadata.taken_at
-    values: dict[str, object] = {
-        "rank": result.rank,
-        "path": result.path,
-        "score": result.score,
-        "id": result.id,
-        "width": result.metadata.width,
-        "height": result.metadata.height,
-        "taken_at": taken_at.isoformat() if taken_at else None,
-    }
-    if result.evidence is not None:
-        values |= _evidence_values(result.evidence, result.metadata)
-    return values | ({"copies": list(result.copies)} if result.copies else {})
-
-
-def _evidence_values(evidence: Evidence, metadata: Metadata) -> dict[str, object]:
-    """`match` is the belief, null where nothing is calibrated; the box is in pixels of the upright result."""
-    box = None
-    if evidence.box is not None:
-        sides = (metadata.width, metadata.height) * 2
-        box = [round(value * side) for value, side in zip(evidence.box, sides, strict=True)]
-    return {
-        "match": evidence.believed if evidence.probability is not None else None,
-        "probability": evidence.probability,
-        "num_inliers": evidence.num_inliers,
-        "box": box,
-    }
 
 
 def _caption(result: Result) -> tuple[str, ...]:
@@ -138,7 +89,7 @@ def _caption(result: Result) -> tuple[str, ...]:
     copies = len(result.copies)
     lines = (
         f"{metadata.width} x {metadata.height}",
-        f"{metadata.taken_at:%Y-%m-%d}" if metadata.taken_at else "",
+        metadata.date_in_words,
         metadata.camera or "",
         " ".join(f"#{tag}" for tag in result.tags),
         f"{copies} more {'copy' if copies == 1 else 'copies'}" if copies else "",

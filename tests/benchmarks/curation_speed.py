@@ -24,7 +24,7 @@ from trainer.curation.cells import Cells, build_cells, exact, sample_of
 from trainer.curation.deduplicate import find_copies, near_any
 from trainer.curation.embeddings import BLOCK_ROWS, Embeddings, unit_rows
 from trainer.curation.kmeans import assign, kmeans
-from trainer.curation.neighbours import Graph, Plan
+from trainer.curation.neighbours import NeighbourLists, Plan
 from trainer.curation.retrieve import retrieve_nearest
 from trainer.curation.whole_files import write_array
 
@@ -57,7 +57,7 @@ def main() -> None:
     report_copies(copies.kept_for, original, copies.plan)
     cells = Cells.open(args.work / "cells")
     shards = sorted((args.work / "graph").glob("edges_*.npy"))
-    report_recall(cells, Graph(tuple(shards), copies.plan))
+    report_recall(cells, NeighbourLists(tuple(shards), copies.plan))
     rng = np.random.default_rng(1)
     with step(f"leaks: all against {args.avoid:,}"):
         avoid = Embeddings((pool.rows(np.sort(rng.permutation(args.rows)[: args.avoid])),))
@@ -110,7 +110,7 @@ def report_copies(kept_for: np.ndarray, original: np.ndarray, plan: Plan) -> Non
     print(f"{(kept_for != np.arange(len(kept_for))).sum():,} removed; {plan.probes} cells looked into")
 
 
-def report_recall(cells: Cells, graph: Graph) -> None:
+def report_recall(cells: Cells, graph: NeighbourLists) -> None:
     """Edges of other rows than those that the number of probes was chosen by, against exact search."""
     positions = np.random.default_rng(99).permutation(len(cells))[: len(sample_of(len(cells)))]
     similarity, found = exact(cells, cells.vectors[positions].astype(np.float32), graph.plan.k + 1)

@@ -24,7 +24,7 @@ from indexer.images.colour import to_rgb
 from trainer.config import make_config
 from trainer.curation.balance import effective
 from trainer.curation.choices import Choices
-from trainer.curation.pipeline import curate, in_words
+from trainer.curation.pipeline import curate, describe_selection
 from trainer.evaluate.labelled import LabelledImages, embed_labelled
 from trainer.evaluate.probes import knn
 from trainer.train import train
@@ -57,7 +57,7 @@ def main() -> None:
         summary = curate([pool], out, choices=choices, backbone=args.backbone, work=work, html=html, say=print)
         lists["curated"].append(out.read_text().split("\n")[:-1])
         lists["random"].append(random.Random(seed).sample(files, summary.written))
-    print(in_words(summary))
+    print(describe_selection(summary))
     print("list      images  worth classes  originals  with a copy in the list  rarest class   (means over seeds)")
     for name, found in lists.items():
         means = np.mean([facts(paths) for paths in found], axis=0)

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.crops import query_cuts
 from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
 from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS as OFFERED
@@ -30,7 +29,8 @@ from indexer.images.find import FoundFile, find_files
 from indexer.images.preprocess import detail_px, preprocess
 from retrieval.evaluate.ground_truth import Task, make_task, read_ground_truth_csv
 from retrieval.evaluate.metrics import Quality, evaluate_ranking
-from retrieval.query.query import read_query
+from retrieval.query.crops import query_crops
+from retrieval.query.encoder import read_query
 from retrieval.rerank import geometry as match
 from retrieval.rerank.fuse import DISTINCTIVENESS_SCALE, INLIER_SCALE, fuse_scores
 from retrieval.rerank.patches import batch_patches
@@ -38,7 +38,7 @@ from retrieval.rerank.rerank import Comparison
 
 SETS = ("smvs_dvd_covers", "mcv_paintings", "smvs_landmarks", "paris", "grocery")
 FULL = DescriptorConfig()
-RECIPES = {
+CONFIGS = {
     "last CLS": DescriptorConfig(cls_depths=(1.0,), mean_depths=()),
     "two CLS": DescriptorConfig(mean_depths=()),
     "full": FULL,
@@ -51,7 +51,7 @@ EXPANDED = 3  # neighbours
 
 @dataclass(frozen=True)
 class Features:
-    """One set as the steps see it: for each recipe the pooled images, one batch each."""
+    """One set as the steps see it: for each descriptor config the pooled images, one batch each."""
 
     task: Task
     gallery: dict[str, list[PooledFeatures]]
@@ -83,7 +83,7 @@ def main() -> None:
         asked = [query.path for query in task.queries]
         features = Features(
             task=task,
-            gallery={step: own[step] + shared[step] for step in RECIPES},
+            gallery={step: own[step] + shared[step] for step in CONFIGS},
             queries=pool_all(backbone, asked, arguments.resolution),
             looks=[pool_looks(backbone, path, arguments.resolution) for path in asked],
         )
@@ -93,27 +93,29 @@ def main() -> None:
 
 
 def pool_all(backbone: Backbone, paths: Sequence[Path], resolution: int) -> dict[str, list[PooledFeatures]]:
-    """Each image's pooled features by every recipe."""
-    layers = sorted({layer for recipe in RECIPES.values() for layer in recipe.layers_of(backbone.depth)})
-    pooled: dict[str, list[PooledFeatures]] = {step: [] for step in RECIPES}
+    """Each image's pooled features by every descriptor config."""
+    layers = sorted(
+        {layer for descriptor_config in CONFIGS.values() for layer in descriptor_config.layers_of(backbone.depth)}
+    )
+    pooled: dict[str, list[PooledFeatures]] = {step: [] for step in CONFIGS}
     for path in paths:
         pixels = decode_file(path, target_px=detail_px(resolution)).pixels
         seen = preprocess(pixels, resolution=resolution, patch_size=backbone.patch_size)
         outputs = dict(zip(layers, backbone.intermediate(seen[None], layers), strict=True))
-        for step, recipe in RECIPES.items():
-            given = [outputs[layer] for layer in recipe.layers_of(backbone.depth)]
-            pooled[step].append(descriptor.pool(given, recipe, backbone.depth))
+        for step, descriptor_config in CONFIGS.items():
+            given = [outputs[layer] for layer in descriptor_config.layers_of(backbone.depth)]
+            pooled[step].append(descriptor.pool(given, descriptor_config, backbone.depth))
     return pooled
 
 
 def pool_looks(backbone: Backbone, path: Path, resolution: int) -> list[PooledFeatures]:
-    """Every look at one query, with every patch."""
-    recipe = RECIPES["every patch"]
+    """Every crop of one query, with every patch."""
+    descriptor_config = CONFIGS["every patch"]
     pooled = []
-    for cut in query_cuts(read_query(path, None, resolution).pixels):
+    for cut in query_crops(read_query(path, None, resolution).pixels):
         seen = preprocess(cut.pixels, resolution=resolution, patch_size=backbone.patch_size)
-        outputs = backbone.intermediate(seen[None], recipe.layers_of(backbone.depth))
-        pooled.append(descriptor.pool(outputs, recipe, backbone.depth))
+        outputs = backbone.intermediate(seen[None], descriptor_config.layers_of(backbone.depth))
+        pooled.append(descriptor.pool(outputs, descriptor_config, backbone.depth))
     return pooled
 
 
@@ -125,7 +127,7 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
     ]
     made = {"last CLS, raw": raw[0] @ raw[1].T}
     for step in ("last CLS", "two CLS", "full"):
-        made[f"{step}, whitened on the corpus"] = compare(features, step, RECIPES[step], len(features.gallery[step]))
+        made[f"{step}, whitened on the corpus"] = compare(features, step, CONFIGS[step], len(features.gallery[step]))
     for count in (1, 10, 100):
         made[f"full, whitened on {count} of it"] = compare(features, "full", FULL, count)
     if prior is None:
@@ -147,16 +149,16 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
     made["  patches of the whole query only"] = rerank(all_looks, [looks[:1] for looks in views], packed, geometry)
     made["  nothing turned level"] = rerank(with_middles, [looks[:2] for looks in views], packed, geometry)
     for step in ("compact", "every patch"):
-        of_step = descriptor.fit_whitening(features.gallery[step], RECIPES[step], prior)
+        of_step = descriptor.fit_whitening(features.gallery[step], CONFIGS[step], prior)
         seen = [views_of(looks, of_step) for looks in features.looks]
-        stored = pack(features.gallery[step], of_step, RECIPES[step])
+        stored = pack(features.gallery[step], of_step, CONFIGS[step])
         made[f"  tokens: {step}"] = rerank(all_looks, seen, stored, geometry)
     made["+ expansion"] = rerank(expanded(made["+ patches, distinct"], views, gallery), views, packed, geometry)
     return made
 
 
 def views_of(pooled: list[PooledFeatures], whitening: Whitening) -> list[CropFeatures]:
-    """The looks at one query."""
+    """The crops of one query."""
     seen = []
     for one in pooled:
         vectors, tokens = descriptor.apply(one, whitening)
@@ -165,22 +167,26 @@ def views_of(pooled: list[PooledFeatures], whitening: Whitening) -> list[CropFea
     return seen
 
 
-def pack(pooled: list[PooledFeatures], whitening: Whitening, recipe: DescriptorConfig) -> list[bytes]:
+def pack(pooled: list[PooledFeatures], whitening: Whitening, descriptor_config: DescriptorConfig) -> list[bytes]:
     """Each image's patches as an index stores them; positions outside of the true grid's last patch do not matter."""
     packed = []
     for one in pooled:
         tokens = descriptor.apply(one, whitening)[1][0]
         positions = one.positions[0].numpy()
         grid = (int(positions[:, 0].max()) + 1, int(positions[:, 1].max()) + 1)
-        packed.append(pack_patches(PatchTokens(tokens, positions, grid), recipe.token_bits))
+        packed.append(pack_patches(PatchTokens(tokens, positions, grid), descriptor_config.token_bits))
     return packed
 
 
 def compare(
-    features: Features, step: str, recipe: DescriptorConfig, count: int, prior: dict[str, torch.Tensor] | None = None
+    features: Features,
+    step: str,
+    descriptor_config: DescriptorConfig,
+    count: int,
+    prior: dict[str, torch.Tensor] | None = None,
 ) -> np.ndarray:
     """Similarities with the statistics fitted on `count` images of the gallery, drawn at random."""
-    whitening = descriptor.fit_whitening(shuffled(features.gallery[step])[:count], recipe, prior)
+    whitening = descriptor.fit_whitening(shuffled(features.gallery[step])[:count], descriptor_config, prior)
     return describe(features.queries[step], whitening)[0] @ describe(features.gallery[step], whitening)[0].T
 
 
@@ -208,7 +214,7 @@ def support_alone(views: list[CropFeatures], packed: list[bytes]) -> Agreement:
 
 
 def pairs_alone(views: list[CropFeatures], packed: list[bytes]) -> Agreement:
-    """What all mutual pairs are worth, wherever they point; a third of them, for the scale of agreeing ones."""
+    """What all mutual pairs are worth, wherever they point; a third of them, for the scale of inliers ofes."""
     candidates = batch_patches(packed)
     of_views = [match.mutual_pairs(torch.from_numpy(view.tokens), candidates.tokens, candidates.mask) for view in views]
     support = torch.stack([(one.cosine - match.FLOOR).clamp(min=0).sum(1) for one in of_views]).amax(0).numpy() / 3

@@ -109,8 +109,8 @@ def make(folder: Path, count: int) -> None:
     """Images in folder/photos, their index in folder/index."""
     store = open_store(folder / "index", write=True)
     roots = {"0": str(folder / "photos")}
-    recipe = DESCRIPTOR_CONFIGS["balanced"]
-    write_manifest(store, Manifest("none", "0" * 32, 224, recipe.settings, "synthetic", count, roots))
+    descriptor_config = DESCRIPTOR_CONFIGS["balanced"]
+    write_manifest(store, Manifest("none", "0" * 32, 224, descriptor_config.settings, "synthetic", count, roots))
     store.ensure(Schema(DIM))
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     with Pool() as pool:
@@ -125,7 +125,7 @@ def make(folder: Path, count: int) -> None:
 def make_records(job: tuple[Path, int, int]) -> list[Record]:
     photos, start, count = job
     rng = np.random.default_rng(start)
-    recipe = DESCRIPTOR_CONFIGS["balanced"]
+    descriptor_config = DESCRIPTOR_CONFIGS["balanced"]
     records: list[Record] = []
     image, vector = Image.new("RGB", (1, 1)), np.zeros(DIM, np.float32)
     tokens, positions = np.zeros((0, 0), np.float32), np.zeros((0, 2), np.uint8)
@@ -137,7 +137,7 @@ def make_records(job: tuple[Path, int, int]) -> list[Record]:
             tokens = normal(tokens + 0.3 * unit(rng, *tokens.shape))
         else:
             image, vector = drawn(rng), normal(0.65 * centre(place // KIND) + unit(rng, DIM))
-            tokens = unit(rng, min(recipe.num_tokens, PATCHES), recipe.token_dim)
+            tokens = unit(rng, min(descriptor_config.num_tokens, PATCHES), descriptor_config.token_dim)
             cells = np.sort(rng.choice(PATCHES, len(tokens), replace=False))
             positions = np.stack(np.divmod(cells, GRID[1]), axis=1).astype(np.uint8)
         path = photos / f"{place:07d}.jpg"
@@ -150,7 +150,9 @@ def make_records(job: tuple[Path, int, int]) -> list[Record]:
                 Metadata(image.width, image.height, "JPEG"),
                 whitening_id="synthetic",
                 global_vector=vector.astype(np.float32),
-                patches=pack_patches(PatchTokens(tokens.astype(np.float32), positions, GRID), recipe.token_bits),
+                patches=pack_patches(
+                    PatchTokens(tokens.astype(np.float32), positions, GRID), descriptor_config.token_bits
+                ),
             )
         )
     return records

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from trainer.evaluate.labelled import (
 from trainer.evaluate.probes import few_shot, format_table, knn, linear
 
 FIELD_OF_VIEW = 0.9  # half the image's side over the distance of its plane
+
+# Paints a surface where it is the nearest: distances (S, S), normals (S, S, 3) or (3,), colours (S, S, 3)
+Put = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 def draw_room(seed: int, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +85,7 @@ def draw_room(seed: int, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
     return (colours * 255 + noise).clip(0, 255).astype(np.uint8), nearest.astype(np.float32)
 
 
-def _put_ball(rng: np.random.Generator, put, rays: np.ndarray, middle: np.ndarray, radius: float) -> None:
+def _put_ball(rng: np.random.Generator, put: Put, rays: np.ndarray, middle: np.ndarray, radius: float) -> None:
     a, b = (rays * rays).sum(-1), rays @ middle
     discriminant = b * b - a * (middle @ middle - radius**2)
     distance = np.where(discriminant > 0, (b - np.sqrt(np.maximum(discriminant, 0))) / a, np.inf)
@@ -89,7 +93,7 @@ def _put_ball(rng: np.random.Generator, put, rays: np.ndarray, middle: np.ndarra
     put(distance, np.nan_to_num(normal), _pattern(rng, normal[..., 0] * 2, normal[..., 1] * 2))
 
 
-def _put_box(rng: np.random.Generator, put, rays: np.ndarray, middle: np.ndarray, radius: float) -> None:
+def _put_box(rng: np.random.Generator, put: Put, rays: np.ndarray, middle: np.ndarray, radius: float) -> None:
     turn = _turn(1, rng.uniform(0, np.pi))
     local, start = rays @ turn, -middle @ turn
     first, second = ((sign * radius - start) / local for sign in (-1, 1))

@@ -42,6 +42,7 @@ from indexer.store import neighbours
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Store
 from indexer.store.sqlite_check import Checked, check_index
+from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 
 IMAGES = 24
@@ -103,7 +104,7 @@ def make_bases(index: Path, work: Path) -> tuple[Path, Path]:
         for number in range(IMAGES):
             draw_photo(photos / f"{number % 3}" / f"{number}.jpg", number)
         backbone = save_tiny(index.with_name("tiny.safetensors"))
-        sync_folder(photos, index, backbone=backbone, resolution=56, tokens="compact", workers=1)
+        sync_folder(photos, index, options=SyncOptions(resolution=56, tokens="compact", workers=1), backbone=backbone)
         store = open_store(index, write=True)
         store.set_tags({record.id: ("holiday",) for n, record in enumerate(store.scroll()) if n % 2})
         store.close()

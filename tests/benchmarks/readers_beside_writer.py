@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -105,7 +106,7 @@ def read(args: argparse.Namespace) -> None:
     print(json.dumps({"times": times, "wrong": wrong, "errors": errors}))
 
 
-def beside(args: argparse.Namespace, scratch: Path, pause: float) -> tuple[float, list[dict[str, list]]]:
+def beside(args: argparse.Namespace, scratch: Path, pause: float) -> tuple[float, list[dict[str, list[Any]]]]:
     """The indexer's rate beside readers, and what each of these saw."""
     # they begin one after the other before the indexer does, so that their start is not measured, and end after it
     seconds = args.seconds + GRACE_S / 2

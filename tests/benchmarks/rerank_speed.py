@@ -37,8 +37,8 @@ def main() -> None:
     views = [CropFeatures(np.zeros(1, np.float32), unit(rng, PATCHES, 192), GRID) for _ in range(2)]
     print(f"{arguments.candidates} candidates, two views of {PATCHES} patches; medians of {arguments.repeats}, ms")
     print("| tokens | bytes an image | unpack | compare, all | evidence of 10 |\n|---|---|---|---|---|")
-    for name, recipe in DESCRIPTOR_CONFIGS.items():
-        packed = [candidate(rng, views[0], recipe) for _ in range(arguments.candidates)]
+    for name, descriptor_config in DESCRIPTOR_CONFIGS.items():
+        packed = [candidate(rng, views[0], descriptor_config) for _ in range(arguments.candidates)]
         comparison = Comparison(views, packed)
         timed = [
             median(partial(batch_patches, packed), arguments.repeats),
@@ -57,13 +57,13 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def candidate(rng: np.random.Generator, view: CropFeatures, recipe: DescriptorConfig) -> bytes:
+def candidate(rng: np.random.Generator, view: CropFeatures, descriptor_config: DescriptorConfig) -> bytes:
     """An image of which every second patch is the query's, where the query has it."""
-    cells = np.sort(rng.choice(PATCHES, min(recipe.num_tokens, PATCHES), replace=False))
-    tokens = unit(rng, len(cells), recipe.token_dim)
+    cells = np.sort(rng.choice(PATCHES, min(descriptor_config.num_tokens, PATCHES), replace=False))
+    tokens = unit(rng, len(cells), descriptor_config.token_dim)
     tokens[::2] = view.tokens[cells[::2]]
     positions = np.stack(np.divmod(cells, GRID[1]), axis=1).astype(np.uint8)
-    return pack_patches(PatchTokens(tokens, positions, GRID), recipe.token_bits)
+    return pack_patches(PatchTokens(tokens, positions, GRID), descriptor_config.token_bits)
 
 
 def median(call: Callable[[], object], repeats: int) -> float:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
 from indexer.index.manifest import Manifest, write_manifest
 from indexer.store.open import open_store
 from indexer.store.protocol import Record, Schema
+from retrieval.options import SearchOptions
 from retrieval.query.query import EncodedQuery
 from retrieval.rerank.rerank import Comparison
 from retrieval.search import Searcher
@@ -43,10 +45,12 @@ KINDS = 256  # of images whose patches are repeated all over the index
 def make(args: argparse.Namespace) -> None:
     """An index of made-up records."""
     rng = np.random.default_rng(0)
-    recipe = DESCRIPTOR_CONFIGS[args.tokens]
-    packed = [candidate(rng, view(rng, args.dim), recipe) for _ in range(KINDS)]
+    descriptor_config = DESCRIPTOR_CONFIGS[args.tokens]
+    packed = [candidate(rng, view(rng, args.dim), descriptor_config) for _ in range(KINDS)]
     store = open_store(args.index, write=True)
-    write_manifest(store, Manifest("none", "0" * 32, 224, recipe.settings, "synthetic", args.records, {"0": "/photos"}))
+    write_manifest(
+        store, Manifest("none", "0" * 32, 224, descriptor_config.settings, "synthetic", args.records, {"0": "/photos"})
+    )
     store.ensure(Schema(args.dim))
     for number, records in enumerate(record_chunks(args)):
         store.upsert([with_patches(record, packed[(number + n) % KINDS]) for n, record in enumerate(records)])
@@ -82,14 +86,14 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             ),
             "ten records": median(lambda some: store.retrieve(some[:10]), ids),
             "one search, reranked": median(searcher.search, asked),
-            "one search, global only": median(partial(searcher.search, rerank=False), asked),
+            "one search, global only": median(partial(searcher.search, options=SearchOptions(rerank=False)), asked),
             f"a search in a batch of {BATCH}, reranked": batches(searcher.search_batch, asked),
         }
         report["compared"] -= report["their patches"]
     return report | {"peak memory, MB anonymous": memory.anonymous, "peak memory, MB file-backed": memory.file_backed}
 
 
-def median(call: Callable, each: list) -> float:
+def median(call: Callable[[Any], object], each: list[Any]) -> float:
     """Median of one call, ms."""
     times = []
     for one in each:
@@ -99,12 +103,12 @@ def median(call: Callable, each: list) -> float:
     return 1e3 * float(np.median(times))
 
 
-def batches(call: Callable, each: list) -> float:
+def batches(call: Callable[[Any], object], each: list[Any]) -> float:
     """Median over batches of the time of one in it, ms."""
     return median(call, list(_batches(each))) / BATCH
 
 
-def _batches(each: list) -> Iterator[list]:
+def _batches(each: list[Any]) -> Iterator[list[Any]]:
     yield from (each[start : start + BATCH] for start in range(0, len(each), BATCH))
 
 

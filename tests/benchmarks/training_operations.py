@@ -21,7 +21,15 @@ from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.config import Config, make_config
 from trainer.data.masking import draw_masks
 from trainer.evaluate.probes import format_table
-from trainer.model.student_teacher import Batch, Centers, Losses, Network, compute_losses, make_network, prepare_blocks
+from trainer.model.student_teacher import (
+    Centers,
+    Losses,
+    MaskedCrops,
+    Network,
+    compute_losses,
+    make_network,
+    prepare_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -87,14 +95,14 @@ def _head(architecture: Architecture, config: Config, prototypes: int) -> float:
     return 2 * sum(wide * narrow for wide, narrow in pairwise([*widths, prototypes]))
 
 
-def forward_on_noise(config: Config, architecture: Architecture) -> tuple[Network, Losses, Batch]:
+def forward_on_noise(config: Config, architecture: Architecture) -> tuple[Network, Losses, MaskedCrops]:
     """One forward of student and teacher, and the losses."""
     torch.manual_seed(0)
     student, teacher = (make_network(VisionTransformer(architecture), config) for _ in range(2))
     teacher.requires_grad_(False)
     prepare_blocks(student.backbone, recompute=config.checkpoint_blocks, compiled=False)
     side = config.global_size // architecture.patch_size
-    batch = Batch(
+    batch = MaskedCrops(
         torch.randn(2 * config.batch_size, 3, config.global_size, config.global_size),
         torch.randn(config.num_local * config.batch_size, 3, config.local_size, config.local_size),
         draw_masks(config, (side, side), 0),

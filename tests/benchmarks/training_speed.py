@@ -33,7 +33,7 @@ from trainer.data.augment_torch import cut_with_torch
 from trainer.data.masking import draw_masks
 from trainer.data.stream import augmentation_of
 from trainer.model.optim import clip_gradients, make_optimiser, pace_at, set_pace, update_ema
-from trainer.model.student_teacher import Batch, Centers, compute_losses, make_network, prepare_blocks
+from trainer.model.student_teacher import Centers, MaskedCrops, compute_losses, make_network, prepare_blocks
 from trainer.run.state import DTYPES
 
 ENGINE_IMAGES = 16
@@ -50,7 +50,7 @@ def make_step(config: Config, device: torch.device) -> Callable[[], None]:
     prepare_blocks(teacher.backbone, recompute=False, compiled=config.compile)
     optimiser, centers = make_optimiser(student, architecture.depth, config), Centers(1, 1).to(device)
     side = config.global_size // architecture.patch_size
-    batch = Batch(
+    batch = MaskedCrops(
         torch.randn(2 * config.batch_size, 3, config.global_size, config.global_size, device=device),
         torch.randn(config.num_local * config.batch_size, 3, config.local_size, config.local_size, device=device),
         draw_masks(config, (side, side), 0).to(device),

@@ -1,6 +1,7 @@
 """What the kernel for sequences of different lengths is given: it runs on CUDA only, its slow twin runs here."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from indexer.backbone import attention as attention_module
 from indexer.backbone.vit import Architecture, VisionTransformer
 
-real_kernel = attention_module.varlen_attn
+real_kernel: Any = vars(attention_module)["varlen_attn"]
 pytestmark = pytest.mark.skipif(real_kernel is None, reason="this torch has no attention for different lengths")
 LAYOUT = ((4, 17), (1, 9), (6, 5))
 
@@ -29,24 +30,25 @@ def slow_kernel(*given: object) -> Tensor:
     )
 
 
-def test_borders_are_where_images_begin_and_the_last_one_ends():
+def test_borders_are_where_images_begin_and_the_last_one_ends() -> None:
     lengths = [length for images, length in LAYOUT for _ in range(images)]
     expected = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
     assert attention_module._borders(LAYOUT, torch.device("cpu")).tolist() == expected
 
 
-def test_the_kernel_is_given_what_the_plain_path_computes(monkeypatch):
+def test_the_kernel_is_given_what_the_plain_path_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_module, "varlen_attn", slow_kernel)
     torch.manual_seed(0)
     qkv = torch.randn(4 * 17 + 9 + 6 * 5, 3, 2, 16, requires_grad=True)
     gradients = []
-    for compute in (attention_module._varlen_attention, attention_module._torch_attention):
+    ways: list[Any] = [attention_module._varlen_attention, attention_module._torch_attention]
+    for compute in ways:
         (gradient,) = torch.autograd.grad(compute(*qkv.unbind(1), LAYOUT).square().sum(), qkv)
         gradients.append(gradient)
     torch.testing.assert_close(*gradients)
 
 
-def test_a_packed_forward_uses_it_for_crops_of_two_sizes_only(monkeypatch):
+def test_a_packed_forward_uses_it_for_crops_of_two_sizes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def counting_kernel(*given: object) -> Tensor:
@@ -67,13 +69,13 @@ def test_a_packed_forward_uses_it_for_crops_of_two_sizes_only(monkeypatch):
     assert len(calls) == 2
 
 
-def test_tensors_on_the_cpu_or_in_full_precision_do_not_go_there():
+def test_tensors_on_the_cpu_or_in_full_precision_do_not_go_there() -> None:
     for device, dtype in (("cpu", torch.bfloat16), ("meta", torch.bfloat16)):
         assert not attention_module._has_varlen(torch.empty(4, 2, 16, dtype=dtype, device=device))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not there")
-def test_on_cuda_it_is_the_plain_path():
+def test_on_cuda_it_is_the_plain_path() -> None:
     query, key, value = torch.randn(4 * 17 + 9 + 6 * 5, 3, 2, 64, device="cuda", dtype=torch.bfloat16).unbind(1)
     assert attention_module._has_varlen(query)
     ours = attention_module._varlen_attention(query, key, value, LAYOUT)

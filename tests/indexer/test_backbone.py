@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def save_official(path: Path, model: VisionTransformer) -> Path:
     return path
 
 
-def save_own(path: Path, model: VisionTransformer, name: str = "mine", **more) -> Path:
+def save_own(path: Path, model: VisionTransformer, name: str = "mine", **more: Any) -> Path:
     save_checkpoint(path, model.state_dict(), model.architecture, name=name, **more)
     return path
 
@@ -120,7 +121,7 @@ def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Officia
         server.shutdown()
 
 
-def load(spec: str | Path, **options) -> tuple[Backbone, str]:
+def load(spec: str | Path, **options: Any) -> tuple[Backbone, str]:
     lines: list[str] = []
     loaded = Backbone.load(spec, device="cpu", say=lines.append, **options)
     assert len(lines) == 1 and "\n" not in lines[0] and loaded.name in lines[0]

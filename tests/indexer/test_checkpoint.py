@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -233,7 +234,7 @@ def test_shipped_weights() -> None:
 
 
 def own_file(
-    path: Path, change: Callable[[dict], None] = lambda header: None, tensors: dict[str, Tensor] | None = None
+    path: Path, change: Callable[[dict[str, Any]], None] = lambda header: None, tensors: dict[str, Tensor] | None = None
 ) -> None:
     """A file of our own layout whose description or tensors were tampered with."""
     save_checkpoint(path, random_state(TINY), TINY, name="t")
@@ -254,14 +255,14 @@ class Bomb:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.marker,)
 
 
 class Allocation:
     """Asks for a terabyte, through a callable that torch's safe unpickler lets through."""
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[bytearray], tuple[int]]:
         return bytearray, (10**12,)
 
 
@@ -284,7 +285,7 @@ def state_with(**changes: Tensor) -> Callable[[Path], None]:
 
 
 def tampered(*keys: str, value: object) -> Callable[[Path], None]:
-    def change(header: dict) -> None:
+    def change(header: dict[str, Any]) -> None:
         for key in keys[:-1]:
             header = header[key]
         header[keys[-1]] = value

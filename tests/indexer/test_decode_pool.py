@@ -25,12 +25,13 @@ from indexer.images.decode import Limits
 from indexer.images.find import Unreadable, find_files
 from indexer.images.jobs import (
     Accident,
+    Batch,
     Broken,
     Changed,
     Decoded,
     Hashed,
     Job,
-    NotAImage,
+    NotAnImage,
     Outcome,
     Settings,
     Vanished,
@@ -83,7 +84,8 @@ def misbehave(job: Job, settings: Settings) -> Outcome:
     if name.startswith("exit"):
         os._exit(7)
     if name.startswith("kill"):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # which is for the parent to answer
+        os.kill(os.getpid(), signal.SIGKILL)
     if name.startswith("raise"):
         raise RuntimeError("a plugin's bug")
     if name.startswith("grow"):
@@ -91,6 +93,8 @@ def misbehave(job: Job, settings: Settings) -> Outcome:
         return Broken(job.path, f"{len(hoard)} blocks fit", 0, 0)
     if name.startswith("modules"):
         return Broken(job.path, " ".join({"torch", "PIL", "qdrant_edge", "qdrant_client"} & set(sys.modules)), 0, 0)
+    if name.startswith("swap"):
+        return Hashed(job.path + ".other", "0" * 32, 1, 1)
     if name.startswith("print"):
         os.write(1, b"noise on stdout" * 100)
         os.write(2, b"noise on stderr" * 100)
@@ -104,7 +108,7 @@ def cannot_be_found(job: Job, settings: Settings) -> Outcome:
 cannot_be_found.__qualname__ = "no_such_function"
 
 
-def test_a_image_comes_back_whole(pool: DecodePool, tmp_path: Path) -> None:
+def test_an_image_comes_back_whole(pool: DecodePool, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     save(path, (400, 300))
     os.utime(path, ns=(10**18, 10**18 + 123_456_000))
@@ -140,7 +144,7 @@ def test_each_kind_of_file_has_its_own_outcome(pool: DecodePool, tmp_path: Path)
     (tmp_path / "folder.jpg").mkdir()
     names = ["photo.txt", "text.jpg", "empty.jpg", "folder.jpg", "gone.jpg"]
     outcomes = {Path(outcome.path).name: outcome for outcome in pool.run(Job(str(tmp_path / name)) for name in names)}
-    assert [type(outcomes[name]) for name in names] == [Decoded, NotAImage, NotAImage, Unreadable, Vanished]
+    assert [type(outcomes[name]) for name in names] == [Decoded, NotAnImage, NotAnImage, Unreadable, Vanished]
 
 
 def test_hashing_only_gives_the_id(pool: DecodePool, tmp_path: Path) -> None:
@@ -192,7 +196,7 @@ def test_large_files_and_movies_are_not_read(tmp_path: Path) -> None:
             file.write(head)
             file.truncate(1 << 34)  # 16 GB with nothing in it
     began = time.monotonic()
-    assert isinstance(read_image(Job(str(tmp_path / "movie.mp4")), settings), NotAImage)
+    assert isinstance(read_image(Job(str(tmp_path / "movie.mp4")), settings), NotAnImage)
     outcome = read_image(Job(str(tmp_path / "huge.jpg")), settings)
     assert isinstance(outcome, Broken) and outcome.reason == "17180 MB, more than the limit of 1074 MB"
     assert time.monotonic() - began < 1
@@ -219,7 +223,7 @@ def test_a_decoder_that_dies_or_hangs_costs_one_file(tmp_path: Path) -> None:
         bad = {name: reason for name, reason in bad.items() if name in ("exit", "raise")}
     for number in range(30):
         save(tmp_path / f"good{number}.png")
-    accidents = {"hang": "took longer than 1 s", "kill": "the decoder was killed (SIGTERM)"}
+    accidents = {"hang": "took longer than 1 s", "kill": "the decoder was killed (SIGKILL)"}
     for name in [*bad, *accidents, "print"]:
         save(tmp_path / f"{name}.png")
     with DecodePool(2, work=misbehave, limits=Limits(timeout_s=1)) as pool:
@@ -419,7 +423,7 @@ def test_the_hostile_collection_ends_well(shared: Path) -> None:
         outcomes = list(pool.run(Job(path) for path in files))
     assert time.monotonic() - began < 20
     assert sorted(outcome.path for outcome in outcomes) == sorted(files) and len(files) >= 240
-    assert {type(outcome) for outcome in outcomes} <= {Decoded, NotAImage, Broken}
+    assert {type(outcome) for outcome in outcomes} <= {Decoded, NotAnImage, Broken}
     assert all(outcome.reason and len(outcome.reason) < 160 for outcome in outcomes if isinstance(outcome, Broken))
     reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Broken)]
     assert not [reason for reason in reasons if reason.startswith(("the decoder", "took", "internal"))]
@@ -438,3 +442,27 @@ def test_images_in_memory_and_from_a_process_are_the_same(pool: DecodePool, tmp_
     there, here = one(pool, tmp_path / "x.jpg"), read_image(Job(str(tmp_path / "x.jpg")), Settings())
     assert isinstance(there, Decoded) and isinstance(here, Decoded)
     np.testing.assert_array_equal(there.pixels, here.pixels)
+
+
+def test_a_batch_has_an_outcome_for_each_file_also_where_one_costs_the_process(tmp_path: Path) -> None:
+    paths = [
+        save(tmp_path / f"{name}.png", colour=(n, 0, 0)) for n, name in enumerate(("a", "crash", "b", "hang", "c"))
+    ]
+    paths.append(str(tmp_path / "gone.png"))
+    with DecodePool(1, work=misbehave, limits=Limits(timeout_s=3)) as pool:
+        outcomes = {one.path: one for one in pool.run([Batch(tuple(Job(path, "hash") for path in paths))])}
+        again = list(pool.run([Batch((Job(paths[0], "hash"), Job(paths[2], "hash"))), Job(paths[4])]))
+    assert set(outcomes) == set(paths)
+    for n in (0, 2, 4):
+        outcome = outcomes[paths[n]]
+        assert isinstance(outcome, Hashed) and outcome.id == content_id(Path(paths[n]).read_bytes())
+    crashed = outcomes[paths[1]]
+    assert isinstance(crashed, Broken) and "crashed" in crashed.reason
+    assert isinstance(outcomes[paths[3]], Accident) and outcomes[paths[5]] == Vanished(paths[5])
+    assert [type(outcome) for outcome in again] == [Hashed, Hashed, Decoded]
+
+
+def test_an_answer_about_another_file_is_none(tmp_path: Path) -> None:
+    with DecodePool(1, work=misbehave) as pool:
+        outcome = one(pool, tmp_path / "swap.png")
+    assert outcome == Vanished(str(tmp_path / "swap.png"))

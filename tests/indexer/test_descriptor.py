@@ -55,7 +55,7 @@ def test_layers_scale_with_depth() -> None:
     assert DescriptorConfig().layers_of(1) == [0]
 
 
-def test_the_version_tells_recipes_apart() -> None:
+def test_the_version_tells_configs_apart() -> None:
     assert DescriptorConfig().version == DescriptorConfig().version
     assert DescriptorConfig().version != DescriptorConfig(shrinkage=0.2).version
 
@@ -75,7 +75,7 @@ def test_pool_holds_what_it_names() -> None:
     torch.testing.assert_close(made.tokens[1].float(), by_layer[7].patches[1, rows * 5 + cols], rtol=1e-3, atol=1e-2)
 
 
-def test_pooling_a_image_does_not_depend_on_its_batch() -> None:
+def test_pooling_an_image_does_not_depend_on_its_batch() -> None:
     given = features(4)
     alone = [TokenFeatures(f.cls[2:3], f.registers[2:3], f.patches[2:3], f.grid) for f in given]
     batch, single = pool(given, RECIPE, DEPTH), pool(alone, RECIPE, DEPTH)
@@ -145,15 +145,15 @@ def test_images_of_different_grids_are_fitted_together_and_tiny_ones_keep_fewer_
 
 
 def test_a_large_corpus_is_centred_and_every_part_is_white() -> None:
-    recipe = DescriptorConfig(num_tokens=8, shrinkage=0.0, global_dim=4 * DIM)
+    config = DescriptorConfig(num_tokens=8, shrinkage=0.0, global_dim=4 * DIM)
     corpus = pooled(1000)
-    made = fit_whitening([corpus], recipe)
+    made = fit_whitening([corpus], config)
     rows = (corpus.parts.flatten(1) - made.mean) @ made.projection  # (n, 4 D), before the rows are normalised
     assert float(rows.mean(0).abs().max()) < 0.2
     np.testing.assert_allclose(float(rows.square().sum(1).mean()), 4 * DIM, rtol=0.05)
 
 
-def test_whitening_finds_a_image_that_raw_cosine_loses() -> None:
+def test_whitening_finds_an_image_that_raw_cosine_loses() -> None:
     """Noise in one loud direction drowns the quiet ones that tell images apart, unless all weigh alike."""
     corpus = pooled(400)
     noise = torch.zeros_like(corpus.parts)
@@ -186,11 +186,11 @@ def test_fits_are_repeatable_and_told_apart() -> None:
     assert len(fit_whitening([corpus], RECIPE).id) == 32
 
 
-def test_a_prior_of_another_recipe_or_backbone_is_refused() -> None:
+def test_a_prior_of_another_config_or_backbone_is_refused() -> None:
     prior = prior_from([pooled(30)], RECIPE)
-    with pytest.raises(SeenitError, match="another recipe"):
+    with pytest.raises(SeenitError, match="another descriptor config"):
         fit_whitening([pooled(5)], DescriptorConfig(num_tokens=8, cls_depths=(1.0, 0.5)), prior)
-    with pytest.raises(SeenitError, match="another recipe"):
+    with pytest.raises(SeenitError, match="another descriptor config"):
         fit_whitening([pooled(5, dim=12)], RECIPE, prior)
     with pytest.raises(SeenitError, match="lacks factors"):
         fit_whitening([pooled(5)], RECIPE, {name: value for name, value in prior.items() if name != "factors"})
@@ -212,7 +212,7 @@ def saved() -> tuple[Whitening, bytes]:
 def test_a_fit_survives_saving(saved: tuple[Whitening, bytes]) -> None:
     made, data = saved
     loaded = load_whitening(data)
-    assert (loaded.id, loaded.recipe, loaded.num_images) == (made.id, RECIPE, 30)
+    assert (loaded.id, loaded.config, loaded.num_images) == (made.id, RECIPE, 30)
     for ours, theirs in zip(apply(pooled(3), made), apply(pooled(3), loaded), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

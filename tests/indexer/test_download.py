@@ -11,8 +11,10 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPMessage
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -40,7 +42,7 @@ class Peer(http.server.ThreadingHTTPServer):
         self.released = threading.Event()  # lets stalled answers end
         self.url = f"http://127.0.0.1:{self.server_port}/model.pth"
 
-    def handle_error(self, request, client_address) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         pass  # clients that hang up are part of the tests
 
 
@@ -207,13 +209,16 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "model.pth"
 
 
-def fetch(peer: Peer, target: Path, *script: Callable[[Asked], None], **wanted) -> Path:
+Answer = Callable[[Asked], None]
+
+
+def fetch(peer: Peer, target: Path, *script: Answer, **wanted: Any) -> Path:
     peer.answers = list(script)
     peer.ranges.clear()
     return download(peer.url, target, progress=False, patience=QUICK, **wanted)
 
 
-def refusal(peer: Peer, target: Path, *script: Callable[[Asked], None], **wanted) -> str:
+def refusal(peer: Peer, target: Path, *script: Answer, **wanted: Any) -> str:
     """The one line of a download that fails; checks that it leaves no file under the target's name."""
     with pytest.raises(DownloadError) as caught:
         fetch(peer, target, *script, **wanted)
@@ -229,7 +234,7 @@ def left_beside(target: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("answer", [whole, no_length, chunked])
-def test_fetches_the_file_and_leaves_nothing_else(peer: Peer, target: Path, answer) -> None:
+def test_fetches_the_file_and_leaves_nothing_else(peer: Peer, target: Path, answer: Answer) -> None:
     assert fetch(peer, target, answer, size=len(BODY), sha256=SHA256).read_bytes() == BODY
     assert left_beside(target) == ["model.pth"]
 
@@ -242,7 +247,7 @@ def test_a_file_that_is_there_is_not_fetched(peer: Peer, target: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [breaks_off, stalls])
-def test_goes_on_where_it_broke_off(peer: Peer, target: Path, broken) -> None:
+def test_goes_on_where_it_broke_off(peer: Peer, target: Path, broken: Answer) -> None:
     assert fetch(peer, target, broken, whole).read_bytes() == BODY
     assert peer.ranges == [None, "bytes=30000-"]
 
@@ -287,7 +292,7 @@ def test_a_server_without_ranges_sends_all_again(peer: Peer, target: Path) -> No
 
 
 @pytest.mark.parametrize("changed", [other_file, other_file_and_no_if_range])
-def test_a_file_that_changes_between_the_parts_is_never_mixed(peer: Peer, target: Path, changed) -> None:
+def test_a_file_that_changes_between_the_parts_is_never_mixed(peer: Peer, target: Path, changed: Answer) -> None:
     assert fetch(peer, target, breaks_off, changed).read_bytes() == OTHER
 
 
@@ -301,7 +306,7 @@ def test_without_a_validator_the_part_is_not_trusted(peer: Peer, target: Path) -
 
 
 @pytest.mark.parametrize("liar", [wrong_range, always_416])
-def test_a_wrong_range_begins_again(peer: Peer, target: Path, liar) -> None:
+def test_a_wrong_range_begins_again(peer: Peer, target: Path, liar: Answer) -> None:
     assert fetch(peer, target, breaks_off, liar).read_bytes() == BODY
     assert peer.ranges == [None, "bytes=30000-", None]
 
@@ -355,7 +360,7 @@ def test_an_empty_answer_is_no_file(peer: Peer, target: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [login_page, page_in_disguise])
-def test_a_web_page_is_no_file_and_costs_no_bytes(peer: Peer, target: Path, page) -> None:
+def test_a_web_page_is_no_file_and_costs_no_bytes(peer: Peer, target: Path, page: Answer) -> None:
     assert "web page" in refusal(peer, target, breaks_off, page)
     assert fetch(peer, target, whole).read_bytes() == BODY
     assert peer.ranges == ["bytes=30000-"]
@@ -378,7 +383,9 @@ def test_redirects_are_followed_with_the_range_and_bounded(peer: Peer, target: P
 def test_a_redirect_never_leaves_https() -> None:
     request = urllib.request.Request("https://example.org/model.pth?token=secret")
     with pytest.raises(DownloadError, match="not secure") as caught:
-        _Redirects().redirect_request(request, io.BytesIO(), 302, "Found", {}, "http://example.org/model.pth")
+        _Redirects().redirect_request(
+            request, io.BytesIO(), 302, "Found", HTTPMessage(), "http://example.org/model.pth"
+        )
     assert "secret" not in str(caught.value)
 
 
@@ -405,7 +412,7 @@ def test_the_proxy_of_the_environment_is_used(peer: Peer, target: Path, monkeypa
     assert peer.paths == ["http://models.invalid/model.pth"]
 
 
-def test_no_room_is_seen_before_a_byte_is_written(peer: Peer, target: Path, monkeypatch) -> None:
+def test_no_room_is_seen_before_a_byte_is_written(peer: Peer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     assert "no room" in refusal(peer, target, whole)
     assert left_beside(target) == []
@@ -424,7 +431,7 @@ def test_a_folder_that_is_a_file_is_one_line(peer: Peer, target: Path) -> None:
         fetch(peer, target, whole)
 
 
-def in_another_process(url: str, target: Path) -> subprocess.Popen:
+def in_another_process(url: str, target: Path) -> subprocess.Popen[bytes]:
     program = (
         "import sys; from pathlib import Path; from indexer.backbone.download import download;"
         "download(sys.argv[1], Path(sys.argv[2]))"

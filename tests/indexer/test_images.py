@@ -123,9 +123,12 @@ def test_patterns_and_ignore_files_leave_out(tmp_path: Path) -> None:
     assert set(found(tmp_path, exclude=["*.tif"])) == every - {"a.tif", "trip/d.jpg"}
     with pytest.raises(SeenitError, match="no pattern"):
         found(tmp_path, exclude=["!"])
-    (tmp_path / "trip/.seenitignore").write_text("!\nd.jpg\n")
+    (tmp_path / "trip/.seenitignore").write_text("!\nd.jpg\n[z-a]\n")
     entries = list(find_files([tmp_path]))
-    assert [entry.reason for entry in entries if isinstance(entry, Unreadable)] == ["line 1 is no pattern"]
+    assert [entry.reason for entry in entries if isinstance(entry, Unreadable)] == [
+        "line 1 is no pattern",
+        "line 3 is no pattern",
+    ]
     assert set(found(tmp_path)) == every - {"trip/d.jpg"}
 
 

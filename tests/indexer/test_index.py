@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ from indexer.index.find_index import find_index
 from indexer.index.index import Index, index_in, is_index
 from indexer.index.keys import Roots
 from indexer.index.manifest import Manifest, parse_manifest, write_manifest
+from indexer.store.protocol import Filter
+from indexer.sync.options import SyncOptions
 from retrieval import Searcher, build_index
+from retrieval.options import SearchOptions
 
 
 @pytest.fixture
@@ -38,10 +42,10 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_an_index_made_from_python_knows_probabilities(photos: Path, tiny_backbone: Path) -> None:
-    built = build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    built = build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     assert built.summary.images == 8 and built.calibration is not None and built.notes == ()
     with Searcher.open(photos / ".seenit") as searcher:
-        evidence = searcher.search(photos / "a" / "0.jpg", include_self=True)[0].evidence
+        evidence = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].evidence
         assert evidence is not None and evidence.probability is not None
 
 
@@ -49,17 +53,19 @@ def test_one_backbone_is_loaded_for_all_steps_and_rounds(
     photos: Path, tiny_backbone: Path, loads: list[object]
 ) -> None:
     once = LoadOnce(str(tiny_backbone))
-    build_index(photos, backbone=once, resolution=56, workers=1)
+    build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=once)
     assert loads == [str(tiny_backbone)]
     draw_photo(photos / "new.jpg", 50)
-    assert build_index(photos, backbone=once, workers=1).summary.embedded == 1  # a later round of --watch
+    assert (
+        build_index(photos, options=SyncOptions(workers=1), backbone=once).summary.embedded == 1
+    )  # a later round of --watch
     assert len(loads) == 1
-    build_index(photos, workers=1)  # nothing new: nothing is loaded
+    build_index(photos, options=SyncOptions(workers=1))  # nothing new: nothing is loaded
     assert len(loads) == 1
 
 
 def test_facts_and_places(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     with Index.open(photos / ".seenit") as index:
         facts = index.facts()
         assert (facts.images, facts.folders, facts.resolution) == (8, (str(photos),), 56)
@@ -75,29 +81,31 @@ def test_facts_and_places(photos: Path, tiny_backbone: Path, tmp_path: Path) -> 
 
 
 def test_a_reader_takes_over_what_another_process_changes(photos: Path, tiny_backbone: Path) -> None:
-    build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     with Searcher.open(photos / ".seenit") as searcher:
-        asked = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        asked = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))
         whitening_id = searcher.manifest.whitening_id
         for n in range(30):  # more than four times as many: the statistics are fitted anew, every vector is another
             draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
-        assert build_index(photos, workers=1).summary.refitted
-        found = searcher.search(photos / "c" / "7.jpg", include_self=True)[0]
+        assert build_index(photos, options=SyncOptions(workers=1)).summary.refitted
+        found = searcher.search(photos / "c" / "7.jpg", SearchOptions(include_self=True))[0]
         assert found.path == str(photos / "c" / "7.jpg") and found.score > 0.9
         assert searcher.manifest.whitening_id != whitening_id and searcher.index.count == 38
-        again = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        again = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))
         assert again[0].path == asked[0].path and again[0].score > 0.9
 
 
 def test_a_setting_that_is_added_later_leaves_old_indexes_usable(photos: Path, tiny_backbone: Path) -> None:
-    build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     location = photos / ".seenit"
     with Index.open(location, write=True) as index:
         without = {name: value for name, value in index.manifest.descriptor.items() if name != "shrinkage"}
         assert without["token_bits"] == 2
         write_manifest(index.store, replace(index.manifest, descriptor=without))
     with Searcher.open(location) as searcher:
-        assert searcher.search(photos / "a" / "0.jpg", include_self=True)[0].path == str(photos / "a" / "0.jpg")
+        assert searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].path == str(
+            photos / "a" / "0.jpg"
+        )
     with Index.open(location, write=True) as index:
         write_manifest(index.store, replace(index.manifest, descriptor={**without, "surprise": 1}))
     with Searcher.open(location) as searcher, pytest.raises(SeenitError, match=r"unknown setting 'surprise'.*update"):
@@ -147,7 +155,7 @@ def test_keys_that_lead_out_of_a_folder_are_refused(key: str) -> None:
 def test_another_users_index_beside_a_query_is_left_alone(
     photos: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync_folder(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    sync_folder(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
     assert find_index(None, [photos / "a" / "0.jpg"], say=said.append) == str(photos / ".seenit")
@@ -167,7 +175,7 @@ def test_another_users_index_beside_a_query_is_left_alone(
 
 def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone: Path) -> None:
     """The writer's lock is held by one process; another reads all the same, and a third is told whom it waits for."""
-    build_index(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     code = (
         "import sys, time\nfrom indexer.index.index import Index\n"
         "index = Index.open(sys.argv[1], write=True)\nprint('ready', flush=True)\ntime.sleep(60)"
@@ -181,12 +189,39 @@ def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
         with Searcher.open(photos / ".seenit", wait_s=0) as searcher:
-            assert searcher.search(photos / "a" / "0.jpg", include_self=True)[0].path == str(photos / "a" / "0.jpg")
+            assert searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].path == str(
+                photos / "a" / "0.jpg"
+            )
         began = time.monotonic()
         with pytest.raises(LockedError, match=rf"process {holder.pid}, since .*--wait"):
-            build_index(photos, workers=1, wait_s=0.2)
+            build_index(photos, options=SyncOptions(workers=1, wait_s=0.2))
         assert time.monotonic() - began < 5
     finally:
         holder.kill()
         holder.communicate()
-    assert build_index(photos, workers=1).summary.changes.unchanged == 8
+    assert build_index(photos, options=SyncOptions(workers=1)).summary.changes.unchanged == 8
+
+
+def test_dates_of_files_count_only_where_asked_for(photos: Path, tiny_backbone: Path) -> None:
+    draw_photo(photos / "2019-07-04 10.15.00.jpg", 20)
+    draw_photo(photos / "IMG-20010101-WA0001.jpg", 21)
+    for path in photos.rglob("*.jpg"):
+        os.utime(path, (1.5e9, 1.5e9))  # in 2017
+    sync_folder(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
+    after_2017 = datetime(2017, 1, 1, tzinfo=UTC)
+    with Index.open(photos / ".seenit") as index:
+        assert index.store.count(Filter(after=after_2017)) == 1
+        assert index.store.count(Filter(before=after_2017)) == 1
+        assert index.store.count(Filter(after=after_2017, file_dates=True)) == 9
+        assert index.about_dates(Filter(tags=("x",), file_dates=True)) is None
+        left_out = index.about_dates(Filter(after=after_2017))
+        assert (
+            left_out
+            and left_out.startswith("8 of 10 images")
+            and "left out; " in left_out
+            and "--file-dates" in left_out
+        )
+        used = index.about_dates(Filter(before=after_2017, file_dates=True))
+        assert used == "8 of 10 images have no date in their metadata or name; the times of their files count"
+        under = index.with_keys(Filter(after=after_2017, under=(str(photos / "a"),)))
+        assert (index.about_dates(under) or "").startswith("4 of 4 images")

@@ -19,7 +19,7 @@ def test_counts_every_kind_of_change() -> None:
         for key, mtime in [("0/a", 1), ("0/b", 2), ("0/moved", 5), ("0/new", 5), ("0/copy", 5)]
     )
     ledger.settle(["0"])
-    assert sorted(ledger.to_hash()) == ["0/b", "0/copy", "0/moved", "0/new"]
+    assert sorted(ledger.to_hash()) == [("0/b", 10), ("0/copy", 10), ("0/moved", 10), ("0/new", 10)]
     for key, content in [("0/b", "B2"), ("0/moved", "C"), ("0/new", "E"), ("0/copy", "A")]:
         ledger.assign(key, content, 10, 9)
     changes = ledger.changes()

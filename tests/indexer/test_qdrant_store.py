@@ -367,7 +367,9 @@ def test_a_collection_of_another_version_is_told(peer: QdrantPeer) -> None:
     client.create_collection("photos", {"global": dense, "patches": dense})
     client.close()
     for write in (True, False):
-        with pytest.raises(StoreError, match=r"photos was made by another version of seenit; remove it and index anew"):
+        with pytest.raises(
+            StoreError, match=r"photos was made by another version of seenit; remove it and index again"
+        ):
             open_store(f"{peer.url}/photos", write=write)
 
 

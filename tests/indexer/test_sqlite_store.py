@@ -30,13 +30,14 @@ from indexer.errors import LockedError, SeenitError, StoreError
 from indexer.images.metadata import content_id
 from indexer.index import find_index as last_index
 from indexer.index.keys import Roots
-from indexer.store import index_folder, neighbour_cache, neighbours, sqlite_store
-from indexer.store.neighbour_cache import cache_folder
+from indexer.store import index_folder, neighbour_cache, neighbours, sqlite_readers, sqlite_schema
+from indexer.store.neighbour_cache import graph_folder
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Record, Store, StoredFile
 from indexer.store.sqlite_check import check_index, repair_index
 from indexer.store.sqlite_schema import connect
 from indexer.store.sqlite_store import SqliteStore
+from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 
 DATABASE = "index.sqlite"
@@ -447,17 +448,17 @@ def test_a_reader_of_a_file_as_it_lies_notices_a_writer_meanwhile(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a full disk: the folder can be written, but nothing shared can be made beside the database."""
-    real = sqlite_store.connect
+    real = sqlite_schema.connect
 
     def only_as_it_lies(folder: Path, *, write: bool = False, immutable: bool = False) -> apsw.Connection:
         if not (write or immutable):
             raise apsw.FullError("database or disk is full")
         return real(folder, write=write, immutable=immutable)
 
-    monkeypatch.setattr(sqlite_store, "connect", only_as_it_lies)
+    monkeypatch.setattr(sqlite_readers, "connect", only_as_it_lies)
     reader = SqliteStore.open(folder)
     assert reader.count() == 30
-    monkeypatch.setattr(sqlite_store, "connect", real)
+    monkeypatch.setattr(sqlite_readers, "connect", real)
     held_open = reader.snapshot()
     held_open.__enter__()
     with closing(open_store(folder, write=True)) as writer:
@@ -642,7 +643,7 @@ def large(memory_path: Path, graphs: None) -> Path:
 def graph_of(folder: Path) -> Path:
     with closing(connect(folder)) as db:
         ((id,),) = db.execute("SELECT value FROM meta WHERE name = 'index'")
-    return cache_folder(id.hex())
+    return graph_folder(id.hex())
 
 
 def recall(store: Store, where: Filter = Filter(), top: int = 10) -> float:
@@ -882,7 +883,7 @@ def test_a_repair_keeps_what_is_sound_and_a_sync_embeds_only_the_rest(
     for number in range(20, 40):
         draw_photo(photos / "c" / f"{number}.jpg", number)
     index = memory_path / "index"
-    sync_folder(photos, index, backbone=tiny_backbone, resolution=56, tokens="balanced", workers=1)
+    sync_folder(photos, index, options=SyncOptions(resolution=56, tokens="balanced", workers=1), backbone=tiny_backbone)
     with closing(open_store(index, write=True)) as store:
         store.set_tags({record.id: ("mine",) for record in store.scroll()})
         blobs = {name: store.read_blob(name) for name in store.blob_names()}
@@ -898,7 +899,7 @@ def test_a_repair_keeps_what_is_sound_and_a_sync_embeds_only_the_rest(
     with closing(open_store(index)) as store:
         assert store.count() == repaired.images == repaired.tags == store.count(Filter(tags=("mine",)))
         assert {name: store.read_blob(name) for name in store.blob_names()} == blobs
-    summary = sync_folder(photos, index, workers=1)
+    summary = sync_folder(photos, index, options=SyncOptions(workers=1))
     assert summary.embedded == repaired.lost and summary.images == 28
     with closing(open_store(index)) as store:
         assert store.count(Filter(tags=("mine",))) == 28

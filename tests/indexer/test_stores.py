@@ -33,7 +33,8 @@ def tmp_path(memory_path: Path) -> Path:
 
 
 def test_before_the_first_write_everything_is_empty(empty: Store) -> None:
-    assert empty.schema() is None and empty.count() == 0 and list(empty.scroll()) == list(empty.list_files()) == []
+    assert empty.schema() is None and empty.count() == 0 and list(empty.scroll()) == []
+    assert list(empty.list_files()) == []
     assert empty.retrieve([RECORDS[0].id]) == [] and empty.search(np.ones((2, 16), np.float32), 3) == [[], []]
     empty.delete([RECORDS[0].id])
     assert empty.patches([RECORDS[0].id]) == {}
@@ -64,7 +65,7 @@ def test_scroll_goes_through_all_in_the_order_of_ids(store: Store) -> None:
     assert [record.id for record in store.scroll(batch=7)] == sorted(ids(RECORDS))
     packed = {record.id: record.patches for record in RECORDS}
     assert {record.id: record.patches for record in store.scroll(vectors=True, batch=7)} == packed
-    assert all(record.patches is record.global_vector is None for record in store.scroll())
+    assert all(record.patches is None and record.global_vector is None for record in store.scroll())
     whole = [(record.id, record.whitening_id, record.files) for record in store.scroll()]
     assert sorted((listed.id, listed.whitening_id, listed.files) for listed in store.list_files()) == whole
 
@@ -99,11 +100,15 @@ FILTERS: list[tuple[Filter, Callable[[int], bool]]] = [
     (Filter(under=("0/album1",)), lambda n: n % 3 == 1),
     (Filter(under=("0/album1", "0/album2")), lambda n: n % 3 != 0),
     (Filter(under=("0/album",)), lambda n: False),
-    (Filter(after=DAY_0 + timedelta(days=10)), lambda n: n >= 10),
-    (Filter(after=(DAY_0 + timedelta(days=10)).replace(tzinfo=None)), lambda n: n >= 10),
-    (Filter(before=DAY_0 + timedelta(days=10, microseconds=10)), lambda n: n < 10),
-    (Filter(before=DAY_0 + timedelta(days=10, microseconds=11)), lambda n: n <= 10),
-    (Filter(after=(DAY_0 + timedelta(days=3)).astimezone(timezone(timedelta(hours=9)))), lambda n: n >= 3),
+    (Filter(after=DAY_0 + timedelta(days=10), file_dates=True), lambda n: n >= 10),
+    (Filter(after=(DAY_0 + timedelta(days=10)).replace(tzinfo=None), file_dates=True), lambda n: n >= 10),
+    (Filter(before=DAY_0 + timedelta(days=10, microseconds=10), file_dates=True), lambda n: n < 10),
+    (Filter(before=DAY_0 + timedelta(days=10, microseconds=11), file_dates=True), lambda n: n <= 10),
+    (
+        Filter(after=(DAY_0 + timedelta(days=3)).astimezone(timezone(timedelta(hours=9))), file_dates=True),
+        lambda n: n >= 3,
+    ),
+    (Filter(after=DAY_0 + timedelta(days=10)), lambda n: n >= 10 and n % 5 < 3),  # not those of files' times or unknown
     (Filter(camera="canon"), lambda n: n % 3 == 0),
     (Filter(camera="5d CANON"), lambda n: n % 3 == 0),
     (Filter(camera="nikon 5d"), lambda n: False),

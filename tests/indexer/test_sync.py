@@ -5,23 +5,39 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import draw_photo, save_tiny
+from PIL import Image
 
 from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
+from indexer.images.jobs import Job
+from indexer.index.index import Index
 from indexer.index.manifest import read_manifest
-from indexer.index.skipped import read_skipped
+from indexer.index.skipped import SkippedFile, read_skipped, write_skipped
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Record
+from indexer.sync.options import SyncOptions
 from indexer.sync.summary import Summary
-from indexer.sync.sync import sync_folder
+from indexer.sync.sync import BATCH_BYTES, BATCH_FILES, _in_batches, sync_folder
 
 
-def run(folder: Path, backbone: Path, index: Path | None = None, **options: object) -> Summary:
-    return sync_folder(folder, index, backbone=str(backbone), resolution=56, workers=1, **options)  # type: ignore[arg-type]
+def run(
+    folder: Path,
+    backbone: Path,
+    index: Path | None = None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Summary:
+    chosen = SyncOptions(resolution=56, workers=1, **options)
+    return sync_folder(folder, index, options=chosen, backbone=str(backbone), stop=stop)
 
 
 def records(index: Path) -> list[Record]:
@@ -78,9 +94,53 @@ def test_renames_need_no_backbone(photos: Path, tiny_backbone: Path, monkeypatch
         raise AssertionError("the backbone was loaded")
 
     monkeypatch.setattr(Backbone, "load", refuse)
-    summary = sync_folder(photos, workers=1)
+    summary = sync_folder(photos, options=SyncOptions(workers=1))
     assert (summary.changes.renamed, summary.embedded) == (4, 0)
     assert "0/z/0.jpg" in keys(photos / ".seenit")
+
+
+def test_renamed_files_are_hashed_in_few_messages() -> None:
+    small = [(Job(f"/photos/{n}.jpg", "hash"), 1000) for n in range(2 * BATCH_FILES + 1)]
+    large = [(Job("/photos/a.tif", "hash"), BATCH_BYTES), (Job("/photos/b.tif", "hash"), 10 * BATCH_BYTES)]
+    batches = list(_in_batches([*small, *large]))
+    assert [job for batch in batches for job in batch.jobs] == [job for job, _ in [*small, *large]]
+    assert [len(batch.jobs) for batch in batches] == [BATCH_FILES, BATCH_FILES, 2, 1]
+    assert list(_in_batches([])) == []
+
+
+def test_odd_files_are_indexed_as_what_they_show(tmp_path: Path, tiny_backbone: Path) -> None:
+    """Turned TIFFs, 12 bits in 16, pages, a JPEG without its end, a time after 2262, names of any bytes."""
+    folder = tmp_path / "odd"
+    draw_photo(folder / "upright.png", 1, (96, 72))
+    with Image.open(folder / "upright.png") as upright:
+        pixels = upright.convert("RGB")
+        pixels.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.tif", tiffinfo={274: 6})
+        grey = np.asarray(pixels.convert("L"), np.uint16)
+        Image.fromarray(grey.astype(np.uint8)).save(folder / "grey.png")
+        Image.fromarray(grey * 16).save(folder / "12_of_16.tif")
+        pages = [pixels.rotate(90 * n) for n in range(4)]
+        pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
+    whole = draw_photo(folder / "whole.jpg", 2)
+    (folder / "cut.jpg").write_bytes(whole.read_bytes()[:-10])
+    late = draw_photo(folder / "late.png", 3)
+    os.utime(late, (10_413_792_000, 10_413_792_000))  # the year 2300
+    names = [b"caf\xe9.png", b"new\nline.png", b"x\x1b]0;t\x07.png", b"-dash.png", b"#hash%20?.png", b"<b>html&.png"]
+    for n, name in enumerate(names):
+        draw_photo(tmp_path / "one.png", 10 + n).rename(folder / os.fsdecode(name))
+    summary = run(folder, tiny_backbone)
+    assert (summary.images, summary.skipped, summary.unreadable) == (8 + len(names), {}, ())
+    held = {file.key[2:]: record for record in records(folder / ".seenit") for file in record.files}
+    assert set(held) == {os.fsdecode(name) for name in os.listdir(os.fsencode(folder)) if name != b".seenit"}
+
+    def cosine(one: str, other: str) -> float:
+        return float(np.dot(held[one].global_vector, held[other].global_vector))  # type: ignore[arg-type]
+
+    assert cosine("turned.tif", "upright.png") > 0.99 and cosine("pages.tif", "upright.png") > 0.99
+    assert cosine("12_of_16.tif", "grey.png") > 0.99
+    assert (held["turned.tif"].metadata.width, held["turned.tif"].metadata.height) == (96, 72)
+    assert held["pages.tif"].metadata.frames == 4 and held["late.png"].metadata.taken_at is None
+    assert "last bytes" in (held["cut.jpg"].metadata.note or "") and held["whole.jpg"].metadata.note is None
+    assert run(folder, tiny_backbone).changes.unchanged == summary.images
 
 
 def test_an_index_moves_with_its_folder(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
@@ -108,11 +168,98 @@ def test_broken_files_are_named_remembered_and_tried_again_once_mended(photos: P
 
 
 @pytest.mark.slow
+def test_what_is_excluded_stays_out_until_it_is_taken_back(photos: Path, tiny_backbone: Path) -> None:
+    draw_photo(photos / "b" / "raw" / "9.jpg", 9)
+    draw_photo(photos / "b" / "raw" / "deep" / "10.png", 10)
+    first = run(photos, tiny_backbone, exclude=("raw/", "*.png"))
+    assert first.images == 8
+    draw_photo(photos / "a" / "11.png", 11)
+    draw_photo(photos / "b" / "raw" / "12.jpg", 12)
+    assert run(photos, tiny_backbone).images == 8
+    more = run(photos, tiny_backbone, exclude="/a/0.jpg")  # what is indexed and then excluded goes
+    assert (more.images, more.changes.removed) == (7, 1)
+    with Index.open(photos / ".seenit") as index:
+        assert index.facts().exclude == ("raw/", "*.png", "/a/0.jpg")
+    with pytest.raises(SeenitError, match=r"'png'.*raw/, \*\.png, /a/0\.jpg"):
+        run(photos, tiny_backbone, no_exclude=("png",))
+    for pattern in ("", " ", "# a comment", "[z-a]"):
+        with pytest.raises(SeenitError, match=r"as in a \.gitignore"):
+            run(photos, tiny_backbone, exclude=(pattern,))
+    back = run(photos, tiny_backbone, no_exclude=("raw/", "/a/0.jpg"))
+    assert back.images == 10 and not [key for key in keys(photos / ".seenit") if key.endswith(".png")]
+
+
+def test_patterns_hold_for_the_indexed_folder_also_where_a_part_of_it_is_named(
+    photos: Path, tiny_backbone: Path
+) -> None:
+    draw_photo(photos / "b" / "raw" / "9.jpg", 9)
+    (photos / ".seenitignore").write_text("/b/7.jpg\n")
+    run(photos, tiny_backbone, exclude=("/b/raw", "/b/6.jpg"))
+    again = sync_folder(photos / "b", photos / ".seenit", options=SyncOptions(workers=1))
+    assert (again.changes.added, again.changes.removed, again.images) == (0, 0, 6)
+    with pytest.raises(SeenitError, match=r"raw is left out .*--no-exclude"):
+        sync_folder(photos / "b" / "raw", photos / ".seenit", options=SyncOptions(workers=1))
+
+
+def test_a_refit_keeps_what_is_excluded(photos: Path, tiny_backbone: Path) -> None:
+    (photos / "b").rename(photos.parent / "b")
+    for n in (1, 2, 3):
+        (photos / "a" / f"{n}.jpg").rename(photos.parent / f"{n}.jpg")
+    run(photos, tiny_backbone, exclude=("*.png",))
+    (photos.parent / "b").rename(photos / "b")
+    assert run(photos, tiny_backbone).refitted
+    with Index.open(photos / ".seenit") as index:
+        assert index.manifest.exclude == ("*.png",)
+
+
+def test_retry_reads_again_what_was_remembered_as_broken(
+    photos: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(photos, tiny_backbone)
+    draw_photo(photos / "a" / "later.jpg", 40)
+    (photos / "note.txt").write_text("no image")
+    status = (photos / "a" / "later.jpg").stat()
+    note = (photos / "note.txt").stat()
+    with closing(open_store(photos / ".seenit", write=True)) as store:  # as if it had exhausted an older decoder
+        broken = SkippedFile("0/a/later.jpg", status.st_size, status.st_mtime_ns, "needs more memory than it may take")
+        elsewhere = SkippedFile("9/x.jpg", 1, 1, "damaged")
+        write_skipped(store, [broken, elsewhere, SkippedFile("0/note.txt", note.st_size, note.st_mtime_ns, None)])
+    assert run(photos, tiny_backbone).images == 8
+    again = run(photos, tiny_backbone, retry=True)
+    assert (again.images, again.embedded) == (9, 1)
+    with closing(open_store(photos / ".seenit")) as store:  # outside of the folders, and what is no image: as it was
+        assert {file.key for file in read_skipped(store)} == {"9/x.jpg", "0/note.txt"}
+
+
+@pytest.mark.slow
+def test_verify_finds_what_changed_behind_its_size_and_time(photos: Path, tiny_backbone: Path) -> None:
+    shutil.copy(photos / "a" / "1.jpg", photos / "copy.jpg")
+    run(photos, tiny_backbone)
+    changed, damaged = photos / "a" / "0.jpg", photos / "b" / "5.jpg"
+    for path, change in ((changed, b"\xff\xd9 "), (damaged, b"")):
+        data, status = path.read_bytes(), path.stat()
+        path.write_bytes(data[: -len(change)] + change if change else b"\xff\xd8\xff" + b"\0" * (len(data) - 3))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert path.stat().st_size == status.st_size
+    assert run(photos, tiny_backbone).changes.unchanged == 9
+    assert "2 of 9" in run(photos, tiny_backbone, verify=True).notes[0]
+    stopped = run(photos, tiny_backbone, verify=True, stop=lambda: True)
+    assert stopped.interrupted
+    held = {tuple(file.key for file in record.files) for record in records(photos / ".seenit")}
+    assert ("0/a/1.jpg", "0/copy.jpg") in held  # what was not read yet has not lost a name
+    good = run(photos, tiny_backbone, verify=True)
+    assert (good.embedded, good.changes.unchanged, good.images) == (0, 8, 7)
+    assert good.notes == ("8 files of unchanged size and time were read again; all hold what was indexed",)
+
+
+@pytest.mark.slow
 def test_several_folders_nested_folders_and_a_containing_one(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     with pytest.raises(SeenitError, match="--index"):
         sync_folder([photos / "a", photos / "b"], backbone=str(tiny_backbone))
-    sync_folder([photos / "a", photos / "b"], index, backbone=str(tiny_backbone), resolution=56, workers=1)
+    sync_folder(
+        [photos / "a", photos / "b"], index, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone)
+    )
     assert {key.split("/")[0] for key in keys(index)} == {"0", "1"}
     draw_photo(photos / "a" / "deep" / "x.jpg", seed=60)
     draw_photo(photos / "b" / "y.jpg", seed=61)
@@ -125,7 +272,7 @@ def test_several_folders_nested_folders_and_a_containing_one(photos: Path, tiny_
     manifest = read_manifest(store)
     store.close()
     assert manifest is not None and list(manifest.roots) == ["2"]
-    everything = sync_folder([], index, workers=1)
+    everything = sync_folder([], index, options=SyncOptions(workers=1))
     assert everything.changes.unchanged == 10
 
 
@@ -149,7 +296,7 @@ def test_refuses_another_backbone_and_another_resolution(photos: Path, tiny_back
     with pytest.raises(SeenitError, match=r"tiny0?.*was made by|made by backbone"):
         run(photos, other)
     with pytest.raises(SeenitError, match="--resolution 56"):
-        sync_folder(photos, resolution=112)
+        sync_folder(photos, options=SyncOptions(resolution=112))
 
 
 @pytest.mark.slow
@@ -188,6 +335,24 @@ def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path)
         assert float(record.global_vector @ grown[record.id]) > 0.999  # type: ignore[operator]
 
 
+def test_side_files_are_no_growth(tmp_path: Path, tiny_backbone: Path) -> None:
+    folder = tmp_path / "takeout"
+    for n in range(24):
+        draw_photo(folder / f"{n}.jpg", n)
+    assert run(folder, tiny_backbone).embedded == 24
+    for n in range(80):
+        (folder / f"{n}.jpg.json").write_text(f'{{"title": "a side file {n}"}}')
+    second = run(folder, tiny_backbone)
+    assert (second.embedded, second.refitted, second.images) == (0, False, 24)
+    draw_photo(folder / "24.jpg", 24)
+    third = run(folder, tiny_backbone)
+    assert (third.embedded, third.refitted, third.images) == (1, False, 25)
+    for n in range(25, 96):
+        draw_photo(folder / f"{n}.jpg", n)
+    grown = run(folder, tiny_backbone)  # 96 images are four times as many
+    assert (grown.embedded, grown.refitted, grown.images) == (96, True, 96)
+
+
 @pytest.mark.slow
 def test_tags_survive_a_refit(photos: Path, tiny_backbone: Path) -> None:
     (photos / "b").rename(photos.parent / "aside")
@@ -205,9 +370,10 @@ def test_tags_survive_a_refit(photos: Path, tiny_backbone: Path) -> None:
 
 KILLED = """
 import os, sys, threading, time
+from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 threading.Timer(float(sys.argv[4]), os._exit, [9]).start()
-sync_folder(sys.argv[1], sys.argv[2], backbone=sys.argv[3], resolution=56, workers=1)
+sync_folder(sys.argv[1], sys.argv[2], options=SyncOptions(resolution=56, workers=1), backbone=sys.argv[3])
 os._exit(0)
 """
 

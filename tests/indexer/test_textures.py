@@ -1,4 +1,4 @@
-"""Two walls of the same brick are not the same wall: what is believed of pairs that share a texture."""
+"""Two walls of the same brick are not the same wall: what is a match among pairs that share a texture."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from texture_scenes import texture_pairs
 from indexer import sync_folder
 from retrieval import Searcher
 from retrieval.calibrate import calibrate
+from retrieval.options import SearchOptions
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +23,11 @@ def test_texture_alone_is_no_match(tmp_path: Path) -> None:
     sync_folder(gallery, tmp_path / "index", backbone="seenit_vits14")
     assert calibrate(tmp_path / "index") is not None
     with Searcher.open(tmp_path / "index") as searcher:
-        answers = searcher.search_batch([pair.second for pair in pairs], len(pairs))
+        answers = searcher.search_batch([pair.second for pair in pairs], SearchOptions(len(pairs)))
     for pair, results in zip(pairs, answers, strict=True):
         (own,) = (result for result in results if Path(result.path).name == pair.first.name)
         assert own.evidence is not None
         if pair.same:
-            assert own.rank == 1 and own.evidence.believed, pair
+            assert own.rank == 1 and own.evidence.is_match, pair
         else:
-            assert not own.evidence.believed, pair
+            assert not own.evidence.is_match, pair

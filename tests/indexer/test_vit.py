@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from indexer.backbone import attention as attention_module
-from indexer.backbone.attention import attention
+from indexer.backbone.attention import Layout, attention
 from indexer.backbone.cpu_fusion import fuse_for_cpu
 from indexer.backbone.vit import ARCHITECTURES, Architecture, Block, Mlp, VisionTransformer
 
@@ -167,7 +167,7 @@ def test_compiles_without_graph_breaks() -> None:
 # Attention
 
 
-def slow_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout) -> torch.Tensor:
+def slow_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:
     """One image and one head at a time, in float64."""
     output = torch.zeros_like(query, dtype=torch.float64)
     start = 0
@@ -209,7 +209,8 @@ def test_large_common_part_of_keys_costs_no_precision() -> None:
 
 
 @pytest.mark.skipif(
-    attention_module.xformers_ops is None or not torch.cuda.is_available(), reason="xformers or CUDA is not there"
+    vars(attention_module)["xformers_ops"] is None or not torch.cuda.is_available(),
+    reason="no xformers or no CUDA",
 )
 def test_xformers_equals_torch() -> None:
     for layout in (((4, 257),), ((2, 257), (3, 50))):

@@ -8,15 +8,17 @@ import pytest
 from conftest import draw_photo
 
 from indexer import sync_folder
-from indexer.index.calibration import BLOB, FORMAT, Calibration, calibration_json, parse_calibration
+from indexer.index.calibration import CALIBRATION_BLOB, FORMAT, Calibration, calibration_json, parse_calibration
 from indexer.index.index import Index
+from indexer.sync.options import SyncOptions
 from retrieval import Searcher
 from retrieval.calibrate import VIEWS, calibrate
+from retrieval.options import SearchOptions
 
 
 @pytest.fixture
 def index(photos: Path, tiny_backbone: Path) -> Path:
-    sync_folder(photos, backbone=str(tiny_backbone), resolution=112, workers=1)
+    sync_folder(photos, options=SyncOptions(resolution=112, workers=1), backbone=str(tiny_backbone))
     return photos / ".seenit"
 
 
@@ -24,13 +26,13 @@ def index(photos: Path, tiny_backbone: Path) -> Path:
 def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path: Path) -> None:
     with Searcher.open(index) as searcher:
         assert searcher.calibration is None
-        unsure = searcher.search(photos / "a" / "0.jpg", include_self=True)[0].evidence
-        assert unsure is not None and unsure.verdict is None and not unsure.believed
+        unsure = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].evidence
+        assert unsure is not None and unsure.verdict is None and not unsure.is_match
     learnt = calibrate(index)
     assert learnt is not None and (learnt.images, learnt.views) == (8, VIEWS)
     with Searcher.open(index) as searcher:
         assert searcher.calibration == learnt
-        itself, *others = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        itself, *others = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))
         assert itself.evidence is not None and itself.evidence.probability is not None
         for other in others:
             assert other.evidence is not None and other.evidence.probability is not None
@@ -45,7 +47,7 @@ def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Pat
     assert learnt is not None
     marked = replace(learnt, offset=learnt.offset + 1)
     with Index.open(index, write=True) as opened:
-        opened.store.write_blob(BLOB, calibration_json(marked))
+        opened.store.write_blob(CALIBRATION_BLOB, calibration_json(marked))
     assert calibrate(index) == marked
     for n in range(30):
         draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
@@ -57,7 +59,7 @@ def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Pat
 def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> None:
     few = tmp_path / "few"
     draw_photo(few / "1.png", 1)
-    sync_folder(few, backbone=str(tiny_backbone), resolution=56, workers=1)
+    sync_folder(few, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     assert calibrate(few / ".seenit") is None
     good = {"format": FORMAT, **vars(Calibration(9.0, -4.0, 9.0, -4.0, "fit", 8, 4))}
     for bad in (
@@ -78,7 +80,7 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
     ):
         assert parse_calibration(bad, "fit") is None
         with Index.open(index, write=True) as opened:
-            opened.store.write_blob(BLOB, bad)
+            opened.store.write_blob(CALIBRATION_BLOB, bad)
             assert opened.refresh() is False and opened.calibration is None
     assert parse_calibration(None, "fit") is None
     assert parse_calibration(json.dumps(good).encode(), "fit") is not None

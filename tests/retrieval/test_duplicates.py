@@ -15,10 +15,11 @@ from indexer.errors import SeenitError
 from indexer.images.metadata import Metadata
 from indexer.store.open import open_store
 from indexer.store.protocol import Record, StoredFile
+from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import DuplicateOptions, Duplicates, find_duplicates
 from retrieval.duplicates.candidates import DuplicateCandidates, are_among, near_pairs, with_pairs
-from retrieval.duplicates.groups import Pair, in_words, stars
+from retrieval.duplicates.groups import Pair, describe_change, stars
 from retrieval.duplicates.keeper import keeping_order
 from retrieval.duplicates.patterns import (
     Patterns,
@@ -143,7 +144,7 @@ def test_one_image_has_no_neighbours() -> None:
 
 
 @pytest.mark.parametrize("turn", list(Image.Transpose))
-def test_patterns_know_a_image_in_any_position(turn: Image.Transpose) -> None:
+def test_patterns_know_an_image_in_any_position(turn: Image.Transpose) -> None:
     images = [scene(n) for n in range(12)] + [scene(3).transpose(turn), Image.new("RGB", (160, 120), "grey")]
     rows = patterns_of(torch.stack([grey(image) for image in images]))
     found = alike_in_any_position(rows, 0.4)
@@ -271,12 +272,12 @@ def test_a_collage_is_named_but_not_given_up_and_no_keeper_of_its_parts() -> Non
     ],
 )
 def test_what_was_done_is_told_in_words(transform: np.ndarray, overlap: tuple[float, float], words: str) -> None:
-    assert in_words(near(0, 1, transform, overlap), {0: (100, 100), 1: (100, 100)}) == words
+    assert describe_change(near(0, 1, transform, overlap), {0: (100, 100), 1: (100, 100)}) == words
 
 
 def test_a_quarter_turn_is_told_for_any_shape() -> None:
     turn = np.array([[0.0, 1, 0], [-1, 0, 1]])
-    assert in_words(near(0, 1, turn), {0: (400, 300), 1: (300, 400)}) == "turned by 90 degrees"
+    assert describe_change(near(0, 1, turn), {0: (400, 300), 1: (300, 400)}) == "turned by 90 degrees"
 
 
 def test_each_order_keeps_what_it_says() -> None:
@@ -318,7 +319,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ImageEnhance.Brightness(second).enhance(0.7).save(folder / "made/1_dark.jpg", quality=90)
     sheet = collage([scene(2), *(scene(20 + n) for n in range(3))], 2)
     sheet.resize((200, 150)).save(folder / "made/2_and_others.jpg", quality=90)
-    sync_folder(folder, resolution=112, workers=1)
+    sync_folder(folder, options=SyncOptions(resolution=112, workers=1))
     return folder
 
 
@@ -372,7 +373,7 @@ def test_table_json_and_page_tell_the_same(album: Path, tmp_path: Path) -> None:
 def test_a_file_that_vanished_or_changed_is_said_and_left_out(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(3):
         scene(0).save(tmp_path / f"{n}.jpg", quality=90 - n)
-    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
     (tmp_path / "1.jpg").unlink()
     found = find_duplicates(tmp_path / ".seenit", workers=1)
     assert names(found) == {"0.jpg": {"2.jpg"}}
@@ -382,7 +383,7 @@ def test_a_file_that_vanished_or_changed_is_said_and_left_out(tmp_path: Path, ti
 def test_images_that_are_all_equal_make_one_group(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(16):  # more than each one's neighbours
         scene(0).save(tmp_path / f"{n:02}.jpg", quality=80 + n)
-    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
     found = find_duplicates(tmp_path / ".seenit", DuplicateOptions(neighbours=4), workers=1)
     assert [len(group.members) for group in found.groups] == [15]
 
@@ -390,7 +391,7 @@ def test_images_that_are_all_equal_make_one_group(tmp_path: Path, tiny_backbone:
 def test_two_images_and_damaged_vectors(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(2):
         scene(n).save(tmp_path / f"{n}.png")
-    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
     assert find_duplicates(tmp_path / ".seenit", workers=1).groups == ()
     store = open_store(tmp_path / ".seenit", write=True)
     record = next(store.scroll(vectors=True))

@@ -18,12 +18,12 @@ from indexer.images.metadata import Metadata, content_id
 from indexer.index.keys import Roots
 from indexer.store.protocol import Record, StoredFile
 from retrieval.duplicates.files import join_files, move_name
-from retrieval.duplicates.find import Duplicates, File, Group, GroupMember
 from retrieval.duplicates.hardlink import join_same_bytes, same_bytes
 from retrieval.duplicates.keeper import why_never
 from retrieval.duplicates.move import Moved, check_target, move_spare, read_moves, undo_moves, what_to_undo
 from retrieval.duplicates.names import reach
 from retrieval.duplicates.options import DuplicateOptions
+from retrieval.duplicates.outcome import Duplicates, File, Group, GroupMember
 
 JPEG = b"\xff\xd8\xff"  # what one begins with; only images are ever put back
 

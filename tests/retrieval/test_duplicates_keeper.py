@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from indexer.errors import SeenitError
 from indexer.images.metadata import Metadata
 from indexer.store.protocol import Listed, Record, StoredFile
+from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import DuplicateOptions, Duplicates, find_duplicates
 from retrieval.duplicates import find as find_module
@@ -42,9 +43,9 @@ def searched(folder: Path, backbone: Path | None, options: DuplicateOptions | No
     """By the shipped backbone where none is given."""
     pytest.importorskip("faiss")
     if backbone is None:
-        sync_folder(folder, resolution=112, workers=1)
+        sync_folder(folder, options=SyncOptions(resolution=112, workers=1))
     else:
-        sync_folder(folder, backbone=backbone, workers=1)
+        sync_folder(folder, options=SyncOptions(workers=1), backbone=backbone)
     return find_duplicates(folder / ".seenit", options or DuplicateOptions(), workers=1)
 
 
@@ -275,8 +276,8 @@ def test_a_folder_that_is_not_in_the_index_is_one_line(tmp_path: Path, tiny_back
     scene(1).save(tmp_path / "one.jpg")
     with pytest.raises(SeenitError, match="no folder"):
         searched(tmp_path, tiny_backbone, DuplicateOptions(prefer=(tmp_path.parent / "elsewhere",)))
-    with pytest.raises(SeenitError, match="no image of the index"):
-        searched(tmp_path, tiny_backbone, DuplicateOptions(reference=(tmp_path / "archve",)))
+    with pytest.raises(SeenitError, match=r"no images below .*archiv in the index"):
+        searched(tmp_path, tiny_backbone, DuplicateOptions(reference=(tmp_path / "archiv",)))
     with pytest.raises(SeenitError, match="unknown level"):
         DuplicateOptions(level="all")  # type: ignore[arg-type]
 

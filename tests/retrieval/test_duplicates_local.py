@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
+from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import find_duplicates
 from retrieval.duplicates.appearance import KNOTS, equally_sharp, in_tone_of
@@ -175,7 +176,7 @@ def test_screens_that_differ_are_not_offered_and_a_smaller_copy_is(tmp_path: Pat
     screen(LINES).save(tmp_path / "a.png")
     changed(4, "266", "286").save(tmp_path / "b.png")
     saved(resized(screen(LINES), 0.5)).save(tmp_path / "half.jpg")
-    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
     found = find_duplicates(tmp_path / ".seenit", workers=1)
     assert [Path(file.path).name for group in found.groups for file in group.spare] == ["half.jpg"]
     members = [member for group in found.groups for member in group.members if member.differs_at]
@@ -198,7 +199,7 @@ def test_the_keeper_is_the_one_in_colour(tmp_path: Path, tiny_backbone: Path) ->
     original = original.filter(ImageFilter.GaussianBlur(0.8))  # as a lens does
     original.save(tmp_path / "original.jpg", quality=90)
     original.convert("L").save(tmp_path / "copy.jpg", quality=95)
-    sync_folder(tmp_path, backbone=tiny_backbone, workers=1)
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
     (group,) = find_duplicates(tmp_path / ".seenit", workers=1).groups
     assert Path(group.file.path).name == "original.jpg"
     assert [Path(file.path).name for file in group.spare] == ["copy.jpg"]

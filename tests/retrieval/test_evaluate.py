@@ -12,10 +12,11 @@ from PIL import Image
 from texture_scenes import texture_pairs
 
 from indexer import Backbone, SeenitError, sync_folder
+from indexer.sync.options import SyncOptions
 from retrieval.evaluate.evaluate import VARIANTS, Variant, evaluate_retrieval, scores_table
-from retrieval.evaluate.ground_truth import Query, read_tasks
+from retrieval.evaluate.ground_truth import JudgedQuery, read_tasks
 from retrieval.evaluate.metrics import (
-    Answer,
+    RankedAnswer,
     average_precision,
     average_precision_at,
     correct_ranks,
@@ -24,20 +25,21 @@ from retrieval.evaluate.metrics import (
     no_match_auc,
     recall_at,
 )
+from retrieval.options import SearchOptions
 
 
-def query(name: str, correct: str, junk: str = "") -> Query:
-    return Query(Path(name), frozenset(map(Path, correct)), frozenset(map(Path, junk)))
+def query(name: str, correct: str, junk: str = "") -> JudgedQuery:
+    return JudgedQuery(Path(name), frozenset(map(Path, correct)), frozenset(map(Path, junk)))
 
 
 def paths(names: str) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def answers(names: str, *probabilities: float | None, threshold: float = 0.5) -> list[Answer]:
-    """Answers in that order with these probabilities; believed from the threshold on."""
+def answers(names: str, *probabilities: float | None, threshold: float = 0.5) -> list[RankedAnswer]:
+    """Answers in that order with these probabilities; matches from the threshold on."""
     return [
-        Answer(Path(name), 1 - 0.1 * n, probability, bool(probability and probability >= threshold))
+        RankedAnswer(Path(name), 1 - 0.1 * n, probability, bool(probability and probability >= threshold))
         for n, (name, probability) in enumerate(zip(names, probabilities, strict=True))
     ]
 
@@ -71,7 +73,7 @@ def test_junk_moves_nothing() -> None:
     assert with_junk.recall[1] == 1
 
 
-def slow_average_precision(ranking: list[Path], asked: Query) -> float:
+def slow_average_precision(ranking: list[Path], asked: JudgedQuery) -> float:
     """Walks down the ranking and adds a trapezoid wherever recall rises."""
     area, found, seen, recall, precision = 0.0, 0, 0, 0.0, 1.0
     for path in ranking:
@@ -85,7 +87,7 @@ def slow_average_precision(ranking: list[Path], asked: Query) -> float:
     return area
 
 
-def slow_average_precision_at(ranking: list[Path], asked: Query, k: int) -> float:
+def slow_average_precision_at(ranking: list[Path], asked: JudgedQuery, k: int) -> float:
     """The precision at each of the first k places that holds a correct answer."""
     kept = [path for path in ranking if path not in asked.junk][:k]
     precisions = [
@@ -131,9 +133,9 @@ def test_a_missing_ranking_is_an_error() -> None:
 def test_matches_counted_by_hand() -> None:
     queries = [query("p", "AB", junk="j"), query("q", "C"), query("r", "")]
     rankings = {
-        Path("p"): answers("jAxB", 0.99, 0.9, 0.6, 0.2),  # junk does not count; A right, x wrong, B not believed
-        Path("q"): answers("yC", 0.4, 0.3),  # nothing is believed
-        Path("r"): answers("z", 0.7),  # believed, and nothing is right
+        Path("p"): answers("jAxB", 0.99, 0.9, 0.6, 0.2),  # junk does not count; A right, x wrong, B no match
+        Path("q"): answers("yC", 0.4, 0.3),  # nothing is a match
+        Path("r"): answers("z", 0.7),  # a match, and nothing is right
     }
     quality = match_quality(rankings, queries)
     assert quality.precision == pytest.approx(1 / 3)
@@ -143,7 +145,7 @@ def test_matches_counted_by_hand() -> None:
     assert quality.no_match_auc == pytest.approx((3 + 0 + 1 / 2) / 6)
 
 
-def slow_auc(rankings: dict[Path, list[Answer]], queries: list[Query]) -> float:
+def slow_auc(rankings: dict[Path, list[RankedAnswer]], queries: list[JudgedQuery]) -> float:
     present, absent = [], []
     for asked in queries:
         trusts = [(answer.probability, answer.path) for answer in rankings[asked.path] if answer.path not in asked.junk]
@@ -204,7 +206,7 @@ def test_a_set_is_indexed_searched_and_scored(test_set: Path, tiny_backbone: Pat
         distractors=tmp_path / "others",
         backbone=str(tiny_backbone),
         resolution=56,
-        variants=(Variant("plain", {"rerank": False}), Variant("reranked", {"rerank": True})),
+        variants=(Variant("plain", SearchOptions(rerank=False)), Variant("reranked", SearchOptions())),
         say=said.append,
     )
     assert [(one.task, one.variant) for one in scores] == [("set", "plain"), ("set", "reranked")]
@@ -242,15 +244,15 @@ def test_an_index_of_other_images_is_refused(test_set: Path, tiny_backbone: Path
     photos.mkdir()
     for file in test_set.parent.glob("g[0-4].png"):
         shutil.copy(file, photos / f"renamed_{file.name}")
-    sync_folder(photos, tmp_path / "index", backbone=str(tiny_backbone), resolution=56, workers=1)
+    sync_folder(photos, tmp_path / "index", options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     with pytest.raises(SeenitError, match=r"0 other images are in it, .*g5.png is not") as error:
         evaluate_retrieval(test_set, index=tmp_path / "index")
     assert "\n" not in str(error.value)
     shutil.copy(test_set.parent / "g5.png", photos)
-    sync_folder(photos, tmp_path / "index", workers=1)
+    sync_folder(photos, tmp_path / "index", options=SyncOptions(workers=1))
     assert evaluate_retrieval(test_set, index=tmp_path / "index", variants=VARIANTS[:1])[0].num_gallery == 6
     shutil.copy(test_set.parent / "nothing.png", photos)
-    sync_folder(photos, tmp_path / "index", workers=1)
+    sync_folder(photos, tmp_path / "index", options=SyncOptions(workers=1))
     with pytest.raises(SeenitError, match="1 other images are in it"):
         evaluate_retrieval(test_set, index=tmp_path / "index")
 

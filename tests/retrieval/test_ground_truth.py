@@ -15,7 +15,7 @@ from PIL import Image
 from indexer import SeenitError
 from retrieval.evaluate.evaluate import Variant, evaluate_retrieval
 from retrieval.evaluate.ground_truth import (
-    Query,
+    JudgedQuery,
     is_neighbour,
     make_task,
     read_distractors,
@@ -23,6 +23,7 @@ from retrieval.evaluate.ground_truth import (
     read_tasks,
 )
 from retrieval.evaluate.plain_pickle import MAX_BYTES, MAX_DEPTH, read_plain_pickle
+from retrieval.options import SearchOptions
 
 # ---- manifests ----
 
@@ -50,9 +51,9 @@ def test_leave_one_out_and_the_instance_junk(tmp_path: Path) -> None:
     task = make_task(read_ground_truth_csv(write_manifest(tmp_path / "set", rows)))
     a, b, j, w = (tmp_path / "set" / f"{name}.jpg" for name in "abjw")
     assert task.queries == (
-        Query(a, frozenset({b}), frozenset({a, j})),
-        Query(b, frozenset({a}), frozenset({b, j})),
-        Query(w, frozenset({a, b}), frozenset({j})),
+        JudgedQuery(a, frozenset({b}), frozenset({a, j})),
+        JudgedQuery(b, frozenset({a}), frozenset({b, j})),
+        JudgedQuery(w, frozenset({a, b}), frozenset({j})),
     )
 
 
@@ -150,7 +151,7 @@ def test_only_the_box_of_a_query_is_asked(tmp_path: Path, tiny_backbone: Path) -
     for name in ("query_a", "query_b"):
         both.save(tmp_path / "jpg" / f"{name}.jpg", quality=95)
     scores = evaluate_retrieval(
-        truth, backbone=str(tiny_backbone), resolution=56, variants=[Variant("plain", {"rerank": False})]
+        truth, backbone=str(tiny_backbone), resolution=56, variants=[Variant("plain", SearchOptions(rerank=False))]
     )
     assert [one.task.split()[1] for one in scores] == ["easy", "medium", "hard"]
     assert scores[0].quality.recall[1] == 1
@@ -200,8 +201,8 @@ def test_lists_of_ilias(tmp_path: Path) -> None:
     core = folder / "ilias_core"
     assert task.gallery == tuple(core / name for name in places)
     assert task.queries == (
-        Query(core / asked[0], frozenset({core / places[0], core / places[1]}), frozenset()),
-        Query(core / asked[1], frozenset({core / places[2]}), frozenset()),
+        JudgedQuery(core / asked[0], frozenset({core / places[0], core / places[1]}), frozenset()),
+        JudgedQuery(core / asked[1], frozenset({core / places[2]}), frozenset()),
     )
 
 

@@ -44,7 +44,7 @@ def test_packed_tokens_come_back(bits: int, least: float) -> None:
 def test_damaged_patches_are_told() -> None:
     good = pack_patches(some_patches(np.random.default_rng(0), 5), 2)
     for bad in (b"", good[:-1], good + b"x", b"\x02" + good[1:], good[:1] + b"\x03" + good[2:], good[:40]):
-        with pytest.raises(SeenitError, match="make the index anew"):
+        with pytest.raises(SeenitError, match="rebuild the index"):
             unpack_patches([bad])
     with pytest.raises(SeenitError, match="several kinds"):
         unpack_patches([good, pack_patches(some_patches(np.random.default_rng(0), 5), 1)])
@@ -189,7 +189,7 @@ def test_a_thing_in_another_place_is_boxed_there() -> None:
     comparison = Comparison([CropFeatures(np.zeros(4, np.float32), thing.reshape(64, 64), (8, 8))], packed)
     assert comparison.inlier_weight[0] > 10 * comparison.inlier_weight[1]
     evidence = to_evidence(comparison.match(0), 0.9)
-    assert evidence.believed and evidence.num_inliers == 64 and evidence.verdict == "same"
+    assert evidence.is_match and evidence.num_inliers == 64 and evidence.verdict == "same"
     assert_near(evidence.box, (0.5, 0.5, 0.5, 0.5), atol=1e-6)
     assert_near(evidence.query_box, (0, 0, 1, 1), atol=1e-6)
     assert_near(evidence.transform, [[0.5, 0, 0.5], [0, 0.5, 0.5]], atol=1e-3)
@@ -220,13 +220,13 @@ def test_a_calibration_puts_even_odds_between_right_and_wrong() -> None:
     assert learn(wrong, right)[0] < 0 or learn(wrong, wrong)[0] < 5  # what tells nothing apart makes nothing sure
 
 
-def test_bits_are_those_of_the_recipes() -> None:
+def test_bits_are_those_of_the_configs() -> None:
     from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
 
-    assert {recipe.token_bits for recipe in DESCRIPTOR_CONFIGS.values()} == set(BITS)
+    assert {config.token_bits for config in DESCRIPTOR_CONFIGS.values()} == set(BITS)
     for name, most in (("compact", 1024), ("balanced", 4096)):
-        recipe = DESCRIPTOR_CONFIGS[name]
+        config = DESCRIPTOR_CONFIGS[name]
         grid = (16, 16)
-        cells = np.stack(np.divmod(np.arange(256), 16), 1)[: recipe.num_tokens].astype(np.uint8)
-        tokens = normalize(torch.randn(recipe.num_tokens, recipe.token_dim), dim=1).numpy()
-        assert len(pack_patches(PatchTokens(tokens, cells, grid), recipe.token_bits)) <= most
+        cells = np.stack(np.divmod(np.arange(256), 16), 1)[: config.num_tokens].astype(np.uint8)
+        tokens = normalize(torch.randn(config.num_tokens, config.token_dim), dim=1).numpy()
+        assert len(pack_patches(PatchTokens(tokens, cells, grid), config.token_bits)) <= most

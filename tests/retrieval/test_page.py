@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexer.errors import SeenitError
+from indexer.errors import ImageError, SeenitError
 from indexer.images.metadata import Metadata
 from retrieval.rerank.evidence import Evidence
-from retrieval.results import Result
+from retrieval.results import NO_MATCH, NOTHING, Result
 from retrieval.show.contact_sheet import contact_sheet
-from retrieval.show.results_page import PageQuery, PageResult, write_page
-from retrieval.show.text import NOT_BELIEVED, NOTHING, json_line, page_query, results_table
+from retrieval.show.results_page import PageQuery, PageResult, write_results_page
+from retrieval.show.schema import json_schemas
+from retrieval.show.text import json_line, page_query, results_table
 
 
 class Read(HTMLParser):
@@ -60,7 +62,7 @@ def photo(folder: Path, name: str, size: tuple[int, int] = (320, 240), colour: s
 
 def written(folder: Path, *queries: PageQuery, **options: object) -> Read:
     path = folder / "page.html"
-    assert write_page(path, queries, **options) == len(queries)  # type: ignore[arg-type]
+    assert write_results_page(path, queries, **options) == len(queries)  # type: ignore[arg-type]
     read = Read(path.read_text(encoding="utf-8"))
     assert not read.open, f"left open: {read.open}"
     return read
@@ -183,7 +185,7 @@ def test_sideways_photo_is_shown_upright(tmp_path: Path) -> None:
     assert read.all("svg")[0]["viewbox"] == "0 0 160 320"
 
 
-def test_a_image_is_embedded_once(tmp_path: Path) -> None:
+def test_an_image_is_embedded_once(tmp_path: Path) -> None:
     path = photo(tmp_path, "a.jpg")
     read = written(tmp_path, *[PageQuery([PageResult(path, 1, 0.5)]) for _ in range(5)])
     (image,) = read.all("image")
@@ -195,14 +197,14 @@ def test_a_image_is_embedded_once(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_page(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 
-    def queries(count: int):
+    def queries(count: int) -> Iterator[PageQuery]:
         for n in range(count):
             yield PageQuery([PageResult(str(tmp_path / "gone.jpg"), 1, 0.5)], image=np.roll(noise, n, 0))
 
     peaks, sizes = [], []
     for count in (5, 80):
         tracemalloc.start()
-        write_page(tmp_path / "page.html", queries(count))
+        write_results_page(tmp_path / "page.html", queries(count))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         sizes.append((tmp_path / "page.html").stat().st_size)
@@ -214,19 +216,19 @@ def test_page_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("the page before")
 
-    def breaks_off():
+    def breaks_off() -> Iterator[PageQuery]:
         yield PageQuery([])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_page(path, breaks_off())
+        write_results_page(path, breaks_off())
     assert path.read_text() == "the page before"
     assert os.listdir(tmp_path) == ["page.html"]
 
 
 def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SeenitError, match="cannot write the page"):
-        write_page(tmp_path / "no such folder" / "page.html", [])
+    with pytest.raises(SeenitError, match=r"cannot write .*name another file"):
+        write_results_page(tmp_path / "no such folder" / "page.html", [])
     with pytest.raises(SeenitError, match="cannot write"):
         contact_sheet(PageQuery([]), tmp_path / "no such folder" / "sheet.jpg")
 
@@ -275,19 +277,19 @@ def test_contact_sheet_keeps_to_its_size(tmp_path: Path) -> None:
 
 
 def result(rank: int, probability: float | None, path: str = "/photos/a.jpg", compared: bool = True) -> Result:
-    """A result whose upper left quarter shows the thing; believed from one half on."""
-    believed = probability is not None and probability >= 0.5
-    proof = Evidence(probability, believed, 12, np.zeros((12, 5), np.float32), box=(0, 0, 0.5, 0.5))
+    """A result whose upper left quarter shows the thing; a match from one half on."""
+    is_match = probability is not None and probability >= 0.5
+    proof = Evidence(probability, is_match, 12, np.zeros((12, 5), np.float32), box=(0, 0, 0.5, 0.5))
     metadata = Metadata(400, 200, "JPEG")
     return Result(rank, path, 1 - rank / 10, f"id{rank}", metadata, evidence=proof if compared else None)
 
 
-def test_table_tells_what_is_believed() -> None:
+def test_table_tells_what_is_a_match() -> None:
     lines = results_table(
         "q.jpg", [result(1, 0.97), result(2, 0.3), result(3, 0.01), result(4, None)], heading=False
     ).split("\n")
     assert [line.split() for line in lines] == [
-        ["rank", "score", "verdict", "likely", "agree", "path"],
+        ["rank", "score", "verdict", "prob.", "inliers", "path"],
         ["1", "0.900", "same", "97", "%", "12", "/photos/a.jpg"],
         ["2", "0.800", "perhaps", "30", "%", "12", "/photos/a.jpg"],
         ["3", "0.700", "no", "match", "1", "%", "12", "/photos/a.jpg"],
@@ -308,14 +310,14 @@ def test_table_without_evidence_has_no_columns_for_it() -> None:
     "results, note",
     [
         ([], NOTHING),
-        ([result(1, 0.3), result(2, 0.01)], NOT_BELIEVED),
+        ([result(1, 0.3), result(2, 0.01)], NO_MATCH),
         ([result(1, 0.3), result(2, 0.9)], ""),
         ([result(1, None)], ""),  # nothing is calibrated, so nothing can be said
         ([result(1, 0.3), result(2, 0.1, compared=False)], ""),  # one was never compared
     ],
 )
 def test_no_match_is_said_in_every_form(results: list[Result], note: str, tmp_path: Path) -> None:
-    for text in (NOTHING, NOT_BELIEVED):
+    for text in (NOTHING, NO_MATCH):
         assert (text in results_table("q.jpg", results, heading=True)) == (text == note)
     query = page_query(photo(tmp_path, "q.jpg"), results, None)
     assert query.note == note
@@ -334,13 +336,24 @@ def test_page_shows_verdict_reason_and_box(tmp_path: Path) -> None:
     for text in ("same", "perhaps", "no match", "97 % probable, 12 inliers", "1 % probable"):
         assert text in read.text
     boxes = [rect for rect in read.all("rect") if rect.get("class") == "box"]
-    assert len(boxes) == 2, "no box where nothing is believed to be there"
+    assert len(boxes) == 2, "no box where there is no match"
 
 
-def test_json_gives_the_box_in_pixels() -> None:
+def test_json_is_as_its_schema_says() -> None:
     line = json.loads(json_line("q.jpg", [result(1, 0.97), result(2, None), result(3, 0.1, compared=False)]))
+    assert line["schema"] == "seenit.search/1" and line["query"] == "q.jpg" and line["note"] is None
     first, second, third = line["results"]
     assert (first["match"], first["probability"], first["num_inliers"]) == (True, 0.97, 12)
-    assert first["box"] == [0, 0, 200, 100]
+    assert first["verdict"] == "same" and first["box"] == [0, 0, 0.5, 0.5], "fractions, as everywhere"
     assert second["match"] is None and second["probability"] is None and second["num_inliers"] == 12
-    assert not {"match", "probability", "num_inliers", "box"} & set(third)
+    assert [third[name] for name in ("match", "probability", "num_inliers", "box")] == [None] * 4
+    wanted = json_schemas()["seenit.search/1"]
+    assert set(line) == set(wanted["properties"]) and set(first) == set(wanted["$defs"]["FoundImage"]["properties"])
+
+
+def test_json_keeps_names_that_are_no_text() -> None:
+    name = os.fsdecode(b"/photos/caf\xe9.jpg")
+    line = json_line(name, [result(1, 0.97, name)])
+    assert line.isascii() and json.loads(line)["results"][0]["path"] == name
+    failed = json.loads(json_line(name, ImageError(name, "damaged")))
+    assert failed["schema"] == "seenit.error/1" and failed["query"] == name and "damaged" in failed["error"]

@@ -8,8 +8,10 @@ from conftest import draw_photo
 from PIL import Image, ImageDraw
 
 from indexer import Backbone, sync_folder
-from indexer.descriptor.crops import edge_turn, middle, middle_frame, query_cuts
+from indexer.sync.options import SyncOptions
 from retrieval import Searcher
+from retrieval.options import SearchOptions
+from retrieval.query.crops import edge_turn, middle, middle_frame, query_crops
 
 
 def book(degrees: float, size: tuple[int, int] = (300, 240)) -> np.ndarray:
@@ -32,13 +34,13 @@ def test_edges_show_by_how_much_they_are_turned(degrees: float) -> None:
 def test_where_no_direction_stands_out_nothing_is_turned() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
     for image in (noise, np.full((200, 300, 3), 77, np.uint8), np.zeros((1, 1, 3), np.uint8), book(4)):
-        cuts = query_cuts(image)
+        cuts = query_crops(image)
         assert len(cuts) == 2 and all(min(cut.pixels.shape) > 0 for cut in cuts)
     assert edge_turn(np.full((200, 300, 3), 77, np.uint8)) == (0, 0)
 
 
 def test_a_turned_thing_is_also_seen_level() -> None:
-    whole, centre, *turned = query_cuts(book(30))
+    whole, centre, *turned = query_crops(book(30))
     assert whole.pixels.shape == (240, 300, 3) and centre.pixels.shape == (144, 180, 3)
     upright = middle(book(0)).astype(float)
     away = [np.abs(cut.pixels - upright).mean() for cut in (centre, *turned)]
@@ -69,13 +71,13 @@ def test_a_turned_photo_is_found_and_its_match_lies_where_it_is(tmp_path: Path, 
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
     Image.fromarray(blocks).resize((240, 240), Image.Resampling.NEAREST).save(tmp_path / "blocks.png")
-    sync_folder(tmp_path, backbone=str(tiny_backbone), resolution=112, workers=1)
+    sync_folder(tmp_path, options=SyncOptions(resolution=112, workers=1), backbone=str(tiny_backbone))
     large = Image.new("RGB", (400, 400), (90, 90, 90))
     large.paste(Image.open(tmp_path / "blocks.png").copy(), (80, 80))
     query = large.rotate(-30, Image.Resampling.BICUBIC, fillcolor=(90, 90, 90))
     with Searcher.open(tmp_path / ".seenit") as searcher:
         searcher.use(Backbone.load(str(tiny_backbone)))
-        first = searcher.search(query, top=1)[0]
+        first = searcher.search(query, SearchOptions(top=1))[0]
     assert first.path.endswith("blocks.png") and first.evidence is not None and first.evidence.transform is not None
     linear, shift = first.evidence.transform[:, :2], first.evidence.transform[:, 2]
     centre = linear @ [0.5, 0.5] + shift

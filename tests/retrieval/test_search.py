@@ -14,8 +14,11 @@ from indexer import Backbone, Filter, SeenitError, sync_folder
 from indexer.errors import ImageError
 from indexer.index.copy import copy_index
 from indexer.index.tags import change_tags
+from indexer.sync.options import SyncOptions
 from retrieval import Result, Searcher
-from retrieval.query.query import MultiQuery, cut
+from retrieval.options import SearchOptions
+from retrieval.query.encoder import read_query
+from retrieval.query.query import MultiQuery
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def index(photos: Path, tiny_backbone: Path) -> Path:
     exif.get_ifd(0x8769)[0x9003] = "2021:06:15 12:00:00"
     exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0)})
     draw_photo(photos / "tower.jpg", 33, exif=exif)
-    sync_folder(photos, backbone=str(tiny_backbone), resolution=56, workers=1)
+    sync_folder(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     return photos / ".seenit"
 
 
@@ -38,15 +41,15 @@ def test_every_kind_of_query_gives_the_same_answer(index: Path, photos: Path) ->
     image = Image.open(file)
     image.load()
     with Searcher.open(index) as searcher:
-        by_path = searcher.search(file, include_self=True)
+        by_path = searcher.search(file, SearchOptions(include_self=True))
         assert names(by_path)[0] == "0.jpg" and by_path[0].score > by_path[1].score + 0.1
         assert [result.rank for result in by_path] == list(range(1, 10))
         assert len({result.id for result in by_path}) == 9
         for query in (str(file), image, np.asarray(image)):
-            results = searcher.search(query, include_self=True)
+            results = searcher.search(query, SearchOptions(include_self=True))
             assert names(results) == names(by_path)
             np.testing.assert_allclose([r.score for r in results], [r.score for r in by_path], atol=0.02)
-        by_vector = searcher.search(searcher.embed([file])[0], include_self=True)  # the whole image only
+        by_vector = searcher.search(searcher.embed([file])[0], SearchOptions(include_self=True))  # the whole image only
         assert names(by_vector)[0] == "0.jpg" and by_vector[0].score == pytest.approx(1, abs=0.01)
 
 
@@ -54,12 +57,12 @@ def test_every_kind_of_query_gives_the_same_answer(index: Path, photos: Path) ->
 def test_batches_equal_single_queries(index: Path, photos: Path) -> None:
     files = sorted((photos / "a").glob("*.jpg")) + sorted((photos / "b").glob("*.jpg"))
     with Searcher.open(index) as searcher:
-        single = [names(searcher.search(file, top=3)) for file in files]
-        assert [names(results) for results in searcher.search_batch(files, top=3)] == single
-        prepared = searcher.prepare(files)
-        assert [names(results) for results in searcher.search_batch(prepared, top=3)] == single
-        assert names(searcher.search(prepared[0], top=3)) == single[0]  # and again
-        streamed = dict(searcher.search_files(files, top=3))
+        single = [names(searcher.search(file, SearchOptions(top=3))) for file in files]
+        assert [names(results) for results in searcher.search_batch(files, SearchOptions(top=3))] == single
+        prepared = searcher.encode(files)
+        assert [names(results) for results in searcher.search_batch(prepared, SearchOptions(top=3))] == single
+        assert names(searcher.search(prepared[0], SearchOptions(top=3))) == single[0]  # and again
+        streamed = dict(searcher.search_files(files, SearchOptions(top=3)))
         assert [names(streamed[str(file)]) for file in files] == single  # type: ignore[arg-type]
 
 
@@ -70,11 +73,11 @@ def test_the_query_file_is_left_out_but_its_copies_are_not(index: Path, photos: 
         outside = shutil.copy(file, tmp_path / "query.jpg")
         assert searcher.search(outside)[0].path == str(file)
     shutil.copy(file, photos / "copy.jpg")
-    sync_folder(photos, workers=1)
+    sync_folder(photos, options=SyncOptions(workers=1))
     with Searcher.open(index) as searcher:
         first = searcher.search(file)[0]
         assert first.path == str(photos / "copy.jpg") and first.copies == ()
-        both = searcher.search(file, include_self=True)[0]
+        both = searcher.search(file, SearchOptions(include_self=True))[0]
         assert {both.path, *both.copies} == {str(file), str(photos / "copy.jpg")}
 
 
@@ -85,7 +88,7 @@ def test_filters(index: Path, photos: Path) -> None:
     with Searcher.open(index) as searcher:
 
         def found(where: Filter) -> set[str]:
-            return set(names(searcher.search(photos / "a" / "0.jpg", where=where, include_self=True)))
+            return set(names(searcher.search(photos / "a" / "0.jpg", SearchOptions(where=where, include_self=True))))
 
         blue = {f"{n}.jpg" for n in (4, 5, 6, 7)}
         for folder in ("b", str(photos / "b"), photos / "b", ("b",), (photos / "b", "b")):  # paths, as a user has them
@@ -122,8 +125,8 @@ def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_
 
 def test_cut_is_clipped_to_the_image() -> None:
     pixels = np.arange(20 * 10 * 3, dtype=np.uint8).reshape(20, 10, 3)
-    assert cut(pixels, (-5, 5, 10, 100)).shape == (15, 5, 3)
-    assert cut(pixels, (0, 0, 1, 1)).shape == pixels.shape
+    assert read_query(pixels, (-5, 5, 10, 100), 56).pixels.shape == (15, 5, 3)
+    assert read_query(pixels, (0, 0, 1, 1), 56).pixels.shape == pixels.shape
 
 
 def test_bad_queries(index: Path, tmp_path: Path) -> None:
@@ -155,8 +158,8 @@ def test_no_index_and_another_backbone(index: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_reranking_keeps_the_same_images_and_fuses_their_scores(index: Path, photos: Path) -> None:
     with Searcher.open(index) as searcher:
-        plain = searcher.search(photos / "a" / "0.jpg", rerank=False)
-        reranked = searcher.search(photos / "a" / "0.jpg", rerank=True)
+        plain = searcher.search(photos / "a" / "0.jpg", SearchOptions(rerank=False))
+        reranked = searcher.search(photos / "a" / "0.jpg", SearchOptions(rerank=True))
         assert {result.id for result in plain} == {result.id for result in reranked}
         assert [result.score for result in reranked] == sorted((r.score for r in reranked), reverse=True)
         assert [result.score for result in reranked] != [result.score for result in plain]
@@ -164,7 +167,7 @@ def test_reranking_keeps_the_same_images_and_fuses_their_scores(index: Path, pho
 
 def test_a_result_says_where_the_thing_is_and_which_patches_agree(index: Path, photos: Path) -> None:
     with Searcher.open(index) as searcher:
-        itself, *others = searcher.search(photos / "a" / "0.jpg", include_self=True)
+        itself, *others = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))
         evidence = itself.evidence
         assert evidence is not None and evidence.probability is None  # nothing was calibrated
         assert evidence.num_inliers > max(result.evidence.num_inliers for result in others if result.evidence)
@@ -172,7 +175,7 @@ def test_a_result_says_where_the_thing_is_and_which_patches_agree(index: Path, p
         assert evidence.transform is not None
         np.testing.assert_allclose(evidence.transform, np.eye(2, 3), atol=0.25)
         assert evidence.box is not None and evidence.box[2] * evidence.box[3] > 0.3
-        assert searcher.search(photos / "a" / "0.jpg", rerank=False)[0].evidence is None
+        assert searcher.search(photos / "a" / "0.jpg", SearchOptions(rerank=False))[0].evidence is None
         explained = searcher.explain(photos / "a" / "0.jpg", photos / "a" / "0.jpg")
         assert explained.evidence.num_inliers == evidence.num_inliers and explained.query_similarity.min() > 0.99
 
@@ -180,10 +183,13 @@ def test_a_result_says_where_the_thing_is_and_which_patches_agree(index: Path, p
 def test_several_images_are_one_query(index: Path, photos: Path) -> None:
     first, second, third = (photos / "a" / f"{n}.jpg" for n in range(3))
     with Searcher.open(index) as searcher:
-        both = searcher.search(MultiQuery((first, second)), include_self=True)
+        both = searcher.search(MultiQuery((first, second)), SearchOptions(include_self=True))
         assert set(names(both)[:2]) == {"0.jpg", "1.jpg"}
-        alone = {r.path: r.score for r in searcher.search(first, include_self=True)}
-        liked = {r.path: r.score for r in searcher.search(MultiQuery((first,), likes=(third,)), include_self=True)}
+        alone = {r.path: r.score for r in searcher.search(first, SearchOptions(include_self=True))}
+        liked = {
+            r.path: r.score
+            for r in searcher.search(MultiQuery((first,), likes=(third,)), SearchOptions(include_self=True))
+        }
         disliked = {r.path: r.score for r in searcher.search(MultiQuery((first,), dislikes=(third,)))}
         assert liked[str(third)] > alone[str(third)] > disliked[str(third)]
         assert str(first) not in disliked and str(third) in disliked  # what was disliked is not hidden
@@ -195,14 +201,14 @@ def test_expansion_and_augmentation_mix_neighbours_in(index: Path, photos: Path)
     with Searcher.open(index) as searcher:
         vectors = {record.id: np.asarray(record.global_vector) for record in searcher.store.scroll(vectors=True)}
         (view,) = searcher.embed([query])
-        plain = searcher.search(view, rerank=False)
+        plain = searcher.search(view, SearchOptions(rerank=False))
         best = np.stack([vectors[result.id] for result in plain[:2]])
         moved = view + np.maximum(best @ view, 0) ** 3 @ best
         moved /= np.linalg.norm(moved)
-        for result in searcher.search(view, rerank=False, expand=2):
+        for result in searcher.search(view, SearchOptions(rerank=False, expand=2)):
             assert result.score == pytest.approx(float(moved @ vectors[result.id]), abs=0.01)
         everything = np.stack(list(vectors.values()))
-        for result in searcher.search(view, rerank=False, augment=2):
+        for result in searcher.search(view, SearchOptions(rerank=False, augment=2)):
             cosines = everything @ vectors[result.id]
             near = np.argsort(-cosines)[:3]
             mixed = np.maximum(cosines[near], 0) ** 3 @ everything[near]
@@ -219,19 +225,22 @@ def test_a_server_gives_the_same_answers_as_the_embedded_store(index: Path, phot
     query = photos / "a" / "0.jpg"
     with QdrantPeer() as peer:
         url = f"{peer.url}/photos"
-        first = sync_folder(photos, url, backbone=str(tiny_backbone), resolution=56, workers=1)
+        first = sync_folder(photos, url, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
         assert (first.images, first.embedded) == (9, 9)
-        again = sync_folder(photos, url, workers=1)
+        again = sync_folder(photos, url, options=SyncOptions(workers=1))
         assert (again.changes.unchanged, again.embedded) == (9, 0)
         assert change_tags(url, [photos / "b"], lambda tags: tags | {"blue"}) == 4
         with Searcher.open(index) as here, Searcher.open(url) as there:
-            expected, found = here.search(query, rerank=True), there.search(query, rerank=True)
+            expected, found = (
+                here.search(query, SearchOptions(rerank=True)),
+                there.search(query, SearchOptions(rerank=True)),
+            )
             assert [result.path for result in found] == [result.path for result in expected]
             np.testing.assert_allclose([r.score for r in found], [r.score for r in expected], atol=0.01)
-            assert len(there.search(query, where=Filter(tags=("blue",)))) == 4
+            assert len(there.search(query, SearchOptions(where=Filter(tags=("blue",))))) == 4
         (photos / "a" / "1.jpg").rename(photos / "b" / "renamed.jpg")
         (photos / "a" / "2.jpg").unlink()
-        last = sync_folder(photos, url, workers=1)
+        last = sync_folder(photos, url, options=SyncOptions(workers=1))
         assert (last.changes.renamed, last.changes.removed, last.embedded) == (1, 1, 0)
         assert copy_index(url, photos.parent / "copied") == 8
     with Searcher.open(photos.parent / "copied") as copied:

@@ -15,13 +15,15 @@ from conftest import draw_photo, save_tiny
 from PIL import Image
 from typer.testing import CliRunner
 
-from indexer import sync_folder
+from indexer import SyncOptions, sync_folder
+from indexer.descriptor import whitening
 from indexer.errors import SeenitError
-from trainer.curation import command, embed
+from trainer.curation import commands, embed
 from trainer.curation.choices import Choices
 from trainer.curation.inputs import read_inputs
+from trainer.curation.outcome import CurationSummary
 from trainer.curation.page import write_curation_page
-from trainer.curation.pipeline import CurationSummary, curate
+from trainer.curation.pipeline import curate
 from trainer.data.sources import open_source
 
 
@@ -134,7 +136,9 @@ def test_an_interrupted_run_goes_on_with_the_shard_it_was_at(
 @pytest.mark.slow
 def test_an_index_brings_its_vectors(tmp_path: Path, pool: Path, run: Any, tiny_backbone: Path) -> None:
     index = tmp_path / "index"
-    sync_folder(pool, index, backbone=tiny_backbone, workers=1, progress=False, say=lambda line: None)
+    sync_folder(
+        pool, index, options=SyncOptions(workers=1), backbone=tiny_backbone, progress=False, say=lambda line: None
+    )
     summary = run([str(index)], backbone=None)
     assert listed(tmp_path) != [] and summary.pool == 13 and summary.copies == 1  # files of equal bytes are one record
     inputs = read_inputs([index], [pool], [], tmp_path / "both", workers=1)
@@ -150,10 +154,17 @@ def test_an_index_brings_its_vectors(tmp_path: Path, pool: Path, run: Any, tiny_
 def test_an_index_of_another_backbone_is_refused(tmp_path: Path, pool: Path, run: Any, tiny_backbone: Path) -> None:
     other = save_tiny(tmp_path / "other.safetensors", seed=1)
     for name, backbone in (("one", tiny_backbone), ("two", other)):
-        sync_folder(pool, tmp_path / name, backbone=backbone, workers=1, progress=False, say=lambda line: None)
+        sync_folder(
+            pool,
+            tmp_path / name,
+            options=SyncOptions(workers=1),
+            backbone=backbone,
+            progress=False,
+            say=lambda line: None,
+        )
     with pytest.raises(SeenitError, match=r"was made by backbone"):
         run([str(tmp_path / "one")], backbone=other)
-    with pytest.raises(SeenitError, match=r"two was made by backbone .*one by .*make one of them anew"):
+    with pytest.raises(SeenitError, match=r"two was made by backbone .*one by .*rebuild one of them"):
         run([str(tmp_path / "one"), str(tmp_path / "two")], backbone=None)
 
 
@@ -214,7 +225,7 @@ def test_mistakes_are_told_before_the_work(tmp_path: Path, pool: Path, run: Any,
 @pytest.mark.slow
 def test_the_command_prints_and_writes(tmp_path: Path, pool: Path, tiny_backbone: Path) -> None:
     app = typer.Typer()
-    app.command()(command.curate)
+    app.command()(commands.curate)
     page = tmp_path / "page.html"
     call = [str(pool), "--out", str(tmp_path / "l.txt"), "--backbone", str(tiny_backbone), "--html", str(page)]
     answer = CliRunner().invoke(
@@ -237,10 +248,10 @@ def test_the_page_stands_foreign_names_and_lost_files(tmp_path: Path, tiny_backb
     for n, name in enumerate(["<script>alert(1)</script>.png", "b\u202e.png", "c.png"]):
         draw_photo(folder / name.replace("/", "_"), n)
     shutil.copy(folder / "c.png", folder / "d.png")
-    from trainer.curation.pipeline import choose
+    from trainer.curation.pipeline import choose_images
 
     inputs = read_inputs([folder], [], [], tmp_path / "w", backbone=tiny_backbone, workers=1)
-    curated, _, _ = choose(inputs, tmp_path / "w2", Choices())
+    curated, _, _ = choose_images(inputs, tmp_path / "w2", Choices())
     summary = run(folder)
     (folder / "c.png").unlink()
     write_curation_page(tmp_path / "page.html", curated, summary)
@@ -252,7 +263,7 @@ def test_the_page_stands_foreign_names_and_lost_files(tmp_path: Path, tiny_backb
 def test_features_that_are_not_finite_are_left_out(
     tmp_path: Path, pool: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = embed.descriptor.apply
+    whole = whitening.apply
     seen = []
 
     def spoilt(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -260,6 +271,6 @@ def test_features_that_are_not_finite_are_left_out(
         seen.append(len(vectors))
         return (vectors * np.nan if len(seen) == 1 else vectors), tokens
 
-    monkeypatch.setattr(embed.descriptor, "apply", spoilt)
+    monkeypatch.setattr(whitening, "apply", spoilt)
     summary = run(pool)
     assert summary.unreadable == 2 and "00.png" not in listed(tmp_path) and summary.written == 11

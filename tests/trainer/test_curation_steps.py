@@ -1,6 +1,8 @@
 """Curation on vectors: each step against what one would write without a thought for speed."""
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from indexer.errors import SeenitError
 from trainer.curation import cells as cells_module
 from trainer.curation import neighbours as neighbours_module
 from trainer.curation.balance import Tree, build_tree, default_levels, draw, effective, shares
-from trainer.curation.cells import build_cells, probes_for, sample_of, search
+from trainer.curation.cells import build_cells, nearest_in_cells, probes_for, sample_of
 from trainer.curation.components import bounded_components, components
 from trainer.curation.deduplicate import find_copies, near_any, whole_groups
 from trainer.curation.embeddings import Embeddings, equal_rows, unit_rows
@@ -19,7 +21,7 @@ from trainer.curation.kinds import unstretch
 from trainer.curation.kmeans import assign, kmeans
 from trainer.curation.neighbours import EDGE, neighbour_graph
 from trainer.curation.retrieve import retrieve_clusters, retrieve_nearest
-from trainer.curation.whole_files import claim_folder, whole_file
+from trainer.curation.whole_files import claim_work_folder, step_file
 
 
 def concepts(count: int, num_concepts: int = 20, dim: int = 24, spread: float = 0.5, seed: int = 0) -> np.ndarray:
@@ -38,7 +40,7 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours_module, "SHARD_ROWS", 128)
 
 
-def edges_of(graph: neighbours_module.Graph) -> np.ndarray:
+def edges_of(graph: neighbours_module.NeighbourLists) -> np.ndarray:
     return np.sort(np.concatenate(list(graph)), order=["row", "neighbour"])
 
 
@@ -102,11 +104,11 @@ def test_probing_all_cells_is_exact_and_the_promised_recall_is_kept(tmp_path: Pa
     assert np.array_equal(cells.vectors, embeddings.rows(cells.rows))
     exact = embeddings.rows(np.arange(1000)).astype(np.float32)
     true = np.argsort(-(exact @ exact.T), axis=1)[:, :11]
-    _, found = search(cells, exact, 11, probes=20)
+    _, found = nearest_in_cells(cells, exact, 11, probes=20)
     assert np.mean([len(set(a) & set(b)) / 11 for a, b in zip(found, true, strict=True)]) > 0.999
     probes, promised, judged = probes_for(cells, sample_of(1000), k=10, recall=0.9)
     assert 1 < probes < 20 and judged == 10 * cells_module.SAMPLE and promised >= 0.9
-    _, found = search(cells, exact, 11, probes=probes)
+    _, found = nearest_in_cells(cells, exact, 11, probes=probes)
     reached = np.mean([len((set(a) & set(b)) - {n}) / 10 for n, (a, b) in enumerate(zip(found, true, strict=True))])
     assert reached == pytest.approx(promised, abs=0.03)
 
@@ -148,7 +150,7 @@ def test_other_vectors_are_not_taken_for_those_of_before(tmp_path: Path) -> None
 def test_a_folder_of_something_else_is_not_emptied(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(SeenitError, match="something else"):
-        claim_folder(tmp_path, "x")
+        claim_work_folder(tmp_path, "x")
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
@@ -342,18 +344,19 @@ def test_whitening_is_taken_back() -> None:
 
 
 def test_a_file_that_cannot_be_finished_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "x") as file:
+    with pytest.raises(KeyboardInterrupt), step_file(tmp_path / "x") as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "out.7.part").symlink_to("/dev/full")
-    monkeypatch.setattr("os.getpid", lambda: 7)
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
     with (
         pytest.raises(SeenitError, match=r"cannot write .*out: no space left on device; make room"),
-        whole_file(tmp_path / "out") as file,
+        step_file(tmp_path / "out") as file,
     ):
         file.write(b"x" * 100_000)

@@ -11,13 +11,13 @@ from trainer.config import NETWORKS, PRESETS, Config, ConfigError, config_from, 
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_valid_and_survives_json(preset):
+def test_every_preset_is_valid_and_survives_json(preset: str) -> None:
     config = make_config(preset)
     assert config_from(dataclasses.asdict(config)) == config
     assert config.architecture().image_size == config.global_size
 
 
-def test_published_values():
+def test_published_values() -> None:
     short, giant = make_config("vitl16_short"), make_config("vitg14")
     assert (short.steps, short.rate, short.warmup * short.steps, short.weight_decay_end) == (125_000, 4e-3, 12_500, 0.4)
     assert (short.prototypes, short.head_bottleneck, short.separate_heads) == (65_536, 256, False)
@@ -26,12 +26,12 @@ def test_published_values():
     assert NETWORKS["vitg14"].ffn == "swiglu" and NETWORKS["vitl16"].patch_size == 16
 
 
-def test_the_rate_grows_with_the_root_of_the_images_in_an_update():
+def test_the_rate_grows_with_the_root_of_the_images_in_an_update() -> None:
     config = make_config("tiny", changes={"batch_size": 64, "accumulate": 4, "rate": 0.01})
     assert config.scaled_rate == pytest.approx(0.005)
 
 
-def test_later_changes_win(tmp_path):
+def test_later_changes_win(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('preset = "tiny"\nsteps = 7\nseed = 3\nglobal_scale = [0.5, 1]\nengine = "torch"\n')
     config = make_config("vits14", file=file, changes=["steps=1e2", "local-scale=0.1,0.2", "alarms=false"])
@@ -56,13 +56,13 @@ def test_later_changes_win(tmp_path):
         ("arch=vits15", "no network is called 'vits15'; the nearest is vits14"),
     ],
 )
-def test_a_wrong_change_is_told_in_one_line(change, message):
+def test_a_wrong_change_is_told_in_one_line(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         make_config("tiny", changes=[change])
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_file_is_told_in_one_line(tmp_path):
+def test_a_wrong_file_is_told_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "run.toml"
     broken.write_text("steps = \n[")
     for path in (broken, tmp_path / "none.toml"):
@@ -73,7 +73,7 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path):
         make_config("vits")
 
 
-def test_every_key_is_read_somewhere():
+def test_every_key_is_read_somewhere() -> None:
     folder = Path(trainer.__file__).parent
     code = "".join(path.read_text("utf-8") for path in folder.rglob("*.py") if path.name != "config.py")
     own = (folder / "config.py").read_text("utf-8")

@@ -21,13 +21,13 @@ from indexer.images.decode import is_image
 from trainer.config import Config, make_config
 from trainer.data import shards
 from trainer.data.shards import expand_braces
-from trainer.data.sources import ImageRef, open_source, read_place
+from trainer.data.sources import ImageRef, ImageSource, open_source, read_place
 from trainer.data.stream import CropBatch, CropStream
 
 CONFIG = replace(make_config("tiny"), batch_size=4, num_local=2, seed=3)
 
 
-def first_batches(source, config: Config, count: int, **where: Any) -> list[CropBatch]:
+def first_batches(source: ImageSource, config: Config, count: int, **where: Any) -> list[CropBatch]:
     with CropStream(source, config, say=lambda line: None, **where) as stream:
         return list(itertools.islice(stream, count))
 

@@ -100,7 +100,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> tuple[Path, Path, Path]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Images, and the folders of one process's runs and of two processes' runs."""
     root = tmp_path_factory.mktemp("distributed")
     images, one, two = root / "images", root / "one", root / "two"
@@ -140,14 +140,14 @@ def outcomes(tmp_path_factory) -> tuple[Path, Path, Path]:
     return images, one, two
 
 
-def test_one_process_speaks(outcomes):
+def test_one_process_speaks(outcomes: tuple[Path, Path, Path]) -> None:
     _, _, two = outcomes
     assert "going on after step 3" in (two / "said0.txt").read_text()
     assert (two / "said1.txt").read_text() == ""
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_losses_are_those_of_one_process(outcomes, name):
+def test_losses_are_those_of_one_process(outcomes: tuple[Path, Path, Path], name: str) -> None:
     _, one, two = outcomes
     rows = [
         [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()] for out in (one, two)
@@ -159,7 +159,7 @@ def test_losses_are_those_of_one_process(outcomes, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_weights_are_those_of_one_process(outcomes, name):
+def test_weights_are_those_of_one_process(outcomes: tuple[Path, Path, Path], name: str) -> None:
     _, one, two = outcomes
     alone, together = (load_file(out / name / "snapshots" / "step_000000004.safetensors") for out in (one, two))
     start = load_file(one / name / "snapshots" / "step_000000002.safetensors")
@@ -171,7 +171,7 @@ def test_weights_are_those_of_one_process(outcomes, name):
     assert moved > 4e-4  # twice what is allowed above, or equal weights would say nothing
 
 
-def test_one_process_goes_on_from_the_snapshot_of_two(outcomes, tmp_path):
+def test_one_process_goes_on_from_the_snapshot_of_two(outcomes: tuple[Path, Path, Path], tmp_path: Path) -> None:
     images, one, two = outcomes
     for source in ("sinkhorn", "shards"):
         out = tmp_path / source
@@ -184,6 +184,6 @@ def test_one_process_goes_on_from_the_snapshot_of_two(outcomes, tmp_path):
             torch.testing.assert_close(resumed[key], value, rtol=1e-3, atol=2e-4, msg=key)
 
 
-def test_what_overflows_in_one_shard_makes_all_skip_the_step(outcomes):
+def test_what_overflows_in_one_shard_makes_all_skip_the_step(outcomes: tuple[Path, Path, Path]) -> None:
     for rank in range(2):
         assert json.loads((outcomes[2] / f"scaled{rank}.json").read_text()) == [False, True, 2.0**15]

@@ -1,6 +1,6 @@
 """Views of photos, how well they find their photo, and the head that is fitted on them."""
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import draw_photo
 from PIL import Image
+from torch import Tensor
 
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures
+from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
 from indexer.errors import SeenitError
-from indexer.images.jobs import Broken, Decoded, Job, Settings
+from indexer.images.jobs import Broken, Cut, Job, Settings
 from indexer.images.synthetic_views import _draw_quad, _homography, render_view
 from trainer.data.sources import ImageRef, open_source
 from trainer.data.views import cut_views, view_job
@@ -90,7 +91,7 @@ def test_a_worker_gives_the_photo_and_its_views(tmp_path: Path) -> None:
     settings = Settings(resolution=56)
     job = view_job("7", ImageRef(str(photo)), ImageRef(str(other)), (0, 7), 3)
     answer = cut_views(job, settings)
-    assert isinstance(answer, Decoded)
+    assert isinstance(answer, Cut)
     assert answer.pixels.shape == (4, answer.grid[0] * 14, answer.grid[1] * 14, 3) and answer.grid[0] < answer.grid[1]
     shrunk = np.asarray(
         Image.open(photo).resize((answer.pixels.shape[2], answer.pixels.shape[1]), Image.Resampling.BICUBIC)
@@ -98,9 +99,9 @@ def test_a_worker_gives_the_photo_and_its_views(tmp_path: Path) -> None:
     assert np.abs(answer.pixels[0].astype(int) - shrunk).mean() < 3
     photo.write_bytes(b"\x89PNG\r\n\x1a\n")
     assert isinstance(cut_views(job, settings), Broken)
-    order = json.loads(job.kind)
+    order = dict(job.order)
     order["background"], order["place"] = order["place"], order["background"]
-    assert isinstance(cut_views(Job("8", json.dumps(order)), settings), Decoded)  # type: ignore[arg-type]
+    assert isinstance(cut_views(Job("8", order=order), settings), Cut)
 
 
 @pytest.mark.slow
@@ -124,12 +125,12 @@ def test_view_retrieval_ranks_by_cosine() -> None:
     scores = view_retrieval(views)
     assert scores.num_photos == 20 and scores.num_queries == 80
     assert 0.05 < scores.recall_at_1 < 1 and scores.recall_at_1 < scores.mean_reciprocal_rank < 1
-    same = PhotoViews(views.photos, views.parts[:, :1].expand(-1, 3, -1, -1), views.recipe)
+    same = PhotoViews(views.photos, views.parts[:, :1].expand(-1, 3, -1, -1), views.config)
     assert view_retrieval(same).mean_reciprocal_rank == 1
     further = torch.nn.functional.normalize(torch.randn(80, 4, 16, generator=torch.Generator().manual_seed(7)), dim=-1)
-    harder = view_retrieval(views, descriptor.fit_whitening([views.photos], views.recipe), further)
+    harder = view_retrieval(views, descriptor.fit_whitening([views.photos], views.config), further)
     assert 0 < harder.mean_reciprocal_rank < scores.mean_reciprocal_rank and harder.num_queries == 80
-    flat = PhotoViews(views.photos, torch.ones_like(views.parts) / 4, views.recipe)
+    flat = PhotoViews(views.photos, torch.ones_like(views.parts) / 4, views.config)
     assert view_retrieval(flat).mean_reciprocal_rank == pytest.approx(1 / 20)  # a collapsed network finds nothing
 
 
@@ -165,7 +166,7 @@ def test_a_head_travels_in_the_backbones_file(tiny_backbone: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_the_index_can_use_a_head(many_photos: Path, backbone: Backbone) -> None:
     views = embed_views(backbone, open_source(many_photos), num_views=2, resolution=56, workers=1)
-    whitening = descriptor.fit_whitening([views.photos], views.recipe, head_from(views))
+    whitening = descriptor.fit_whitening([views.photos], views.config, head_from(views))
     assert view_retrieval(views, whitening).mean_reciprocal_rank > 0.2  # by chance: 0.16
 
 
@@ -206,13 +207,15 @@ def test_too_few_photos_for_a_head(photos: Path, many_photos: Path, tmp_path: Pa
 
 
 def test_a_head_is_judged_with_the_statistics_that_an_index_would_have(
-    tiny_backbone, many_photos, tmp_path, monkeypatch
-):
+    tiny_backbone: Path, many_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted, plain = [], descriptor.fit_whitening
 
-    def whitening(photos, recipe, prior):
+    def whitening(
+        photos: Sequence[PooledFeatures], config: DescriptorConfig, prior: Mapping[str, Tensor] | None
+    ) -> Whitening:
         counted.append(sum(len(pooled.parts) for pooled in photos))
-        return plain(photos, recipe, prior)
+        return plain(photos, config, prior)
 
     monkeypatch.setattr(descriptor, "fit_whitening", whitening)
     train_head(many_photos, tmp_path / "out", from_backbone=tiny_backbone, progress=False, say=lambda line: None)

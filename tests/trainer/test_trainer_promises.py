@@ -6,8 +6,10 @@ import re
 import shutil
 import signal
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_stage_of_high_resolution_has_schedules_of_its_own():
+def test_the_stage_of_high_resolution_has_schedules_of_its_own() -> None:
     config = make_config("vitl14", changes={"steps": 625_000, "high_res_share": 0.016})
     start = config.high_res_start
     assert start == 615_000
@@ -51,7 +53,7 @@ def test_the_stage_of_high_resolution_has_schedules_of_its_own():
     assert replaced > 0.99  # of the teacher
 
 
-def test_position_embeddings_are_resized_where_the_stage_begins(images, tmp_path):
+def test_position_embeddings_are_resized_where_the_stage_begins(images: Path, tmp_path: Path) -> None:
     config = tiny(steps=4, **HIGH_RES)
     run(images, tmp_path / "whole", config)
     written = load_checkpoint(tmp_path / "whole" / "backbone.safetensors")
@@ -63,7 +65,7 @@ def test_position_embeddings_are_resized_where_the_stage_begins(images, tmp_path
         assert same_bits(out / "backbone.safetensors", tmp_path / "whole" / "backbone.safetensors")
 
 
-def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(images, tmp_path):
+def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(images: Path, tmp_path: Path) -> None:
     origin, other = save_tiny(tmp_path / "origin.safetensors"), save_tiny(tmp_path / "other.safetensors", seed=1)
     out = tmp_path / "out"
     run(images, out, tiny(alarms=False), from_backbone=origin, stop=stop_after(2))
@@ -80,14 +82,14 @@ def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(images, tmp_
     assert "\n" not in str(caught.value)
 
 
-def test_steps_may_be_raised_and_not_lowered(images, tmp_path):
+def test_steps_may_be_raised_and_not_lowered(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path, tiny(), stop=stop_after(2))
     with pytest.raises(ConfigError, match="of a run of 6 steps, not 5; steps can be raised only"):
         run(images, tmp_path, tiny(steps=5), resume=True)
     assert run(images, tmp_path, tiny(steps=7), resume=True).steps == 7
 
 
-def test_steps_cannot_be_raised_once_the_last_stage_has_begun(images, tmp_path):
+def test_steps_cannot_be_raised_once_the_last_stage_has_begun(images: Path, tmp_path: Path) -> None:
     config = tiny(steps=4, **HIGH_RES)
     run(images, tmp_path, config, stop=stop_after(3))
     with pytest.raises(ConfigError, match="in the stage of high resolution, which began after step 2: steps cannot"):
@@ -95,14 +97,14 @@ def test_steps_cannot_be_raised_once_the_last_stage_has_begun(images, tmp_path):
     assert run(images, tmp_path, config, resume=True).steps == 4
 
 
-def test_adapting_needs_a_backbone(images, tmp_path):
+def test_adapting_needs_a_backbone(images: Path, tmp_path: Path) -> None:
     config = make_config("adapt", changes={"arch": "tiny", "steps": 1})
     with pytest.raises(SeenitError, match="name one by --from"):
         run(images, tmp_path / "out", config)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_settings_kept_are_those_of_the_backbone_and_can_be_given_again(images, tmp_path):
+def test_the_settings_kept_are_those_of_the_backbone_and_can_be_given_again(images: Path, tmp_path: Path) -> None:
     origin = save_tiny(tmp_path / "origin.safetensors")
     run(images, tmp_path / "out", tiny(registers=3, alarms=False), from_backbone=origin, stop=stop_after(1))
     kept = make_config(file=tmp_path / "out" / "config.json")
@@ -113,30 +115,30 @@ def test_the_settings_kept_are_those_of_the_backbone_and_can_be_given_again(imag
         make_config("tiny", changes={"arch": ORIGIN}).architecture()
 
 
-def test_published_batches_divide_among_eight_gpus():
+def test_published_batches_divide_among_eight_gpus() -> None:
     per_gpu = {"vitl14": 32, "vitg14": 12, "vitl16_short": 64}
     assert {name: PRESETS[name]["batch_size"] / 8 for name in per_gpu} == per_gpu
 
 
-def test_presets_repeat_the_blur_that_trained_the_weights():
+def test_presets_repeat_the_blur_that_trained_the_weights() -> None:
     for config in map(make_config, PRESETS):
         assert (config.blur_first, config.blur_second, config.blur_local) == (0.0, 0.9, 0.5)
 
 
-def test_networks_with_registers_stretch_positions_as_the_official_ones():
+def test_networks_with_registers_stretch_positions_as_the_official_ones() -> None:
     plain, registers = (make_config("vits14", changes={"registers": n}).architecture() for n in (0, 4))
     assert (plain.interpolate_offset, plain.interpolate_antialias) == (0.1, False)
     assert (registers.interpolate_offset, registers.interpolate_antialias) == (0.0, True)
 
 
-def test_blocks_that_are_not_there_cannot_be_trained(images, tmp_path):
+def test_blocks_that_are_not_there_cannot_be_trained(images: Path, tmp_path: Path) -> None:
     with pytest.raises(SeenitError, match="train_blocks is 9, the network has 3 blocks"):
         run(images, tmp_path / "out", tiny(train_blocks=9))
 
 
 @pytest.mark.parametrize("spread", [0.5, 50.0, WIDEST_RANGE - 1e-3, WIDEST_RANGE + 1, 1000.0])
 @pytest.mark.parametrize("peaked", [False, True])
-def test_sinkhorn_loses_no_row(spread, peaked):
+def test_sinkhorn_loses_no_row(spread: float, peaked: bool) -> None:
     drawn = torch.rand(64, 512, generator=torch.Generator().manual_seed(0))
     if peaked:  # most prototypes are as unwanted as can be, all want one of eight, and a few rows want nothing
         drawn = (drawn > 0.9).float() * drawn
@@ -153,26 +155,28 @@ def test_sinkhorn_loses_no_row(spread, peaked):
     torch.testing.assert_close(targets, log_q.exp().float(), atol=1e-6, rtol=1e-5 + 1e-6 * spread)
 
 
-def test_sinkhorn_shows_scores_that_are_no_numbers():
+def test_sinkhorn_shows_scores_that_are_no_numbers() -> None:
     scores = torch.randn(4, 8)
     scores[1, 2] = math.nan
     assert sinkhorn(scores, 0.04).isnan().any()
 
 
-def test_metrics_are_json_whatever_the_numbers():
+def test_metrics_are_json_whatever_the_numbers() -> None:
     line = _as_json_line({"step": 3, "loss": math.nan, "gradient_norm": math.inf, "dino": 1.5})
     parsed = json.loads(line, parse_constant=lambda word: pytest.fail(word))
     assert parsed == {"step": 3, "loss": None, "gradient_norm": None, "dino": 1.5}
 
 
-def test_local_and_global_losses_are_logged_apart(images, tmp_path):
+def test_local_and_global_losses_are_logged_apart(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path, tiny(steps=2, num_local=2))
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     # 2 pairs of global views, and 2 local views against 2 global ones
     assert line["dino"] == pytest.approx((2 * line["dino_global"] + 4 * line["dino_local"]) / 6, abs=1e-5)
 
 
-def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(images, tmp_path, monkeypatch):
+def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(images, tmp_path / "stopped", tiny(), stop=stop_after(1))
     monkeypatch.setattr(
         "trainer.run.collapse.CollapseMonitor.judge_numbers", lambda self, step, finite: "no good" if step > 2 else None
@@ -184,7 +188,9 @@ def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(images, tmp_path, mon
         assert (out / "snapshots" / f"step_{step:09d}.safetensors").is_file()
 
 
-def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(images, tmp_path, monkeypatch):
+def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(
             "trainer.run.collapse.CollapseMonitor.judge_numbers",
@@ -202,7 +208,9 @@ def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(images, tmp_path, 
 
 
 @pytest.mark.parametrize(("progress", "every_s", "lines"), [(False, 0.0, 3), (False, 30.0, 0), (True, 0.0, 0)])
-def test_without_a_bar_a_line_tells_now_and_then_how_far_it_is(images, tmp_path, monkeypatch, progress, every_s, lines):
+def test_without_a_bar_a_line_tells_now_and_then_how_far_it_is(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: bool, every_s: float, lines: int
+) -> None:
     monkeypatch.setattr("trainer.train.SAY_EVERY_S", every_s)
     said: list[str] = []
     train(images, tmp_path, tiny(steps=3), progress=progress, say=said.append)
@@ -212,7 +220,9 @@ def test_without_a_bar_a_line_tells_now_and_then_how_far_it_is(images, tmp_path,
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_under_torchrun_the_first_process_prints_what_came_of_it(images, tmp_path, monkeypatch, capsys, rank):
+def test_under_torchrun_the_first_process_prints_what_came_of_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str
+) -> None:
     monkeypatch.setenv("RANK", rank)
     changes = [f"--set={key}={value}" for key, value in {"steps": 1, "batch_size": 4, "workers": 0}.items()]
     words = ["seenit", "train", str(images), "--out", str(tmp_path / "out"), "--preset", "tiny", *changes]
@@ -223,7 +233,7 @@ def test_under_torchrun_the_first_process_prints_what_came_of_it(images, tmp_pat
     assert ("images/s" in capsys.readouterr().out) == (rank == "0")
 
 
-def test_a_termination_asks_to_stop_as_an_interrupt_does():
+def test_a_termination_asks_to_stop_as_an_interrupt_does() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_interrupt(signal.SIGTERM) as stop:
         signal.raise_signal(signal.SIGTERM)
@@ -232,13 +242,13 @@ def test_a_termination_asks_to_stop_as_an_interrupt_does():
 
 
 @pytest.mark.parametrize("layout", ["nested", "module", "chunks"])
-def test_checkpoints_of_training_runs_are_read(tmp_path, layout):
+def test_checkpoints_of_training_runs_are_read(tmp_path: Path, layout: str) -> None:
     from indexer.backbone.vit import Architecture, VisionTransformer
 
     vit = VisionTransformer(Architecture(embed_dim=64, depth=3, num_heads=1, image_size=56))
     state = vit.state_dict()
     student = {f"backbone.{name}": torch.zeros_like(value) for name, value in state.items()}
-    saved: dict = {
+    saved: dict[str, Any] = {
         "teacher": {f"backbone.{n}": v for n, v in state.items()} | {"dino_head.mlp.0.weight": torch.ones(2)}
     }
     if layout == "module":
@@ -276,14 +286,16 @@ def rotary_network(path: Path) -> None:
         (lambda path: path.write_bytes(b"PK"), "__0_0.distcp", "is a distributed checkpoint"),
     ],
 )
-def test_files_of_training_runs_that_cannot_be_read_are_named(tmp_path, write, name, said):
+def test_files_of_training_runs_that_cannot_be_read_are_named(
+    tmp_path: Path, write: Callable[[Path], object], name: str, said: str
+) -> None:
     write(tmp_path / name)
     with pytest.raises(CheckpointError, match=said) as caught:
         load_checkpoint(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
-def test_one_process_holds_the_whole_state_for_a_snapshot(images, tmp_path):
+def test_one_process_holds_the_whole_state_for_a_snapshot(images: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from trainer.model.distributed import World

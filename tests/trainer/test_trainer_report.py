@@ -17,12 +17,13 @@ from PIL import Image
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.checkpoint import build_model, load_checkpoint
 from indexer.backbone.vit import Block, TokenFeatures
+from indexer.descriptor.patch_maps import cls_attention, patch_colours
 from indexer.errors import SeenitError
 from trainer.config import make_config
 from trainer.data.sources import open_source
 from trainer.evaluate.labelled import as_backbone
 from trainer.run.report import curve, read_metrics, write_report
-from trainer.run.show import Watched, cls_attention, feature_sheet, neighbour_sheet, patch_colours
+from trainer.run.show import Watched, feature_sheet, neighbour_sheet
 from trainer.train import train
 
 
@@ -92,14 +93,16 @@ def test_metrics_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
 
 
 def test_a_curve_spans_its_values_and_says_what_is_missing() -> None:
-    figure = curve("loss", [(0, 1.0), (5, float("nan")), (10, 3.0)])
-    points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]+)"', figure)[1].split()]  # type: ignore[index]
+    drawn = curve("loss", [(0, 1.0), (5, float("nan")), (10, 3.0)])
+    points = [tuple(map(float, point.split(","))) for point in drawn.points.split()]
     assert len(points) == 2 and points[0][0] < points[1][0] and points[0][1] > points[1][1]
-    assert "(1 not finite)" in figure and "step 10" in figure and ": 3" in figure
-    assert "no finite value" in curve("loss", [(0, float("inf"))])
-    assert curve("flat", [(1, 2.0)]).count("circle") == 1
+    assert drawn.caption == "loss: 3 (1 not finite)" and (drawn.first_step, drawn.last_step) == (0, 10)
+    assert (drawn.low, drawn.high) == ("1", "3")
+    nothing = curve("loss", [(0, float("inf"))])
+    assert "no finite value" in nothing.caption and not nothing.points
+    assert len(curve("flat", [(1, 2.0)]).points.split()) == 1
     long = curve("long", [(n, float(n % 7)) for n in range(10_000)])
-    assert len(long) < 20_000
+    assert len(long.points) < 20_000
 
 
 def test_equal_patches_have_equal_colours() -> None:

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from indexer.backbone.checkpoint import load_checkpoint
 from indexer.errors import SeenitError
 from trainer.config import Config, ConfigError, make_config
 from trainer.run.snapshot import latest_snapshot, list_snapshots, load_snapshot
-from trainer.train import stage_at, train
+from trainer.train import TrainSummary, stage_at, train
 
 pytestmark = pytest.mark.slow
 
@@ -32,14 +34,20 @@ def quiet(line: str) -> None:
     pass
 
 
-def run(photos: Path, out: Path, config: Config, **more):
+def run(photos: Path, out: Path, config: Config, **more: Any) -> TrainSummary:
     return train(photos, out, config, progress=False, say=quiet, **more)
 
 
-def stop_after(steps: int):
+def stop_after(steps: int) -> Callable[[], bool]:
     """A stop function that says so when asked for the (steps + 1)-th time."""
     asked = iter(range(10**9))
     return lambda: next(asked) >= steps
+
+
+def newest_snapshot(out: Path) -> Path:
+    path = latest_snapshot(out / "snapshots")
+    assert path is not None
+    return path
 
 
 def same_bits(one: Path, two: Path) -> bool:
@@ -56,13 +64,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole_run(images, tmp_path_factory) -> Path:
+def whole_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     run(images, out, tiny())
     return out
 
 
-def test_a_run_leaves_a_backbone_that_loads(whole_run):
+def test_a_run_leaves_a_backbone_that_loads(whole_run: Path) -> None:
     backbone = Backbone.load(whole_run / "backbone.safetensors", device="cpu", say=quiet)
     assert backbone.architecture.drop_path == 0 and backbone.provenance["steps"] == "6"
     lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
@@ -70,8 +78,8 @@ def test_a_run_leaves_a_backbone_that_loads(whole_run):
     assert {"loss", "dino", "ibot", "koleo", "rate", "images_per_s"} <= lines[0].keys()
 
 
-def test_it_is_the_teacher_that_is_written(whole_run):
-    last = load_snapshot(latest_snapshot(whole_run / "snapshots"))
+def test_it_is_the_teacher_that_is_written(whole_run: Path) -> None:
+    last = load_snapshot(newest_snapshot(whole_run))
     written = load_checkpoint(whole_run / "backbone.safetensors").state
     name = "blocks.1.mlp.fc1.weight"
     assert torch.equal(written[name], last.tensors[f"teacher.backbone.{name}"])
@@ -79,7 +87,7 @@ def test_it_is_the_teacher_that_is_written(whole_run):
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
-def test_stopped_and_resumed_is_uninterrupted(images, whole_run, tmp_path, stop_at):
+def test_stopped_and_resumed_is_uninterrupted(images: Path, whole_run: Path, tmp_path: Path, stop_at: int) -> None:
     summary = run(images, tmp_path, tiny(), stop=stop_after(stop_at))
     assert summary.stopped and summary.steps == stop_at
     assert not (tmp_path / "backbone.safetensors").exists()
@@ -99,7 +107,7 @@ def test_stopped_and_resumed_is_uninterrupted(images, whole_run, tmp_path, stop_
     ],
     ids=["centering", "accumulation and frozen backbone", "high resolution", "loss scaling"],
 )
-def test_it_is_so_in_every_mode(images, tmp_path, changes):
+def test_it_is_so_in_every_mode(images: Path, tmp_path: Path, changes: dict[str, object]) -> None:
     config = tiny(steps=4, **changes)
     run(images, tmp_path / "whole", config)
     run(images, tmp_path / "cut", config, stop=stop_after(3))
@@ -108,7 +116,7 @@ def test_it_is_so_in_every_mode(images, tmp_path, changes):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_killed_and_resumed_is_uninterrupted(images, tmp_path):
+def test_killed_and_resumed_is_uninterrupted(images: Path, tmp_path: Path) -> None:
     script = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from trainer.config import make_config; from trainer.train import train\n"
@@ -133,7 +141,7 @@ def test_killed_and_resumed_is_uninterrupted(images, tmp_path):
     assert steps == list(range(1, 17))
 
 
-def test_the_last_snapshots_and_the_best_are_kept(images, tmp_path):
+def test_the_last_snapshots_and_the_best_are_kept(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path, tiny(steps=14, snapshot_every=1, keep_snapshots=2))
     kept = list_snapshots(tmp_path / "snapshots")
     best = load_snapshot(kept[14]).state["best"][1]
@@ -141,12 +149,12 @@ def test_the_last_snapshots_and_the_best_are_kept(images, tmp_path):
     assert set(kept) == {10, 13, 14}
 
 
-def test_high_resolution_comes_at_the_end():
+def test_high_resolution_comes_at_the_end() -> None:
     config = tiny(steps=10, high_res_share=0.2, high_res_global_size=84, high_res_local_size=42)
     assert [stage_at(config, step).global_size for step in range(10)] == [56] * 8 + [84] * 2
 
 
-def test_another_configuration_is_not_resumed(images, tmp_path):
+def test_another_configuration_is_not_resumed(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path, tiny(), stop=stop_after(2))
     with pytest.raises(ConfigError, match=r"was made with seed = 0, not 1; resume with the same value"):
         run(images, tmp_path, tiny(seed=1), resume=True)
@@ -156,16 +164,16 @@ def test_another_configuration_is_not_resumed(images, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 5, 1000, -10])
-def test_a_damaged_snapshot_is_told_in_one_line(images, tmp_path, size):
+def test_a_damaged_snapshot_is_told_in_one_line(images: Path, tmp_path: Path, size: int) -> None:
     run(images, tmp_path, tiny(), stop=stop_after(2))
-    path = latest_snapshot(tmp_path / "snapshots")
+    path = newest_snapshot(tmp_path)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(SeenitError, match="is damaged or no snapshot; delete it") as caught:
         run(images, tmp_path, tiny(), resume=True)
     assert "\n" not in str(caught.value)
 
 
-def test_a_snapshot_that_cannot_be_written_is_told_and_leaves_nothing(images, tmp_path):
+def test_a_snapshot_that_cannot_be_written_is_told_and_leaves_nothing(images: Path, tmp_path: Path) -> None:
     (tmp_path / "snapshots").write_text("a file where a folder should be")
     with pytest.raises(SeenitError, match=r"cannot write .*step_000000002.safetensors") as caught:
         run(images, tmp_path, tiny())
@@ -173,7 +181,7 @@ def test_a_snapshot_that_cannot_be_written_is_told_and_leaves_nothing(images, tm
     assert not (tmp_path / "backbone.safetensors").exists()
 
 
-def test_bad_input_is_told_in_one_line(images, tmp_path):
+def test_bad_input_is_told_in_one_line(images: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     for source, config, message in (
@@ -189,7 +197,7 @@ def test_bad_input_is_told_in_one_line(images, tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not bound a process's memory so")
-def test_too_little_memory_is_told_in_one_line(images, tmp_path):
+def test_too_little_memory_is_told_in_one_line(images: Path, tmp_path: Path) -> None:
     script = (
         "import resource, sys, torch; torch.set_num_threads(1)\n"
         "from test_trainer_resume import tiny, run\n"
@@ -209,7 +217,7 @@ def test_too_little_memory_is_told_in_one_line(images, tmp_path):
     assert told.stdout.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_training_starts_from_a_backbone_and_its_architecture(images, tmp_path):
+def test_training_starts_from_a_backbone_and_its_architecture(images: Path, tmp_path: Path) -> None:
     origin = save_tiny(tmp_path / "origin.safetensors")
     config = tiny(steps=3, train_blocks=1, alarms=False)
     run(images, tmp_path / "out", config, from_backbone=origin)
@@ -220,7 +228,7 @@ def test_training_starts_from_a_backbone_and_its_architecture(images, tmp_path):
         run(images, tmp_path / "other", tiny(train_blocks=9), from_backbone=origin)
 
 
-def test_a_run_can_be_distilled(images, whole_run, tmp_path):
+def test_a_run_can_be_distilled(images: Path, whole_run: Path, tmp_path: Path) -> None:
     student = tiny(steps=3, distill_from=str(whole_run), arch="tiny")
     assert run(images, tmp_path / "heads", student).loss > 0
     features = tiny(steps=3, distill_from=str(whole_run / "backbone.safetensors"))

@@ -13,12 +13,13 @@ from conftest import draw_photo, save_tiny
 
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.checkpoint import load_checkpoint
+from indexer.backbone.layouts import Checkpoint
 from trainer.config import make_config
 from trainer.data.sources import open_source
 from trainer.run.collapse import ENOUGH, CollapseError, CollapseMonitor, CollapseSigns, effective_rank
 from trainer.run.snapshot import latest_snapshot, load_snapshot
 from trainer.run.trial import TrialScores, got_worse, prepare_trial, retrieval_change, split_source
-from trainer.train import train
+from trainer.train import TrainSummary, train
 
 pytestmark = pytest.mark.slow
 
@@ -65,24 +66,26 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", COLLAPSING)
-def test_a_collapsing_run_is_stopped_within_200_steps(images, tmp_path, kind):
+def test_a_collapsing_run_is_stopped_within_200_steps(images: Path, tmp_path: Path, kind: str) -> None:
     config = make_config("tiny", changes=SMALL | COLLAPSING[kind])
     with pytest.raises(CollapseError, match=r"stopped at step \d+: .*(lower rate|koleo_weight)") as caught:
         train(images, tmp_path, config, progress=False, say=quiet)
     best = str(caught.value).split("best snapshot is kept: ")[1]
-    assert load_snapshot(Path(best)).step < load_snapshot(latest_snapshot(tmp_path / "snapshots")).step + 1
+    last = latest_snapshot(tmp_path / "snapshots")
+    assert last is not None
+    assert load_snapshot(Path(best)).step < load_snapshot(last).step + 1
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "backbone.safetensors").exists()
 
 
-def test_a_healthy_run_is_left_alone(images, tmp_path):
+def test_a_healthy_run_is_left_alone(images: Path, tmp_path: Path) -> None:
     config = make_config("tiny", changes=SMALL | {"steps": 120})
     assert train(images, tmp_path, config, progress=False, say=quiet).steps == 120
     looks = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum("spread" in look for look in looks) == 12
 
 
-def test_numbers_that_are_none_stop_a_run(images, tmp_path):
+def test_numbers_that_are_none_stop_a_run(images: Path, tmp_path: Path) -> None:
     config = make_config("tiny", changes=SMALL | {"rate": 1e30, "warmup": 0, "clip": 0})
     with pytest.raises(CollapseError, match="gradients were no finite numbers 3 steps in a row; lower rate"):
         train(images, tmp_path, config, progress=False, say=quiet)
@@ -106,28 +109,28 @@ def filled_watch(steps: int = 1000) -> CollapseMonitor:
         (signs(usage=0.05), "to the same prototype"),
     ],
 )
-def test_only_several_bad_looks_in_a_row_stop_a_run(bad, message):
+def test_only_several_bad_looks_in_a_row_stop_a_run(bad: CollapseSigns, message: str) -> None:
     watch = filled_watch()
     for step, look in enumerate([signs(), bad, bad, signs(), bad, bad]):
         assert watch.judge(step, look) is None
     assert message in (watch.judge(6, bad) or "")
 
 
-def test_a_network_that_has_not_begun_to_learn_is_given_time():
+def test_a_network_that_has_not_begun_to_learn_is_given_time() -> None:
     watch = filled_watch(steps=1000)
     for step in range(0, 500, 10):
         assert watch.judge(step, signs(spread=1e-6, rank=1.2)) is None
     assert any("still one" in (watch.judge(step, signs(spread=1e-6, rank=1.2)) or "") for step in range(510, 600, 10))
 
 
-def test_a_finite_step_ends_the_count_of_the_others():
+def test_a_finite_step_ends_the_count_of_the_others() -> None:
     watch = CollapseMonitor(100)
     told = [watch.judge_numbers(step, finite) for step, finite in enumerate([False, False, True, False, False])]
     assert told == [None] * 5
     assert watch.judge_numbers(5, False)
 
 
-def test_effective_rank_counts_directions():
+def test_effective_rank_counts_directions() -> None:
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(32, 5))[0].T  # (5, 32)
     assert effective_rank(torch.randn(4000, 5) @ basis) == pytest.approx(5, rel=0.01)
@@ -135,7 +138,7 @@ def test_effective_rank_counts_directions():
     assert effective_rank(torch.ones(10, 32)) == 1
 
 
-def test_held_out_photos_are_the_same_each_time_and_not_trained_on(images):
+def test_held_out_photos_are_the_same_each_time_and_not_trained_on(images: Path) -> None:
     source = open_source(images)
     train_part, held = split_source(source, 8, seed=0)
     assert len(held) == 8 and len(train_part) == 24
@@ -144,7 +147,7 @@ def test_held_out_photos_are_the_same_each_time_and_not_trained_on(images):
     assert split_source(source, 30, seed=0) == (source, source)
 
 
-def test_a_backbone_that_says_the_same_of_every_photo_finds_none(images, tmp_path):
+def test_a_backbone_that_says_the_same_of_every_photo_finds_none(images: Path, tmp_path: Path) -> None:
     train_part, held = split_source(open_source(images), 8, seed=0)
     trial = prepare_trial(train_part, held, size_px=56, patch_size=14, workers=0, seed=0)
     assert trial is not None and trial.held.shape == (8, 3, 56, 56, 3) and len(trial.others) == 24
@@ -157,7 +160,7 @@ def test_a_backbone_that_says_the_same_of_every_photo_finds_none(images, tmp_pat
     assert collapsed.retrieval == pytest.approx(1 / 32) and got_worse(good, collapsed)
 
 
-def test_what_is_worse():
+def test_what_is_worse() -> None:
     def scores(*ranks: float, knn: float | None = None) -> TrialScores:
         return TrialScores(torch.tensor(ranks * 50, dtype=torch.float32), knn, 100)
 
@@ -170,7 +173,7 @@ def test_what_is_worse():
     assert not got_worse(scores(1, knn=0.5), scores(1, knn=0.46))  # within a standard error
 
 
-def adapt(images: Path, out: Path, **changes: object):
+def adapt(images: Path, out: Path, **changes: object) -> tuple[TrainSummary, list[str], Checkpoint, Checkpoint]:
     config = make_config(
         "adapt",
         changes={
@@ -185,9 +188,14 @@ def adapt(images: Path, out: Path, **changes: object):
     return summary, said, load_checkpoint(origin), load_checkpoint(summary.backbone)
 
 
-def test_adapting_compares_before_and_after_and_shows_what_it_does(images, tmp_path):
+def test_adapting_compares_before_and_after_and_shows_what_it_does(images: Path, tmp_path: Path) -> None:
     summary, said, *_ = adapt(images, tmp_path, rate=1e-6)
-    assert summary.before.num_held == 8 and summary.before.knn is not None and summary.after is not None
+    assert (
+        summary.before is not None
+        and summary.before.num_held == 8
+        and summary.before.knn is not None
+        and summary.after is not None
+    )
     assert any(line.startswith("before: retrieval 0.") for line in said)
     names = {path.name for path in (tmp_path / "run" / "images").iterdir()}
     assert names == {f"step_000000{n}_{kind}.png" for n in (2, 4) for kind in ("features", "neighbours")}
@@ -198,7 +206,9 @@ def test_adapting_compares_before_and_after_and_shows_what_it_does(images, tmp_p
     assert math.isfinite(rows[-1]["loss"])
 
 
-def test_what_became_worse_is_not_written_as_the_backbone(images, tmp_path, monkeypatch):
+def test_what_became_worse_is_not_written_as_the_backbone(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "trainer.run.results.got_worse", lambda before, after: True
     )  # a random network can only improve

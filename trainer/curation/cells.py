@@ -15,7 +15,7 @@ import numpy as np
 from .embeddings import BLOCK_ROWS, Embeddings
 from .kmeans import assign, kmeans
 from .probing import search_cells, top
-from .whole_files import claim_folder, read_array, whole_file, write_array
+from .whole_files import claim_work_folder, read_array, step_file, write_array
 
 EXACT_ROWS = 50_000  # up to so many vectors all are compared with all
 CELL_ROWS = 1000  # vectors in a cell, on average
@@ -68,12 +68,12 @@ def build_cells(
     rows = np.arange(len(embeddings)) if rows is None else np.asarray(rows, np.int64)
     if num_cells is None:
         num_cells = 1 if len(rows) <= EXACT_ROWS else math.ceil(len(rows) / CELL_ROWS)
-    claim_folder(folder, f"cells {num_cells} seed {seed} {embeddings.digest(rows)}")
+    claim_work_folder(folder, f"cells {num_cells} seed {seed} {embeddings.digest(rows)}")
     if not (folder / "centroids.npy").is_file():  # written last
         centroids = _neighbourly(kmeans(embeddings, num_cells, rows=rows, seed=seed, sample=64), seed)
         _, cell = assign(embeddings, centroids, rows=rows)
         order = np.argsort(cell, kind="stable")
-        with whole_file(folder / "vectors.npy") as file:  # not through a map: a full disk would kill the process
+        with step_file(folder / "vectors.npy") as file:  # not through a map: a full disk would kill the process
             header = {"descr": "<f2", "fortran_order": False, "shape": (len(rows), embeddings.dim)}
             np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, len(rows), BLOCK_ROWS):
@@ -84,7 +84,7 @@ def build_cells(
     return Cells.open(folder)
 
 
-def search(
+def nearest_in_cells(
     cells: Cells, queries: np.ndarray, k: int, *, probes: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k vectors most similar to each query among those of its `probes` nearest cells.

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 STEP = 0.05  # by which more is asked of the links of a group that is too large
-STRICTEST = 0.95  # links over this are believed however many they are
+STRICTEST = 0.95  # links over this are kept however many they are
 
 
 class Edges(Protocol):

@@ -18,19 +18,19 @@ from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.whitening import PooledFeatures, Whitening
 from indexer.errors import SeenitError
-from indexer.images.jobs import Broken, Decoded
+from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
+from indexer.messages import Say, say_nothing
 
 from ..data.sources import ImageRef, ImageSource, cut_square, square_job
 from .embeddings import Embeddings, unit_rows
-from .whole_files import read_array, whole_file, write_array, write_text
+from .whole_files import read_array, step_file, write_array, write_text
 
 SHARD_IMAGES = 2048  # embedded between two files; so much is lost at most when a run is stopped
 BATCH = 16
 FIT_SAMPLE = 2000  # images that the statistics are fitted on
 MOST_SAID = 10  # unreadable images that are named
 
-Say = Callable[[str], object]
 Decoders = Callable[[], DecodePool]  # from `decoders_for`; asked for only where something must be decoded
 
 
@@ -76,7 +76,7 @@ def fit_describer(
     embedder: Embedder, source: ImageSource, path: Path, decoders: Decoders, *, progress: bool = False
 ) -> Describer:
     """Statistics of a sample of the source, kept at `path` and read from there if they are of the same images."""
-    made_from = f"{embedder.backbone.hash} at {embedder.resolution} {embedder.recipe.version} {digest(source.places)}"
+    made_from = f"{embedder.backbone.hash} at {embedder.resolution} {embedder.config.version} {digest(source.places)}"
     label = path.with_suffix(".made_from")
     if not path.is_file() or not label.is_file() or label.read_text("utf-8") != made_from:
         chosen = np.sort(np.random.default_rng(len(source)).permutation(len(source))[:FIT_SAMPLE])
@@ -84,20 +84,20 @@ def fit_describer(
         pooled, _, broken = _pooled(embedder, decoders(), places, progress, "looking at a sample")
         if not pooled:
             raise SeenitError(_none_readable(broken, len(places)))
-        with whole_file(path) as file:
+        with step_file(path) as file:
             file.write(descriptor.save_whitening(embedder.fit_whitening([pooled[number] for number in sorted(pooled)])))
         write_text(label, made_from)
     return Describer(embedder, descriptor.load_whitening(path.read_bytes()))
 
 
-def embed_images(
+def embed_pool(
     describer: Describer,
     source: ImageSource,
     folder: Path,
     decoders: Decoders,
     *,
     progress: bool = False,
-    say: Say = lambda line: None,
+    say: Say = say_nothing,
 ) -> Images:
     """Embed the images of a source into shards in `folder`; shards of the same images are not made again.
 
@@ -164,9 +164,9 @@ def _pooled(
     pooled: dict[int, PooledFeatures] = {}
     pixels: dict[int, int] = {}
     broken: dict[int, str] = {}
-    waiting: dict[tuple[int, ...], list[Decoded]] = {}
+    waiting: dict[tuple[int, ...], list[Cut]] = {}
 
-    def forward(batch: list[Decoded]) -> None:
+    def forward(batch: list[Cut]) -> None:
         together = embedder.pooled([image.pixels for image in batch])
         for at, image in enumerate(batch):
             one = slice(at, at + 1)
@@ -175,12 +175,12 @@ def _pooled(
     with tqdm(total=len(places), unit="image", desc=title, disable=not progress, dynamic_ncols=True) as bar:
         for outcome in pool.run(square_job(str(number), place) for number, place in enumerate(places)):
             bar.update(1)
-            if not isinstance(outcome, Decoded):
+            if not isinstance(outcome, Cut):
                 # a job has no file of its name, so that the pool calls it vanished when its decoder dies
                 reason = outcome.reason if isinstance(outcome, Broken) else "its decoder crashed or took too long"
                 broken[int(outcome.path)] = reason
                 continue
-            pixels[int(outcome.path)] = outcome.metadata.width * outcome.metadata.height
+            pixels[int(outcome.path)] = outcome.width * outcome.height
             batch = waiting.setdefault(outcome.pixels.shape, [])
             batch.append(outcome)
             if len(batch) == BATCH:

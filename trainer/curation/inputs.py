@@ -19,9 +19,10 @@ from indexer.errors import SeenitError
 from indexer.index.index import Index, is_index
 from indexer.index.manifest import Manifest
 from indexer.index.statistics import check_backbone
+from indexer.messages import Say, say_nothing
 
 from ..data.sources import ImageRef, ImageSource, open_source
-from .embed import Describer, Images, Say, decoders_for, embed_images, fit_describer
+from .embed import Describer, Images, decoders_for, embed_pool, fit_describer
 from .embeddings import BLOCK_ROWS, Embeddings, unit_rows
 from .whole_files import read_array, write_array
 
@@ -58,7 +59,7 @@ def read_inputs(
     backbone: str | Path | None = None,
     workers: int | None = None,
     progress: bool = False,
-    say: Say = lambda line: None,
+    say: Say = say_nothing,
 ) -> Inputs:
     """Find and embed all images; see `pipeline.curate` for what may be named.
 
@@ -77,7 +78,7 @@ def read_inputs(
         if other.manifest.backbone_hash != first.manifest.backbone_hash:
             raise SeenitError(
                 f"the index at {other.location} was made by backbone {other.manifest.backbone}, the one at"
-                f" {first.location} by {first.manifest.backbone}; make one of them anew with the other's --backbone"
+                f" {first.location} by {first.manifest.backbone}; rebuild one of them with the other's --backbone"
             )
     folders = {
         role: [one for one in given if not _usable(indexes.get(str(one)), first)] for role, given in roles.items()
@@ -100,7 +101,7 @@ def read_inputs(
                 describer = fit_describer(embedder, sources["pool"], path, decoders, progress=progress)
                 whitening = describer.whitening
             for role, source in sources.items():
-                parts[role].append(embed_images(describer, source, work / role, decoders, progress=progress, say=say))
+                parts[role].append(embed_pool(describer, source, work / role, decoders, progress=progress, say=say))
     assert whitening is not None, "without an index the pool is a source"
     return Inputs(
         pool=join(parts["pool"]),
@@ -154,11 +155,11 @@ def _embedder(first: IndexVectors | None, backbone: str | Path | None, say: Say)
     if first is None:
         return Embedder(loaded, RESOLUTION)
     check_backbone(first.manifest, loaded, first.location)
-    return Embedder(loaded, first.manifest.resolution, first.whitening.recipe)
+    return Embedder(loaded, first.manifest.resolution, first.whitening.config)
 
 
 def _read_index(location: str, folder: Path, say: Say) -> IndexVectors:
-    """Copy the vectors of an index to shards in `folder`; the index is let go of at once."""
+    """Copy the vectors of an index to shards in `folder`; the index is closed at once."""
     with Index.open(location) as index, index.store.snapshot():
         if not index.count:
             raise SeenitError(f"the index at {location} is empty; fill it with: seenit index FOLDER --index {location}")

@@ -13,7 +13,7 @@ import torch
 from indexer.descriptor.whitening import Whitening
 
 from .embeddings import Embeddings, unit_rows
-from .whole_files import claim_folder, read_array, write_array
+from .whole_files import claim_work_folder, read_array, write_array
 
 TAKEN_BACK = 0.75  # exponent of the whitening's inverse; 1 takes it back wholly
 
@@ -26,7 +26,7 @@ def vectors_of_kinds(embeddings: Embeddings, whitening: Whitening, folder: Path)
 
     With the whitening's projection P, unit(x P) becomes unit(x P (P^T P)^-t): for t = 1 its lengths are those before.
     """
-    claim_folder(folder, f"kinds {TAKEN_BACK} fit {whitening.id} of {embeddings.digest()}")
+    claim_work_folder(folder, f"kinds {TAKEN_BACK} fit {whitening.id} of {embeddings.digest()}")
     back = unstretch(whitening.projection).numpy()  # (G, G)
     shards = []
     for number, (_, block) in enumerate(embeddings.blocks()):

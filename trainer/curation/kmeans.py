@@ -15,7 +15,7 @@ from .probing import flat_index, search_cells, top
 
 FLAT = 2000  # centroids up to which every vector is compared with all of them
 PROBES = 6  # groups of centroids that a vector looks into, where there are more
-SAMPLE = 64  # vectors for each centroid that are looked at in training, at most
+SAMPLE = 64  # vectors for each centroid that training uses, at most
 
 
 # N vectors, D numbers each, C centroids
@@ -31,7 +31,7 @@ def kmeans(
     """Centroids of length 1, (C, D) float32; as many as asked for, or as there are vectors.
 
     rows    numbers of the rows that matter; None: all
-    sample  vectors for each centroid that are looked at, at most; half of that where centroids are many
+    sample  vectors for each centroid that are used, at most; half of that where centroids are many
     """
     rows = np.arange(len(embeddings)) if rows is None else rows
     num_clusters = min(num_clusters, len(rows))

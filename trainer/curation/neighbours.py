@@ -16,9 +16,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from .cells import Cells, probes_for, sample_of, search
+from .cells import Cells, nearest_in_cells, probes_for, sample_of
 from .embeddings import Embeddings
-from .whole_files import claim_folder, read_array, write_array, write_text
+from .whole_files import claim_work_folder, read_array, write_array, write_text
 
 SHARD_ROWS = 16_384  # queries in a shard of the graph
 
@@ -37,7 +37,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Graph:
+class NeighbourLists:
     """Who is near whom, in files of EDGE; numbers are rows of the embeddings, and no row is its own neighbour."""
 
     shards: tuple[Path, ...]
@@ -57,7 +57,7 @@ def neighbour_graph(
     recall: float = 0.95,
     workers: int = 1,
     progress: Callable[[int, int], object] = lambda done, total: None,
-) -> Graph:
+) -> NeighbourLists:
     """The k nearest neighbours of every vector in the cells, shard by shard; shards that are there are not made again.
 
     above     leave out neighbours that are no more similar than that
@@ -66,7 +66,7 @@ def neighbour_graph(
     progress  gets how many shards are done, of how many
     """
     made_from = f"graph k {k} above {above} recall {recall} of {(cells_folder / 'made_from').read_text('utf-8')}"
-    claim_folder(folder, made_from)
+    claim_work_folder(folder, made_from)
     if not (folder / "plan.json").is_file():
         probes, found, judged = probes_for(cells, sample_of(len(cells)), k=k, above=above, recall=recall)
         write_text(folder / "plan.json", json.dumps(asdict(Plan(k, above, probes, found, judged))))
@@ -80,7 +80,7 @@ def neighbour_graph(
             progress(done, count)
     elif missing:
         _spread(folder, cells_folder, missing, workers, lambda done: progress(count - len(missing) + done, count))
-    return Graph(tuple(_shard_path(folder, number) for number in range(count)), plan)
+    return NeighbourLists(tuple(_shard_path(folder, number) for number in range(count)), plan)
 
 
 def search_shard(folder: Path, cells_folder: Path, number: int) -> None:
@@ -88,7 +88,7 @@ def search_shard(folder: Path, cells_folder: Path, number: int) -> None:
     cells, plan = Cells.open(cells_folder), Plan(**json.loads((folder / "plan.json").read_text("utf-8")))
     where = slice(number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, len(cells)))
     queries, own = cells.vectors[where].astype(np.float32), cells.rows[where]
-    similarity, rows = search(cells, queries, plan.k + 1, probes=plan.probes)  # one of them is the query itself
+    similarity, rows = nearest_in_cells(cells, queries, plan.k + 1, probes=plan.probes)  # with the query itself
     kept = (rows != own[:, None]) & (rows >= 0) & (similarity > plan.above)
     kept &= np.cumsum(kept, axis=1) <= plan.k
     edges = np.empty(int(kept.sum()), EDGE)
@@ -112,7 +112,10 @@ def nearest(
         probes, _, _ = probes_for(cells, sample, k=k, recall=recall)
         if allowed is not None:  # the nearest may be among those that shall not be found
             probes = min(2 * probes, len(cells.centroids))
-    answers = [search(cells, block, k, probes=probes, allowed=allowed) for _, block in queries.blocks(size=SHARD_ROWS)]
+    answers = [
+        nearest_in_cells(cells, block, k, probes=probes, allowed=allowed)
+        for _, block in queries.blocks(size=SHARD_ROWS)
+    ]
     similarity, rows = zip(*answers, strict=True)
     return np.concatenate(similarity), np.concatenate(rows)
 

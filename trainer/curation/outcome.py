@@ -15,7 +15,7 @@ from ..data.sources import ImageRef, read_place
 from .deduplicate import Copies
 from .embed import Images
 from .inputs import Inputs
-from .whole_files import whole_file, write_text
+from .whole_files import step_file, write_text
 
 
 class Fate(IntEnum):
@@ -48,7 +48,7 @@ class Curated:
     fate        (N,) int8, a Fate
     because_of  (N,) int64: of a copy the image that is kept, of a leak the evaluation image, of a retrieved image
                 the curated one; else -1
-    likeness    (N,) float32, how similar they are; NaN where that was not looked at
+    likeness    (N,) float32, how similar they are; NaN where that was not compared
     cluster     (N,) int64, the kind of image by the top of the hierarchy, -1 where it is not in it
     """
 
@@ -101,7 +101,7 @@ def write_list(out: Path, curated: Curated) -> list[str]:
         place = curated.inputs.pool.places[row]
         if place.member:
             copy = Path(f"{out.absolute()}.images") / f"{row:09d}_{Path(place.member).name}"
-            with whole_file(copy) as file:
+            with step_file(copy) as file:
                 file.write(read_place(place, DEFAULT_LIMITS.max_file_bytes))
             paths.append(str(copy))
         else:

@@ -14,12 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from indexer.errors import SeenitError
+from indexer.messages import Say, say_nothing
 
 from .balance import Tree, build_tree, draw, effective
 from .cells import build_cells
 from .choices import Choices
 from .deduplicate import find_copies, near_any, whole_groups
-from .embed import Say
 from .embeddings import Embeddings
 from .inputs import Inputs, read_inputs
 from .kinds import vectors_of_kinds
@@ -39,7 +39,7 @@ def curate(
     html: str | Path | None = None,
     workers: int | None = None,
     progress: bool = False,
-    say: Say = lambda line: None,
+    say: Say = say_nothing,
 ) -> CurationSummary:
     """Choose images of a pool for training, and write their paths to a list that `train` reads.
 
@@ -62,7 +62,7 @@ def curate(
     inputs = read_inputs(
         pool, like, avoid, work / "vectors", backbone=backbone, workers=workers, progress=progress, say=say
     )
-    curated, tree, retrieved = choose(inputs, work, choices, workers=workers or 1, progress=progress, say=say)
+    curated, tree, retrieved = choose_images(inputs, work, choices, workers=workers or 1, progress=progress, say=say)
     paths = write_list(out, curated)
     write_fates(work / "fates.csv", curated)
     tree_rows = np.isin(curated.fate, (Fate.KEPT, Fate.UNLIKE, Fate.ENOUGH, Fate.GONE))
@@ -97,14 +97,14 @@ def curate(
     return summary
 
 
-def choose(
+def choose_images(
     inputs: Inputs,
     work: Path,
     choices: Choices,
     *,
     workers: int = 1,
     progress: bool = False,
-    say: Say = lambda line: None,
+    say: Say = say_nothing,
 ) -> tuple[Curated, Tree, int]:
     """All steps on vectors: what becomes of every image, the hierarchy of those left, and how many were retrieved."""
     vectors, count = inputs.pool.embeddings, len(inputs.pool)
@@ -230,7 +230,7 @@ def as_dict(summary: CurationSummary) -> dict[str, object]:
     return asdict(summary)
 
 
-def in_words(summary: CurationSummary) -> str:
+def describe_selection(summary: CurationSummary) -> str:
     """A few lines for the terminal."""
     unreadable = f" ({summary.unreadable:,} more cannot be read)" if summary.unreadable else ""
     cut = f"; {summary.groups_cut:,} were larger and were cut" if summary.groups_cut else ""

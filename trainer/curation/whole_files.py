@@ -1,43 +1,33 @@
 """Files that a step leaves behind, written whole or not at all: a killed run leaves no half ones."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 
-from indexer.errors import SeenitError
-from indexer.images.find import os_reason
+from indexer.atomic_file import whole_file
+from indexer.errors import SeenitError, os_reason
+
+NEXT_STEP = "make room or choose another place, then run it again to go on"
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open for writing a file that takes the place of `path` when the block ends without an exception.
-
-    SeenitError where it cannot be written, such as on a full disk.
-    """
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+def step_file(path: str | Path) -> Iterator[BinaryIO]:
+    """`whole_file` in a folder that is made where it is missing."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(unfinished, "wb") as file:
-                yield file
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SeenitError(
-            f"cannot write {path}: {os_reason(error)}; make room or choose another place, then run it again to go on"
-        ) from error
+        raise SeenitError(f"cannot write {path}: {os_reason(error)}; {NEXT_STEP}") from None
+    with whole_file(path, NEXT_STEP) as file:
+        yield file
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
     """An .npy file, for `np.load(path, mmap_mode="r")`."""
-    with whole_file(path) as file:
+    with step_file(path) as file:
         array = np.ascontiguousarray(array)
         assert not array.dtype.hasobject
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
@@ -46,7 +36,7 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """UTF-8; bytes of file names that are none come back out as they were."""
-    with whole_file(path) as file:
+    with step_file(path) as file:
         file.write(text.encode("utf-8", errors="surrogateescape"))
 
 
@@ -58,7 +48,7 @@ def read_array(path: Path) -> np.ndarray:
         raise SeenitError(f"{path} is damaged: {error}; remove it and run the same again") from error
 
 
-def claim_folder(folder: Path, made_from: str) -> None:
+def claim_work_folder(folder: Path, made_from: str) -> None:
     """Make a folder for results of `made_from` (a text that names all inputs); those of other inputs are removed."""
     label = folder / "made_from"
     if label.is_file() and label.read_text("utf-8", errors="replace") == made_from:

@@ -5,7 +5,7 @@ products with the bicubic weights that Pillow would use, rows first and columns 
 place are one operation; distortions run on all crops that want them at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def distort(crops: Tensor, views: np.ndarray) -> Tensor:
     """
     crops = crops.clone()
 
-    def change(chosen: np.ndarray, operation, name: str) -> None:
+    def change(chosen: np.ndarray, operation: Callable[[Tensor, Tensor], Tensor], name: str) -> None:
         rows = np.flatnonzero(chosen)
         if len(rows):
             where = _on(rows, crops.device)

@@ -18,9 +18,8 @@ import zlib
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
-from indexer.errors import SeenitError
+from indexer.errors import SeenitError, os_reason
 from indexer.images.decode import SNIFF_BYTES, sniff
-from indexer.images.find import os_reason
 
 MAX_NAMES = 100_000  # that one name with braces stands for
 MAX_EXPANSION = 10  # unpacked over packed size: photos are compressed already, so what grows more is no shard of photos

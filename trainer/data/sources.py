@@ -6,7 +6,6 @@ itself and nothing else. This module does not import torch: those processes impo
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from indexer.errors import ImageError, SeenitError
+from indexer.errors import ImageError, SeenitError, os_reason
 from indexer.images.decode import DecodedImage, Limits, decode, is_image
-from indexer.images.find import Unreadable, find_files, open_regular, os_reason
-from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
-from indexer.images.metadata import Metadata
+from indexer.images.find import Unreadable, find_files, open_regular
+from indexer.images.jobs import Broken, Cut, Job, Outcome, Settings
 from indexer.images.preprocess import detail_px, preprocess
 
 from .augment import Augmentation, cut_with_pillow, draw_views
@@ -118,14 +116,14 @@ def read_place(place: ImageRef, limit: int) -> bytes:
 
 
 def crop_job(name: str, place: ImageRef, seed: Sequence[int], augmentation: Augmentation, engine: str) -> Job:
-    """An order for `cut_crops`. A pool's job has room for a path and a kind: one takes the name, the other the rest."""
+    """An order for `cut_crops`."""
     order = {
         "place": list(place),
         "seed": list(seed),
         "augmentation": augmentation.as_json(),
         "engine": engine,
     }
-    return Job(name, json.dumps(order))  # type: ignore[arg-type]
+    return Job(name, order=order)
 
 
 def cut_crops(job: Job, settings: Settings) -> Outcome:
@@ -134,7 +132,7 @@ def cut_crops(job: Job, settings: Settings) -> Outcome:
     The answer's pixels are flat uint8. Engine `pillow`: the crops behind each other, (S, S, 3) each. Engine `torch`:
     the table of views, then the decoded image, whose height and width are the answer's grid.
     """
-    order = json.loads(job.kind)
+    order = job.order
     place, augmentation = ImageRef(*order["place"]), Augmentation.from_json(order["augmentation"])
     image = decoded_place(job.path, place, augmentation.detail_px, settings.limits)
     if isinstance(image, Broken):
@@ -146,24 +144,23 @@ def cut_crops(job: Job, settings: Settings) -> Outcome:
     else:
         parts = [views.view(np.uint8), image.pixels]
     pixels = np.concatenate([part.ravel() for part in parts])
-    metadata = Metadata(image.width, image.height, image.format)
-    return Decoded(job.path, "", 0, 0, pixels, (height, width), metadata)
+    return Cut(job.path, pixels, (height, width), image.width, image.height)
 
 
 def square_job(name: str, place: ImageRef) -> Job:
     """An order for `cut_square`."""
-    return Job(name, json.dumps(list(place)))  # type: ignore[arg-type]
+    return Job(name, order={"place": list(place)})
 
 
 def cut_square(job: Job, settings: Settings) -> Outcome:
     """Read and decode one image and bring it to the pool's size: the work of a decoder process."""
-    image = decoded_place(job.path, ImageRef(*json.loads(job.kind)), detail_px(settings.resolution), settings.limits)
+    image = decoded_place(job.path, ImageRef(*job.order["place"]), detail_px(settings.resolution), settings.limits)
     if isinstance(image, Broken):
         return image
     patch = settings.patch_size
     pixels = preprocess(image.pixels, settings.mode, settings.resolution, patch)
     grid = (pixels.shape[0] // patch, pixels.shape[1] // patch)
-    return Decoded(job.path, "", 0, 0, pixels, grid, Metadata(image.width, image.height, image.format))
+    return Cut(job.path, pixels, grid, image.width, image.height)
 
 
 def decoded_place(name: str, place: ImageRef, target_px: int, limits: Limits) -> DecodedImage | Broken:

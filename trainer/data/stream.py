@@ -6,8 +6,7 @@ processes work ahead of the training; an image that cannot be read is reported o
 again drawn from (seed, batch number, slot).
 """
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from indexer.backbone.layouts import Preprocessing
 from indexer.errors import SeenitError
-from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
+from indexer.images.jobs import Broken, Cut, Job, Outcome, Settings
 from indexer.images.pool import DecodePool
+from indexer.messages import Say, say_to_stderr
 
 from .augment import VIEW, Augmentation, Crop
 from .augment_torch import cut_with_torch
@@ -100,7 +100,7 @@ class CropStream:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         preprocessing: Preprocessing = _IMAGENET,
-        say: Callable[[str], object] = lambda line: print(line, file=sys.stderr),
+        say: Say = say_to_stderr,
     ) -> None:
         check_batch(len(source), config, world_size)
         self.position = position
@@ -144,7 +144,7 @@ class CropStream:
         settings = Settings()
         return (cut_crops(job, settings) for job in orders)
 
-    def _assemble(self, answers: list[tuple[int, Decoded]]) -> CropBatch:
+    def _assemble(self, answers: list[tuple[int, Cut]]) -> CropBatch:
         indices = torch.tensor([index for index, _ in answers])
         crops = self._augmentation.crops
         if self._config.engine == "torch":
@@ -195,7 +195,7 @@ class _Orders:
     stream: CropStream
     waiting: dict[str, _Slot] = field(default_factory=dict)  # by the job's name
     again: list[_Slot] = field(default_factory=list)
-    done: dict[int, dict[int, tuple[int, Decoded]]] = field(default_factory=dict)  # batch -> slot -> image, crops
+    done: dict[int, dict[int, tuple[int, Cut]]] = field(default_factory=dict)  # batch -> slot -> image, crops
     batch: int = -1  # of the next job
     offset: int = 0  # in this process's part of that batch
 
@@ -227,7 +227,7 @@ class _Orders:
     def take(self, outcome: Outcome) -> None:
         """Keep a decoded image, or report a broken one and order another in its place."""
         slot = self.waiting.pop(outcome.path)
-        if isinstance(outcome, Decoded):
+        if isinstance(outcome, Cut):
             self.done.setdefault(slot.batch, {})[slot.slot] = (slot.index, outcome)
             return
         # a job has no file of its name, so that the pool calls it vanished when its decoder dies or takes too long
@@ -262,7 +262,7 @@ def _order(epoch: int, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch, count)).permutation(count)
 
 
-def _split_image(answer: Decoded, num_views: int) -> tuple[np.ndarray, np.ndarray]:
+def _split_image(answer: Cut, num_views: int) -> tuple[np.ndarray, np.ndarray]:
     """The views (V,) and the image (H, W, 3) of an answer of the torch engine."""
     border = num_views * VIEW.itemsize
     return answer.pixels[:border].view(VIEW), answer.pixels[border:].reshape(*answer.grid, 3)

@@ -4,13 +4,11 @@ Views have the size that the index gives the photo, so that a photo and its view
 This module does not import torch: the decoder processes import it.
 """
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
-from indexer.images.jobs import Broken, Decoded, Job, Outcome, Settings
-from indexer.images.metadata import Metadata
+from indexer.images.jobs import Broken, Cut, Job, Outcome, Settings
 from indexer.images.preprocess import detail_px, preprocess
 from indexer.images.synthetic_views import render_view
 
@@ -28,7 +26,7 @@ def view_job(
         "num_views": num_views,
         "difficulty": difficulty,
     }
-    return Job(name, json.dumps(order))  # type: ignore[arg-type]
+    return Job(name, order=order)
 
 
 def cut_views(job: Job, settings: Settings) -> Outcome:
@@ -36,7 +34,7 @@ def cut_views(job: Job, settings: Settings) -> Outcome:
 
     The answer's pixels are (1 + V, H, W, 3) uint8, the photo itself first, as the index would embed it.
     """
-    order = json.loads(job.kind)
+    order = job.order
     detail = detail_px(settings.resolution)
     image = decoded_place(job.path, ImageRef(*order["place"]), detail, settings.limits)
     if isinstance(image, Broken):
@@ -48,6 +46,5 @@ def cut_views(job: Job, settings: Settings) -> Outcome:
     rng = np.random.default_rng(order["seed"])
     sizes = (height, width, order["difficulty"])
     views = [render_view(rng, image.pixels, background, *sizes) for _ in range(order["num_views"])]
-    metadata = Metadata(image.width, image.height, image.format)
     grid = (height // settings.patch_size, width // settings.patch_size)
-    return Decoded(job.path, "", 0, 0, np.stack([upright, *views]), grid, metadata)
+    return Cut(job.path, np.stack([upright, *views]), grid, image.width, image.height)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
+from indexer.messages import Say, say_to_stderr
 
-from .labelled import ImagePairs, Say, _say_to_stderr, embed_images
+from .labelled import ImagePairs, embed_dataset
 from .probes import format_table
 
 IGNORED = 255  # the class of pixels that do not count
@@ -90,7 +91,7 @@ def embed_pairs(
     resolution: int = 448,
     workers: int | None = None,
     progress: bool = False,
-    say: Say = _say_to_stderr,
+    say: Say = say_to_stderr,
 ) -> DenseFeatures:
     """Patch features of each readable image, and its target brought to the same square by nearest neighbours.
 
@@ -98,7 +99,7 @@ def embed_pairs(
     """
     resolution = max(1, round(resolution / backbone.patch_size)) * backbone.patch_size
     patches: dict[int, Tensor] = {}
-    batches = embed_images(
+    batches = embed_dataset(
         backbone,
         pairs.images,
         [backbone.depth - 1],

@@ -5,8 +5,7 @@ computed once and kept, since every probe reads the same ones.
 """
 
 import csv
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,15 +24,10 @@ from indexer.images.find import Unreadable, find_files
 from indexer.images.jobs import Decoded, Job
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import Mode
+from indexer.messages import Say, say_to_stderr
 
 BATCH_PIXELS = 32 * 224 * 224  # of the images that go through the network together
 TARGET_SUFFIXES = {"masks": (".png",), "depth": (".npy", ".png")}
-
-Say = Callable[[str], object]
-
-
-def _say_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """What a backbone says of n labelled images, from its last few blocks.
+    """What a backbone outputs for n labelled images, from its last few blocks.
 
     cls     (n, K, D)  float32, CLS after the last K blocks and the final norm; [:, -1] is the last block's
     mean    (n, D)     float32, mean patch of the last block
@@ -113,7 +107,7 @@ def embed_labelled(
     num_blocks: int = 4,
     workers: int | None = None,
     progress: bool = False,
-    say: Say = _say_to_stderr,
+    say: Say = say_to_stderr,
 ) -> LabelledFeatures:
     """Features by the official protocol: the shorter side to 256, the middle 224 (or in proportion).
 
@@ -124,7 +118,7 @@ def embed_labelled(
     cls = torch.zeros(len(images.paths), num_blocks, backbone.embed_dim)
     mean = torch.zeros(len(images.paths), backbone.embed_dim)
     seen = []
-    for indices, outputs in embed_images(
+    for indices, outputs in embed_dataset(
         backbone,
         images.paths,
         layers,
@@ -143,7 +137,7 @@ def embed_labelled(
     return LabelledFeatures(cls[kept], mean[kept], torch.tensor(images.labels)[kept], images.classes)
 
 
-def embed_images(
+def embed_dataset(
     backbone: Backbone,
     paths: Sequence[str],
     layers: Sequence[int],
@@ -152,11 +146,11 @@ def embed_images(
     resolution: int = 224,
     workers: int | None = None,
     progress: bool = False,
-    say: Say = _say_to_stderr,
+    say: Say = say_to_stderr,
 ) -> Iterator[tuple[list[int], list[TokenFeatures]]]:
     """Batches of (which of the paths, their tokens after the layers asked), in the order in which they are decoded.
 
-    An image that cannot be read is said once and left out.
+    An image that cannot be read is reported once and left out.
     """
     patch = backbone.patch_size
     places: dict[str, list[int]] = {}

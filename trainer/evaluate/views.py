@@ -1,6 +1,6 @@
 """How well a backbone finds a photo again from other views of it: retrieval on anyone's photos, without labels.
 
-Views are made as `views.py` says. The descriptor is the index's own: pooled by its recipe, with statistics fitted on
+Views are made as `views.py` says. The descriptor is the index's own: pooled by its config, with statistics fitted on
 the photos that are searched.
 """
 
@@ -16,12 +16,12 @@ from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
 from indexer.errors import SeenitError
-from indexer.images.jobs import Broken, Decoded
+from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
+from indexer.messages import Say, say_to_stderr
 
 from ..data.sources import ImageSource
 from ..data.views import cut_views, view_job
-from .labelled import Say, _say_to_stderr
 from .probes import format_table
 
 NUM_PHOTOS = 200
@@ -33,7 +33,7 @@ JUDGED_DIFFICULTY = 2.0  # of views that backbones or heads are compared by: the
 # n photos, V views of each, L parts of D channels (see indexer.descriptor.whitening)
 @dataclass(frozen=True)
 class PhotoViews:
-    """What a backbone says of photos and of views of them, before any statistics.
+    """What a backbone outputs for photos and for synthetic views of them, before any statistics.
 
     photos  Pooled of n, the photos themselves
     parts   (n, 1 + V, L, D) float32; [:, 0] are the photos, the rest their views
@@ -41,7 +41,7 @@ class PhotoViews:
 
     photos: PooledFeatures
     parts: Tensor
-    recipe: DescriptorConfig
+    config: DescriptorConfig
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -68,20 +68,20 @@ def embed_views(
     num_photos: int = NUM_PHOTOS,
     num_views: int = NUM_VIEWS,
     difficulty: float = 1.0,
-    recipe: DescriptorConfig | None = None,
+    descriptor_config: DescriptorConfig | None = None,
     resolution: int = 224,
     workers: int | None = None,
     seed: int = 0,
     progress: bool = False,
-    say: Say = _say_to_stderr,
+    say: Say = say_to_stderr,
 ) -> PhotoViews:
     """Draw photos from a source, make views of each, and send all through the frozen backbone once.
 
     difficulty  in [0, 2], how far views stray from their photo
     The same seed draws the same photos and views, whatever the backbone. SeenitError if fewer than LEAST_PHOTOS remain.
     """
-    recipe = recipe or DescriptorConfig()
-    layers = recipe.layers_of(backbone.depth)
+    descriptor_config = descriptor_config or DescriptorConfig()
+    layers = descriptor_config.layers_of(backbone.depth)
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(source))[:num_photos].tolist()
     others = rng.integers(len(source), size=len(chosen)).tolist()
@@ -97,25 +97,27 @@ def embed_views(
         for outcome in pool.run(jobs):
             bar.update(1)
             number = int(outcome.path)
-            if isinstance(outcome, Decoded):
-                pooled[number] = descriptor.pool(backbone.intermediate(outcome.pixels, layers), recipe, backbone.depth)
+            if isinstance(outcome, Cut):
+                pooled[number] = descriptor.pool(
+                    backbone.intermediate(outcome.pixels, layers), descriptor_config, backbone.depth
+                )
             else:
                 reason = outcome.reason if isinstance(outcome, Broken) else "its decoder crashed or took too long"
                 say(f"left out {source.places[chosen[number]].name}: {reason}")
     if len(pooled) < LEAST_PHOTOS:
         raise SeenitError(f"{len(pooled)} photos can be read, at least {LEAST_PHOTOS} are needed; give more")
-    return PhotoViews(_first_rows(pooled), torch.stack([pooled[n].parts for n in sorted(pooled)]), recipe)
+    return PhotoViews(_first_rows(pooled), torch.stack([pooled[n].parts for n in sorted(pooled)]), descriptor_config)
 
 
 def view_retrieval(
     views: PhotoViews, whitening: Whitening | None = None, distractors: Tensor | None = None
 ) -> ViewScores:
-    """Look for each view's photo among all photos, by cosine.
+    """Retrieve each view's photo among all photos, by cosine.
 
     whitening  how to describe them; None: the statistics of these photos alone
     distractors  (m, L, D) parts of further photos to search among
     """
-    ranks = view_ranks(views, whitening or descriptor.fit_whitening([views.photos], views.recipe), distractors).double()
+    ranks = view_ranks(views, whitening or descriptor.fit_whitening([views.photos], views.config), distractors).double()
     return ViewScores(
         recall_at_1=float((ranks == 1).double().mean()),
         mean_reciprocal_rank=float((1 / ranks).mean()),

@@ -2,7 +2,7 @@
 
 The teacher is a moving average of the student. In distillation it is a frozen larger network instead, and a moving
 average of the student is kept beside it, for that is what the run is for. A frozen teacher without heads (any
-published backbone) has no prototypes to agree on, so there the student learns to predict its features.
+published backbone) has no prototypes, so there the student learns to predict its features.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .losses import centred_softmax, dino_loss, ibot_loss, koleo_loss, mask_weig
 
 # B images, V local views of each, N patches and M masked patches of global crops, D channels, K and K' prototypes
 class Outputs(NamedTuple):
-    """What a network says of a batch; a tuple, since DDP and FSDP look for tensors in those."""
+    """What a network outputs for a batch; a tuple, since DDP and FSDP look for tensors in those."""
 
     global_cls: Tensor  # (2 * B, D)
     global_scores: Tensor  # (2 * B, K)
@@ -111,7 +111,7 @@ class FeatureTeacher(nn.Module):
 
 
 @dataclass(frozen=True)
-class Batch:
+class MaskedCrops:
     """What a step needs of B images, on the device."""
 
     global_crops: Tensor  # (2 * B, 3, G, G), view-major
@@ -149,7 +149,7 @@ def compute_losses(
     student: nn.Module,
     teacher: nn.Module,
     centers: Centers,
-    batch: Batch,
+    batch: MaskedCrops,
     config: Config,
     *,
     temperature: float,
@@ -246,7 +246,7 @@ def _feature_losses(outputs: Outputs, teacher_out: Outputs, centers: Centers, co
     return Losses(
         total=config.dino_weight * dino + config.ibot_weight * ibot + config.koleo_weight * koleo,
         dino=dino.detach(),
-        dino_global=dino.detach(),  # both look at global crops only
+        dino_global=dino.detach(),  # both are of global crops only
         dino_local=torch.zeros_like(dino.detach()),
         ibot=ibot.detach(),
         koleo=koleo.detach(),

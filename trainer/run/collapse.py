@@ -1,9 +1,9 @@
-"""Watches a run for collapse: a network that says the same of every image, while its loss may look fine.
+"""Watches a run for collapse: a network that outputs the same for every image, while its loss may look fine.
 
 Signs are measured every few steps over the last images: how many directions the embeddings fill, how far they lie
-apart, how sharp and how varied the teacher's assignments are, and whether student and teacher agree more on one
-image than on two. A network that starts from random weights says nearly the same of every image, too, and may need
-thousands of steps to leave that state, so it is the fall from what was reached that counts. One bad look is nothing;
+apart, how sharp and how varied the teacher's assignments are, and whether student and teacher assign more alike on one
+image than on two. A network that starts from random weights outputs nearly the same for every image, too, and may need
+thousands of steps to leave that state, so it is the fall from what was reached that counts. One bad check is nothing;
 several in a row stop the run with a sentence on what to change.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from indexer.errors import SeenitError
 
 LOOK_EVERY = 10  # steps
-PATIENCE = 5  # bad looks in a row
+PATIENCE = 5  # bad checks in a row
 MEMORY = 256  # embeddings
 NAN_PATIENCE = 3  # steps in a row; loss scaling of float16 probes its limit in more of them
 NAN_PATIENCE_FLOAT16 = 20
@@ -37,7 +37,7 @@ class CollapseError(SeenitError):
 
 @dataclass(frozen=True)
 class CollapseSigns:
-    """What one look saw."""
+    """What one check measured."""
 
     effective_rank: float  # directions that the embeddings fill, 1 to min(D, MEMORY)
     spread: float  # one minus the squared length of the mean unit embedding, 0 where all are one
@@ -92,7 +92,7 @@ class CollapseMonitor:
         known = self.mean_target.to(mean.device)
         self.mean_target = mean if known.shape != mean.shape else torch.lerp(known, mean, 0.05)
 
-    def look(self, student_cls: Tensor, teacher_cls: Tensor, targets: Tensor | None) -> CollapseSigns:
+    def measure(self, student_cls: Tensor, teacher_cls: Tensor, targets: Tensor | None) -> CollapseSigns:
         """Measure; student_cls and teacher_cls (2 * B, D), targets (2 * B, K) of the last batch.
 
         Where a distilled student follows features there are no targets, and no numbers on them.
@@ -118,7 +118,7 @@ class CollapseMonitor:
         )
 
     def judge(self, step: int, signs: CollapseSigns) -> str | None:
-        """Count a look; what to say where the run must stop."""
+        """Count a check; the reason where the run must stop."""
         if len(self.embeddings) < ENOUGH:
             return None
         self.highest_spread = max(self.highest_spread, signs.spread)

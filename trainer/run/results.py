@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from indexer.backbone.checkpoint import build_model, save_checkpoint
 from indexer.backbone.layouts import Checkpoint
 from indexer.backbone.vit import VisionTransformer
 from indexer.errors import SeenitError
+from indexer.messages import Say
 
 from ..config import Config
 from ..data.sources import ImageSource
@@ -37,8 +37,6 @@ from .state import Run, enter_high_resolution, make_vit
 from .trial import NEIGHBOURS, HeldOutTrial, TrialScores, got_worse, prepare_trial, retrieval_change
 
 _HEAD_PARTS = ("dino_head.", "ibot_head.")
-
-Say = Callable[[str], object]
 
 
 def keep_snapshot(run: Run, out: Path, alarm: str = "") -> None:
@@ -94,7 +92,7 @@ def restore_run(run: Run, path: Path) -> None:
         run.loss = float("nan") if snapshot.state["loss"] is None else float(snapshot.state["loss"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise SeenitError(
-            f"{path} does not fit this run ({' '.join(str(error).split())[:120]}); start anew in another folder"
+            f"{path} does not fit this run ({' '.join(str(error).split())[:120]}); start again in another folder"
         ) from error
     run.step = snapshot.step
 
@@ -106,12 +104,12 @@ def _check_same_material(snapshot: Snapshot, run: Run) -> None:
         was, given = (f"the backbone {one[:12]}" if one else "random weights" for one in (started, now))
         raise SeenitError(
             f"{snapshot.path} is of a run that started from {was}, not from {given};"
-            " resume with the same --from, or start anew in another folder"
+            " resume with the same --from, or start again in another folder"
         )
     if snapshot.state.get("images") != run.images:
         raise SeenitError(
             f"{snapshot.path} is of a run on other photos than those given;"
-            " resume with the same ones, or start anew in another folder"
+            " resume with the same ones, or start again in another folder"
         )
 
 
@@ -120,7 +118,7 @@ def _check_sound(snapshot: Snapshot, config: Config) -> None:
     alarm = snapshot.state.get("alarm")
     if alarm and config.alarms:
         raise SeenitError(
-            f"{snapshot.path} is what an alarm left: {alarm}; start anew in another folder with that changed, or go on"
+            f"{snapshot.path} is what an alarm left: {alarm}; start again in another folder with that changed, or go on"
             " all the same by --resume --set alarms=false"
         )
 

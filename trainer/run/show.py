@@ -1,4 +1,4 @@
-"""Images for the eye: what the patches of a photo have in common, where CLS looks, and what is near to what.
+"""Images for the eye: what the patches of a photo have in common, what CLS attends to, and what is near to what.
 
 They show collapse and progress long before a number does: patch features of a trained network fall into objects and
 their parts, those of a random or collapsed one into noise, stripes or one colour.
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor.patch_maps import cls_attention, patch_colours
 from indexer.errors import SeenitError
-from indexer.images.jobs import Decoded
+from indexer.images.jobs import Cut
 from indexer.images.pool import DecodePool
 
 from ..data.sources import ImageSource, cut_square, square_job
@@ -53,7 +53,7 @@ def neighbour_sheet(
 
 
 class Watched:
-    """Fixed photos of a run, looked at again and again: `Watched(source).save(backbone, folder, step)`.
+    """Fixed photos of a run, shown again and again: `Watched(source).save(backbone, folder, step)`.
 
     They are spread evenly over the source, so that a resumed run has the same ones. `save` writes
     `step_NNNNNNN_features.png` and `step_NNNNNNN_neighbours.png`.
@@ -74,7 +74,7 @@ class Watched:
         places = {str(number): place for number, place in enumerate(source.places[::step][:gallery])}
         with DecodePool(1, resolution=side, patch_size=patch, mode="crop", work=cut_square) as pool:
             outcomes = list(pool.run(square_job(name, place) for name, place in places.items()))
-        decoded = {int(one.path): one.pixels for one in outcomes if isinstance(one, Decoded)}
+        decoded = {int(one.path): one.pixels for one in outcomes if isinstance(one, Cut)}
         if len(decoded) < 2:
             raise SeenitError("fewer than 2 of the photos to be shown can be read; give others")
         self.photos, self.queries = photos, queries

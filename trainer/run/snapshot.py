@@ -9,9 +9,7 @@ be resumed by several, and the other way round.
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from indexer.atomic_file import atomic_path
 from indexer.backbone.tensor_file import read_tensors
 from indexer.errors import CheckpointError, SeenitError
 
@@ -69,19 +68,13 @@ def save_snapshot(
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """A safetensors file, through a temporary one beside it; a SeenitError where that fails, for instance for space."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(ready, temporary, dict(metadata))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            save_file(ready, temporary, dict(metadata))
     except (OSError, SafetensorError) as error:
         raise SeenitError(f"cannot write {path}: {error}; make room there, then go on by --resume") from error
-    finally:
-        with suppress(OSError):  # what stopped the writing may stop this, and has been told
-            temporary.unlink(missing_ok=True)
 
 
 def load_snapshot(path: Path) -> Snapshot:
@@ -130,12 +123,12 @@ def check_same_run(snapshot: Snapshot, config: Config) -> None:
             if snapshot.step > (start := config_from(snapshot.config).high_res_start) and value > snapshot.config[key]:
                 raise ConfigError(
                     f"{snapshot.path} is in the stage of high resolution, which began after step {start}: steps cannot"
-                    f" be raised any more; leave them at {snapshot.config[key]}, or start anew in another folder"
+                    f" be raised any more; leave them at {snapshot.config[key]}, or start again in another folder"
                 )
         elif key not in FREE_KEYS and snapshot.config.get(key) != value:
             raise ConfigError(
                 f"{snapshot.path} was made with {key} = {snapshot.config.get(key)}, not {value};"
-                f" resume with the same value, or start anew in another folder"
+                f" resume with the same value, or start again in another folder"
             )
 
 

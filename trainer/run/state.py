@@ -62,7 +62,7 @@ class Run:
     parallel: nn.Module | None = None  # the student, or DDP around it
     step: int = 0  # updates done
     loss: float = float("nan")
-    rank: float = 0.0  # effective rank of the embeddings at the last look
+    rank: float = 0.0  # effective rank of the embeddings at the last check
     best: tuple[float, int] = (0.0, 0)  # such a rank, and the step of the snapshot that has the highest
     unreadable: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)  # not yet written
@@ -101,7 +101,7 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
     elif taught is not None:
         width = taught.architecture.embed_dim
         _check_same_patches(config, architecture, taught.architecture)
-        config = replace(config, num_local=0)  # features are compared where both look at the same crop
+        config = replace(config, num_local=0)  # features are compared where both see the same crop
         student, average = (make_predictor(make_vit(architecture, state), width, config) for _ in range(2))
         teacher = FeatureTeacher(taught)
     else:
@@ -142,17 +142,17 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
 def enter_high_resolution(run: Run) -> None:
     """Begin the last stage: position embeddings of its size, and an optimiser without memory, as in a run of its own.
 
-    Every process must call it: shards are gathered, one network after the other, and spread anew.
+    Every process must call it: shards are gathered, one network after the other, and distributed again.
     """
     config = run.config
     side = config.high_res_global_size // run.architecture.patch_size
     averages = run.teacher is run.average
     run.parallel = None  # hooks of the old wrapper are on parameters that go
     if run.world.size > 1 and config.parallel == "fsdp":
-        run.student = _spread_anew(run, run.student, side)
+        run.student = _distribute_again(run, run.student, side)
         prepare_blocks(run.student.backbone, recompute=config.checkpoint_blocks, compiled=config.compile)
         _shard(run.student, run.device, config)
-        run.average = _spread_anew(run, run.average, side).requires_grad_(False).eval()
+        run.average = _distribute_again(run, run.average, side).requires_grad_(False).eval()
         if averages:
             prepare_blocks(run.average.backbone, recompute=False, compiled=config.compile)
             run.teacher = run.average
@@ -164,7 +164,7 @@ def enter_high_resolution(run: Run) -> None:
     run.optimiser = make_optimiser(run.student, run.architecture.depth, config)
 
 
-def _spread_anew(run: Run, old: Network, side: int) -> Network:
+def _distribute_again(run: Run, old: Network, side: int) -> Network:
     """A whole copy of a sharded network with position embeddings for a grid of `side`, not yet sharded."""
     state = {name: full_tensor(value).cpu() for name, value in old.state_dict().items()}
     vit = VisionTransformer(old.backbone.architecture)

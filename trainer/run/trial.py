@@ -1,8 +1,8 @@
 """Whether training helped: photos that it did not see, scored by the backbone before and after.
 
-Two questions are asked of the same images each time. Is a photo found again among others when it is photographed
-anew (another perspective, other light), by the descriptor that an index would make? And, where the photos lie in one
-folder a class, do the nearest neighbours of its CLS tell its class?
+Two questions are asked of the same images each time. Is a photo found again among others from a synthetic view of it
+(another perspective, other light), by the descriptor that an index would make? And, where the photos lie in one folder
+a class, do the nearest neighbours of its CLS tell its class?
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures
-from indexer.images.jobs import Decoded, Job, Outcome, Settings
+from indexer.images.jobs import Cut, Job, Outcome, Settings
 from indexer.images.pool import DecodePool
 
 from ..data.sources import ImageSource
@@ -58,7 +58,7 @@ class TrialScores:
 class HeldOutTrial:
     """Decoded images with their questions."""
 
-    held: np.ndarray  # (n, 1 + V, S, S, 3) uint8, each photo and behind it the same taken anew
+    held: np.ndarray  # (n, 1 + V, S, S, 3) uint8, each photo and behind it its synthetic views
     others: np.ndarray  # (m, S, S, 3) uint8
     held_labels: tuple[str, ...]
     other_labels: tuple[str, ...]
@@ -71,9 +71,11 @@ class HeldOutTrial:
         views = seen.parts[:border].unflatten(0, (num_held, num_views))  # (n, 1 + V, L, D)
         photos = [*range(0, border, num_views), *range(border, len(cls))]  # (n + m,), those without the views
         searched = PooledFeatures(seen.parts[photos], seen.tokens[photos], seen.positions[photos])
-        recipe = DescriptorConfig()
+        descriptor_config = DescriptorConfig()
         ranks = view_ranks(
-            PhotoViews(searched, views, recipe), descriptor.fit_whitening([searched], recipe), seen.parts[border:]
+            PhotoViews(searched, views, descriptor_config),
+            descriptor.fit_whitening([searched], descriptor_config),
+            seen.parts[border:],
         )
         gallery = cls[photos] - cls[photos].mean(0)  # the mean says nothing, and in some backbones is most of a CLS
         return TrialScores(1 / ranks.flatten().float(), self._knn(gallery[:num_held], gallery[num_held:]), num_held)
@@ -114,7 +116,7 @@ def prepare_trial(
         for n, place in enumerate(held.places)
     ] + [view_job(f"other {n}", place, place, (seed, n), 0) for n, place in enumerate(others.places)]
     settings = Settings(size_px, patch_size, "squash")
-    pixels = {o.path: o.pixels for o in _cut(jobs, settings, workers) if isinstance(o, Decoded)}
+    pixels = {o.path: o.pixels for o in _cut(jobs, settings, workers) if isinstance(o, Cut)}
     found = [n for n in range(len(held)) if f"held {n}" in pixels]
     beside = [n for n in range(len(others)) if f"other {n}" in pixels]
     if len(found) + len(beside) < 2 or not found:
@@ -163,12 +165,12 @@ def _cut(jobs: list[Job], settings: Settings, workers: int) -> Iterable[Outcome]
 
 def _embed(backbone: Backbone, pixels: np.ndarray) -> tuple[PooledFeatures, Tensor]:
     """What the index keeps of (B, S, S, 3) uint8 before its statistics, and the deepest CLS that it reads, (B, D)."""
-    recipe = DescriptorConfig()
-    layers = recipe.layers_of(backbone.depth)
+    descriptor_config = DescriptorConfig()
+    layers = descriptor_config.layers_of(backbone.depth)
     pooled, cls = [], []
     for at in range(0, len(pixels), CHUNK):
         features = backbone.intermediate(pixels[at : at + CHUNK], layers)
-        pooled.append(descriptor.pool(features, recipe, backbone.depth))
+        pooled.append(descriptor.pool(features, descriptor_config, backbone.depth))
         cls.append(features[-1].cls.cpu())
     whole = PooledFeatures(
         torch.cat([one.parts for one in pooled]),

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from .move import Moved
     from .outcome import Duplicates
 
-EXAMPLE = "Example: seenit duplicates ~/Images --html duplicates.html   then: --move-to ~/duplicates --yes"
-
 
 def duplicates(
     where: Annotated[
@@ -49,9 +47,12 @@ def duplicates(
         bool, typer.Option("--hardlink", help="Make files with the same bytes one file with several names.")
     ] = False,
     undo: Annotated[Path | None, typer.Option(metavar="MANIFEST", help="Put back what --move-to moved.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only show what would be done.")] = False,
 ) -> None:
-    """Find copies of the same photo: resized, cropped, mirrored, turned, retouched. Nothing is ever deleted."""
+    """Find copies of the same photo; nothing is ever deleted.
+
+    Copies may be resized, cropped, mirrored, turned or retouched.
+    """
     if (undo is not None) + (move_to is not None) + hardlink > 1:
         raise typer.BadParameter("choose one of --move-to, --hardlink and --undo", param_hint="--move-to")
     if undo is not None:
@@ -84,9 +85,9 @@ def duplicates(
 
 def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: dict[str, object]) -> None:
     from indexer.index.index import Index
+    from indexer.terminal import megabytes
 
     from .move import check_target, move_spare
-    from .present import megabytes
 
     with Index.open(found.index) as index:
         check_target(found, target, index.roots)
@@ -99,11 +100,15 @@ def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: d
     size = sum(file.size for file in spare)
     values["would_move"] = {"files": len(spare), "bytes": size, "to": str(target)}
     todo = "; add --yes to do it" if spare else ""
-    print(json.dumps(values) if as_json else f"would move {_files(len(spare))}, {megabytes(size)}, to {target}{todo}")
+    print(
+        json.dumps(values)
+        if as_json
+        else f"would move {_files(len(spare))}, {megabytes(size)}, to {quoted(str(target))}{todo}"
+    )
 
 
 def _forget(index: str, keys: tuple[str, ...]) -> None:
-    """The index lets go of the files that were moved; where it cannot now, how it will."""
+    """Remove the files that were moved from the index; where that fails now, say how it will be done."""
     from indexer.errors import SeenitError
 
     from .forget import forget_files
@@ -117,8 +122,9 @@ def _forget(index: str, keys: tuple[str, ...]) -> None:
 
 
 def _undo(manifest: Path, yes: bool, as_json: bool) -> None:
+    from indexer.terminal import megabytes
+
     from .move import read_moves, undo_moves, what_to_undo
-    from .present import megabytes
 
     found = read_moves(manifest)
     if yes:
@@ -137,8 +143,9 @@ def _undo(manifest: Path, yes: bool, as_json: bool) -> None:
 
 
 def _hardlink(found: "Duplicates", yes: bool, as_json: bool, values: dict[str, object]) -> None:
+    from indexer.terminal import megabytes
+
     from .hardlink import join_same_bytes, same_bytes
-    from .present import megabytes
 
     if yes:
         joined = join_same_bytes(found)
@@ -156,7 +163,7 @@ def _hardlink(found: "Duplicates", yes: bool, as_json: bool, values: dict[str, o
 
 
 def _tell_moved(moved: "Moved", verb: str, as_json: bool, values: dict[str, object]) -> None:
-    from .present import megabytes
+    from indexer.terminal import megabytes
 
     _tell_left(moved)
     values[verb.replace(" ", "_")] = asdict(moved)

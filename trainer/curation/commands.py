@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from indexer.errors import SeenitError
+from indexer.printable import printable
 
 from .choices import (
     COPY,
@@ -23,8 +24,6 @@ from .choices import (
     RESAMPLINGS,
     Choices,
 )
-
-EXAMPLE = "Example: seenit curate ~/Downloads --like ~/Paintings --avoid test/ --out photos.txt --html photos.html"
 
 
 def curate(
@@ -78,11 +77,14 @@ def curate(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of what was chosen and why.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
 ) -> None:
-    """Choose images to train on: no copies, nothing of the evaluation set, like a curated set, kinds balanced."""
+    """Choose images to train on.
+
+    No copies, nothing of the evaluation set, like a curated set, kinds balanced.
+    """
     chosen_levels = None if levels is None else _whole_numbers(levels)
     if find_spec("faiss") is None:
         raise SeenitError("seenit curate needs FAISS; install it with: pip install faiss-cpu")
-    from .pipeline import as_dict, in_words
+    from .pipeline import as_dict, describe_selection
     from .pipeline import curate as run
 
     choices = Choices(
@@ -119,7 +121,7 @@ def curate(
     except KeyboardInterrupt:
         _say("what was done is kept; run the same command again to go on")
         raise
-    print(json.dumps(as_dict(summary)) if as_json else in_words(summary))
+    print(json.dumps(as_dict(summary)) if as_json else describe_selection(summary))
     if html is not None:
         _say(f"wrote {html}")
 
@@ -135,4 +137,4 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def _say(line: str) -> None:
-    print(f"seenit: {line}", file=sys.stderr)
+    print(f"seenit: {printable(line)}", file=sys.stderr)

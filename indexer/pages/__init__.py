@@ -1,0 +1,1 @@
+"""HTML pages from Jinja templates: one theme, light and dark, one policy that forbids scripts and requests."""

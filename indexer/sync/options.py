@@ -1,0 +1,44 @@
+"""What a run of `seenit index` can be asked for; the command line's defaults are these."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import WAIT_S
+
+
+@dataclass(frozen=True)
+class SyncOptions:
+    """How an index is brought in line with its folders.
+
+    resolution    pixels, 56 to 1036: an image is seen at about resolution x resolution pixels in its own aspect; None:
+                  the index's own, for a new index 224
+    tokens        how much of its patches an image keeps: compact (1 kB), balanced (3 kB) or full (49 kB); None: the
+                  index's own, for a new index balanced
+    workers       decoding processes; None: as many as cores
+    dry_run       change nothing, say what would be done (files are compared; new ones are not opened as images)
+    allow_empty   accept that a folder with indexed images is now empty
+    follow_links  also index what links to files and folders outside of the indexed folders lead to
+    exclude       patterns as in a .gitignore of what to leave out: `*.tif`, `private/`. The index remembers them, and
+                  later runs leave the same out
+    no_exclude    patterns that the index remembers and is to forget
+    retry         try again what is remembered as damaged or too large
+    verify        read files again whose size and time are unchanged
+    wait_s        seconds to wait for another process that writes this index
+    """
+
+    resolution: int | None = None
+    tokens: Literal["compact", "balanced", "full"] | None = None
+    workers: int | None = None
+    dry_run: bool = False
+    allow_empty: bool = False
+    follow_links: bool = False
+    exclude: tuple[str, ...] = ()
+    no_exclude: tuple[str, ...] = ()
+    retry: bool = False
+    verify: bool = False
+    wait_s: float = WAIT_S
+
+    def __post_init__(self) -> None:
+        for name in ("exclude", "no_exclude"):  # one text is one pattern, not its letters
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))

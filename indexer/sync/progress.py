@@ -1,0 +1,26 @@
+"""How far a stage of a run is: a bar on a terminal, or a function that is told."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from tqdm import tqdm
+
+# False: silence; True: a bar on stderr; a function: gets what is being done, how much of it is done, and of how much
+Progress: TypeAlias = bool | Callable[[str, int, int], None]
+
+
+@contextmanager
+def stage(what: str, total: int, unit: str, progress: Progress) -> Iterator[Callable[[int, int], None]]:
+    """One stage, until the block ends; yields what takes how much is done, and of how much."""
+    if callable(progress):
+        progress(what, 0, total)
+        yield lambda done, of: progress(what, done, of)
+        return
+    with tqdm(total=total, unit=unit, desc=what, disable=not progress, leave=False, smoothing=0.1) as bar:
+
+        def update(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        yield update

@@ -1,0 +1,86 @@
+"""Candidates in their order: the cosine of the global vectors and what the patches have in common, fused.
+
+It knows no index: whoever calls it has read the candidates.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from indexer.store.protocol import Hit
+
+from ..query.query import EncodedQuery
+from .evidence import Evidence
+from .fuse import fuse_scores
+from .neighbours import best_cosine
+from .rerank import NO_MATCH, Comparison, to_evidence
+
+if TYPE_CHECKING:
+    from indexer.descriptor.embedder import Indexed
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Candidates, best first; `rows` says where each stands in the comparison; without one there are none."""
+
+    hits: list[Hit]
+    comparison: Comparison | None = None
+    rows: Sequence[int] = ()
+
+    def consistency(self, n: int) -> float:
+        """Of the patches of hit number n, in [0, 1)."""
+        return self.comparison.consistency(self.rows[n]) if self.comparison else 0.0
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """One candidate after `rerank_candidates`.
+
+    number    its place in the list of candidates that was given, from 0
+    score     in [-1, 1], higher is more similar
+    evidence  its inliers and boxes; its probability is None, since that takes an index's calibration
+    """
+
+    number: int
+    score: float
+    evidence: Evidence
+
+
+def rerank_candidates(query: EncodedQuery, candidates: "Sequence[Indexed]") -> list[Reranked]:
+    """Candidates of a query in their order, best first, by global vectors and geometric verification of patches.
+
+    query       as `QueryEncoder.encode` returns it
+    candidates  as `Embedder.indexed` returns them, with the same backbone and whitening
+    """
+    hits = [Hit(str(number), best_cosine(query, one.view.vector)) for number, one in enumerate(candidates)]
+    ranked = rank_by_patches({str(number): one.packed for number, one in enumerate(candidates)}, query, hits)
+    return [Reranked(int(hit.id), hit.score, _evidence(ranked, place)) for place, hit in enumerate(ranked.hits)]
+
+
+def rank_by_patches(packed: Mapping[str, bytes], query: EncodedQuery, hits: Sequence[Hit]) -> Ranked:
+    """The hits by cosine and patches together; what one has in common with a disliked image does not count.
+
+    packed  patches by id, of the hits that have any
+    """
+    views = [view for view in query.views if len(view.tokens)]
+    hits = sorted(hits, key=lambda hit: hit.id not in packed)  # those without patches last
+    of_hits = [packed[hit.id] for hit in hits if hit.id in packed]
+    if not views or not of_hits:
+        return Ranked(hits)
+    comparison = Comparison(views, of_hits)
+    by_patches = np.stack([comparison.inlier_weight, comparison.distinctiveness])  # (2, candidates)
+    if unlike := [view for view in query.unlike if len(view.tokens)]:
+        against = Comparison(unlike, of_hits)
+        by_patches = np.maximum(by_patches - np.stack([against.inlier_weight, against.distinctiveness]), 0)
+    by_patches = np.pad(by_patches, ((0, 0), (0, len(hits) - len(of_hits))))
+    scores = fuse_scores(np.array([hit.score for hit in hits]), *by_patches)
+    order = np.argsort(-scores, kind="stable").tolist()
+    return Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
+
+
+def _evidence(ranked: Ranked, place: int) -> Evidence:
+    if ranked.comparison is None:
+        return to_evidence(NO_MATCH, None)
+    return to_evidence(ranked.comparison.match(ranked.rows[place]), None)
