@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from indexer.store.protocol import Record
 
-from .groups import Level
-from .options import DuplicateOptions
+from .options import DuplicateOptions, Level
 
 
 @dataclass(frozen=True)
