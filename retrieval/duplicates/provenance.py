@@ -48,7 +48,7 @@ ONE_SIZE, TWO_SIZES = TraceTest(3, 300, 0.4), TraceTest(8, 1000, 0.1)
 
 @dataclass(frozen=True, eq=False)
 class Jpeg:
-    """What a JPEG's file tells: its luma as stored (H, W), its steps (8, 8), and what turns it upright."""
+    """What a JPEG's file tells: its luma as stored (H, W) uint8, its steps (8, 8), and what turns it upright."""
 
     luma: np.ndarray
     steps: np.ndarray
@@ -149,14 +149,14 @@ def _undone(way: Image.Transpose) -> Image.Transpose:
 
 
 def _luma(image: Image.Image) -> np.ndarray:
-    return np.asarray(image if image.mode == "L" else image.convert("YCbCr").getchannel(0), np.float32)
+    return np.asarray(image if image.mode == "L" else image.convert("YCbCr").getchannel(0))
 
 
 def _coefficients(luma: np.ndarray) -> np.ndarray:
     """Of the whole blocks in the middle of a plane (H, W).  (by, bx, 8, 8)"""
     down, across = (min(length, MOST_SIDE) // 8 for length in luma.shape)
     top, left = (8 * ((length // 8 - blocks) // 2) for length, blocks in zip(luma.shape, (down, across), strict=True))
-    middle = luma[top : top + 8 * down, left : left + 8 * across]
+    middle = luma[top : top + 8 * down, left : left + 8 * across].astype(np.float32)
     blocks = middle.reshape(down, 8, across, 8).transpose(0, 2, 1, 3) - 128
     return np.asarray(COSINES @ blocks @ COSINES.T)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from indexer.store.protocol import Record
 
 from ..geometry import square
-from .closely import Closer, is_nearer, look_closely
+from .closely import CloseLook, Closer, Contest
 from .groups import DETAIL, Pair, Star, stars, zoom_of
 from .keeper import Folders, why_before
 from .local import Place
@@ -24,6 +24,7 @@ from .schedule import Transform
 
 MOST_RIVALS = 8  # of a keeper, that a member is held against
 AS_MUCH = "it shows as much, and more copies match it"
+Rival = tuple[int, tuple[Place, ...]]  # a row, and where it differs from the keeper: in the keeper, in the rival
 
 
 class Settling:
@@ -53,7 +54,7 @@ class Settling:
         self._path_of = path_of
         self._confirm = confirm
         self._report = report
-        self._workers = workers
+        self._close_look = CloseLook(path_of, self.sizes, workers)
         self._closer: dict[tuple[int, int], Closer] = {}  # by rows, the lower one first
         self._judged: dict[tuple[int, int, int], bool] = {}  # by keeper, member and rival: whether the keeper is nearer
         self._pairs: list[Pair] = []
@@ -134,13 +135,13 @@ class Settling:
 
     def _look_at(self, unseen: Sequence[Pair]) -> None:
         report = self._report("looking closely", len(unseen))
-        for done, closer in enumerate(look_closely(unseen, self._path_of, self._workers), start=1):
+        for done, closer in enumerate(self._close_look.compare(unseen), start=1):
             self._closer[closer.first, closer.second] = closer
             report(done)
 
-    def _contested(self, found: Sequence[Star]) -> Iterator[tuple[Pair, int, tuple[Place, ...]]]:
-        """Members that were not yet held against an image that differs from their keeper, with the places."""
-        rivals: dict[int, list[tuple[int, tuple[Place, ...]]]] = {}
+    def _contested(self, found: Sequence[Star]) -> Iterator[tuple[Pair, list[Rival]]]:
+        """Members that were not yet held against images that differ from their keeper."""
+        rivals: dict[int, list[Rival]] = {}
         for (first, second), closer in self._closer.items():
             if closer.places and not closer.why:
                 turned = tuple(Place(place.in_second, place.in_first) for place in closer.places)
@@ -148,32 +149,50 @@ class Settling:
                 rivals.setdefault(second, []).append((first, turned))
         for star in found:
             for pair in star.members:
-                for rival, places in rivals.get(star.keeper, [])[:MOST_RIVALS]:
-                    if rival != pair.second and (star.keeper, pair.second, rival) not in self._judged:
-                        yield pair, rival, places
+                unjudged = [
+                    (rival, places)
+                    for rival, places in rivals.get(star.keeper, [])[:MOST_RIVALS]
+                    if rival != pair.second and (star.keeper, pair.second, rival) not in self._judged
+                ]
+                if unjudged:
+                    yield pair, unjudged
 
-    def _judge(self, contested: Sequence[tuple[Pair, int, tuple[Place, ...]]]) -> None:
+    def _judge(self, contested: Sequence[tuple[Pair, list[Rival]]]) -> None:
+        by_ends = self._pairs_with_rivals(contested)
+        contests = []
+        for pair, rivals in contested:
+            beside = [(by_ends.get(_sorted(rival, pair.second)), rival, places) for rival, places in rivals]
+            held = tuple(
+                (known if known.first == rival else known.turned(), places)
+                for known, rival, places in beside
+                if known is not None and known.transform is not None
+            )
+            contests.append(Contest(pair, held))
+            for rival, _ in rivals:  # what is no copy of a rival is nearer to its keeper
+                self._judged[pair.first, pair.second, rival] = True
+        report = self._report("telling rivals apart", len(contests))
+        told = zip(contests, self._close_look.rival_of(contests), strict=True)
+        for done, (contest, lost_to) in enumerate(told, start=1):
+            if lost_to is not None:
+                self._judged[contest.pair.first, contest.pair.second, lost_to] = False
+            report(done)
+
+    def _pairs_with_rivals(self, contested: Sequence[tuple[Pair, list[Rival]]]) -> dict[tuple[int, int], Pair]:
+        """The copies by their rows, with those members and rivals that only their keeper leads to."""
         by_ends = {_ends(pair): pair for pair in self._pairs if pair.level == "near"}
         chained = {}
-        for pair, rival, _ in contested:
-            ends = _sorted(rival, pair.second)
-            to_rival = by_ends.get(_sorted(pair.first, rival))
-            if ends not in by_ends and to_rival is not None and to_rival.transform is not None:
-                back = to_rival if to_rival.first == rival else to_rival.turned()
-                assert back.transform is not None and pair.transform is not None
-                chained[ends] = (rival, pair.second, (square(pair.transform) @ square(back.transform))[:2])
+        for pair, rivals in contested:
+            for rival, _ in rivals:
+                ends = _sorted(rival, pair.second)
+                to_rival = by_ends.get(_sorted(pair.first, rival))
+                if ends not in by_ends and to_rival is not None and to_rival.transform is not None:
+                    back = to_rival if to_rival.first == rival else to_rival.turned()
+                    assert back.transform is not None and pair.transform is not None
+                    chained[ends] = (rival, pair.second, (square(pair.transform) @ square(back.transform))[:2])
         for found in self._confirm(list(chained.values())):
             by_ends[_ends(found)] = found
             self._pairs.append(found)
-        report = self._report("telling rivals apart", len(contested))
-        for done, (pair, rival, places) in enumerate(contested, start=1):
-            beside = by_ends.get(_sorted(rival, pair.second))
-            near = True  # to what is no copy of the rival
-            if beside is not None and beside.transform is not None:
-                turned = beside if beside.first == rival else beside.turned()
-                near = is_nearer(pair.second, pair, turned, places, self._path_of)
-            self._judged[pair.first, pair.second, rival] = near
-            report(done)
+        return by_ends
 
 
 def better_first(order: Sequence[int], better: Mapping[int, Sequence[int]]) -> list[int]:
