@@ -1,7 +1,8 @@
 """Confirmed pairs to groups that may be acted on: every copy was compared with its own keeper at full resolution.
 
 Groups are made, what is to be given up is looked at beside its keeper, and what turns out to differ is no member and
-may become a keeper. So groups are made again until none has an unseen member.
+may become a keeper. So groups are made again until none has an unseen member. Copies were compared with the image that
+looked like the one to keep; where another one takes its place, they are compared with that one as well.
 
 Surprising: that is not enough. A small copy of one screenshot resembles another screenshot with one more digit as much
 as its own original, where the digit is a few pixels high. The two large ones differ plainly, and in known places. So a
@@ -10,6 +11,7 @@ member of a keeper that has such rivals is held against all of them in these pla
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from indexer.store.protocol import Record
 
@@ -27,12 +29,22 @@ AS_MUCH = "it shows as much, and more copies match it"
 Rival = tuple[int, tuple[Place, ...]]  # a row, and where it differs from the keeper: in the keeper, in the rival
 
 
+class Confirm(Protocol):
+    """Compares the pixels of further pairs, and gives those that are copies."""
+
+    def copies_along(self, ways: Sequence[tuple[int, int, Transform]]) -> list[Pair]:
+        """Of the pairs (row, row, transform)."""
+
+    def further_copies(self, pairs: Sequence[Pair], order: Sequence[int]) -> list[Pair]:
+        """Of those that chains of pairs lead to and nobody compared; rows in `order`, those to keep first."""
+
+
 class Settling:
     """The groups of one search, and what full resolution said of their pairs.
 
     records  of all rows, those to keep first
     path_of  a file of a row
-    confirm  compares the pixels of further pairs (row, row, transform), and gives those that are copies
+    confirm  compares further pairs
     report   begins to say how many of a number of comparisons are done
     """
 
@@ -42,7 +54,7 @@ class Settling:
         options: DuplicateOptions,
         folders: Folders,
         path_of: Callable[[int], str],
-        confirm: Callable[[Sequence[tuple[int, int, Transform]]], list[Pair]],
+        confirm: Confirm,
         report: Callable[[str, int], Callable[[int], None]],
         workers: int | None,
     ) -> None:
@@ -68,6 +80,8 @@ class Settling:
                 self._look_at(unseen)
             elif contested := list(self._contested(found)):
                 self._judge(contested)
+            elif further := self._confirm.further_copies(self._copies(), self._order()):
+                self._pairs += further
             else:
                 return found
 
@@ -92,14 +106,30 @@ class Settling:
         return self._options.keep == "resolution"
 
     def _stars(self) -> list[Star]:
-        told = [replace(pair, stays=reason) if (reason := self._why_apart(pair)) else pair for pair in self._pairs]
+        told = [self._told(pair) for pair in self._pairs]
+        return stars(
+            told, self._order(), self.sizes, by_detail=self._by_content, lesser=self._better(), rank=self._rank
+        )
+
+    def _copies(self) -> list[Pair]:
+        """What was confirmed in pixels; those that differ with the reason."""
+        return [self._told(pair) for pair in self._pairs if pair.level == "near" and pair.transform is not None]
+
+    def _told(self, pair: Pair) -> Pair:
+        return replace(pair, stays=reason) if (reason := self._why_apart(pair)) else pair
+
+    def _order(self) -> list[int]:
+        """All rows, those to keep first, by their records and then by what full resolution said."""
+        return better_first(list(self._records), self._better())
+
+    def _better(self) -> dict[int, list[int]]:
+        """By row those that are kept before it for what they really hold."""
         better: dict[int, list[int]] = {}
         for closer in self._closer.values() if self._by_content else ():
             other = closer.second if closer.lesser == closer.first else closer.first
             if closer.lesser is not None and not closer.reason and self._rank[other] == self._rank[closer.lesser]:
                 better.setdefault(closer.lesser, []).append(other)
-        order = better_first(list(self._records), better)
-        return stars(told, order, self.sizes, by_detail=self._by_content, lesser=better, rank=self._rank)
+        return better
 
     def _why_apart(self, pair: Pair) -> str:
         """Why neither of two images is given up for the other one; empty where one may be."""
@@ -189,7 +219,7 @@ class Settling:
                     back = to_rival if to_rival.first == rival else to_rival.turned()
                     assert back.transform is not None and pair.transform is not None
                     chained[ends] = (rival, pair.second, (square(pair.transform) @ square(back.transform))[:2])
-        for found in self._confirm(list(chained.values())):
+        for found in self._confirm.copies_along(list(chained.values())):
             by_ends[_ends(found)] = found
             self._pairs.append(found)
         return by_ends

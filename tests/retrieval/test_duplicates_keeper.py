@@ -156,6 +156,15 @@ def test_a_files_time_is_no_date_beside_a_real_one() -> None:
     assert [one.id for one in sorted(records, key=keeping_order("newest"))] == ["shot", "named", "copied"]
 
 
+def test_copies_of_a_copy_belong_to_the_image_that_is_kept_in_its_place(tmp_path: Path, tiny_backbone: Path) -> None:
+    """They were compared with the largest grey file only, which then turned out to be no keeper."""
+    scene(1).save(tmp_path / "original.jpg", quality=90)
+    for n in range(3):
+        scene(1).convert("L").save(tmp_path / f"grey{n}.png", compress_level=n)
+    found = searched(tmp_path, tiny_backbone)
+    assert names(found) == [("original.jpg", ["grey0.png", "grey1.png", "grey2.png"])]
+
+
 def test_formats_at_equal_detail() -> None:
     def record(format: str, size: int, **more: object) -> Record:
         return Record(format, (StoredFile("0/x", size, 0),), Metadata(8, 6, format, **more), "w")  # type: ignore[arg-type]

@@ -190,6 +190,17 @@ def test_screens_that_differ_are_not_offered_and_a_smaller_copy_is(tmp_path: Pat
     assert "differs from the keeper" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_copies_of_an_image_that_differs_from_the_keeper_are_found(tmp_path: Path, tiny_backbone: Path) -> None:
+    screen(LINES).save(tmp_path / "a.png", compress_level=0)
+    changed(4, "266", "286").save(tmp_path / "b.png")
+    saved(changed(4, "266", "286"), 90).save(tmp_path / "copy_of_b.png")
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
+    groups = find_duplicates(tmp_path / ".seenit", workers=1).groups
+    given_up = {Path(group.file.path).name: [Path(file.path).name for file in group.spare] for group in groups}
+    spare = {"b.png": ["copy_of_b.png"], "copy_of_b.png": ["b.png"]}
+    assert [one for one in given_up.items() if one[1]] in [[one] for one in spare.items()], given_up
+
+
 def test_the_keeper_is_the_one_in_colour(tmp_path: Path, tiny_backbone: Path) -> None:
     pytest.importorskip("faiss")
     rng = np.random.default_rng(5)
