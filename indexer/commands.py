@@ -156,8 +156,8 @@ def backbone_list(as_json: JsonOption = False) -> None:
     for entry in found:
         size = megabytes(entry.size) if entry.size else "-"
         print(
-            f"{entry.name:<22} {entry.where:<13} {size:>9}  {entry.parameters / 1e6:>8.1f} M  {entry.embed_dim:>4}"
-            f"  {entry.patch_size:>4}  {entry.registers:>6}"
+            f"{quoted(entry.name):<22} {entry.where:<13} {size:>9}  {entry.parameters / 1e6:>8.1f} M"
+            f"  {entry.embed_dim:>4}  {entry.patch_size:>4}  {entry.registers:>6}"
         )
 
 
@@ -168,7 +168,7 @@ def backbone_import(
     """Check a weights file, convert it, and make it available by name."""
     from .backbone.import_weights import import_backbone
 
-    print(import_backbone(file, name))
+    print(quoted(str(import_backbone(file, name))))
 
 
 def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
@@ -178,7 +178,7 @@ def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name."
     """
     from .backbone.cache import backbone_path
 
-    print(backbone_path(name))
+    print(quoted(str(backbone_path(name))))
 
 
 def tag_add(

@@ -1,15 +1,18 @@
 """Moves, puts back or joins files in a process that is killed right before its n-th system call on files.
 
-    python tests/kill_points.py move|undo|join|copy FOLDER N
+    python tests/kill_points.py         reads jobs, one a line: ["move"|"undo"|"join"|"copy", FOLDER, N, is copied]
 
-FOLDER gets the photos and all that happens to them. Nothing is imported that would take long; the parent looks at what
-is left. `copy` moves as if the target were another disk. Exits 0 where there were fewer than N calls.
+FOLDER gets the photos and all that happens to them; whoever gave the job looks at what is left. `copy` moves as if the
+target were another disk, and `is copied` undoes such a move. Each job runs in a fork of a process that has imported
+everything, and its return code is written as a line: 0 where there were fewer than N calls, -9 where it was killed.
 """
 
 import errno
+import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,9 +115,22 @@ def on_another_disk() -> None:
     move._line = lambda *args: {**line(*args), "copied": True}
 
 
+def run(what: str, folder: str, number: int, copied: bool) -> int:
+    """The return code of a fork that does the work."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        if what == "copy" or copied:
+            on_another_disk()
+        kill_before(number)
+        act(what, Path(folder))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    work, place = sys.argv[1], Path(sys.argv[2])
-    if work == "copy" or "copied" in sys.argv[4:]:
-        on_another_disk()
-    kill_before(int(sys.argv[3]))
-    act(work, place)
+    for job in sys.stdin:
+        print(run(*json.loads(job)), flush=True)

@@ -274,6 +274,21 @@ def test_backbones(seenit: Seenit, tiny_backbone: Path) -> None:
     assert_one_line_error(seenit("backbone", "path", "dinov2_vits15"), "dinov2_vits14")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="no such names on this system")
+def test_the_cache_may_lie_in_a_folder_of_any_name(
+    seenit: Seenit, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEENIT_CACHE", str(tmp_path / "x\x1b[31m"))
+    runs = [
+        seenit("backbone", "import", tiny_backbone, "--name", "mine"),
+        seenit("backbone", "path", "mine"),
+        seenit("backbone", "list"),
+    ]
+    assert [run.code for run in runs] == [0, 0, 0]
+    assert all("\x1b" not in run.out + run.err for run in runs)
+    assert runs[0].out.startswith("$'") and r"/x\x1b[31m/" in runs[0].out and runs[0].out == runs[1].out
+
+
 @pytest.mark.slow
 def test_copy_to_another_folder(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     run = seenit("copy", indexed / ".seenit", tmp_path / "copy")

@@ -127,9 +127,10 @@ def test_names_loaded_on_first_use_have_a_home(name: str) -> None:
     assert lazy_homes(name) <= set(MODULES)
 
 
-def test_decoding_loads_no_torch() -> None:
+def test_decoding_and_moving_files_load_no_torch() -> None:
     names = sorted(name for name in MODULES if name == "indexer.images" or name.startswith("indexer.images."))
     assert len(names) > 5
+    names += ["retrieval.duplicates.move", "retrieval.duplicates.hardlink"]
     code = f"import sys, {', '.join(names)}; print(*sorted({{'torch', 'faiss', 'qdrant_client'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -5,7 +5,7 @@ treated differently: remembered, forgotten, or tried again.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -210,9 +210,7 @@ def lost(path: str, reason: str, *, accident: bool = False) -> Outcome:
 def _metadata(image: DecodedImage, path: str, mtime_ns: int) -> Metadata:
     taken_at, source = image.taken_at, image.date_source
     if taken_at is None:
-        taken_at, source = date_in_name(os.path.basename(path)), "name"
-    if taken_at is None:
-        taken_at, source = _utc(mtime_ns), "file"
+        taken_at, source = date_outside([(os.path.basename(path), mtime_ns)])
     return Metadata(
         image.width,
         image.height,
@@ -220,11 +218,24 @@ def _metadata(image: DecodedImage, path: str, mtime_ns: int) -> Metadata:
         taken_at,
         image.camera,
         image.gps,
-        source if taken_at else None,
+        source,
         image.frames,
         image.format == "RAW",
         image.note,
     )
+
+
+def date_outside(files: Iterable[tuple[str, int]]) -> tuple[datetime | None, str | None]:
+    """The date that files of one content tell by their names and times, and its source; both None where none does.
+
+    files  name and time of each, in ns. The first name with a date decides, else the earliest time: a copy's is later.
+    """
+    files = list(files)
+    for name, _ in files:
+        if taken_at := date_in_name(name):
+            return taken_at, "name"
+    times = [moment for _, mtime_ns in files if (moment := _utc(mtime_ns))]
+    return (min(times), "file") if times else (None, None)
 
 
 def _utc(mtime_ns: int) -> datetime | None:

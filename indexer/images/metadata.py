@@ -7,6 +7,8 @@ from datetime import datetime
 
 # Sources of a date that was set when the image was made; a file's time is set by any copying
 REAL_DATES = ("exif", "xmp", "name")
+# Those that a file's name and time tell, and not what is in it
+OUTER_DATES = ("name", "file")
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,11 @@ class Store(Protocol):
     def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
         """Replace the list of files of existing records, by id; all else of them stays.
 
-        Ids that the store does not hold are left out, here and in `set_tags` and `delete`.
+        Ids that the store does not hold are left out, here and in `set_dates`, `set_tags` and `delete`.
         """
+
+    def set_dates(self, dates: dict[str, tuple[datetime | None, str | None]]) -> None:
+        """Replace `taken_at` and `date_source` of existing records, by id; all else of them stays."""
 
     def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
         """Replace the tags of existing records, by id; a store with a second copy remembers the other ids' too."""

@@ -11,6 +11,7 @@ may overwrite each other; let one machine index a collection.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from .payload import (
     INDEXED_FIELDS,
     LISTED_FIELDS,
     PATCHES_FIELD,
+    as_rfc3339,
     batches,
     checked_vectors,
     files_payload,
@@ -151,6 +153,14 @@ class QdrantStore:
 
     def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
         self._set_payload({id: files_payload(of_record) for id, of_record in files.items()})
+
+    def set_dates(self, dates: dict[str, tuple[datetime | None, str | None]]) -> None:
+        self._set_payload(
+            {
+                id: {"taken_at": None if taken_at is None else as_rfc3339(taken_at), "date_source": source}
+                for id, (taken_at, source) in dates.items()
+            }
+        )
 
     def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
         self._set_payload({id: tags_payload(of_record) for id, of_record in tags.items()})

@@ -24,6 +24,7 @@ from ..errors import SeenitError, StoreError, first_line
 from ..index.index import WAIT_S, Index
 from ..index.manifest import MANIFEST_BLOB, parse_manifest
 from ..printable import printable, quoted
+from ..terminal import plural
 from .index_folder import claim_folder, refuse_missing, remove_blank
 from .protocol import Record, Schema, StoredFile, is_url
 from .sqlite_errors import sqlite_errors
@@ -55,7 +56,7 @@ class Checked:
     @property
     def in_words(self) -> str:
         if not self.problems:
-            return f"{quoted(self.index)} is whole: {self.images:,} images"
+            return f"{quoted(self.index)} is whole: {plural(self.images, 'image')}"
         told = [f"  {printable(problem)}" for problem in self.problems[:MOST_PROBLEMS]]
         more = [f"  and {len(self.problems) - MOST_PROBLEMS} more"] if len(self.problems) > MOST_PROBLEMS else []
         return "\n".join([f"{quoted(self.index)} is damaged:", *told, *more, mend(quoted(self.index))])
@@ -75,7 +76,7 @@ class Repaired:
     def in_words(self) -> str:
         rest = f"; to embed what was lost: seenit index --index {self.index}" if self.lost else ""
         return (
-            f"{self.index}: kept {self.images:,} images, {self.tags:,} of them tagged, lost {self.lost:,}; the"
+            f"{self.index}: kept {plural(self.images, 'image')}, {self.tags:,} of them tagged, lost {self.lost:,}; the"
             f" damaged database is kept as {self.kept_as}{rest}"
         )
 

@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import apsw
@@ -28,6 +29,7 @@ from .sqlite_filter import (
     condition,
     id_bytes,
     id_text,
+    microseconds,
 )
 from .sqlite_readers import Readers
 from .sqlite_rows import (
@@ -190,6 +192,19 @@ class SqliteStore:
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
                 (row for id, number in numbers.items() for row in file_rows(number, files[id])),
             )
+
+    def set_dates(self, dates: dict[str, tuple[datetime | None, str | None]]) -> None:
+        if not dates:
+            return
+        with self._transaction("update records of") as db:
+            for id, number in numbers_of(db, dates).items():
+                taken_at, source = dates[id]
+                db.execute(
+                    "UPDATE records SET taken_at = ?1, more = CASE WHEN ?2 IS NULL THEN"
+                    " json_remove(more, '$.date_source') ELSE json_set(more, '$.date_source', ?2) END"
+                    " WHERE number = ?3",
+                    (None if taken_at is None else microseconds(taken_at), source, number),
+                )
 
     def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
         with self._transaction("update records of") as db:

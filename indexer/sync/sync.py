@@ -18,6 +18,7 @@ from ..images.decode import SNIFF_BYTES
 from ..images.find import Unreadable
 from ..images.jobs import Batch, BeginsLikeImage, Broken, Changed, Decoded, Hashed, Job, NotAnImage, Outcome, Vanished
 from ..images.pool import DecodePool
+from ..index.files import set_files
 from ..index.manifest import MANIFEST_BLOB, Manifest, read_manifest, write_manifest
 from ..index.skipped import SkippedFile, write_skipped
 from ..messages import Say, say_nothing
@@ -25,6 +26,7 @@ from ..printable import quoted
 from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
 from ..store.open import open_store
 from ..store.protocol import Store, StoredFile, is_url
+from ..terminal import plural
 from .ledger import Ledger
 from .options import SyncOptions
 from .progress import Progress, stage
@@ -125,7 +127,7 @@ def sync_folder(
             _remember_skipped(run)
         notes = _verified_notes(run) if options.verify and not interrupted else []
         if run.links_out:
-            notes.append(f"{run.links_out:,} links lead out of the folders and were not followed; see --follow-links")
+            notes.append(f"not followed: {plural(run.links_out, 'link')} out of the folders; see --follow-links")
         if run.embedded and not interrupted:
             notes += _optimize(store, progress, stop)
             interrupted = stop()
@@ -156,11 +158,12 @@ def sync_folder(
 def _verified_notes(run: Run) -> list[str]:
     num_read, differ = run.ledger.verified()
     if not differ:
-        return [f"{num_read:,} files of unchanged size and time were read again; all hold what was indexed"]
+        read = f"{plural(num_read, 'file')} of unchanged size and time {'was' if num_read == 1 else 'were'} read again"
+        return [f"{read}; all hold what was indexed"]
     names = ", ".join(quoted(run.roots.path(key)) for key in differ[:NAMED])
     return [
-        f"{len(differ):,} of {num_read:,} files of unchanged size and time hold something else than what was indexed,"
-        f" or cannot be read: {names}{', ...' if len(differ) > NAMED else ''}"
+        f"{len(differ):,} of {plural(num_read, 'file')} of unchanged size and time hold something else than what was"
+        f" indexed, or cannot be read: {names}{', ...' if len(differ) > NAMED else ''}"
     ]
 
 
@@ -280,7 +283,7 @@ def _embed_all(
         whitening = read_whitening(run.store, manifest, embedder.config)
         if manifest.fitted_on < FIT_SAMPLE and _has_grown_to(run, OUTGROWN * max(manifest.fitted_on, 1), stop):
             say(
-                f"the index has outgrown the {manifest.fitted_on} images that its statistics were fitted on:"
+                f"the index has outgrown its statistics, which were fitted on {plural(manifest.fitted_on, 'image')}:"
                 " fitting them again"
             )
             ledger.make_all_stale()
@@ -364,13 +367,13 @@ def _bring_files_in_line(store: Store, ledger: Ledger, interrupted: bool) -> Non
         elif not interrupted:
             gone.append(record_id)
         if len(moved) >= 1000:
-            store.set_files(moved)
+            set_files(store, moved)
             moved = {}
         if len(gone) >= 1000:
             store.delete(gone)
             gone = []
     if moved:
-        store.set_files(moved)
+        set_files(store, moved)
     if gone:
         store.delete(gone)
 

@@ -7,12 +7,13 @@ Tone: each plane of the one is a sum of three curves, of the red, the green and 
 contrast with its clipping, saturation, a white balance and grey are no difference, whichever came last.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad, unfold
+
+from .windows import blurred
 
 # H, W of the frame; N pixels; K knots of a curve; T taps of a filter
 
@@ -95,11 +96,11 @@ def _small_filter(source: Tensor, target: Tensor, inside: Tensor) -> tuple[Tenso
     columns, wanted = columns - mean, wanted - mean
     start = torch.zeros(TAPS * TAPS)
     start[TAPS * TAPS // 2] = 1.0
-    taps = start
+    taps, weighted = start, torch.empty_like(columns)
     for _ in range(3):
         left = wanted - taps @ columns
         scale = float(left.abs().median()) * 2 + 2
-        weighted = columns * (weight / (1 + (left / scale).square()).square())
+        torch.mul(columns, weight / (1 + (left / scale).square()).square(), out=weighted)
         normal = weighted @ columns.mT
         ridge = FILTER_RIDGE * normal.diagonal().mean().clamp(min=1e-3)
         taps = torch.linalg.solve(normal + ridge * torch.eye(len(taps)), weighted @ wanted + ridge * start)
@@ -112,18 +113,6 @@ def _filtered(plane: Tensor, taps: Tensor) -> Tensor:
     middle = plane.mean()
     padded = pad(plane[None, None] - middle, (reach,) * 4, mode="replicate")
     return conv2d(padded, taps[None, None])[0, 0] + middle
-
-
-def blurred(plane: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (H, W)."""
-    if not sigma:
-        return plane
-    reach = max(1, math.ceil(2.5 * sigma))
-    weights = torch.exp(-((torch.arange(-reach, reach + 1) / sigma) ** 2) / 2)
-    weights = weights / weights.sum()
-    padded = pad(plane[None, None], (reach,) * 4, mode="replicate")
-    across = conv2d(padded, weights.view(1, 1, 1, -1))
-    return conv2d(across, weights.view(1, 1, -1, 1))[0, 0]
 
 
 def in_tone_of(planes: Tensor, target: Tensor, inside: Tensor) -> Toned:

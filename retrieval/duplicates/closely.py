@@ -1,31 +1,31 @@
 """What is to be given up is looked at once more, at full resolution, beside the image that stays."""
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
-
-import numpy as np
-from PIL import Image
+from typing import Generic, Protocol, TypeVar
 
 from indexer.errors import ImageError
 from indexer.images.decode import decode, read_image_file
 
-from ..geometry import inverse_numpy, zoom
-from .groups import AS_DETAILED, Pair
-from .local import PixelBox, Place, compare_locally
-from .provenance import Jpeg, made_from, read_jpeg
+from ..geometry import inverse_numpy
+from ..rerank.rerank import one_threaded_workers
+from .groups import Pair
+from .lesser import OpenedImage, lesser_of, shows_more
+from .local import MOST_PIXELS, Measured, PixelBox, Place, measure_locally
+from .provenance import read_jpeg
 
-BORDER_SIDE = 256  # pixels of the sides of the square on which is looked for what only one of two shows
-BORDER = 0.03  # of a side, up to which what is not shared is the alignment's doing
-STRUCTURED = 8.0  # grey levels of deviation, from which on a place shows something
-MOST_UNSHARED = 0.01  # of an image, that may show something the other does not have
-GREY = 6.0  # levels of colour, up to which an image is grey,
-COLOURED = 20.0  # and from which on it is not
-COVERED = 0.97  # of an image, from which on another one shows all of it
-FRAMED = 0.95  # of an image, up to which another one leaves out something at its sides
 MAY_BE = "may be a copy: what was done to it would hide a small difference"
 NEARER = 0.75  # of the difference from a rival, up to which a member is a copy of its keeper and not of the rival
+PIXELS_AT_ONCE = 16_000_000  # of frames that are compared at one time, each with some 150 bytes
+IMAGE_BYTES = 256_000_000  # of decoded images that are kept for further pairs,
+MEASURED_BYTES = 64_000_000  # and of what was measured of pairs
+AHEAD = 2  # pairs that wait for each thread
 
 
 @dataclass(frozen=True)
@@ -74,107 +74,174 @@ def in_pixels(box: PixelBox, width: int, height: int) -> tuple[int, int, int, in
     return round(x * width), round(y * height), max(1, round(across * width)), max(1, round(down * height))
 
 
-def look_closely(pairs: Sequence[Pair], path_of: Callable[[int], str], workers: int | None = None) -> Iterator[Closer]:
-    """Compare pairs with a transform, as many at a time as `workers` (default: half of the cores, for each holds two
-    images in memory). What cannot be read any more cannot be told.
+@dataclass(frozen=True)
+class Contest:
+    """A member of a keeper, and the images that differ from the keeper in a few places.
+
+    pair    from the keeper to the member
+    rivals  pairs from a rival to the member, and where the keeper and the rival differ: in the keeper, in the rival
     """
-    threads = workers or max(1, (os.cpu_count() or 2) // 2)
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(lambda pair: _looked_at(pair, path_of), pairs)
+
+    pair: Pair
+    rivals: tuple[tuple[Pair, tuple[Place, ...]], ...]
 
 
-def _looked_at(pair: Pair, path_of: Callable[[int], str]) -> Closer:
-    pair = pair if pair.first < pair.second else pair.turned()
-    assert pair.transform is not None
-    try:
-        first, second = (_read(path_of(row)) for row in (pair.first, pair.second))
-    except ImageError as error:
-        return Closer(pair.first, pair.second, why=f"may be a copy: it could not be compared ({error.reason})")
-    found = compare_locally(first.image, second.image, pair.transform)
-    only = _shows_more(first.image, pair.transform), _shows_more(second.image, inverse_numpy(pair.transform))
-    lesser, better = _lesser(pair, first, second, only)
-    return Closer(pair.first, pair.second, found.places, *only, "" if found.can_tell else MAY_BE, lesser, better)
+class _Sized(Protocol):
+    @property
+    def bytes(self) -> int: ...
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """An image upright in RGB, and what its file tells where it is a JPEG."""
-
-    image: Image.Image
-    jpeg: Jpeg | None
+X = TypeVar("X", Pair, Contest)
+Y = TypeVar("Y")
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound=_Sized)
 
 
-def _read(path: str) -> _Opened:
+class CloseLook:
+    """Compares pairs at full resolution, on all cores. Images are decoded once while their pairs follow each other.
+
+    path_of  a file of a row
+    sizes    width and height of each row in pixels
+    workers  pairs that are compared at one time; fewer where the images are large. Default: as many as cores
+    """
+
+    def __init__(
+        self, path_of: Callable[[int], str], sizes: dict[int, tuple[int, int]], workers: int | None = None
+    ) -> None:
+        self._path_of = path_of
+        self._sizes = sizes
+        self._workers = workers or os.cpu_count() or 1
+        self._room = _Room(PIXELS_AT_ONCE)
+        self._images: _Kept[int, OpenedImage] = _Kept(IMAGE_BYTES)
+        self._measured: _Kept[tuple[int, int], Measured] = _Kept(MEASURED_BYTES)
+
+    def compare(self, pairs: Sequence[Pair]) -> Iterator[Closer]:
+        """What is to be said of each pair with a transform. What cannot be read any more cannot be told."""
+        return self._each(self._compared, pairs)
+
+    def rival_of(self, contests: Sequence[Contest]) -> Iterator[int | None]:
+        """Of each member the first rival that it may as well be a copy of; None where it is nearer to its keeper.
+
+        Where they can hardly be told apart in the member, it is nobody's.
+        """
+        return self._each(self._rival_of, contests)
+
+    def _compared(self, pair: Pair) -> Closer:
+        pair = _ordered(pair)
+        assert pair.transform is not None
+        try:
+            first, second = self._opened(pair.first), self._opened(pair.second)
+        except ImageError as error:
+            return Closer(pair.first, pair.second, why=f"may be a copy: it could not be compared ({error.reason})")
+        found = self._measure(pair).told()
+        only = shows_more(first.image, pair.transform), shows_more(second.image, inverse_numpy(pair.transform))
+        lesser, better = lesser_of(pair, first, second)
+        return Closer(pair.first, pair.second, found.places, *only, "" if found.can_tell else MAY_BE, lesser, better)
+
+    def _rival_of(self, contest: Contest) -> int | None:
+        for rival, places in contest.rivals:
+            try:
+                of_keeper = self._within(contest.pair, [place.in_first for place in places])
+                of_rival = self._within(rival, [place.in_second for place in places])
+            except ImageError:
+                return rival.first
+            if of_keeper > NEARER * of_rival:
+                return rival.first
+        return None
+
+    def _within(self, pair: Pair, boxes: Sequence[PixelBox]) -> float:
+        """The plainest difference of two images in some boxes of the pair's first."""
+        return self._measure(_ordered(pair)).within(boxes, of_second=pair.first > pair.second)
+
+    def _measure(self, pair: Pair) -> Measured:
+        """Of a pair in order; ImageError where an image cannot be read any more."""
+        transform = pair.transform
+        assert transform is not None
+
+        def measured() -> Measured:
+            first, second = self._opened(pair.first).image, self._opened(pair.second).image
+            return measure_locally(first, second, transform)
+
+        return self._measured.get((pair.first, pair.second), measured)
+
+    def _opened(self, row: int) -> OpenedImage:
+        """ImageError where it cannot be read any more."""
+        return self._images.get(row, lambda: _read(self._path_of(row)))
+
+    def _pixels(self, pair: Pair) -> int:
+        """Of the frame, at most."""
+        return min(MOST_PIXELS, max(math.prod(self._sizes[row]) for row in (pair.first, pair.second)))
+
+    def _each(self, call: Callable[[X], Y], items: Sequence[X]) -> Iterator[Y]:
+        """Of each in order, some of them at one time."""
+
+        def within_room(item: X) -> Y:
+            with self._room.taken(self._pixels(item.pair if isinstance(item, Contest) else item)):
+                return call(item)
+
+        waiting: deque[Future[Y]] = deque()
+        pool = one_threaded_workers(self._workers)
+        try:
+            for item in items:
+                waiting.append(pool.submit(within_room, item))
+                if len(waiting) > AHEAD * self._workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # whoever interrupts waits for the pairs in hand only
+            for one in waiting:
+                one.cancel()
+
+
+class _Room:
+    """A number of pixels that may be in memory at one time."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken, self._changed = most, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """Waits until there is room; more than there is at all is taken alone."""
+        amount = min(amount, self._most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + amount <= self._most)
+            self._taken += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= amount
+                self._changed.notify_all()
+
+
+class _Kept(Generic[K, V]):
+    """The values that were asked for last, up to a number of bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._bytes, self._values, self._lock = most, 0, OrderedDict[K, V](), threading.Lock()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """Two threads that ask for what is not there both make it."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if key not in self._values:
+                self._bytes += value.bytes
+            self._values[key] = value
+            while self._bytes > self._most:
+                self._bytes -= self._values.popitem(last=False)[1].bytes
+        return value
+
+
+def _ordered(pair: Pair) -> Pair:
+    return pair if pair.first < pair.second else pair.turned()
+
+
+def _read(path: str) -> OpenedImage:
     """ImageError where it cannot be read any more."""
     data = read_image_file(path)
-    return _Opened(decode(data, path=path).image, read_jpeg(data))
-
-
-def is_nearer(member: int, keeper: Pair, rival: Pair, places: Sequence[Place], path_of: Callable[[int], str]) -> bool:
-    """Whether a member is a copy of its keeper and not of a rival that differs from the keeper in a few places.
-
-    keeper, rival  pairs from the keeper, and from the rival, to the member
-    places         where the two differ: in the keeper, in the rival
-    Where they can hardly be told apart in the member, it is nobody's.
-    """
-    assert keeper.second == rival.second == member and keeper.transform is not None and rival.transform is not None
-    try:
-        image = _read(path_of(member)).image
-        of_keeper = compare_locally(
-            _read(path_of(keeper.first)).image, image, keeper.transform, [place.in_first for place in places]
-        )
-        of_rival = compare_locally(
-            _read(path_of(rival.first)).image, image, rival.transform, [place.in_second for place in places]
-        )
-    except ImageError:
-        return False
-    return of_keeper.within <= NEARER * of_rival.within
-
-
-def _lesser(pair: Pair, first: _Opened, second: _Opened, only: tuple[bool, bool]) -> tuple[int | None, str]:
-    """Which of two copies is no keeper beside the other one, and what makes the other one better.
-
-    only  whether the first, and the second, shows something at its sides that the other one lacks
-    """
-    assert pair.transform is not None
-    of_first, of_second = _colour(first.image), _colour(second.image)
-    if min(of_first, of_second) < GREY and max(of_first, of_second) > COLOURED:
-        return (pair.first if of_first < of_second else pair.second), "it is in colour"
-    if min(pair.overlap) >= COVERED:
-        made = [
-            jpeg is not None and made_from(jpeg, image, way)
-            for jpeg, image, way in (
-                (second.jpeg, first.image, inverse_numpy(pair.transform)),
-                (first.jpeg, second.image, pair.transform),
-            )
-        ]
-        if made[0] != made[1]:
-            return (pair.first if made[0] else pair.second), "the other was made from it"
-    larger = zoom(pair.transform, first.image.size, second.image.size)
-    for number, (row, inner) in enumerate(((pair.first, larger), (pair.second, 1 / larger))):
-        framed = pair.overlap[number] <= FRAMED and pair.overlap[1 - number] >= COVERED and not only[number]
-        if framed and inner >= AS_DETAILED:
-            return row, "it shows as much without a frame or empty corners"
-    return None, ""
-
-
-def _colour(image: Image.Image) -> float:
-    """How far the most colourful hundredth of an image is from grey, in levels."""
-    small = np.asarray(image.convert("YCbCr").resize((64, 64), Image.Resampling.BOX), np.float32)
-    return float(np.quantile(np.abs(small[..., 1:] - 128).sum(-1), 0.99))
-
-
-def _shows_more(image: Image.Image, way: np.ndarray) -> bool:
-    """Whether there is structure in what of an image lies beside the other one; a frame of one colour has none.
-
-    way  (2, 3)  from fractions of the image to fractions of the other one
-    """
-    side = BORDER_SIDE
-    grey = np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX), np.float32)
-    middle = (np.arange(side) + 0.5) / side
-    x, y = np.meshgrid(middle, middle)
-    places = np.stack([x, y, np.ones_like(x)], -1) @ way.T  # (S, S, 2)
-    beyond = np.maximum(-places, places - 1).max(-1) > BORDER  # (S, S)
-    windows = np.lib.stride_tricks.sliding_window_view(grey, (5, 5))  # (S - 4, S - 4, 5, 5)
-    whole = np.lib.stride_tricks.sliding_window_view(beyond, (5, 5)).all((2, 3))
-    return bool(((windows.std((2, 3)) > STRUCTURED) & whole).mean() > MOST_UNSHARED)
+    decoded, jpeg = decode(data, path=path), read_jpeg(data)
+    return OpenedImage(decoded.image, jpeg, jpeg is not None or decoded.format != "JPEG")

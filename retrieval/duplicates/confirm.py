@@ -16,7 +16,7 @@ from ..rerank.rerank import map_threads
 from .candidates import DuplicateCandidates
 from .groups import Pair
 from .patches import moves_between
-from .proof import best_of, fit_affine, whole_turns
+from .proof import Fits, best_of, fit_affine, whole_turns
 from .thumbnails import Thumbnails
 
 # P pairs
@@ -105,15 +105,21 @@ def compare_pixels(
     """
     turns, count = whole_turns(), len(first)
     fits = PixelFits(*(np.empty((count, *shape), np.float32) for shape in ((2, 3), (), (), (2,))))
-    for start in range(0, count, PAIRS_AT_ONCE):
-        part = slice(start, start + PAIRS_AT_ONCE)
-        one, other = thumbnails.of(first[part].tolist()), thumbnails.of(second[part].tolist())
-        given = torch.from_numpy(hypotheses[part])
-        tried = torch.cat([given, turns.expand(len(one), -1, -1, -1)], 1)
-        found = fit_affine(one, other, best_of(one, other, tried))
-        fits.transform[part], fits.correlation[part] = found.transform, found.correlation
-        fits.drift[part], fits.overlap[part] = found.drift, found.overlap
-        report(min(start + PAIRS_AT_ONCE, count))
+
+    def fitted(start: int, end: int) -> Fits:
+        one, other = thumbnails.of(first[start:end].tolist()), thumbnails.of(second[start:end].tolist())
+        tried = torch.cat([torch.from_numpy(hypotheses[start:end]), turns.expand(end - start, -1, -1, -1)], 1)
+        return fit_affine(one, other, best_of(one, other, tried))
+
+    starts = list(range(0, count, PAIRS_AT_ONCE))
+    for at in range(0, len(starts), threads := torch.get_num_threads()):
+        some = starts[at : at + threads]
+        ends = [min(start + PAIRS_AT_ONCE, count) for start in some]
+        for start, end, found in zip(some, ends, map_threads(fitted, some, ends), strict=True):
+            part = slice(start, end)
+            fits.transform[part], fits.correlation[part] = found.transform, found.correlation
+            fits.drift[part], fits.overlap[part] = found.drift, found.overlap
+        report(ends[-1])
     return fits
 
 

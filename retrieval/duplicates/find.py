@@ -156,7 +156,7 @@ class _Search:
             self._options,
             self._folders,
             lambda row: self.path_of(records[row]),
-            proof.copies_along,
+            proof,
             self.reporter,
             self.workers,
         )
@@ -334,6 +334,7 @@ class _Proof:
         in_part = whole_in_part(patterns, self._first, self._second)
         self._hypotheses = np.concatenate([self._moves.transform[look], in_part[:, None]], 1)  # (P, 3, 2, 3)
         rows = np.union1d(self._first, self._second)
+        self._tried: set[tuple[int, int]] = set()  # pairs of rows that were compared, the lower one first
         self._thumbnails = Thumbnails(len(rows), workers=search.workers)
         search.read(self._thumbnails, {row: records[row] for row in rows.tolist()}, "reading")
 
@@ -343,14 +344,16 @@ class _Proof:
         first, second, hypotheses = self._first, self._second, self._hypotheses
         early = with_keepers(first, second, self._order)
         copies = self._copies(first[early], second[early], hypotheses[early])
-        tried = set(zip(first[early].tolist(), second[early].tolist(), strict=True))
-        late = ~early & ~settled(first, second, copies, tried)
+        late = ~early & ~settled(first, second, copies, self._tried)
         copies += self._copies(first[late], second[late], hypotheses[late])
-        tried |= set(zip(first[late].tolist(), second[late].tolist(), strict=True))
-        copies += self.copies_along(list(untried_pairs(copies, self._order, tried)))
+        copies += self.further_copies(copies, self._order)
         known = {(min(pair.first, pair.second), max(pair.first, pair.second)) for pair in copies}
         others = [pair for pair in scenes_among(self._found, self._moves) if (pair.first, pair.second) not in known]
         return copies + (others if scenes else [])
+
+    def further_copies(self, pairs: Sequence[Pair], order: Sequence[int]) -> list[Pair]:
+        """Copies that chains of others lead to, in an order of keeping; see `untried_pairs`."""
+        return self.copies_along(list(untried_pairs(pairs, order, self._tried)))
 
     def copies_along(self, ways: Sequence[tuple[int, int, Transform]]) -> list[Pair]:
         """Further pairs of rows that are copies; each with the transform that others lead to."""
@@ -364,6 +367,7 @@ class _Proof:
     def _copies(self, first: np.ndarray, second: np.ndarray, hypotheses: np.ndarray) -> list[Pair]:
         has = self._thumbnails.has
         there = np.array([has(one) and has(other) for one, other in zip(first, second, strict=True)], bool)
+        self._tried |= {(min(pair), max(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
         first, second, hypotheses = first[there], second[there], hypotheses[there]
         fits = compare_pixels(self._thumbnails, first, second, hypotheses, self._search.reporter("pixels", len(first)))
         return copies_among(first, second, fits)

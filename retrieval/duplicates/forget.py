@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import closing
 
+from indexer.index.files import set_files
 from indexer.store.open import open_store
 from indexer.store.protocol import StoredFile
 
@@ -26,7 +27,7 @@ def forget_files(index: str, keys: Iterable[str], wait_s: float = 5.0) -> int:
         emptied = [id for id, files in changed.items() if not files]
         kept = [(id, files) for id, files in changed.items() if files]
         for start in range(0, len(kept), RECORDS_AT_ONCE):
-            store.set_files(dict(kept[start : start + RECORDS_AT_ONCE]))
+            set_files(store, dict(kept[start : start + RECORDS_AT_ONCE]))
         for start in range(0, len(emptied), RECORDS_AT_ONCE):
             store.delete(emptied[start : start + RECORDS_AT_ONCE])
     return forgotten

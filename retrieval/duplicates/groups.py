@@ -13,14 +13,11 @@ import math
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import numpy as np
 
 from ..geometry import inverse_numpy, zoom
-
-Level = Literal["exact", "near", "scene"]
-LEVELS: tuple[Level, ...] = get_args(Level)
+from .options import Level
 
 HOLDS_MORE = 0.5  # of a member that the keeper does not show, from which on it is not given up
 DETAIL = 0.75  # pixels along a line in the keeper for each in the member, under which the member shows more detail
@@ -83,7 +80,7 @@ def stars(
     order: Sequence[int],
     sizes: dict[int, tuple[int, int]],
     by_detail: bool = False,
-    lesser: Container[int | None] = (),
+    lesser: Container[int] = (),
     rank: Mapping[int, int] | None = None,
 ) -> list[Star]:
     """Groups of what was confirmed.
@@ -133,7 +130,7 @@ def _most_confirmed(
     beside: dict[int, list[Pair]],
     taken: set[int],
     sizes: dict[int, tuple[int, int]],
-    lesser: Container[int | None],
+    lesser: Container[int],
     rank: Mapping[int, int],
 ) -> int:
     """The row itself, or a free copy of it with as much detail that shares most with more free images."""

@@ -86,8 +86,8 @@ def _parts(keep: Keep, folders: Folders) -> list[tuple[Callable[[Record], Key], 
     camera = (lambda record: (not from_camera(record.metadata),), "it has the camera's EXIF")
     format = (lambda record: (FORMATS.get(record.metadata.format, LOSSY),), "its format loses less")
     size = (lambda record: (-max(file.size for file in record.files),), "it has the most bytes")
-    first = (lambda record: _date(record, 1), "it was taken first")
-    last = (lambda record: _date(record, -1), "it was taken last")
+    first = (lambda record: _date(record, 1), "it is the oldest")
+    last = (lambda record: _date(record, -1), "it is the newest")
     by_name: dict[Keep, list[tuple[Callable[[Record], Key], str]]] = {
         "resolution": [pixels, camera, format, size, first],
         "bytes": [size, pixels, camera, format, first],
@@ -105,9 +105,9 @@ def from_camera(metadata: Metadata) -> bool:
 
 
 def _date(record: Record, sign: int) -> Key:
-    """Undated images come last."""
+    """Images with a date of their own first, then those with their file's time, then those without any."""
     taken = record.metadata.taken_at.timestamp() if record.metadata.taken_at else None
-    return (taken is None, sign * (taken or 0.0))
+    return (taken is None, record.metadata.date_source == "file", sign * (taken or 0.0))
 
 
 def why_never(member: Metadata, keeper: Metadata) -> str:

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
+from torch.nn.functional import grid_sample, max_pool2d
 
 from ..geometry import inverse, zoom
-from .appearance import Toned, blurred, equally_sharp, in_tone_of
-from .proof import better, refined
+from .appearance import Toned, equally_sharp, in_tone_of
+from .proof import better, pixels_moved, refined
+from .windows import blurred, half_overlapping_means
 
 # H, W of the frame: the image that shows the shared part with fewer pixels
 
@@ -33,6 +34,7 @@ WINDOWS = (8, 16, 40)  # pixels of the sides of windows
 FLOOR = 3.0  # grey levels that may remain in any window
 LEAST_RATIO = 0.10  # of a window's structure that may remain in any window
 LEAST_SLOPE = 0.4  # of a tone curve; where it is flatter a difference is hidden, but not all of a large one
+MOST_GROWN = 4.0  # times, that a tone's steepness excuses: a larger slope is a misfit
 ONE_TONE = 0.3  # of an image in a single one of TONES shades, as in a page: there a curve's slope is a guess
 TONES = 32
 KINDS = 24  # of windows, by structure
@@ -63,27 +65,70 @@ class Local:
     places    where they differ, the plainest first; empty where they do not, or where it cannot be told
     strength  of the plainest difference, in times of what is expected; 1 and less for a copy
     blind     what is expected, as a share of a window's structure: at BLIND and above it cannot be told
-    within    of the plainest difference in the boxes that were asked about; 0 where none was
     """
 
     places: tuple[Place, ...]
     strength: float
     blind: float
-    within: float = 0.0
 
     @property
     def can_tell(self) -> bool:
         return self.blind < BLIND
 
 
-def compare_locally(
-    first: Image.Image, second: Image.Image, transform: np.ndarray, boxes: Sequence[PixelBox] = ()
-) -> Local:
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """How much more two images differ than is expected, window by window.
+
+    excess  of each size of window: (h, w), in times of what is expected
+    size    height and width of the frame in pixels
+    way     (1, 2, 3), from fractions of the frame to fractions of the other image
+    swap    whether the frame is the second image
+    blind   as in Local
+    """
+
+    excess: tuple[Tensor, ...]
+    size: tuple[int, int]
+    way: Tensor
+    swap: bool
+    blind: float
+
+    @property
+    def bytes(self) -> int:
+        return sum(4 * one.numel() for one in self.excess)
+
+    def told(self) -> Local:
+        """Where they differ, as far as it can be told."""
+        strength = self._strength()
+        places = tuple(_place(box, self.way, self.size, self.swap) for box in _boxes(strength.numpy()))
+        return Local(places, float(strength.max()), self.blind)
+
+    def within(self, boxes: Sequence[PixelBox], of_second: bool) -> float:
+        """The plainest difference in some boxes in fractions of the first image, or of the second; 0 where none is."""
+        to_frame = torch.eye(3)[None, :2] if of_second == self.swap else inverse(self.way)
+        strength = self._strength()
+        asked = [_part(strength, _moved(box, to_frame)) for box in boxes]
+        return max((float(part.max()) for part in asked if part.numel()), default=0.0)
+
+    def _strength(self) -> Tensor:
+        """At each pixel of the frame.  (H, W)"""
+        strength = torch.zeros(self.size)
+        for excess in self.excess:
+            spread = torch.nn.functional.interpolate(excess[None, None], size=self.size, mode="nearest")[0, 0]
+            strength = torch.maximum(strength, spread)
+        return strength
+
+
+def compare_locally(first: Image.Image, second: Image.Image, transform: np.ndarray) -> Local:
     """Compare what two RGB images share.
 
     transform  (2, 3)  from fractions of the first to fractions of the second, as the proof found it
-    boxes      places in fractions of the first that are asked about
     """
+    return measure_locally(first, second, transform).told()
+
+
+def measure_locally(first: Image.Image, second: Image.Image, transform: np.ndarray) -> Measured:
+    """The same, for whoever asks more than once."""
     larger = max(zoom(transform, first.size, second.size), 1e-3)
     swap = larger < 1
     frame, moving = (second, first) if swap else (first, second)
@@ -96,12 +141,8 @@ def compare_locally(
     colours, others = _planes(frame), _planes(moving)  # (3, H, W)
     warped, inside = _warped(others, way, colours.shape[1:])
     inside = 1 - max_pool2d(1 - inside[None], 2 * EDGE + 1, 1, EDGE)[0]  # (1, H, W)
-    strength, blind = _differences(colours, warped, inside[0])
-    places = tuple(_place(box, way, strength.shape, swap) for box in _boxes(strength.numpy()))
-    to_frame = inverse(way) if swap else torch.eye(3)[None, :2]
-    asked = [_part(strength, _moved(box, to_frame)) for box in boxes]
-    within = max((float(part.max()) for part in asked if part.numel()), default=0.0)
-    return Local(places, float(strength.max()), blind, within)
+    excess, blind = _differences(colours, warped, inside[0])
+    return Measured(excess, (frame.height, frame.width), way, swap, blind)
 
 
 def _part(values: Tensor, box: PixelBox) -> Tensor:
@@ -141,43 +182,34 @@ def _planes(image: Image.Image) -> Tensor:
 
 def _warped(planes: Tensor, way: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
     """The planes as they lie on a frame of that size, (3, H, W), and where they do, (1, H, W)."""
-    height, width = size
-    y, x = torch.meshgrid(
-        (torch.arange(height, dtype=torch.float32) + 0.5) / height,
-        (torch.arange(width, dtype=torch.float32) + 0.5) / width,
-        indexing="ij",
-    )
-    places = torch.einsum("ij,yxj->yxi", way[0], torch.stack([x, y, torch.ones_like(x)], -1))  # (H, W, 2)
-    inside = ((places > 0) & (places < 1)).all(-1)[None].float()
-    moved = grid_sample(planes[None], 2 * places[None] - 1, "bicubic", "border", align_corners=False)
+    places = pixels_moved(way, *size)  # (1, H, W, 2)
+    inside = ((places > 0) & (places < 1)).all(-1).float()
+    moved = grid_sample(planes[None], 2 * places - 1, "bicubic", "border", align_corners=False)
     return moved[0].clamp(0, 255), inside
 
 
-def _differences(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, float]:
-    """What remains at each pixel of the frame, in times of what is expected (H, W), and how blind the comparison is."""
-    size = inside.shape
+def _differences(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[tuple[Tensor, ...], float]:
+    """What remains in each window, in times of what is expected, and how blind the comparison is; see Measured."""
     if float(inside.sum()) < 4 * min(WINDOWS) ** 2:
-        return torch.zeros(size), 1.0
+        return (), 1.0
     frame, warped = equally_sharp(frame, warped, inside)
     remains = _remains(frame, warped, inside)
     worst = torch.maximum(*(left.square().sum(0) for left in remains))
     energy = (frame[0] - blurred(frame[0], 4)).square() + (warped[0] - blurred(warped[0], 4)).square()
-    strength = torch.zeros(size)
+    found: list[Tensor] = []
     blind = 0.0
     for window in WINDOWS:
-        if min(size) < window:
+        if min(inside.shape) < window:
             continue
-        whole = _pooled(inside, window) > 0.999
+        whole = half_overlapping_means(inside, window) > 0.999
         if not bool(whole.any()):
             continue
-        structure = (_pooled(energy, window) / 2).clamp(min=0).sqrt()
-        rms = _pooled(worst, window).sqrt()
+        structure = (half_overlapping_means(energy, window) / 2).clamp(min=0).sqrt()
+        rms = half_overlapping_means(worst, window).sqrt()
         expected, ratio = _expected(rms[whole], structure[whole], structure, LEAST_RATIO)
         blind = max(blind, ratio)
-        excess = rms / expected * whole
-        spread = torch.nn.functional.interpolate(excess[None, None], size=size, mode="nearest")[0, 0]
-        strength = torch.maximum(strength, spread)
-    return strength, blind
+        found.append(rms / expected * whole)
+    return tuple(found), blind
 
 
 def _remains(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +224,7 @@ def _remains(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor, Ten
 
     def left(this: Toned, other: Toned, target: Tensor) -> Tensor:
         # noise that the tone enlarged is no difference, nor in full what the tone of the other image flattened
-        grown = torch.maximum(this.slope, 1 / other.slope.clamp(min=least)).clamp(min=1)
+        grown = torch.maximum(this.slope, 1 / other.slope.clamp(min=least)).clamp(1, MOST_GROWN)
         return (this.planes - target) / grown
 
     return left(toned[0], toned[1], targets[0]), left(toned[1], toned[0], targets[1])
@@ -202,11 +234,6 @@ def _has_many_tones(luma: Tensor, inside: Tensor) -> bool:
     """Whether a plane (H, W) is no drawing or page with one ground."""
     shades = torch.histc(luma[inside > 0], TONES, 0, 255)
     return float(shades.max() / shades.sum()) < ONE_TONE
-
-
-def _pooled(values: Tensor, window: int) -> Tensor:
-    """Means of windows that overlap by half, of (..., H, W)."""
-    return avg_pool2d(values.unsqueeze(-3), window, window // 2).squeeze(-3)
 
 
 def _expected(left: Tensor, structure: Tensor, everywhere: Tensor, least_ratio: float) -> tuple[Tensor, float]:
@@ -266,7 +293,7 @@ def _boxes(strength: np.ndarray) -> list[tuple[int, int, int, int]]:
     return [box for _, box in sorted(boxes, key=lambda one: -one[0])][:MOST_PLACES]
 
 
-def _place(box: tuple[int, int, int, int], way: Tensor, size: torch.Size, swap: bool) -> Place:
+def _place(box: tuple[int, int, int, int], way: Tensor, size: tuple[int, int], swap: bool) -> Place:
     """A box in pixels of the frame as fractions of both images."""
     height, width = size
     left, top, right, bottom = box[0] / width, box[1] / height, box[2] / width, box[3] / height

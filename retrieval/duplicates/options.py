@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from indexer.errors import SeenitError
 
 from .candidates import NEIGHBOURS
-from .groups import LEVELS, Level
 from .keeper import KEEPS, Keep
+
+Level = Literal["exact", "near", "scene"]
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True)

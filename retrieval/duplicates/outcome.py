@@ -7,8 +7,7 @@ import numpy as np
 
 from indexer.store.protocol import Record
 
-from .groups import Level
-from .options import DuplicateOptions
+from .options import DuplicateOptions, Level
 
 
 @dataclass(frozen=True)

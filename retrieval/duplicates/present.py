@@ -10,7 +10,7 @@ from indexer.store.protocol import Record
 from indexer.terminal import megabytes, plural
 
 from ..show.results_page import PageQuery, PageResult, write_results_page
-from .groups import LEVELS
+from .options import LEVELS
 from .outcome import Duplicates, File, Group, GroupMember
 
 PAGE_GROUPS = 500  # on one page; more would be no page to look at
@@ -85,7 +85,7 @@ def write_duplicates_page(path: str | Path, found: Duplicates, made_by: Iterable
     shown = min(len(found.groups), PAGE_GROUPS)
     lines = [summary(found), *(f"{level}: {words}" for level, words in LEVEL_WORDS.items()), *found.notes, *made_by]
     if shown < len(found.groups):
-        lines.insert(1, f"this page shows the {shown} groups that free most")
+        lines.insert(1, f"this page shows {plural(shown, 'group')}, those that free most")
     write_results_page(path, _page_groups(found.groups[:shown]), title="Duplicates", made_by=lines)
     return shown
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
 from ..geometry import _area, _square, inverse
+from .windows import half_overlapping_means, means_around, window_means
 
 # B pairs of images, H hypotheses for each, S pixels on a side
 
@@ -112,31 +113,28 @@ def whole_turns() -> Tensor:
 
 def _overlaid(frame: Tensor, moving: Tensor, transform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The frame, the other image as it lies on it, and where it does.  (B, 1, S, S) each"""
-    places = _places(transform, frame.shape[-1])  # (B, S, S, 2) in fractions
+    places = pixels_moved(transform, *frame.shape[-2:])  # (B, S, S, 2) in fractions
     inside = ((places > 0) & (places < 1)).all(-1)[:, None]
     warped = grid_sample(moving, 2 * places - 1, align_corners=False, padding_mode="border")
     return frame, warped, inside.float()
 
 
-def _places(transform: Tensor, side: int) -> Tensor:
-    """Where the pixels of the frame lie in the other image.  (B, S, S, 2)"""
-    middle = (torch.arange(side, dtype=torch.float32) + 0.5) / side
-    y, x = torch.meshgrid(middle, middle, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], -1)  # (S, S, 3)
-    return torch.einsum("bij,yxj->byxi", transform, points)
+def pixels_moved(transform: Tensor, height: int, width: int) -> Tensor:
+    """Where the pixels of a frame lie in the other image, in fractions of it.  (B, 2, 3) -> (B, H, W, 2)"""
+    x = (torch.arange(width, dtype=torch.float32) + 0.5) / width
+    y = (torch.arange(height, dtype=torch.float32) + 0.5) / height
+    by_x, by_y, shift = transform[:, None, None].unbind(-1)  # (B, 1, 1, 2) each
+    return by_x * x[:, None] + (by_y * y[:, None, None] + shift)
 
 
 def _correlation(frame: Tensor, warped: Tensor, inside: Tensor, window: int = WINDOW) -> Tensor:
     """Mean correlation in windows, -1 where too few show anything.  (B,)"""
 
-    def mean(values: Tensor) -> Tensor:
-        return avg_pool2d(avg_pool2d(values, (1, window), 1), (window, 1), 1)
-
-    whole = mean(inside) > 0.999
-    of_frame, of_warped = mean(frame), mean(warped)
-    variance = (mean(frame.square()) - of_frame.square()).clamp(min=0)
-    other = (mean(warped.square()) - of_warped.square()).clamp(min=0)
-    shared = mean(frame * warped) - of_frame * of_warped
+    whole = window_means(inside, window) > 0.999
+    of_frame, of_warped = window_means(frame, window), window_means(warped, window)
+    variance = (window_means(frame.square(), window) - of_frame.square()).clamp(min=0)
+    other = (window_means(warped.square(), window) - of_warped.square()).clamp(min=0)
+    shared = window_means(frame * warped, window) - of_frame * of_warped
     floor = LEAST_DEVIATION**2
     correlation = shared / ((variance + floor / 4) * (other + floor / 4)).sqrt()
     shows = (whole & (torch.maximum(variance, other) > floor)).float()
@@ -150,13 +148,13 @@ def _drift(frame: Tensor, warped: Tensor, inside: Tensor) -> Tensor:
 
     Returns the median over the blocks that have structure in both directions.  (B,)
     """
-    frame, warped = (normalised(_boxed(one, 3), WINDOW + 2) for one in (frame, warped))
+    frame, warped = (normalised(means_around(one, 3), WINDOW + 2) for one in (frame, warped))
     x, y = _gradients((frame + warped) / 2)
     difference = frame - warped
     safe = (avg_pool2d(inside, WINDOW + 2, 1, (WINDOW + 2) // 2) > 0.999).float()
 
     def summed(values: Tensor) -> Tensor:
-        return avg_pool2d(values * safe, BLOCK, BLOCK // 2)
+        return half_overlapping_means(values * safe, BLOCK)
 
     xx, yy, xy, dx, dy = (summed(one) for one in (x * x, y * y, x * y, x * difference, y * difference))
     determinant = (xx * yy - xy * xy).clamp(min=1e-9)
@@ -207,14 +205,8 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalised(images: Tensor, around: int) -> Tensor:
     """Each pixel less its surroundings' mean, over their deviation: tone is gone, structure stays."""
-    mean, square = _boxed(images, around), _boxed(images.square(), around)
+    mean, square = means_around(images, around), means_around(images.square(), around)
     return (images - mean) / ((square - mean.square()).clamp(min=0) + LEAST_DEVIATION**2).sqrt()
-
-
-def _boxed(images: Tensor, width: int) -> Tensor:
-    """Each pixel's mean over the box of an odd `width` around it; in rows and then columns, which is much quicker."""
-    images = avg_pool2d(images, (1, width), 1, (0, width // 2), count_include_pad=False)
-    return avg_pool2d(images, (width, 1), 1, (width // 2, 0), count_include_pad=False)
 
 
 def _shrunk(images: Tensor, zoom: Tensor) -> Tensor:
@@ -223,5 +215,5 @@ def _shrunk(images: Tensor, zoom: Tensor) -> Tensor:
     result = images
     for number in range(1, 4):
         if (level == number).any():
-            result = torch.where((level == number)[:, None, None, None], _boxed(images, 2**number + 1), result)
+            result = torch.where((level == number)[:, None, None, None], means_around(images, 2**number + 1), result)
     return result

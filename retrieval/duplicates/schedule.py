@@ -65,9 +65,10 @@ def untried_pairs(
 ) -> Iterator[tuple[int, int, Transform]]:
     """Pairs of rows that chains of confirmed ones connect and nobody compared, with the chained transform.
 
+    pairs  those with `stays` are no copies of each other, and links of chains all the same
     order  all rows, those to keep first
     tried  pairs (lower row, higher row) that were compared
-    Each image that shares most with none before it is held against all that its chains lead to.
+    Each image that is no copy of one before it that shares most with it is held against all that its chains lead to.
     """
     beside: dict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:
@@ -78,7 +79,7 @@ def untried_pairs(
     for row in order:
         if row in served or row not in beside:
             continue
-        served |= {pair.second for pair in beside[row] if pair.share_most}
+        served |= {pair.second for pair in beside[row] if pair.share_most and not pair.stays}
         for other, way in _reached_from(row, beside).items():
             code = (min(row, other), max(row, other))
             if other != row and code not in known:

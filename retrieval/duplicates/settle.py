@@ -1,20 +1,22 @@
 """Confirmed pairs to groups that may be acted on: every copy was compared with its own keeper at full resolution.
 
 Groups are made, what is to be given up is looked at beside its keeper, and what turns out to differ is no member and
-may become a keeper. So groups are made again until none has an unseen member.
+may become a keeper. So groups are made again until none has an unseen member. Copies were compared with the image that
+looked like the one to keep; where another one takes its place, they are compared with that one as well.
 
 Surprising: that is not enough. A small copy of one screenshot resembles another screenshot with one more digit as much
 as its own original, where the digit is a few pixels high. The two large ones differ plainly, and in known places. So a
 member of a keeper that has such rivals is held against all of them in these places, and is a copy of the nearest only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from indexer.store.protocol import Record
 
 from ..geometry import square
-from .closely import Closer, is_nearer, look_closely
+from .closely import CloseLook, Closer, Contest
 from .groups import DETAIL, Pair, Star, stars, zoom_of
 from .keeper import Folders, why_before
 from .local import Place
@@ -24,6 +26,17 @@ from .schedule import Transform
 
 MOST_RIVALS = 8  # of a keeper, that a member is held against
 AS_MUCH = "it shows as much, and more copies match it"
+Rival = tuple[int, tuple[Place, ...]]  # a row, and where it differs from the keeper: in the keeper, in the rival
+
+
+class Confirm(Protocol):
+    """Compares the pixels of further pairs, and gives those that are copies."""
+
+    def copies_along(self, ways: Sequence[tuple[int, int, Transform]]) -> list[Pair]:
+        """Of the pairs (row, row, transform)."""
+
+    def further_copies(self, pairs: Sequence[Pair], order: Sequence[int]) -> list[Pair]:
+        """Of those that chains of pairs lead to and nobody compared; rows in `order`, those to keep first."""
 
 
 class Settling:
@@ -31,7 +44,7 @@ class Settling:
 
     records  of all rows, those to keep first
     path_of  a file of a row
-    confirm  compares the pixels of further pairs (row, row, transform), and gives those that are copies
+    confirm  compares further pairs
     report   begins to say how many of a number of comparisons are done
     """
 
@@ -41,7 +54,7 @@ class Settling:
         options: DuplicateOptions,
         folders: Folders,
         path_of: Callable[[int], str],
-        confirm: Callable[[Sequence[tuple[int, int, Transform]]], list[Pair]],
+        confirm: Confirm,
         report: Callable[[str, int], Callable[[int], None]],
         workers: int | None,
     ) -> None:
@@ -53,7 +66,7 @@ class Settling:
         self._path_of = path_of
         self._confirm = confirm
         self._report = report
-        self._workers = workers
+        self._close_look = CloseLook(path_of, self.sizes, workers)
         self._closer: dict[tuple[int, int], Closer] = {}  # by rows, the lower one first
         self._judged: dict[tuple[int, int, int], bool] = {}  # by keeper, member and rival: whether the keeper is nearer
         self._pairs: list[Pair] = []
@@ -67,6 +80,8 @@ class Settling:
                 self._look_at(unseen)
             elif contested := list(self._contested(found)):
                 self._judge(contested)
+            elif further := self._confirm.further_copies(self._copies(), self._order()):
+                self._pairs += further
             else:
                 return found
 
@@ -91,12 +106,30 @@ class Settling:
         return self._options.keep == "resolution"
 
     def _stars(self) -> list[Star]:
-        told = [replace(pair, stays=reason) if (reason := self._why_apart(pair)) else pair for pair in self._pairs]
-        lesser: set[int | None] = set()
-        if self._by_content:
-            lesser = {one.lesser for one in self._closer.values() if not one.reason and one.lesser is not None}
-        order = sorted(self._records, key=lambda row: (self._rank[row], row in lesser))  # stable
-        return stars(told, order, self.sizes, by_detail=self._by_content, lesser=lesser, rank=self._rank)
+        told = [self._told(pair) for pair in self._pairs]
+        return stars(
+            told, self._order(), self.sizes, by_detail=self._by_content, lesser=self._better(), rank=self._rank
+        )
+
+    def _copies(self) -> list[Pair]:
+        """What was confirmed in pixels; those that differ with the reason."""
+        return [self._told(pair) for pair in self._pairs if pair.level == "near" and pair.transform is not None]
+
+    def _told(self, pair: Pair) -> Pair:
+        return replace(pair, stays=reason) if (reason := self._why_apart(pair)) else pair
+
+    def _order(self) -> list[int]:
+        """All rows, those to keep first, by their records and then by what full resolution said."""
+        return better_first(list(self._records), self._better())
+
+    def _better(self) -> dict[int, list[int]]:
+        """By row those that are kept before it for what they really hold."""
+        better: dict[int, list[int]] = {}
+        for closer in self._closer.values() if self._by_content else ():
+            other = closer.second if closer.lesser == closer.first else closer.first
+            if closer.lesser is not None and not closer.reason and self._rank[other] == self._rank[closer.lesser]:
+                better.setdefault(closer.lesser, []).append(other)
+        return better
 
     def _why_apart(self, pair: Pair) -> str:
         """Why neither of two images is given up for the other one; empty where one may be."""
@@ -132,13 +165,13 @@ class Settling:
 
     def _look_at(self, unseen: Sequence[Pair]) -> None:
         report = self._report("looking closely", len(unseen))
-        for done, closer in enumerate(look_closely(unseen, self._path_of, self._workers), start=1):
+        for done, closer in enumerate(self._close_look.compare(unseen), start=1):
             self._closer[closer.first, closer.second] = closer
             report(done)
 
-    def _contested(self, found: Sequence[Star]) -> Iterator[tuple[Pair, int, tuple[Place, ...]]]:
-        """Members that were not yet held against an image that differs from their keeper, with the places."""
-        rivals: dict[int, list[tuple[int, tuple[Place, ...]]]] = {}
+    def _contested(self, found: Sequence[Star]) -> Iterator[tuple[Pair, list[Rival]]]:
+        """Members that were not yet held against images that differ from their keeper."""
+        rivals: dict[int, list[Rival]] = {}
         for (first, second), closer in self._closer.items():
             if closer.places and not closer.why:
                 turned = tuple(Place(place.in_second, place.in_first) for place in closer.places)
@@ -146,32 +179,68 @@ class Settling:
                 rivals.setdefault(second, []).append((first, turned))
         for star in found:
             for pair in star.members:
-                for rival, places in rivals.get(star.keeper, [])[:MOST_RIVALS]:
-                    if rival != pair.second and (star.keeper, pair.second, rival) not in self._judged:
-                        yield pair, rival, places
+                unjudged = [
+                    (rival, places)
+                    for rival, places in rivals.get(star.keeper, [])[:MOST_RIVALS]
+                    if rival != pair.second and (star.keeper, pair.second, rival) not in self._judged
+                ]
+                if unjudged:
+                    yield pair, unjudged
 
-    def _judge(self, contested: Sequence[tuple[Pair, int, tuple[Place, ...]]]) -> None:
+    def _judge(self, contested: Sequence[tuple[Pair, list[Rival]]]) -> None:
+        by_ends = self._pairs_with_rivals(contested)
+        contests = []
+        for pair, rivals in contested:
+            beside = [(by_ends.get(_sorted(rival, pair.second)), rival, places) for rival, places in rivals]
+            held = tuple(
+                (known if known.first == rival else known.turned(), places)
+                for known, rival, places in beside
+                if known is not None and known.transform is not None
+            )
+            contests.append(Contest(pair, held))
+            for rival, _ in rivals:  # what is no copy of a rival is nearer to its keeper
+                self._judged[pair.first, pair.second, rival] = True
+        report = self._report("telling rivals apart", len(contests))
+        told = zip(contests, self._close_look.rival_of(contests), strict=True)
+        for done, (contest, lost_to) in enumerate(told, start=1):
+            if lost_to is not None:
+                self._judged[contest.pair.first, contest.pair.second, lost_to] = False
+            report(done)
+
+    def _pairs_with_rivals(self, contested: Sequence[tuple[Pair, list[Rival]]]) -> dict[tuple[int, int], Pair]:
+        """The copies by their rows, with those members and rivals that only their keeper leads to."""
         by_ends = {_ends(pair): pair for pair in self._pairs if pair.level == "near"}
         chained = {}
-        for pair, rival, _ in contested:
-            ends = _sorted(rival, pair.second)
-            to_rival = by_ends.get(_sorted(pair.first, rival))
-            if ends not in by_ends and to_rival is not None and to_rival.transform is not None:
-                back = to_rival if to_rival.first == rival else to_rival.turned()
-                assert back.transform is not None and pair.transform is not None
-                chained[ends] = (rival, pair.second, (square(pair.transform) @ square(back.transform))[:2])
-        for found in self._confirm(list(chained.values())):
+        for pair, rivals in contested:
+            for rival, _ in rivals:
+                ends = _sorted(rival, pair.second)
+                to_rival = by_ends.get(_sorted(pair.first, rival))
+                if ends not in by_ends and to_rival is not None and to_rival.transform is not None:
+                    back = to_rival if to_rival.first == rival else to_rival.turned()
+                    assert back.transform is not None and pair.transform is not None
+                    chained[ends] = (rival, pair.second, (square(pair.transform) @ square(back.transform))[:2])
+        for found in self._confirm.copies_along(list(chained.values())):
             by_ends[_ends(found)] = found
             self._pairs.append(found)
-        report = self._report("telling rivals apart", len(contested))
-        for done, (pair, rival, places) in enumerate(contested, start=1):
-            beside = by_ends.get(_sorted(rival, pair.second))
-            near = True  # to what is no copy of the rival
-            if beside is not None and beside.transform is not None:
-                turned = beside if beside.first == rival else beside.turned()
-                near = is_nearer(pair.second, pair, turned, places, self._path_of)
-            self._judged[pair.first, pair.second, rival] = near
-            report(done)
+        return by_ends
+
+
+def better_first(order: Sequence[int], better: Mapping[int, Sequence[int]]) -> list[int]:
+    """The same rows, each right behind those that are better than it; otherwise in the same order."""
+    place = {row: n for n, row in enumerate(order)}
+    done: dict[int, None] = {}
+    waiting = [(row, False) for row in reversed(order)]
+    entered: set[int] = set()
+    while waiting:
+        row, ready = waiting.pop()
+        if ready:
+            done.setdefault(row)
+        elif row not in entered:  # in a circle the first one comes first
+            entered.add(row)
+            waiting.append((row, True))
+            before = sorted(better.get(row, ()), key=place.__getitem__, reverse=True)
+            waiting += [(one, False) for one in before]
+    return list(done)
 
 
 def _ends(pair: Pair) -> tuple[int, int]:

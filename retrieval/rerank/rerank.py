@@ -92,14 +92,14 @@ def map_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> 
     count = torch.get_num_threads()
     if len(xs) == 1 or count == 1:
         return list(map(call, xs, ys))
-    return list(_workers(count).map(call, xs, ys))
+    return list(one_threaded_workers(count).map(call, xs, ys))
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process, for a forked one has no threads, and by threads
 _making_pools = threading.Lock()
 
 
-def _workers(count: int) -> ThreadPoolExecutor:
+def one_threaded_workers(count: int) -> ThreadPoolExecutor:
     """Threads in each of which torch uses one thread.
 
     `torch.set_num_threads` is for the thread that calls it, and for all that the process begins later: so it is called

@@ -128,10 +128,11 @@ EDITS: dict[str, Edit] = {
 QUALITY = {"recompressed": 12}  # of the JPEG; otherwise 85
 
 
-def make_copies(data: Path, out: Path, originals_of_a_set: int) -> list[Labelled]:
+def make_copies(data: Path, out: Path, originals_of_a_set: int, traps: int | None = None) -> list[Labelled]:
     """Write the set below `out`; the same set for the same arguments.
 
-    data  the folder with the sets of SETS and `distractors`
+    data   the folder with the sets of SETS and `distractors`
+    traps  photos of each set, and of the distractors, that are no copies; default: all
     """
     labelled: list[Labelled] = []
     files = sorted((data / "distractors").glob("*.jpg"))
@@ -142,7 +143,10 @@ def make_copies(data: Path, out: Path, originals_of_a_set: int) -> list[Labelled
         candidates = [row["path"] for row in rows if row["role"] in ORIGINAL_ROLES]
         step = max(len(candidates) // originals_of_a_set, 1)
         originals = candidates[step // 2 :: step][:originals_of_a_set]
+        others_of_it = [row["path"] for row in rows if row["path"] not in originals][:traps]
         for row in rows:
+            if row["path"] not in originals and row["path"] not in others_of_it:
+                continue
             kind = "original" if row["path"] in originals else "motif"
             half = "report" if kind == "motif" or originals.index(row["path"]) % 2 else "tune"
             image = Image.open(data / name / row["path"]).convert("RGB")
@@ -158,7 +162,7 @@ def make_copies(data: Path, out: Path, originals_of_a_set: int) -> list[Labelled
                 beside = place.with_name(f"{place.stem}__{edit.replace(' ', '_').replace('%', 'pc')}.jpg")
                 shows = (photo, *(name for name, _ in others)) if make is collage else (photo,)
                 labelled.append(Labelled(_save(edited, beside, QUALITY.get(edit, 85)), shows, edit, motif, half))
-    for path in files[BESIDE:]:
+    for path in files[BESIDE:][:traps]:
         image = Image.open(path).convert("RGB")
         labelled.append(Labelled(_save(image, out / "other" / path.name, 92), (path.name,), "other", "", "report"))
     return labelled

@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
+from duplicates_local import document
+
 from retrieval.duplicates.provenance import made_from, read_jpeg
 
 SAME = np.array([[1.0, 0, 0], [0, 1, 0]])
@@ -52,6 +54,11 @@ EDITS: dict[str, tuple[Callable[[Image.Image], Image.Image], int, np.ndarray]] =
     "enlarged to 200 %, saved at 90": (lambda image: resized(image, 2), 90, SAME),
     "enlarged to 200 % (bicubic), saved at 60": (lambda image: resized(image, 2, BICUBIC), 60, SAME),
     "enlarged to 150 %, saved at 85": (lambda image: resized(image, 1.5), 85, SAME),
+    "toned, saved at 90": (
+        lambda image: image.point([round(255 * (v / 255) ** 0.7) for v in range(256)] * 3),
+        90,
+        SAME,
+    ),
     "saved again at 60": (lambda image: image, 60, SAME),
     "shrunk to 66 %, saved at 75": (lambda image: resized(image, 0.66), 75, SAME),
     "shrunk to 50 %, saved at 90": (lambda image: resized(image, 0.5), 90, SAME),
@@ -72,8 +79,16 @@ def main() -> None:
         for n, path in enumerate(sorted((args.data / name).rglob("*.jpg")))
         if n not in CHOSEN_ON
     ]
-    chosen = np.random.default_rng(args.seed).permutation(len(files))[: args.photos]
+    rng = np.random.default_rng(args.seed)
+    chosen = rng.permutation(len(files))[: args.photos]
     photos = [Image.open(files[n]).convert("RGB") for n in chosen]
+    for subject, images in (("photos", photos), ("pages", [document(rng)[0] for _ in range(len(photos) // 2)])):
+        table(subject, images)
+
+
+def table(subject: str, photos: list[Image.Image]) -> None:
+    """What is told of each edit of some images."""
+    print(f"{len(photos)} {subject}; in what is left nothing is told\n")
     print("| what was made from an original of quality | " + " | ".join(("75", "90", "95")) + " |\n|---|---|---|---|")
     for name, (edit, again, way) in EDITS.items():
         cells = []
@@ -86,13 +101,14 @@ def main() -> None:
                 wrong += told == [False, True]
             cells.append(f"{right} right, {wrong} wrong")
         print(f"| {name} | {' | '.join(cells)} |")
-    print(f"\nof {len(photos)} photos each; in all others nothing is told")
+    print()
 
 
 def _made(source: bytes, other: bytes, way: np.ndarray) -> bool:
     """Whether the other was made from the source; each way is its own inverse."""
-    jpeg = read_jpeg(source)
-    return jpeg is not None and made_from(jpeg, opened(other), way)
+    jpeg, own = read_jpeg(source), read_jpeg(other)
+    assert jpeg is not None and own is not None
+    return made_from(jpeg, opened(other), way, own.steps)
 
 
 if __name__ == "__main__":

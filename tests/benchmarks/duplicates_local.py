@@ -4,7 +4,8 @@
 
 Photos of the distractors and drawn documents. True copies are recompressed, resized, sharpened, toned, cropped, grey,
 mirrored; changed ones get another digit, word, price, date stamp, selected row, a small object, another face-sized
-region, another background, and are then saved as JPEG at quality 85. A copy should stay without a difference, a change
+region, another print in the middle, another text, somebody cut out, another background, and are then saved as JPEG at
+quality 85. A copy should stay without a difference, a change
 should be named where it is. Constants of the comparison were looked at with seed 0.
 """
 
@@ -147,6 +148,23 @@ def another_background(image: Image.Image, other: Image.Image) -> tuple[Image.Im
     return Image.composite(image, ImageOps.fit(other, image.size), mask), (0, 0, *image.size)
 
 
+def written_over(image: Image.Image, text: str) -> tuple[Image.Image, Box]:
+    size = max(14, image.height // 10)
+    drawn = image.copy()
+    ImageDraw.Draw(drawn).text((size, 2 * size), text, fill=(230, 230, 230), font=ImageFont.load_default(size))
+    return drawn, (size, 2 * size, image.width, round(3.3 * size))
+
+
+def cut_out(image: Image.Image) -> tuple[Image.Image, Box]:
+    """A standing figure's place is filled with what lies beside it."""
+    left, right = round(0.4 * image.width), round(0.6 * image.width)
+    top, bottom = round(0.3 * image.height), round(0.95 * image.height)
+    drawn = image.copy()
+    beside = image.crop((left - (right - left), top, left, bottom))
+    drawn.paste(ImageOps.mirror(beside), (left, top))
+    return drawn, (left, top, right, bottom)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -179,7 +197,8 @@ def main() -> None:
             changed, box = draw(kind)
             plain = draw()[0]
             look(f"page, another {kind}", plain, saved(changed), SAME, box)
-            look(f"page, another {kind}, at 70 %", plain, saved(resized(changed, 0.7)), SAME, box)
+            for share in (0.7, 0.5):
+                look(f"page, another {kind}, at {share:.0%}", plain, saved(resized(changed, share)), SAME, box)
     for number, photo in enumerate(photos):
         other = photos[number - 1]
         one, box = stamped(photo, 14)
@@ -187,6 +206,13 @@ def main() -> None:
         for share, name in ((0.05, "small object"), (0.12, "face-sized region")):
             changed, box = with_object(photo, rng, other, share)
             look(f"photo, another {name}", photo, saved(changed), SAME, box)
+        changed, box = with_object(photo, rng, other, 0.35)
+        look("photo, another print", photo, saved(changed), SAME, box)
+        look("photo, another print, toned", photo, saved(toned(changed, 0.7, 1)), SAME, box)
+        one, box = written_over(photo, "when you find it again")
+        look("photo, another text", one, saved(written_over(photo, "when you lost it today")[0]), SAME, box)
+        changed, box = cut_out(photo)
+        look("photo, somebody cut out", photo, saved(changed), SAME, box)
         changed, box = another_background(photo, other)
         look("photo, another background", photo, saved(changed), SAME, box)
 

@@ -1,13 +1,15 @@
 """How many copies are found, and how many of those found are copies, by kind of edit; hashes beside it.
 
-    python tests/benchmarks/duplicates_quality.py ../shared/data --work FOLDER [--originals 20] [--half report]
-        [--hashes] [--json]
+    python tests/benchmarks/duplicates_quality.py ../shared/data --work FOLDER [--originals 20] [--traps N]
+        [--half report] [--hashes] [--json]
 
 The set of copies.py is made and indexed in FOLDER once. A copy is found where one group has it and its original; a
-member of a group is right where it shares a photo with the keeper. Constants of the confirmation were chosen with other
-originals. Then the edits that others made (`copies_real`). --hashes runs imagededup's on the same files, at its default
-distance (pip install imagededup; its networks need torchvision and are left out). On two cores the set of 4,039 takes
-six minutes to index and twenty to search, for half of it are copies of something.
+member of a group is right where it shares a photo with the keeper. It is offered where it may be given up for its
+keeper or its keeper for it; a caption, a collage and a part that was cut out and enlarged should not be. Constants of
+the confirmation were chosen with other originals. Then the edits that others made (`copies_real`). --hashes runs
+imagededup's on the same files, at its default distance (pip install imagededup; its networks need torchvision and are
+left out). On two cores the set of 4,039 takes six minutes to index and twenty to search, for half of it are copies of
+something.
 """
 
 import argparse
@@ -37,17 +39,19 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--originals", type=int, default=20, help="of each set")
-    parser.add_argument("--half", choices=["tune", "report"], default="report")
+    parser.add_argument("--traps", type=int, help="photos of each set that are no copies; default: all")
+    parser.add_argument("--half", choices=["tune", "report", "both"], default="report")
     parser.add_argument("--hashes", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
     labels = labelled_set(args)
-    mine = {one.path: one for one in labels if one.half == args.half}
+    mine = {one.path: one for one in labels if args.half in (one.half, "both")}
     found = searched(args.work / "set")
     by_way = {"seenit near": pairs_of(found, {"exact", "near"}), "seenit scene": pairs_of(found, {"scene"})}
     for name in HASHES if args.hashes else ():
         by_way[f"imagededup {name}"] = hashed_pairs(name, (args.work / "set").resolve())
+    by_way["offered"] = offered_pairs(found)
     scores = {way: scores_of(pairs, mine) for way, pairs in by_way.items()}
     real = real_edits(args)
     if args.json:
@@ -69,7 +73,7 @@ def labelled_set(args: argparse.Namespace) -> list[Labelled]:
     """The made set, as it was made before where it is there."""
     kept = args.work / "labels.json"
     if not kept.exists():
-        made = make_copies(args.data, (args.work / "set").resolve(), args.originals)
+        made = make_copies(args.data, (args.work / "set").resolve(), args.originals, args.traps)
         kept.write_text(json.dumps([asdict(one) for one in made]))
     return [Labelled(**{**one, "shows": tuple(one["shows"])}) for one in json.loads(kept.read_text())]
 
@@ -88,6 +92,11 @@ def pairs_of(found: Duplicates, levels: set[str]) -> Pairs:
         if member.level in levels
         for file in member.files
     }
+
+
+def offered_pairs(found: Duplicates) -> Pairs:
+    """Each keeper with what may be given up for it."""
+    return {ordered(real_path(group.file.path), real_path(file.path)) for group in found.groups for file in group.spare}
 
 
 def scores_of(pairs: Pairs, labels: dict[str, Labelled]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +168,21 @@ def test_a_rename_changes_files_and_folders_only(store: Store) -> None:
     assert_near(got.global_vector, record.global_vector, atol=1e-3)
     assert 4 in meeting(store, Filter(under=("1/new",))) and 4 in meeting(store, Filter(under=("0/album1",)))
     assert store.count() == len(RECORDS)
+
+
+def test_dates_are_replaced_and_nothing_else(store: Store) -> None:
+    one, other = RECORDS[3], RECORDS[5]
+    moment = datetime(2033, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
+    for _ in range(2):
+        store.set_dates({one.id: (moment, "name"), other.id: (None, None), content_id(b"unknown"): (moment, "name")})
+    got = {record.id: record for record in store.retrieve([one.id, other.id], vectors=True)}
+    assert got[one.id].metadata == replace(one.metadata, taken_at=moment, date_source="name")
+    assert got[other.id].metadata == replace(other.metadata, taken_at=None, date_source=None)
+    assert (got[one.id].files, got[one.id].tags, got[one.id].patches) == (one.files, one.tags, one.patches)
+    found = meeting(store, Filter(after=datetime(2033, 1, 1, tzinfo=UTC)))
+    assert found == {3} and 5 not in meeting(store, Filter(after=datetime(1900, 1, 1, tzinfo=UTC), file_dates=True))
+    assert store.count() == len(RECORDS)
+    store.set_dates({})
 
 
 def test_tags_are_replaced(store: Store) -> None:

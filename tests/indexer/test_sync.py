@@ -314,6 +314,50 @@ def test_stops_after_the_batch_in_hand_and_goes_on(photos: Path, tiny_backbone: 
     assert not second.interrupted and second.images == 8
 
 
+def test_a_date_that_only_the_file_tells_follows_the_file(tmp_path: Path, tiny_backbone: Path) -> None:
+    """Renamed, touched, copied, deleted: the name decides, else the earliest time; what the image says stays."""
+    folder, moment = tmp_path / "photos", 1_000_000_000  # 2001-09-09
+    plain, touched = draw_photo(folder / "plain.png", 1), draw_photo(folder / "touched.png", 2)
+    exif = Image.Exif()
+    exif[0x9003] = exif[0x0132] = "2015:05:06 07:08:09"
+    with Image.open(draw_photo(tmp_path / "own.png", 3)) as image:
+        image.save(folder / "own.jpg", exif=exif)
+    for path in folder.iterdir():
+        os.utime(path, (moment, moment))
+
+    def dates() -> dict[str, tuple[str, str | None]]:
+        run(folder, tiny_backbone)
+        held = records(folder / ".seenit")
+        return {
+            record.files[0].key.split("/")[-1].split(".")[0]: (
+                f"{record.metadata.taken_at:%F}",
+                record.metadata.date_source,
+            )
+            for record in held
+        }
+
+    at_first = dates()
+    assert at_first["plain"] == at_first["touched"] == ("2001-09-09", "file")
+    own = at_first["own"]
+    assert own[1] == "exif"
+    plain.rename(folder / "IMG_20190704_101112.png")
+    os.utime(touched, (moment + 86_400, moment + 86_400))
+    os.utime(folder / "own.jpg", (moment, moment + 86_400))
+    (folder / "own.jpg").rename(folder / "own.20180101_000000.jpg")
+    assert dates() == {
+        "IMG_20190704_101112": ("2019-07-04", "name"),
+        "touched": ("2001-09-10", "file"),
+        "own": own,
+    }
+    shutil.copy(touched, folder / "zz_later.png")  # a copy's time is later
+    assert dates()["touched"] == ("2001-09-10", "file")
+    shutil.copy(touched, folder / "zz_20200102_030405.png")
+    assert dates()["touched"] == ("2020-01-02", "name")
+    (folder / "zz_20200102_030405.png").unlink()
+    (folder / "IMG_20190704_101112.png").rename(folder / "plain.png")
+    assert dates()["touched"] == ("2001-09-10", "file") and dates()["plain"] == ("2001-09-09", "file")
+
+
 @pytest.mark.slow
 def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path) -> None:
     aside = photos.parent / "aside"
@@ -325,8 +369,11 @@ def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path)
     for n in (1, 2, 3):
         (photos.parent / f"{n}.jpg").rename(photos / "a" / f"{n}.jpg")
     aside.rename(photos / "b")
-    second = run(photos, tiny_backbone)
+    said: list[str] = []
+    options = SyncOptions(resolution=56, workers=1)
+    second = sync_folder(photos, options=options, backbone=str(tiny_backbone), say=said.append)
     assert second.refitted and second.embedded == 8
+    assert "which were fitted on 1 image: fitting them again" in "".join(said)
     assert len({record.whitening_id for record in records(photos / ".seenit")}) == 1
     fresh = run(photos, tiny_backbone, photos.parent / "fresh")
     assert fresh.images == 8

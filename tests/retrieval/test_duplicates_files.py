@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from retrieval.duplicates.names import reach
 from retrieval.duplicates.options import DuplicateOptions
 from retrieval.duplicates.outcome import Duplicates, File, Group, GroupMember
 
+Killer = Callable[..., bool]
 JPEG = b"\xff\xd8\xff"  # what one begins with; only images are ever put back
 
 
@@ -421,26 +423,44 @@ def test_bytes_that_changed_behind_the_same_time_are_not_moved(tmp_path: Path) -
 # ---- kills between system calls ----
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    """Runs `kill_points` jobs: whether a process was killed before its call with a number; 0 lets it finish."""
+    command = [sys.executable, str(ROOT / "tests/kill_points.py")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        jobs, codes = process.stdin, process.stdout
+        assert jobs is not None and codes is not None
+
+        def run(what: str, folder: Path, number: int, copied: bool = False) -> bool:
+            print(json.dumps([what, str(folder), number, copied]), file=jobs, flush=True)
+            code = int(codes.readline())
+            assert code in (0, -signal.SIGKILL), f"{what} ended with {code}, its traceback is on stderr"
+            return code != 0
+
+        yield run
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals and forks")
 @pytest.mark.parametrize("what", ["move", "copy", "undo", "undo copied", "join"])
-def test_killed_between_any_two_system_calls_nothing_is_lost(tmp_path: Path, what: str) -> None:
+def test_killed_between_any_two_system_calls_nothing_is_lost(tmp_path: Path, what: str, killer: Killer) -> None:
     """A spread of moments here; KILL_EVERY=1 tries every one."""
-    every, number, kills = int(os.environ.get("KILL_EVERY", "71")), 1, 0
+    every, number, kills = int(os.environ.get("KILL_EVERY", "13")), 1, 0
     work, *how = what.split()
     while True:
         folder = tmp_path / str(number)
         kill_points.make_photos(folder / "photos")
         before = contents(folder / "photos")
         if work == "undo":
-            kill_points_run("copy" if how else "move", folder, 0)
-        died = kill_points_run(work, folder, number, *how)
+            killer("copy" if how else "move", folder, 0)
+        died = killer(work, folder, number, bool(how))
         there = {*contents(folder / "photos").values(), *contents(folder / "away").values()}
         assert set(before.values()) <= there, f"lost before call {number}"
         if work != "join":
-            kill_points_run("undo", folder, 0)
+            killer("undo", folder, 0)
             assert contents(folder / "away") == {}, number
         else:
-            kill_points_run("join", folder, 0)
+            killer("join", folder, 0)
             assert (folder / "photos/a/photo.jpg").samefile(folder / "photos/b/photo.jpg")
         assert contents(folder / "photos") == before, f"not all is back after a kill before call {number}"
         if not died:
@@ -448,14 +468,6 @@ def test_killed_between_any_two_system_calls_nothing_is_lost(tmp_path: Path, wha
         kills, number = kills + 1, number + every
     assert kills >= 2
     print(f"{what}: {kills} kills")
-
-
-def kill_points_run(what: str, folder: Path, number: int, *how: str) -> bool:
-    """Whether the process was killed before its call with this number; 0 lets it finish."""
-    command = [sys.executable, str(ROOT / "tests/kill_points.py"), what, str(folder), str(number), *how]
-    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert ran.returncode in (0, -signal.SIGKILL), ran.stderr
-    return ran.returncode != 0
 
 
 def test_what_pixels_cannot_show_is_never_given_up() -> None:

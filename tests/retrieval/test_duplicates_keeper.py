@@ -21,6 +21,7 @@ from retrieval.duplicates.keeper import Folders, keeping_order, why_before
 from retrieval.duplicates.present import as_json, duplicates_table, write_duplicates_page
 from retrieval.duplicates.provenance import made_from, read_jpeg
 from retrieval.duplicates.raw_pairs import beside_raw, shots
+from retrieval.duplicates.settle import better_first
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +77,7 @@ def as_png(folder: Path) -> None:
 
 def enlarged(folder: Path) -> None:
     image = Image.open(folder / "original.jpg")
-    image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC).save(folder / "copy.jpg", quality=60)
+    image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC).save(folder / "copy.jpg", quality=90)
 
 
 def crooked(folder: Path) -> None:
@@ -108,7 +109,8 @@ def grey(folder: Path) -> None:
 def test_the_original_is_kept_in_a_pair(
     tmp_path: Path, tiny_backbone: Path, edit: Callable[[Path], None], why: str
 ) -> None:
-    scene(1).save(tmp_path / "original.jpg", quality=80)
+    size = (640, 480) if edit is enlarged else (320, 240)  # traces of an enlargement are faint
+    scene(1, *size).save(tmp_path / "original.jpg", quality=75)
     edit(tmp_path)
     parts = edit in (crooked, framed)  # to be found they need features
     found = searched(tmp_path, None if parts else tiny_backbone)
@@ -135,6 +137,32 @@ def test_what_the_camera_wrote_is_kept_before_a_larger_file(tmp_path: Path, tiny
     scene(3).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "turned.png")  # not made from the JPEG
     found = searched(tmp_path, tiny_backbone)
     assert names(found) == [("camera.jpg", ["turned.png"])] and "EXIF" in found.groups[0].why
+
+
+def test_a_file_that_lacks_its_end_is_given_up_for_that(tmp_path: Path, tiny_backbone: Path) -> None:
+    scene(1).save(tmp_path / "whole.jpg", quality=90)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-10])
+    found = searched(tmp_path, tiny_backbone)
+    assert names(found) == [("whole.jpg", ["cut.jpg"])] and found.groups[0].why == "it is whole"
+
+
+def test_a_files_time_is_no_date_beside_a_real_one() -> None:
+    def record(id: str, year: int, source: str) -> Record:
+        taken = datetime(year, 1, 1, tzinfo=UTC)
+        return Record(id, (StoredFile("0/x", 1, 0),), Metadata(8, 6, "JPEG", taken, date_source=source), "w")
+
+    records = [record("copied", 2001, "file"), record("shot", 2020, "exif"), record("named", 2010, "name")]
+    assert [one.id for one in sorted(records, key=keeping_order("oldest"))] == ["named", "shot", "copied"]
+    assert [one.id for one in sorted(records, key=keeping_order("newest"))] == ["shot", "named", "copied"]
+
+
+def test_copies_of_a_copy_belong_to_the_image_that_is_kept_in_its_place(tmp_path: Path, tiny_backbone: Path) -> None:
+    """They were compared with the largest grey file only, which then turned out to be no keeper."""
+    scene(1).save(tmp_path / "original.jpg", quality=90)
+    for n in range(3):
+        scene(1).convert("L").save(tmp_path / f"grey{n}.png", compress_level=n)
+    found = searched(tmp_path, tiny_backbone)
+    assert names(found) == [("original.jpg", ["grey0.png", "grey1.png", "grey2.png"])]
 
 
 def test_formats_at_equal_detail() -> None:
@@ -180,6 +208,31 @@ def test_a_jpegs_traces_are_found_in_what_was_made_from_it_only(tmp_path: Path) 
     assert stored is not None and stored.orientation == 6
     assert made_from(stored, ImageOps.exif_transpose(Image.open(turned)).convert("RGB"), SAME)
     assert read_jpeg(b"\xff\xd8\xff no JPEG") is None
+
+
+def test_siblings_tell_nothing_of_each_other(tmp_path: Path) -> None:
+    """JPEGs of one image have the same multiples without being made from each other; a smooth image is near 0."""
+    image, rng = scene(6, 400, 300), np.random.default_rng(0)
+    noisy = Image.fromarray((np.asarray(image) + rng.normal(0, 18, (300, 400, 3))).clip(0, 255).astype(np.uint8))
+    bent = image.point([round(255 * (v / 255) ** 0.7) for v in range(256)] * 3)
+    made = {"plain": image, "noisy": noisy, "bent": bent, "soft": image.filter(ImageFilter.GaussianBlur(2))}
+    packed = {}
+    for name, one in made.items():
+        one.save(tmp_path / f"{name}.jpg", quality=85)
+        packed[name] = read_jpeg((tmp_path / f"{name}.jpg").read_bytes())
+    for name, source in packed.items():
+        for other, jpeg in packed.items():
+            assert source is not None and jpeg is not None
+            opened = Image.open(tmp_path / f"{other}.jpg").convert("RGB")
+            assert name == other or not made_from(source, opened, SAME, jpeg.steps), (name, other)
+            assert name == other or not made_from(source, made[other], SAME), (name, other)
+
+
+def test_better_ones_come_right_before_those_they_are_better_than() -> None:
+    assert better_first([0, 1, 2, 3], {}) == [0, 1, 2, 3]
+    assert better_first([0, 1, 2, 3], {0: [2]}) == [2, 0, 1, 3]  # and not after 1 and 3
+    assert better_first([0, 1, 2, 3], {0: [2], 2: [3]}) == [3, 2, 0, 1]
+    assert sorted(better_first([0, 1, 2], {0: [1], 1: [0]})) == [0, 1, 2]  # a circle
 
 
 # ---- the user's folders ----

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+import torch
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import find_duplicates
+from retrieval.duplicates.appearance import KNOTS, equally_sharp, in_tone_of
+from retrieval.duplicates.closely import MAY_BE, Closer
 from retrieval.duplicates.local import Local, compare_locally
 from retrieval.duplicates.present import as_json, duplicates_table, write_duplicates_page
 
@@ -91,6 +94,67 @@ def test_true_copies_do_not_differ(edit: Callable[[Image.Image], Image.Image], w
     assert found.can_tell and not found.places, found
 
 
+def painted(seed: int) -> Image.Image:
+    """A drawn photo: colours and grain, through a lens."""
+    rng = np.random.default_rng(seed)
+    layers = sum(
+        np.asarray(
+            Image.fromarray(rng.integers(0, 85, (n, n, 3), np.uint8)).resize((400, 300), Image.Resampling.BICUBIC),
+            np.float32,
+        )
+        for n in (4, 12, 40)
+    )
+    grain = rng.normal(0, 8, (300, 400, 1))
+    return Image.fromarray((layers + grain).clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.8))
+
+
+@pytest.mark.parametrize("gamma, contrast, colour", [(0.6, 1, 1), (1.7, 1, 1), (0.8, 0.8, 1), (0.6, 0.6, 0.3)])
+def test_a_copy_in_another_tone_does_not_differ(gamma: float, contrast: float, colour: float) -> None:
+    for seed in range(3):
+        bent = painted(seed).point([round(255 * (v / 255) ** gamma) for v in range(256)] * 3)
+        toned = ImageEnhance.Color(ImageEnhance.Contrast(bent).enhance(contrast)).enhance(colour)
+        found = compare_locally(painted(seed), saved(toned), SAME)
+        assert found.can_tell and not found.places, (seed, found)
+        other = toned.copy()
+        other.paste(painted(9).resize((40, 30)), (200, 100))
+        changed = compare_locally(painted(seed), saved(other), SAME)
+        x, y, width, height = changed.places[0].in_first
+        assert 400 * x < 240 and 400 * (x + width) > 200 and 300 * y < 130 and 300 * (y + height) > 100
+
+
+def test_curves_of_each_colour_are_found_exactly() -> None:
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (60, 80, 3), np.uint8)
+    planes = torch.from_numpy(np.asarray(Image.fromarray(rgb).convert("YCbCr"), np.float32)).permute(2, 0, 1)
+    heights = np.stack([85 * (np.array(KNOTS) / 256) ** gamma for gamma in (0.7, 1.0, 1.6)])
+    wanted = sum(np.interp(rgb[..., channel], KNOTS, heights[channel]) for channel in range(3))  # (60, 80)
+    toned = in_tone_of(planes, torch.from_numpy(np.asarray(wanted, np.float32))[None], torch.ones(60, 80))
+    assert float((toned.planes[0] - torch.from_numpy(wanted)).abs().quantile(0.95)) < 2.5  # YCbCr is rounded
+
+
+def test_the_sharper_one_is_filtered_until_both_fit() -> None:
+    def planes(image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(image.convert("YCbCr"), np.float32)).permute(2, 0, 1)
+
+    sharp = painted(1)
+    for soft in (sharp.filter(ImageFilter.GaussianBlur(1.5)), sharp.filter(ImageFilter.BoxBlur(1))):
+        for pair in ((sharp, soft), (soft, sharp)):
+            before = [planes(image) for image in pair]
+            after = equally_sharp(before[0], before[1], torch.ones(300, 400))
+            left = [float((one[0] - other[0]).abs().mean()) for one, other in (before, after)]
+            assert left[1] < 0.4 * left[0], left
+
+
+def test_a_composite_is_no_copy_and_its_place_is_named() -> None:
+    mask = Image.new("L", (400, 300), 0)
+    ImageDraw.Draw(mask).ellipse((80, 60, 320, 240), fill=255)
+    found = compare_locally(painted(1), saved(Image.composite(painted(1), painted(2), mask)), SAME)
+    assert found.places
+    told = Closer(0, 1, found.places, why="" if found.can_tell else MAY_BE).stays(1, 400, 300)
+    assert ("may be a copy" in told or "differs" in told) and "pixels)" in told
+    assert "pixels)" in Closer(0, 1, found.places, why=MAY_BE).stays(0, 400, 300)
+
+
 def test_a_face_sized_region_of_a_real_photo(shared: Path) -> None:
     first, second = (
         Image.open(path).convert("RGB") for path in sorted((shared / "data/distractors").glob("*.jpg"))[3:5]
@@ -124,6 +188,17 @@ def test_screens_that_differ_are_not_offered_and_a_smaller_copy_is(tmp_path: Pat
     assert told[0][0]["in_keeper"] == [left, top, width, height]
     write_duplicates_page(tmp_path / "page.html", found)
     assert "differs from the keeper" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_copies_of_an_image_that_differs_from_the_keeper_are_found(tmp_path: Path, tiny_backbone: Path) -> None:
+    screen(LINES).save(tmp_path / "a.png", compress_level=0)
+    changed(4, "266", "286").save(tmp_path / "b.png")
+    saved(changed(4, "266", "286"), 90).save(tmp_path / "copy_of_b.png")
+    sync_folder(tmp_path, options=SyncOptions(workers=1), backbone=tiny_backbone)
+    groups = find_duplicates(tmp_path / ".seenit", workers=1).groups
+    given_up = {Path(group.file.path).name: [Path(file.path).name for file in group.spare] for group in groups}
+    spare = {"b.png": ["copy_of_b.png"], "copy_of_b.png": ["b.png"]}
+    assert [one for one in given_up.items() if one[1]] in [[one] for one in spare.items()], given_up
 
 
 def test_the_keeper_is_the_one_in_colour(tmp_path: Path, tiny_backbone: Path) -> None:

@@ -10,7 +10,9 @@ from torch.nn.functional import normalize
 from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
 from indexer.errors import SeenitError
+from indexer.index.calibration import Calibration
 from retrieval.calibrate import learn
+from retrieval.rerank.fuse import fuse_scores
 from retrieval.rerank.geometry import ELSEWHERE, FLOOR, Pairs, distinctiveness_of, far_apart, find_inliers, mutual_pairs
 from retrieval.rerank.patches import patches_at
 from retrieval.rerank.rerank import CHUNK, Comparison, map_threads, to_evidence
@@ -215,6 +217,47 @@ def test_a_calibration_puts_even_odds_between_right_and_wrong() -> None:
     again = learn(right, mixed)
     assert -again[1] / again[0] == pytest.approx(-offset / slope, abs=0.02)
     assert learn(wrong, right)[0] < 0 or learn(wrong, wrong)[0] < 5  # what tells nothing apart makes nothing sure
+
+
+def logo(rng: np.random.Generator, place: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Patches (N, D) of a figure on plain ground, whose patches are alike but for knowing a little of their place."""
+    ground = np.zeros(place.shape[1], np.float32)
+    ground[0] = 1
+    tokens = ground + 0.4 * place + 0.05 * rng.standard_normal(place.shape)
+    tokens[cells] = unit(rng, len(cells), place.shape[1])
+    return np.asarray(tokens / np.linalg.norm(tokens, axis=1, keepdims=True), np.float32)
+
+
+def test_figures_on_the_same_plain_ground_are_no_match() -> None:
+    """The grounds of two images fit onto each other well, and prove nothing."""
+    rng = np.random.default_rng(5)
+    grid, dim = (12, 12), 64
+    positions = np.stack(np.divmod(np.arange(144), 12), 1).astype(np.uint8)
+    place = unit(rng, 144, dim)
+    inner = np.flatnonzero(np.abs(positions.astype(int) - 5.5).max(1) < 3)  # 6 x 6
+
+    def packed(tokens: np.ndarray) -> bytes:
+        noisy = tokens + 0.05 * rng.standard_normal(tokens.shape).astype(np.float32)
+        return pack_patches(PatchTokens(noisy / np.linalg.norm(noisy, axis=1, keepdims=True), positions, grid), 8)
+
+    def compared(tokens: np.ndarray, others: list[np.ndarray]) -> Comparison:
+        return Comparison([CropFeatures(np.zeros(4, np.float32), tokens, grid)], [packed(one) for one in others])
+
+    photos = [unit(rng, 144, dim) for _ in range(8)]
+    answers = [compared(photo, [photo, photos[n - 1]]) for n, photo in enumerate(photos)]
+    right, wrong = (np.array([answer.consistency(n) for answer in answers]) for n in (0, 1))
+    calibration = Calibration(20.0, -8.0, *learn(right, wrong), whitening_id="w", images=8, views=8)
+
+    logos = [logo(rng, place, inner) for _ in range(3)]
+    for n, one in enumerate(logos):
+        found = compared(one, logos)
+        assert (found.inlier_weight > 10).all()  # by which all three would be the same
+        scores = fuse_scores(np.full(3, 0.95), found.inlier_weight, found.distinctiveness)
+        verdicts = [
+            to_evidence(found.match(k), calibration.probability(scores[k], found.consistency(k))).verdict
+            for k in range(3)
+        ]
+        assert [verdict == "same" for verdict in verdicts] == [k == n for k in range(3)], (verdicts, right, wrong)
 
 
 def test_bits_are_those_of_the_configs() -> None:
