@@ -30,9 +30,9 @@ from indexer.backbone.vit import VisionTransformer
 from trainer.config import Config, make_config
 from trainer.data.augment import cut_with_pillow, draw_views
 from trainer.data.augment_torch import cut_with_torch
-from trainer.data.masking import draw_masks
+from trainer.data.masking import draw_masks, pick_masked
 from trainer.data.stream import augmentation_of
-from trainer.model.optim import clip_gradients, make_optimiser, pace_at, set_pace, update_ema
+from trainer.model.optim import clip_gradients, make_optimiser, pace_at, set_pace, update_ema, update_if_finite
 from trainer.model.student_teacher import Centers, MaskedCrops, compute_losses, make_network, prepare_blocks
 from trainer.run.state import DTYPES
 
@@ -53,7 +53,7 @@ def make_step(config: Config, device: torch.device) -> Callable[[], None]:
     batch = MaskedCrops(
         torch.randn(2 * config.batch_size, 3, config.global_size, config.global_size, device=device),
         torch.randn(config.num_local * config.batch_size, 3, config.local_size, config.local_size, device=device),
-        draw_masks(config, (side, side), 0).to(device),
+        pick_masked(draw_masks(config, (side, side), 0)).to(device),
     )
     dtype = DTYPES[config.precision]
     autocast = nullcontext if dtype == torch.float32 else partial(torch.autocast, device.type, dtype)
@@ -66,8 +66,7 @@ def make_step(config: Config, device: torch.device) -> Callable[[], None]:
             student, teacher, centers, batch, config, temperature=pace.teacher_temperature, autocast=autocast
         )
         losses.total.backward()
-        clip_gradients(student.parts(), config.clip)
-        optimiser.step()
+        update_if_finite(optimiser, clip_gradients(student.parts(), config.clip))
         update_ema(teacher, student, pace.momentum)
         if device.type == "cuda":
             torch.cuda.synchronize()
