@@ -1,4 +1,4 @@
-"""What a run on a GPU needs and a CPU can show: few waits, sizes that repeat, batches ahead, defaults, faked kernels."""
+"""What a run on a GPU needs and a CPU can show: few waits, sizes that repeat, batches ahead, defaults, fake kernels."""
 
 import copy
 import importlib.util
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import draw_photo
 from test_trainer_resume import tiny
 from test_trainer_step import assert_same_gradients, batch_of, config_with, gradients, network
@@ -22,12 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from indexer.backbone import attention as attention_module
 from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.config import Config, ConfigError, make_config
-from trainer.data import ahead as ahead_module
 from trainer.data.ahead import OneAhead, tensors_of
 from trainer.data.masking import draw_masks, pick_masked
 from trainer.data.sources import open_source
 from trainer.device_defaults import with_device_defaults
-from trainer.model import distributed, losses
+from trainer.model import losses
 from trainer.model.distributed import World, join_world
 from trainer.model.losses import centred_softmax, cross_entropy, moved_center, sinkhorn
 from trainer.model.optim import make_optimiser, update_if_finite
@@ -259,8 +259,14 @@ def test_all_tensors_of_a_batch_are_found() -> None:
 
 
 def test_on_a_cpu_nothing_is_made_ahead() -> None:
-    made = []
-    batches = OneAhead((made.append(n) or n for n in range(9)), torch.device("cpu"))  # type: ignore[func-returns-value]
+    made: list[int] = []
+
+    def make() -> Iterator[int]:
+        for n in range(9):
+            made.append(n)
+            yield n
+
+    batches = OneAhead(make(), torch.device("cpu"))
     for n in range(3):
         batches.prepare()
         assert made == list(range(n))
@@ -287,7 +293,7 @@ def test_on_a_gpu_the_next_batch_is_made_on_a_stream_beside_the_step(monkeypatch
         current.pop()
 
     fake = SimpleNamespace(Stream=lambda device: side, current_stream=lambda device: main, stream=on)
-    monkeypatch.setattr(ahead_module.torch, "cuda", fake)
+    monkeypatch.setattr(torch, "cuda", fake)
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: told.append(f"kept for {stream.name}"))
 
     def make() -> Iterator[Outer]:
@@ -317,7 +323,12 @@ def test_on_a_gpu_the_next_batch_is_made_on_a_stream_beside_the_step(monkeypatch
 def test_a_step_prepares_the_next_batch_before_it_waits(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     real = OneAhead.prepare
-    monkeypatch.setattr(OneAhead, "prepare", lambda self: (told.append("prepare"), real(self))[1])
+
+    def prepare(batches: OneAhead[MaskedCrops]) -> None:
+        told.append("prepare")
+        real(batches)
+
+    monkeypatch.setattr(OneAhead, "prepare", prepare)
     monkeypatch.setattr("trainer.train._record", lambda *given: told.append("wait"))
     run = start_run(tiny(accumulate=2), None, torch.device("cpu"), World())
     with _open_stream(run, open_source(images), run.config, print) as stream:
@@ -373,10 +384,10 @@ def test_tf32_is_for_cuda_and_for_the_run_only() -> None:
 def test_processes_wait_longer_than_nccls_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[str, timedelta]] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: False)
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda kind, timeout: given.append((kind, timeout)))
-    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda kind, timeout: given.append((kind, timeout)))
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     assert join_world("cuda") == World(1, 2)
     assert given[0][0] == "nccl" and given[0][1] > timedelta(hours=1)
 
@@ -425,7 +436,7 @@ class FakeXformers:
 class OnCuda(Tensor):
     """A tensor of the CPU that says it is on a GPU."""
 
-    is_cuda = True  # type: ignore[assignment]
+    is_cuda = True
 
 
 def test_xformers_gets_one_mask_on_the_right_device_and_only_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,7 +454,8 @@ def test_xformers_gets_one_mask_on_the_right_device_and_only_what_it_can_do(monk
             query, key, value = (part.as_subclass(OnCuda) for part in qkv.unbind(1))
             monkeypatch.setattr(attention_module, "_has_varlen", lambda query: False)
             found = attention_module.attention(query, key, value, layout)
-            expected = attention_module._torch_attention(*qkv.unbind(1), layout)
+            plain_query, plain_key, plain_value = qkv.unbind(1)
+            expected = attention_module._torch_attention(plain_query, plain_key, plain_value, layout)
             torch.testing.assert_close(found.as_subclass(Tensor), expected)
         assert fake.calls == calls
     assert fake.masks == [((5, 5, 4, 4, 4), torch.device("cpu"))]

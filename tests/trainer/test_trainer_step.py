@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partialmethod
 from typing import Any, cast
 
 import pytest
@@ -211,8 +212,8 @@ def test_recomputed_blocks_change_nothing_even_where_samples_drop_out() -> None:
 @pytest.mark.slow
 def test_compiled_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced with their gradients, as for every compiler; a run with the real one takes minutes to begin."""
-    compile_with = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_with(module, backend="aot_eager"))
+    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
     config, architecture = config_with(), replace(TINY, drop_path=0.5)
     student, teacher, batch = network(config, 1, architecture).train(), network(config, 2), batch_of(config)
     found = []
