@@ -408,6 +408,10 @@ def evaluate_retrieval(
         list[Path],
         typer.Argument(metavar="MANIFEST...", help="manifest.csv (path, role, instance), gnd_*.pkl, ILIAS's folder."),
     ],
+    benchmark: Annotated[
+        Literal["roxford5k", "rparis6k"] | None,
+        typer.Option(help="As DINOv2's paper scores a backbone: cosine of CLS alone. Give the set's folder."),
+    ] = None,
     distractors: Annotated[
         Path | None, typer.Option(metavar="MANIFEST|FOLDER", help="Images to add to every gallery.")
     ] = None,
@@ -422,16 +426,31 @@ def evaluate_retrieval(
 
     Each gallery is indexed into a temporary folder, or kept at --index, which must then hold nothing else.
     """
+    from .evaluate.benchmark import RESOLUTION, evaluate_benchmark
     from .evaluate.evaluate import evaluate_retrieval as evaluate
     from .evaluate.evaluate import scores_table
 
-    scores = evaluate(
-        sets,
-        distractors=distractors,
-        index=index,
-        backbone=backbone,
-        resolution=resolution,
-        progress=not as_json and sys.stderr.isatty(),
-        say=say,
-    )
+    progress = not as_json and sys.stderr.isatty()
+    if benchmark is not None:
+        if index is not None or len(sets) != 1:
+            raise typer.BadParameter("--benchmark takes one folder and makes no index; leave out --index")
+        scores = evaluate_benchmark(
+            benchmark,
+            sets[0],
+            distractors=distractors,
+            backbone=backbone,
+            resolution=resolution or RESOLUTION,
+            progress=progress,
+            say=say,
+        )
+    else:
+        scores = evaluate(
+            sets,
+            distractors=distractors,
+            index=index,
+            backbone=backbone,
+            resolution=resolution,
+            progress=progress,
+            say=say,
+        )
     print(json.dumps([one.as_json() for one in scores]) if as_json else scores_table(scores))

@@ -124,28 +124,49 @@ def evaluate_fewshot(
     _print_scores(few_shot(*_labelled_features(backbone, train_photos, val_photos)), as_json)
 
 
+ImagesOption = Annotated[
+    int | None, typer.Option("--images", min=2, metavar="N", help="Of each division only so many, evenly spread.")
+]
+
+
 def evaluate_segmentation(
-    folder: Annotated[Path, typer.Argument(help="With images/ and masks/ (PNG of class numbers).")],
+    folder: Annotated[Path, typer.Argument(help="images/ and masks/ (PNG of class numbers), Pascal VOC, or ADE20K.")],
     backbone: BackboneOption = "auto",
     resolution: Annotated[int, typer.Option(metavar="PX")] = 448,
+    images: ImagesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Linear segmentation on patch features, in folds."""
+    """Linear segmentation on patch features.
+
+    Pascal VOC and ADE20K are fitted and scored on their own divisions, any other set in folds.
+    """
     from .evaluate.dense import segmentation
 
-    _print_scores(segmentation(_dense_features(backbone, folder, "masks", resolution)), as_json)
+    train, val, _ = _dense_features(backbone, folder, "masks", resolution, images)
+    _print_scores(segmentation(train, val), as_json)
 
 
 def evaluate_depth(
-    folder: Annotated[Path, typer.Argument(help="With images/ and depth/ (16-bit PNG of millimetres, or NPY).")],
+    folder: Annotated[Path, typer.Argument(help="images/ and depth/ (16-bit PNG of mm, or NPY), or NYU's splits.")],
     backbone: BackboneOption = "auto",
     resolution: Annotated[int, typer.Option(metavar="PX")] = 448,
+    head: Annotated[
+        Literal["log", "bins"], typer.Option(help="Ridge regression to the logarithm, or the paper's 256 bins.")
+    ] = "log",
+    max_depth: Annotated[
+        float, typer.Option(min=0.01, metavar="M", help="What is further away does not count.")
+    ] = 10.0,
+    images: ImagesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Linear depth on patch features, in folds."""
+    """Linear depth on patch features.
+
+    NYU Depth V2 is fitted and scored on its own divisions, any other set in folds.
+    """
     from .evaluate.dense import depth
 
-    _print_scores(depth(_dense_features(backbone, folder, "depth", resolution)), as_json)
+    train, val, own_limit = _dense_features(backbone, folder, "depth", resolution, images)
+    _print_scores(depth(train, val, head=head, max_depth=max_depth or own_limit), as_json)
 
 
 def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "tuple[LabelledFeatures, ...]":
@@ -159,15 +180,23 @@ def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "
     return tuple(embed_labelled(loaded, images, progress=progress, say=say) for images in (known, asked))
 
 
-def _dense_features(backbone: str, folder: Path, kind: Literal["masks", "depth"], resolution: int) -> "DenseFeatures":
+def _dense_features(
+    backbone: str, folder: Path, kind: Literal["masks", "depth"], resolution: int, most: int | None
+) -> "tuple[DenseFeatures, DenseFeatures | None, float]":
+    """What to fit on; what to score, None: the same in folds; beyond how many metres nothing counts."""
     from indexer.backbone.backbone import Backbone
 
     from .evaluate.dense import embed_pairs
-    from .evaluate.labelled import read_pairs
+    from .evaluate.dense_sets import read_dense_set
 
-    pairs = read_pairs(folder, kind)
+    found = read_dense_set(folder, kind, most)
     loaded, progress = Backbone.load(backbone, say=say), sys.stderr.isatty()
-    return embed_pairs(loaded, pairs, resolution=resolution, progress=progress, say=say)
+    train, val = (
+        None if pairs is None else embed_pairs(loaded, pairs, resolution=resolution, progress=progress, say=say)
+        for pairs in (found.train, found.val)
+    )
+    assert train is not None
+    return train, val, found.max_depth
 
 
 def _print_scores(scores: "Scores", as_json: bool) -> None:

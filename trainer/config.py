@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from indexer.backbone.vit import Architecture
@@ -39,13 +40,14 @@ class Config:
     batch_size: int = 64  # images in a batch, over all processes together; each process has an equal part
     accumulate: int = 1  # batches whose gradients are summed before an update
     seed: int = 0
-    workers: int = 4  # processes that decode and crop; 0: this one does
-    engine: Literal["pillow", "torch"] = "pillow"  # who crops and distorts: Pillow in workers, or torch on the device
+    workers: int | None = None  # processes that decode and crop; 0: this one does; None (auto): one a core, less one
+    engine: Literal["auto", "pillow", "torch"] = "auto"  # Pillow in workers, or torch on the device (auto: on CUDA)
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: half of CUDA's choice, else float32
+    half_residual: bool = False  # keep tokens between blocks in half precision as well, as the reference does
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: copies of the network, or its shards
     packed: bool = True  # global and local crops through the network in one sequence
-    compile: bool = False  # torch.compile of the blocks
+    compile: bool | None = None  # torch.compile of the blocks; None (auto): on CUDA
     checkpoint_blocks: bool = False  # recompute each block in backward: a third more work, far less memory
     snapshot_every: int = 1000  # steps
     keep_snapshots: int = 3  # the last ones
@@ -130,7 +132,8 @@ class Config:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("prototypes", "ibot_prototypes", "head_hidden", "head_bottleneck", "head_layers"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("registers", "workers", "num_local", "train_blocks", "show_every", "clip", "weight_decay"):
+        self._require("workers", self.workers is None or self.workers >= 0, "0 or more, or auto")
+        for name in ("registers", "num_local", "train_blocks", "show_every", "clip", "weight_decay"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in _SHARES:
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
@@ -342,6 +345,10 @@ def _split(change: str) -> tuple[str, str]:
 def _convert(key: str, value: Any, wanted: Any) -> Any:
     if get_origin(wanted) is Literal:
         return value  # Config itself checks the choices
+    if get_origin(wanted) is UnionType:  # of something and None
+        if value is None or value == "auto":
+            return None
+        wanted = get_args(wanted)[0]
     try:
         if get_origin(wanted) is tuple:
             parts = value.strip("()[] ").split(",") if isinstance(value, str) else value

@@ -24,9 +24,10 @@ from indexer.errors import SeenitError
 from indexer.messages import Say, say_to_stderr
 
 from .config import Config
-from .data.masking import draw_masks
+from .data.ahead import OneAhead
+from .data.masking import draw_masks, pick_masked
 from .data.sources import ImageSource, fingerprint, open_source
-from .data.stream import CropBatch, CropStream, check_batch
+from .data.stream import CropStream, check_batch
 from .model.distributed import (
     any_process,
     full_tensor,
@@ -36,7 +37,7 @@ from .model.distributed import (
     wait_for_all,
     without_sync,
 )
-from .model.optim import ScheduleValues, clip_gradients, pace_at, set_pace, update_ema
+from .model.optim import ScheduleValues, clip_gradients, pace_at, set_pace, update_ema, update_if_finite
 from .model.student_teacher import FeatureTeacher, Losses, MaskedCrops, compute_losses
 from .run.collapse import LOOK_EVERY, CollapseError, CollapseSigns
 from .run.report import write_report
@@ -57,6 +58,7 @@ from .run.state import (
     choose_device,
     described,
     enter_high_resolution,
+    float32_as_tf32,
     read_backbone,
     settle_learning,
     start_run,
@@ -116,6 +118,7 @@ def train(
     with ExitStack() as cleanup:
         cleanup.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         cleanup.enter_context(telling_of_memory(config, device))
+        cleanup.enter_context(float32_as_tf32(device))
         say = say if world.is_main else _say_nothing
         source = open_source(images, exclude_dirs=[out])
         images_digest = fingerprint(source)
@@ -185,7 +188,7 @@ def _loop(
     config, world = run.config, run.world
     started, done = time.perf_counter(), 0
     spoken = started
-    batches: Iterator[CropBatch] | None = None
+    batches: OneAhead[MaskedCrops] | None = None
     stage: Config | None = None
     with ExitStack() as streams, _bar(config.steps, run.step, progress and world.is_main) as bar:
         while run.step < config.steps:
@@ -198,12 +201,12 @@ def _loop(
                 stage = stage_now
                 streams.close()
                 stream = streams.enter_context(_open_stream(run, source, stage, say))
-                batches = iter(stream)
+                batches = OneAhead(_masked_batches(run, stream, stage), run.device)
             assert batches is not None and stage is not None
             if run.step == config.high_res_start:
                 enter_high_resolution(run)
             settle_learning(run)
-            signs = _step(run, batches, stage)
+            signs = _step(run, batches)
             run.step += 1
             done += config.images_per_update
             run.unreadable = len(stream.broken)
@@ -233,8 +236,11 @@ def _loop(
     return False, done / max(time.perf_counter() - started, 1e-9)
 
 
-def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> CollapseSigns | None:
-    """One update of the student and, after it, of the average; a check for collapse every few steps."""
+def _step(run: Run, batches: OneAhead[MaskedCrops]) -> CollapseSigns | None:
+    """One update of the student and, after it, of the average; a check for collapse every few steps.
+
+    All of it is queued on the device, and the next batch beside it, before `_record` waits for the numbers.
+    """
     config = run.config
     pace = pace_at(config, run.step)
     set_pace(run.optimiser, pace)
@@ -242,9 +248,10 @@ def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> CollapseSign
     run.optimiser.zero_grad(set_to_none=True)
     numbers: list[Tensor] = []
     for number in range(config.accumulate):
-        batch = _to_batch(run, next(batches), stage, run.step * config.accumulate + number)
+        batch = batches.take()
+        last = number == config.accumulate - 1
         assert run.parallel is not None
-        with without_sync(run.parallel, last=number == config.accumulate - 1):
+        with without_sync(run.parallel, last=last):
             losses = compute_losses(
                 run.parallel,
                 run.teacher,
@@ -256,31 +263,39 @@ def _step(run: Run, batches: Iterator[CropBatch], stage: Config) -> CollapseSign
             )
             run.scaler.scale(losses.total / config.accumulate).backward()
         numbers.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]).float())
+        if not last:
+            batches.prepare()
     run.scaler.unscale_(run.optimiser)
     norm = clip_gradients(run.student.parts(), config.clip)
-    if math.isfinite(norm) or run.scaler.is_enabled():
+    if run.scaler.is_enabled():
         run.scaler.step(run.optimiser)
+    else:
+        update_if_finite(run.optimiser, norm)
     run.scaler.update()
     for network in (run.student, run.teacher):
         reshard(network)
     update_ema(run.average, run.student, pace.momentum)
+    if run.step + 1 not in (config.high_res_start, config.steps):  # the next batch is of this stream
+        batches.prepare()
     return _record(run, torch.stack(numbers).mean(0), losses, norm, pace)
 
 
-def _record(run: Run, numbers: Tensor, last: Losses, norm: float, pace: ScheduleValues) -> CollapseSigns | None:
+def _record(run: Run, numbers: Tensor, last: Losses, norm: Tensor, pace: ScheduleValues) -> CollapseSigns | None:
     """Put the step into the metrics and into the watch's memory, and check for collapse where it is time.
 
     numbers  (6,)  total and single losses in this process
     last     of the last batch before the update
+    norm     ()    of the gradients, the same in all processes
     """
-    means = (sum_over_processes(numbers) / run.world.size).tolist()
-    finite = math.isfinite(norm)
+    together = torch.cat([numbers, norm[None].to(numbers)])
+    *means, length = (sum_over_processes(together) / run.world.size).tolist()  # the step's one wait for the device
+    finite = math.isfinite(length)
     run.loss = means[0]
     run.metrics.append(
         {
             "step": run.step + 1,
             **{name: round(value, 6) for name, value in zip(("loss", *LOSS_NAMES[1:]), means, strict=True)},
-            "gradient_norm": round(norm, 6),
+            "gradient_norm": round(length, 6),
             **asdict(pace),
             "finite": finite,
         }
@@ -317,14 +332,15 @@ def _open_stream(run: Run, source: ImageSource, stage: Config, say: Say) -> Crop
     )
 
 
-def _to_batch(run: Run, crops: CropBatch, stage: Config, number: int) -> MaskedCrops:
+def _masked_batches(run: Run, stream: CropStream, stage: Config) -> Iterator[MaskedCrops]:
+    """The stream's batches with their masks, on the device."""
     side = stage.global_size // run.architecture.patch_size
-    masks = draw_masks(stage, (side, side), number, rank=run.world.rank, world_size=run.world.size)
-    if not stage.ibot_weight:
-        masks = torch.zeros_like(masks)
-    return MaskedCrops(
-        crops.global_crops.to(run.device), crops.local_crops.to(run.device), masks.to(run.device, non_blocking=True)
-    )
+    for number, crops in enumerate(stream, start=run.step * run.config.accumulate):
+        masks = draw_masks(stage, (side, side), number, rank=run.world.rank, world_size=run.world.size)
+        if not stage.ibot_weight:
+            masks = torch.zeros_like(masks)
+        picked = pick_masked(masks, padded=run.device.type == "cuda").to(run.device)
+        yield MaskedCrops(crops.global_crops, crops.local_crops, picked)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,12 +1,15 @@
 """Scaled dot-product attention over packed images; the only module that knows of xformers.
 
-On CUDA, images of several sizes are attended to in one kernel: xformers' where it is installed, else torch's for
-sequences of different lengths, which computes in half precision only. Everywhere else torch's fused attention runs,
+On CUDA, images of several sizes are attended to in one kernel, in half precision: xformers' where it is installed, else
+torch's for sequences of different lengths. Everywhere else, so for images of one size, torch's fused attention runs,
 once per group of equally long sequences; but in bfloat16 on a CPU two plain matrix products are nearly twice as fast,
 since oneDNN multiplies them with the processor's own bfloat16 instructions.
 
 Not run yet: both CUDA paths. Tests hold what they are given against the plain path, with a slow twin of the kernel.
 """
+
+from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,8 @@ except ImportError:  # it is young
 
 # How images lie behind each other in a packed (T, ...) tensor: groups of (number of images, tokens per image).
 Layout = tuple[tuple[int, int], ...]
+HALF = (torch.float16, torch.bfloat16)
+LAYOUTS_KEPT = 32  # a run has two to four: of student and teacher, each with images dropped out or not
 
 
 # T tokens of all images together, h heads, d channels per head, B images in a group, L tokens per image
@@ -35,7 +40,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tens
 
     for every image i: softmax(query[i] . key[i] / sqrt(d)) . value[i]
     """
-    if xformers_ops is not None and query.is_cuda:
+    if len(layout) > 1 and _has_xformers(query):
         return _xformers_attention(query, key, value, layout)
     if len(layout) > 1 and _has_varlen(query):
         return _varlen_attention(query, key, value, layout)
@@ -86,7 +91,7 @@ def _two_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _has_varlen(query: Tensor) -> bool:
     """Whether torch's kernel for sequences of different lengths takes these tensors."""
-    if varlen_attn is None or not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+    if varlen_attn is None or not query.is_cuda or query.dtype not in HALF:
         return False
     ampere = torch.version.hip is None and torch.cuda.get_device_capability(query.device) >= (8, 0)
     return ampere and query.shape[-1] % 8 == 0
@@ -99,20 +104,35 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout)
     return out
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _borders(layout: Layout, device: torch.device) -> Tensor:
-    """Where each image's tokens begin, and where the last one's end; made on the device, which never waits for it.
+    """Where each image's tokens begin, and where the last one's end; the same tensor for all blocks and steps.
 
     returns  (sum of B + 1,) int32
     """
-    starts, at = [], 0
-    for images, length in layout:
-        starts.append(torch.arange(at, at + images * length, length, device=device, dtype=torch.int32))
-        at += images * length
-    return torch.cat([*starts, torch.full((1,), at, device=device, dtype=torch.int32)])
+    return _made_borders(layout, device)
+
+
+@lru_cache(LAYOUTS_KEPT)
+def _made_borders(layout: Layout, device: torch.device) -> Tensor:
+    lengths = [length for images, length in layout for _ in range(images)]
+    with torch.inference_mode(False):  # training uses it later, whoever asked first
+        return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+
+
+def _has_xformers(query: Tensor) -> bool:
+    """Whether xformers is there and takes these tensors; in float32 it has no kernel for the newest GPUs."""
+    return xformers_ops is not None and query.is_cuda and query.dtype in HALF
 
 
 def _xformers_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
-    lengths = [length for images, length in layout for _ in range(images)]
-    bias = xformers_ops.fmha.BlockDiagonalMask.from_seqlens(lengths) if len(lengths) > 1 else None
     q, k, v = query[None], key[None], value[None]  # (1, T, h, d)
-    return xformers_ops.memory_efficient_attention(q, k, v, attn_bias=bias)[0]
+    return xformers_ops.memory_efficient_attention(q, k, v, attn_bias=_block_mask(layout, query.device))[0]
+
+
+@lru_cache(LAYOUTS_KEPT)
+def _block_mask(layout: Layout, device: torch.device) -> Any:
+    """xformers' mask for the images of a layout; on their device, which need not be the first one."""
+    lengths = [length for images, length in layout for _ in range(images)]
+    with torch.inference_mode(False):
+        return xformers_ops.fmha.BlockDiagonalMask.from_seqlens(lengths, device=device)

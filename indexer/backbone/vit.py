@@ -94,6 +94,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         dim = architecture.embed_dim
         self.architecture = architecture
+        self.half_residual = False  # under autocast, keep tokens between blocks in its number format, too
         self.patch_embed = PatchEmbed(architecture.patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + architecture.pretrained_grid**2, dim))
@@ -164,7 +165,10 @@ class VisionTransformer(nn.Module):
         batches = [self._tokens(batch, mask) for batch, mask in zip(images, masks, strict=True)]  # (B, L, D) each
         layout = tuple((len(batch), batch.shape[1]) for batch in batches)
         flat = [batch.flatten(0, 1) for batch in batches]
-        return flat[0] if len(flat) == 1 else torch.cat(flat), layout
+        tokens = flat[0] if len(flat) == 1 else torch.cat(flat)
+        if self.half_residual and torch.is_autocast_enabled(tokens.device.type):
+            tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
+        return tokens, layout
 
     def _tokens(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """The first block's input: CLS, registers, patches with positions.  (B, L, D)"""
@@ -229,25 +233,30 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if scale is None else LayerScale(dim, scale)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        tokens = self._add_branch(tokens, layout, self._attend)
-        return self._add_branch(tokens, layout, self._feed)
+        tokens = self._add_branch(tokens, layout, self._attend, self.ls1)
+        return self._add_branch(tokens, layout, self._feed, self.ls2)
 
     def _attend(self, tokens: Tensor, layout: Layout) -> Tensor:
-        return self.ls1(self.attn(self.norm1(tokens), layout))
+        return self.attn(self.norm1(tokens), layout)
 
     def _feed(self, tokens: Tensor, layout: Layout) -> Tensor:
-        return self.ls2(self.mlp(self.norm2(tokens)))
+        return self.mlp(self.norm2(tokens))
 
-    def _add_branch(self, tokens: Tensor, layout: Layout, branch: Callable[[Tensor, Layout], Tensor]) -> Tensor:
-        """tokens + branch(tokens); in training only for some images, whose branch is scaled up to make it even.
+    def _add_branch(
+        self, tokens: Tensor, layout: Layout, branch: Callable[[Tensor, Layout], Tensor], scale: nn.Module
+    ) -> Tensor:
+        """tokens + scale(branch(tokens)); in training only for some images, whose branch is scaled up to make it even.
 
         The images that drop out cost nothing (DINOv2, section 5, "Efficient stochastic depth").
         """
         if not (self.training and self.drop_path):
-            return tokens + branch(tokens, layout)
+            update = branch(tokens, layout)
+            if isinstance(scale, LayerScale):  # in one operation
+                return torch.addcmul(tokens, update, scale.gamma.to(tokens.dtype))
+            return tokens + update
         rows, weights, kept_layout = _keep_some(layout, 1 - self.drop_path, tokens.device)  # (K,), (K,)
-        update = branch(tokens[rows], kept_layout) * weights[:, None].to(tokens.dtype)  # (K, D)
-        return tokens.index_add(0, rows, update)
+        update = scale(branch(tokens.index_select(0, rows), kept_layout)) * weights[:, None]  # (K, D)
+        return tokens.index_add(0, rows, update.to(tokens.dtype))
 
 
 def _keep_some(layout: Layout, share: float, device: torch.device) -> tuple[Tensor, Tensor, Layout]:

@@ -22,14 +22,8 @@ from PIL import Image
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.evaluate.dense import depth, embed_pairs, segmentation
-from trainer.evaluate.labelled import (
-    ImagePairs,
-    LabelledImages,
-    as_backbone,
-    embed_labelled,
-    read_labelled,
-    read_pairs,
-)
+from trainer.evaluate.dense_sets import ImagePairs, read_pairs
+from trainer.evaluate.labelled import LabelledImages, as_backbone, embed_labelled, read_labelled
 from trainer.evaluate.probes import few_shot, format_table, knn, linear
 
 FIELD_OF_VIEW = 0.9  # half the image's side over the distance of its plane

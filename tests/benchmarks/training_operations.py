@@ -19,7 +19,7 @@ import torch
 from indexer.backbone.attention import Layout
 from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.config import Config, make_config
-from trainer.data.masking import draw_masks
+from trainer.data.masking import draw_masks, pick_masked
 from trainer.evaluate.probes import format_table
 from trainer.model.student_teacher import (
     Centers,
@@ -105,7 +105,7 @@ def forward_on_noise(config: Config, architecture: Architecture) -> tuple[Networ
     batch = MaskedCrops(
         torch.randn(2 * config.batch_size, 3, config.global_size, config.global_size),
         torch.randn(config.num_local * config.batch_size, 3, config.local_size, config.local_size),
-        draw_masks(config, (side, side), 0),
+        pick_masked(draw_masks(config, (side, side), 0)),
     )
     half = config.precision == "bfloat16"
     autocast = partial(torch.autocast, "cpu", torch.bfloat16) if half else nullcontext

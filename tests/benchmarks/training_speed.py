@@ -30,49 +30,77 @@ from indexer.backbone.vit import VisionTransformer
 from trainer.config import Config, make_config
 from trainer.data.augment import cut_with_pillow, draw_views
 from trainer.data.augment_torch import cut_with_torch
-from trainer.data.masking import draw_masks
+from trainer.data.masking import draw_masks, pick_masked
 from trainer.data.stream import augmentation_of
-from trainer.model.optim import clip_gradients, make_optimiser, pace_at, set_pace, update_ema
+from trainer.device_defaults import with_device_defaults
+from trainer.model.optim import clip_gradients, make_optimiser, pace_at, set_pace, update_ema, update_if_finite
 from trainer.model.student_teacher import Centers, MaskedCrops, compute_losses, make_network, prepare_blocks
 from trainer.run.state import DTYPES
 
 ENGINE_IMAGES = 16
 
 
-def make_step(config: Config, device: torch.device) -> Callable[[], None]:
-    """A function that does one update on ready crops."""
-    torch.manual_seed(0)
-    architecture = config.architecture()
-    student, teacher = (make_network(VisionTransformer(architecture), config).to(device) for _ in range(2))
-    teacher.load_state_dict(student.state_dict())
-    teacher.requires_grad_(False).eval()
-    prepare_blocks(student.backbone, recompute=config.checkpoint_blocks, compiled=config.compile)
-    prepare_blocks(teacher.backbone, recompute=False, compiled=config.compile)
-    optimiser, centers = make_optimiser(student, architecture.depth, config), Centers(1, 1).to(device)
-    side = config.global_size // architecture.patch_size
-    batch = MaskedCrops(
-        torch.randn(2 * config.batch_size, 3, config.global_size, config.global_size, device=device),
-        torch.randn(config.num_local * config.batch_size, 3, config.local_size, config.local_size, device=device),
-        draw_masks(config, (side, side), 0).to(device),
-    )
-    dtype = DTYPES[config.precision]
-    autocast = nullcontext if dtype == torch.float32 else partial(torch.autocast, device.type, dtype)
-    pace = pace_at(config, config.steps // 2)
+class TrainingStep:
+    """One update as `trainer.train` does it, on ready crops of random numbers.
 
-    def step() -> None:
-        set_pace(optimiser, pace)
-        optimiser.zero_grad(set_to_none=True)
-        losses = compute_losses(
-            student, teacher, centers, batch, config, temperature=pace.teacher_temperature, autocast=autocast
+    config  without `auto`, see `with_device_defaults`
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.config, self.device = config, device
+        architecture = config.architecture()
+        self.student, self.teacher = (
+            make_network(VisionTransformer(architecture), config).to(device) for _ in range(2)
         )
-        losses.total.backward()
-        clip_gradients(student.parts(), config.clip)
-        optimiser.step()
-        update_ema(teacher, student, pace.momentum)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False).eval()
+        for network, recompute in ((self.student, config.checkpoint_blocks), (self.teacher, False)):
+            half = config.half_residual
+            prepare_blocks(network.backbone, recompute=recompute, compiled=config.compile, half_residual=half)
+        self.optimiser = make_optimiser(self.student, architecture.depth, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self.centers = Centers(config.prototypes, config.ibot_prototypes).to(device)
+        side = config.global_size // architecture.patch_size
+        masks = pick_masked(draw_masks(config, (side, side), 0), padded=device.type == "cuda")
+        self.batch = MaskedCrops(
+            torch.randn(2 * config.batch_size, 3, config.global_size, config.global_size, device=device),
+            torch.randn(config.num_local * config.batch_size, 3, config.local_size, config.local_size, device=device),
+            masks.to(device),
+        )
+        dtype = DTYPES[config.precision]
+        self.autocast = nullcontext if dtype == torch.float32 else partial(torch.autocast, device.type, dtype)
 
-    return step
+    def __call__(self, mark: Callable[[str], None] = lambda part: None) -> None:
+        """mark  called with a part's name after it"""
+        config = self.config
+        pace = pace_at(config, config.steps // 2)
+        set_pace(self.optimiser, pace)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses = compute_losses(
+            self.student,
+            self.teacher,
+            self.centers,
+            self.batch,
+            config,
+            temperature=pace.teacher_temperature,
+            autocast=self.autocast,
+        )
+        mark("forward of both, losses")
+        self.scaler.scale(losses.total).backward()
+        mark("backward")
+        self.scaler.unscale_(self.optimiser)
+        norm = clip_gradients(self.student.parts(), config.clip)
+        mark("clip")
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimiser)
+        else:
+            update_if_finite(self.optimiser, norm)
+        self.scaler.update()
+        mark("AdamW")
+        update_ema(self.teacher, self.student, pace.momentum)
+        mark("moving average")
+        torch.stack([losses.total.detach(), losses.dino, losses.ibot, losses.koleo, norm]).tolist()
 
 
 def ways_of(config: Config) -> dict[str, Config]:
@@ -155,9 +183,10 @@ def main() -> None:
             *given.set,
         ],
     )
-    device, ways = torch.device(given.device), ways_of(config)
+    device = torch.device(given.device)
+    ways = ways_of(with_device_defaults(config, device))
     if given.memory_of:
-        print(own_peak(make_step(ways[given.memory_of], device), device))
+        print(own_peak(TrainingStep(ways[given.memory_of], device), device))
         return
 
     if given.engines:
@@ -165,7 +194,7 @@ def main() -> None:
         return
     # first of all: Linux counts what this process has used as its children's
     peaks = {name: peak_memory(sys.argv[1:], name) for name in ways}
-    seconds = medians({name: make_step(way, device) for name, way in ways.items()}, given.rounds)
+    seconds = medians({name: TrainingStep(way, device) for name, way in ways.items()}, given.rounds)
     report(seconds, config.batch_size, peaks)
 
 

@@ -51,7 +51,7 @@ def test_later_changes_win(tmp_path: Path) -> None:
         ("alarms=perhaps", "it must be true or false"),
         ("mask_ratio=0.5", "it must be two numbers"),
         ("mask_ratio=0.5,0.1", "two rising shares"),
-        ("engine=gpu", "choose pillow or torch"),
+        ("engine=gpu", "choose auto or pillow or torch"),
         ("global_size=100", "a multiple of the patch size 14"),
         ("arch=vits15", "no network is called 'vits15'; the nearest is vits14"),
     ],

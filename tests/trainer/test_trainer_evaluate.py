@@ -13,8 +13,9 @@ from torch.nn.functional import normalize
 
 from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
-from trainer.evaluate.dense import DenseFeatures, depth, embed_pairs, read_target, segmentation
-from trainer.evaluate.labelled import LabelledFeatures, as_backbone, embed_labelled, read_labelled, read_pairs
+from trainer.evaluate.dense import DenseFeatures, depth, embed_pairs, segmentation
+from trainer.evaluate.dense_sets import read_pairs, read_target
+from trainer.evaluate.labelled import LabelledFeatures, as_backbone, embed_labelled, read_labelled
 from trainer.evaluate.probes import few_shot, format_table, knn, linear
 
 

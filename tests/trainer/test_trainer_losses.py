@@ -12,7 +12,7 @@ from torch import Tensor
 
 from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.config import make_config
-from trainer.data.masking import block_mask, draw_masks
+from trainer.data.masking import block_mask, draw_masks, mask_weights
 from trainer.model.heads import Head
 from trainer.model.losses import (
     centred_softmax,
@@ -20,7 +20,6 @@ from trainer.model.losses import (
     dino_loss,
     ibot_loss,
     koleo_loss,
-    mask_weights,
     moved_center,
     sinkhorn,
 )

@@ -22,7 +22,7 @@ from indexer.backbone.checkpoint import load_checkpoint
 from indexer.errors import CheckpointError, SeenitError
 from indexer.terminal import stop_on_interrupt
 from trainer.config import ORIGIN, PRESETS, ConfigError, make_config
-from trainer.model.losses import WIDEST_RANGE, sinkhorn
+from trainer.model.losses import sinkhorn
 from trainer.model.optim import pace_at
 from trainer.run.collapse import CollapseError
 from trainer.run.results import _as_json_line
@@ -136,7 +136,7 @@ def test_blocks_that_are_not_there_cannot_be_trained(images: Path, tmp_path: Pat
         run(images, tmp_path / "out", tiny(train_blocks=9))
 
 
-@pytest.mark.parametrize("spread", [0.5, 50.0, WIDEST_RANGE - 1e-3, WIDEST_RANGE + 1, 1000.0])
+@pytest.mark.parametrize("spread", [0.5, 50.0, 61.0, 1000.0])
 @pytest.mark.parametrize("peaked", [False, True])
 def test_sinkhorn_loses_no_row(spread: float, peaked: bool) -> None:
     drawn = torch.rand(64, 512, generator=torch.Generator().manual_seed(0))

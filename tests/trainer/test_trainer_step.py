@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partialmethod
 from typing import Any, cast
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from indexer.backbone.vit import Architecture, VisionTransformer
 from trainer.config import Config, make_config
-from trainer.data.masking import draw_masks
+from trainer.data.masking import draw_masks, pick_masked
 from trainer.model.optim import clip_gradients, update_ema
 from trainer.model.student_teacher import (
     Centers,
@@ -48,7 +49,7 @@ def batch_of(config: Config) -> MaskedCrops:
     torch.manual_seed(9)
     masks = draw_masks(replace(config, mask_probability=0.7, mask_ratio=(0.3, 0.5)), (4, 4), 0)
     assert masks.sum() > 8
-    return MaskedCrops(torch.randn(2 * B, 3, 56, 56), torch.randn(V * B, 3, 28, 28), masks)
+    return MaskedCrops(torch.randn(2 * B, 3, 56, 56), torch.randn(V * B, 3, 28, 28), pick_masked(masks))
 
 
 def step(
@@ -134,14 +135,15 @@ def slow_entropy(target: Tensor, scores: Tensor) -> Tensor:
 
 def slow_total(student: Network, teacher: Network, batch: MaskedCrops, config: Config) -> Tensor:
     first = 1 + TINY.num_registers
-    places = [(crop, patch) for crop, mask in enumerate(batch.masks) for patch in mask.nonzero().flatten().tolist()]
+    hidden = batch.masks.hidden
+    places = [(crop, patch) for crop, mask in enumerate(hidden) for patch in mask.nonzero().flatten().tolist()]
     with torch.no_grad():
         theirs = [slow_tokens(teacher, image, None) for image in batch.global_crops]
         targets = slow_sinkhorn(torch.stack([slow_scores(teacher.dino_head, t[0]) for t in theirs]), 0.05)
         head = teacher.ibot_head or teacher.dino_head
         patches = torch.stack([slow_scores(head, theirs[crop][first + patch]) for crop, patch in places])
         patch_targets = slow_sinkhorn(patches, 0.05)
-    mine = [slow_tokens(student, i, m) for i, m in zip(batch.global_crops, batch.masks, strict=True)]
+    mine = [slow_tokens(student, i, m) for i, m in zip(batch.global_crops, hidden, strict=True)]
     small = [slow_tokens(student, image, None) for image in batch.local_crops]
 
     terms = []
@@ -158,7 +160,7 @@ def slow_total(student: Network, teacher: Network, batch: MaskedCrops, config: C
     head = student.ibot_head or student.dino_head
     for (crop, patch), target in zip(places, patch_targets, strict=True):
         entropy = slow_entropy(target, slow_scores(head, mine[crop][first + patch]))
-        ibot = ibot + entropy / batch.masks[crop].sum() / len(batch.masks)
+        ibot = ibot + entropy / hidden[crop].sum() / len(hidden)
 
     koleo = torch.tensor(0.0)
     for v in range(2):
@@ -210,8 +212,8 @@ def test_recomputed_blocks_change_nothing_even_where_samples_drop_out() -> None:
 @pytest.mark.slow
 def test_compiled_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced with their gradients, as for every compiler; a run with the real one takes minutes to begin."""
-    compile_with = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_with(module, backend="aot_eager"))
+    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
     config, architecture = config_with(), replace(TINY, drop_path=0.5)
     student, teacher, batch = network(config, 1, architecture).train(), network(config, 2), batch_of(config)
     found = []

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .ahead import host_buffer, to_device
 from .augment import BLUR_TAPS, BRIGHTEN, CONTRASTEN, SATURATE, SOLARISE_FROM, TURN_HUE
 
 CHUNK_PIXELS = 8_000_000  # padded pixels of the images that are cropped together; bounds memory
@@ -82,7 +83,7 @@ def _chunks(images: Sequence[np.ndarray]) -> list[list[int]]:
 def _cut(images: Sequence[np.ndarray], views: np.ndarray, size: int, device: torch.device) -> Tensor:
     """Crop, resize and flip.  (B, V, 3, S, S)"""
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    padded = torch.zeros(len(images), height, width, 3, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    padded = host_buffer((len(images), height, width, 3), device)
     for target, image in zip(padded, images, strict=True):
         target[: image.shape[0], : image.shape[1]] = torch.from_numpy(np.require(image, requirements=["C", "W"]))
     values = padded.to(device, non_blocking=True).float()  # (B, H, W, 3)
@@ -120,8 +121,8 @@ def _bicubic(start: np.ndarray, extent: np.ndarray, size: int, length: int, devi
 
 def _grey(values: Tensor) -> Tensor:
     """(n, 3, S, S) -> (n, 1, S, S)"""
-    weights = torch.tensor(LUMA, device=values.device).view(1, 3, 1, 1)
-    return (values * weights).sum(1, keepdim=True).round_()
+    red, green, blue = values.split(1, 1)
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).round_()
 
 
 def _mean_grey(values: Tensor) -> Tensor:
@@ -165,4 +166,4 @@ def _blur(values: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _on(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+    return to_device(torch.from_numpy(np.ascontiguousarray(values)), device)

@@ -6,17 +6,67 @@ processes draws others.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import Config
+from .ahead import to_device
 
 SMALLEST_BLOCK = 4  # patches
 LARGEST_MASK = 0.5  # of the patches, in one block
 FLATTEST_BLOCK = 0.3  # height over width, and width over height
+PADDING = 64  # the padded number of masked patches is a multiple of this part of all patches
 _TAG = 0x6D61736B  # keeps these random numbers apart from those of the crops
+
+
+# C global crops of N patches each, P picked patches
+@dataclass(frozen=True)
+class PatchMasks:
+    """What is hidden, and which patches are scored: worked out on the CPU, so that nothing waits for a device."""
+
+    hidden: Tensor  # (C, N) bool, True where a patch is behind the mask token
+    picked: Tensor  # (P,) int64, places in C * N of the patches that are scored
+    weights: Tensor  # (P,) float32, one over the number of masked patches in the patch's crop; 0 for padding
+    counted: Tensor | None = None  # (P,) bool, False for padding; None: there is none
+
+    def to(self, device: torch.device) -> "PatchMasks":
+        """On the device, by copies that are not waited for."""
+        parts = (self.hidden, self.picked, self.weights, self.counted)
+        hidden, picked, weights, counted = (None if part is None else to_device(part, device) for part in parts)
+        assert hidden is not None and picked is not None and weights is not None
+        return PatchMasks(hidden, picked, weights, counted)
+
+
+def pick_masked(masks: Tensor, *, padded: bool = False) -> PatchMasks:
+    """The masked patches of all crops behind each other.
+
+    masks   (C, N) bool, on the CPU
+    padded  repeat the first of them up to one of few lengths: a GPU's allocator then finds the memory of the batch
+            before, where sizes that vary a little from batch to batch leave gaps that nothing fits into
+    """
+    picked = masks.flatten().nonzero().squeeze(1)  # (M,)
+    weights = mask_weights(masks, picked)
+    if not padded or not len(picked):
+        return PatchMasks(masks, picked, weights)
+    unit = max(1, masks.numel() // PADDING)
+    extra = -len(picked) % unit
+    counted = torch.arange(len(picked) + extra) < len(picked)
+    picked = torch.cat([picked, picked[:1].expand(extra)])
+    return PatchMasks(masks, picked, torch.cat([weights, weights.new_zeros(extra)]), counted)
+
+
+def mask_weights(masks: Tensor, masked: Tensor) -> Tensor:
+    """For each masked patch one over the number of them in its crop.
+
+    masks    (C, N) bool
+    masked   (M,) int64  places of the masked patches in C * N
+    returns  (M,)
+    """
+    share = 1 / masks.sum(1).clamp_min(1)  # (C,)
+    return share.index_select(0, masked // masks.shape[1])
 
 
 def draw_masks(

@@ -21,6 +21,8 @@ from indexer.images.jobs import Broken, Cut, Job, Outcome, Settings
 from indexer.images.pool import DecodePool
 from indexer.messages import Say, say_to_stderr
 
+from ..device_defaults import with_device_defaults
+from .ahead import host_buffer, to_device
 from .augment import VIEW, Augmentation, Crop
 from .augment_torch import cut_with_torch
 from .sources import ImageSource, crop_job, cut_crops
@@ -103,6 +105,7 @@ class CropStream:
         say: Say = say_to_stderr,
     ) -> None:
         check_batch(len(source), config, world_size)
+        config = with_device_defaults(config, torch.device(device))
         self.position = position
         self.broken: dict[str, str] = {}
         self._source, self._config = source, config
@@ -154,13 +157,12 @@ class CropStream:
             if len(crops) > 2:
                 cut.append(cut_with_torch(images, table[:, 2:], crops[2].size, self._device))
         else:
-            rows = np.stack([answer.pixels for _, answer in answers])  # (B, bytes of all crops)
+            rows = host_buffer((len(answers), answers[0][1].pixels.size), self._device)  # (B, bytes of all crops)
+            np.stack([answer.pixels for _, answer in answers], out=rows.numpy())
             border = sum(3 * crop.size**2 for crop in crops[:2])
-            parts = zip((rows[:, :border], rows[:, border:]), (crops[:2], crops[2:]), strict=True)
+            parts = zip(to_device(rows, self._device).tensor_split([border], 1), (crops[:2], crops[2:]), strict=True)
             cut = [
-                torch.from_numpy(part.reshape(len(rows), len(kind), kind[0].size, kind[0].size, 3))
-                .to(self._device)
-                .movedim(-1, 2)
+                part.view(len(rows), len(kind), kind[0].size, kind[0].size, 3).movedim(-1, 2)
                 for part, kind in parts
                 if kind
             ]  # (B, V, 3, S, S) uint8

@@ -5,28 +5,30 @@ set is divided into folds, each scored by a head that was fitted on the others.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from indexer.backbone.backbone import Backbone
 from indexer.errors import SeenitError
 from indexer.messages import Say, say_to_stderr
 
-from .labelled import ImagePairs, embed_dataset
+from .dense_sets import IGNORED, ImagePairs, read_target
+from .depth_bins import STEPS as BINS_STEPS
+from .depth_bins import fit_bins
+from .labelled import embed_dataset
 from .probes import format_table
 
-IGNORED = 255  # the class of pixels that do not count
-MAX_TARGET_PIXELS = 100_000_000
 SEGMENTATION_STEPS = 300
 PATCHES_A_STEP = 2048
 RIDGE = 100.0  # on standardised features, for each 1,000 patches
+MOMENT_ROWS = 500_000  # patches that mean and deviation are taken of, evenly spread where there are more
+DepthHead = Literal["log", "bins"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class SegmentationScores:
 
 @dataclass(frozen=True)
 class DepthScores:
-    """A linear map from a patch to the logarithm of its depth, stretched to the depth map's pixels."""
+    """A linear map from a patch to its depth, stretched to the depth map's pixels."""
 
     rmse: float  # metres
     within_25_percent: float  # share of pixels with max(guess / truth, truth / guess) < 1.25
@@ -72,11 +74,13 @@ class DenseFeatures:
 
     patches  (n, G * G, D)  float16, last block
     targets  n arrays (R, R): class numbers, or metres
+    cls      (n, D)         float16, last block; None where nobody needs it
     """
 
     patches: Tensor
     targets: tuple[np.ndarray, ...]
     resolution: int
+    cls: Tensor | None = None
 
     @property
     def side(self) -> int:
@@ -99,6 +103,7 @@ def embed_pairs(
     """
     resolution = max(1, round(resolution / backbone.patch_size)) * backbone.patch_size
     patches: dict[int, Tensor] = {}
+    cls: dict[int, Tensor] = {}
     batches = embed_dataset(
         backbone,
         pairs.images,
@@ -111,33 +116,13 @@ def embed_pairs(
     )
     for indices, (output,) in batches:
         patches |= zip(indices, output.patches.half().cpu(), strict=True)
+        cls |= zip(indices, output.cls.half().cpu(), strict=True)
     if len(patches) < 2:
         raise SeenitError("fewer than 2 of the images can be read; give others")
     kept = sorted(patches)
-    targets = tuple(read_target(pairs.targets[index], resolution) for index in kept)
-    return DenseFeatures(torch.stack([patches[index] for index in kept]), targets, resolution)
-
-
-def read_target(path: str | Path, side: int) -> np.ndarray:
-    """A mask's class numbers (R, R) int64, or depths in metres (R, R) float32, at R = side, by nearest neighbours."""
-    path = Path(path)
-    try:
-        if path.suffix.lower() == ".npy":
-            values = np.load(path, allow_pickle=False, mmap_mode="r").astype(np.float32)
-        else:
-            with open(path, "rb") as file:
-                image = PngImagePlugin.PngImageFile(file, "")
-                if image.width * image.height > MAX_TARGET_PIXELS:
-                    raise ValueError(f"{image.width}x{image.height} pixels")
-                is_depth = image.mode.startswith("I")
-                values = np.asarray(image)
-            values = values.astype(np.float32) / 1000 if is_depth else values.astype(np.int64)
-        if values.ndim != 2 or not values.size:
-            raise ValueError(f"its shape is {values.shape}, where height and width are expected")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SeenitError(f"cannot read {path}: {error}; give one channel of class numbers or of depths") from error
-    rows, cols = ((np.arange(side) + 0.5) * length // side for length in values.shape)
-    return values[np.ix_(rows.astype(int), cols.astype(int))]
+    targets = tuple(read_target(pairs.targets[index], resolution, pairs) for index in kept)
+    stacked = (torch.stack([found[index] for index in kept]) for found in (patches, cls))
+    return DenseFeatures(next(stacked), targets, resolution, next(stacked))
 
 
 # n images, N = G * G patches each, D channels, C classes, R target pixels along a side, P = N * n patches of all
@@ -160,7 +145,7 @@ def segmentation(
         head = _fit_classes(fit_on, num_classes, steps, seed)
         for patches, target in zip(score_on.patches, score_on.targets, strict=True):
             answer = _stretched(head(patches.float()), score_on).argmax(0)  # (R, R)
-            truth = torch.from_numpy(target)
+            truth = torch.from_numpy(target.astype(np.int64))
             counted = truth != IGNORED
             pairs = truth[counted] * num_classes + answer[counted]
             confusion += torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
@@ -180,28 +165,74 @@ def segmentation(
     )
 
 
-def depth(train: DenseFeatures, val: DenseFeatures | None = None, *, folds: int = 5, seed: int = 0) -> DepthScores:
-    """Linear depth: ridge regression from standardised patches to the logarithm of depth, in closed form.
+def depth(
+    train: DenseFeatures,
+    val: DenseFeatures | None = None,
+    *,
+    head: DepthHead = "log",
+    max_depth: float = math.inf,
+    folds: int = 5,
+    steps: int = BINS_STEPS,
+    seed: int = 0,
+) -> DepthScores:
+    """Linear depth; pixels of unknown depth (0) or beyond `max_depth` metres do not count.
 
-    Answers are kept within the depths that the training images have.
+    head   log: ridge regression from standardised patches to the logarithm of depth, in closed form; answers are kept
+           within the depths that the training images have
+           bins: the paper's 256 bins up to `max_depth`, or to the greatest depth of the training images where that
+           is infinite, see `depth_bins`
+    steps  of fitting bins
     """
     squares = within = relative = 0.0
     count = 0
     for fit_on, score_on in _divided(train, val, folds, seed):
-        head, extremes = _fit_depth(fit_on), _extremes(fit_on)
-        for patches, target in zip(score_on.patches, score_on.targets, strict=True):
-            guess = _stretched(head(patches.float()), score_on)[0].exp().clamp(*extremes)  # (R, R)
+        guess_of = _fit_log(fit_on, max_depth) if head == "log" else _fit_bins(fit_on, max_depth, steps, seed)
+        for index, target in enumerate(score_on.targets):
+            guess = guess_of(score_on, index)  # (R, R)
             truth = torch.from_numpy(target)
-            known = truth.isfinite() & (truth > 0)
+            known = _known(truth, max_depth)
             guess, truth = guess[known].double(), truth[known].double()
             squares += float((guess - truth).square().sum())
             within += float((torch.maximum(guess / truth, truth / guess) < 1.25).sum())
             relative += float(((guess - truth).abs() / truth).sum())
             count += len(truth)
+    if not count:
+        raise SeenitError(
+            f"no depth of the images to score is known up to {max_depth:g} m; give maps of metres above 0"
+        )
     scored = val or train
     return DepthScores(
         math.sqrt(squares / count), within / count, relative / count, len(scored.targets), scored.resolution
     )
+
+
+Guess = Callable[[DenseFeatures, int], Tensor]  # of which image -> metres (R, R)
+
+
+def _fit_log(features: DenseFeatures, max_depth: float) -> Guess:
+    head, extremes = _fit_depth(features, max_depth), _extremes(features, max_depth)
+
+    def guess(scored: DenseFeatures, index: int) -> Tensor:
+        return _stretched(head(scored.patches[index].float()), scored)[0].exp().clamp(*extremes)
+
+    return guess
+
+
+def _fit_bins(features: DenseFeatures, max_depth: float, steps: int, seed: int) -> Guess:
+    assert features.cls is not None, "bins need CLS"
+    max_depth = max_depth if math.isfinite(max_depth) else _extremes(features, max_depth)[1]
+    head = fit_bins(features.patches, features.cls, features.targets, max_depth, steps=steps, seed=seed)
+
+    def guess(scored: DenseFeatures, index: int) -> Tensor:
+        assert scored.cls is not None
+        rows = slice(index, index + 1)
+        return head(scored.patches[rows].float(), scored.cls[rows].float(), scored.resolution)[0]
+
+    return guess
+
+
+def _known(truth: Tensor, max_depth: float) -> Tensor:
+    return truth.isfinite() & (truth > 0) & (truth <= max_depth)
 
 
 @dataclass(frozen=True)
@@ -220,7 +251,7 @@ class _Head:
 def _fit_classes(features: DenseFeatures, num_classes: int, steps: int, seed: int) -> _Head:
     """Cross-entropy of a patch against the shares of classes in its pixels, which is that of its pixels on average."""
     rows = features.patches.flatten(0, 1)  # (P, D) float16
-    shares = torch.cat([_class_shares(target, features.side, num_classes) for target in features.targets])  # (P, C)
+    kinds = _patch_pixels(features)  # (P, pixels)
     mean, scale = _moments(rows)
     generator = torch.Generator().manual_seed(seed)
     weight = torch.zeros(rows.shape[1], num_classes, requires_grad=True)
@@ -230,7 +261,8 @@ def _fit_classes(features: DenseFeatures, num_classes: int, steps: int, seed: in
     for _ in range(steps):
         chosen = torch.randint(len(rows), (min(PATCHES_A_STEP, len(rows)),), generator=generator)
         x = (rows[chosen].float() - mean) / scale
-        loss = -(shares[chosen] * (x @ weight + bias).log_softmax(1)).sum(1).mean()
+        shares = _class_shares(kinds[chosen], num_classes)  # (p, C)
+        loss = -(shares * (x @ weight + bias).log_softmax(1)).sum(1).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -238,9 +270,9 @@ def _fit_classes(features: DenseFeatures, num_classes: int, steps: int, seed: in
     return _Head(mean, scale, weight.detach(), bias.detach())
 
 
-def _fit_depth(features: DenseFeatures) -> _Head:
+def _fit_depth(features: DenseFeatures, max_depth: float) -> _Head:
     targets = [torch.from_numpy(target) for target in features.targets]
-    known = torch.stack([target.isfinite() & (target > 0) for target in targets])  # (n, R, R)
+    known = torch.stack([_known(target, max_depth) for target in targets])  # (n, R, R)
     logs = torch.stack([t.log() for t in targets]).where(known, 0.0)
     block = features.resolution // features.side
     counts = F.avg_pool2d(known[:, None].float(), block).flatten()  # (P,)
@@ -257,26 +289,32 @@ def _fit_depth(features: DenseFeatures) -> _Head:
     return _Head(mean, scale, weight[:, None], centre[None])
 
 
-def _extremes(features: DenseFeatures) -> tuple[float, float]:
+def _extremes(features: DenseFeatures, max_depth: float) -> tuple[float, float]:
     """The least and the greatest known depth."""
-    known = np.concatenate([target[np.isfinite(target) & (target > 0)] for target in features.targets])
+    known = torch.cat([truth[_known(truth, max_depth)] for truth in map(torch.from_numpy, features.targets)])
+    if not len(known):
+        raise SeenitError("the depth maps say nothing; give maps of metres above 0")
     return float(known.min()), float(known.max())
 
 
-def _class_shares(target: np.ndarray, side: int, num_classes: int) -> Tensor:
-    """Which share of each patch's pixels is of which class; ignored pixels are of none.  (N, C)"""
-    truth = torch.from_numpy(target)
-    block = len(truth) // side
-    kinds = truth.unfold(0, block, block).unfold(1, block, block).reshape(side * side, -1)  # (N, pixels)
-    counts = torch.zeros(side * side, num_classes)
+def _patch_pixels(features: DenseFeatures) -> Tensor:
+    """The class numbers of each patch's pixels.  (P, pixels) uint8"""
+    truth = torch.from_numpy(np.stack(features.targets).astype(np.uint8))  # (n, R, R)
+    block = features.resolution // features.side
+    return truth.unfold(1, block, block).unfold(2, block, block).reshape(-1, block * block)
+
+
+def _class_shares(kinds: Tensor, num_classes: int) -> Tensor:
+    """Which share of each patch's pixels (p, pixels) is of which class; ignored pixels are of none.  (p, C)"""
+    counts = torch.zeros(len(kinds), num_classes)
     valid = kinds != IGNORED
-    counts.scatter_add_(1, kinds.where(valid, 0), valid.float())
+    counts.scatter_add_(1, kinds.long().where(valid, 0), valid.float())
     return counts / kinds.shape[1]
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel of (P, D)."""
-    deviation, mean = torch.std_mean(rows.float(), 0)
+    deviation, mean = torch.std_mean(rows[:: -(-len(rows) // MOMENT_ROWS)].float(), 0)
     return mean, deviation.clamp_min(1e-6)
 
 
@@ -301,4 +339,5 @@ def _divided(
 
 def _rows(features: DenseFeatures, rows: Sequence[int]) -> DenseFeatures:
     kept = list(rows)
-    return DenseFeatures(features.patches[kept], tuple(features.targets[i] for i in kept), features.resolution)
+    cls = None if features.cls is None else features.cls[kept]
+    return DenseFeatures(features.patches[kept], tuple(features.targets[i] for i in kept), features.resolution, cls)

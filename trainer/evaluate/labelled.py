@@ -1,14 +1,12 @@
 """Images with known answers, and a frozen backbone's features of them.
 
-Classes come from one folder a class or from a CSV; masks and depths lie in folders beside the images. Features are
-computed once and kept, since every probe reads the same ones.
+Classes come from one folder a class or from a CSV. Features are computed once: every probe reads the same ones.
 """
 
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +25,6 @@ from indexer.images.preprocess import Mode
 from indexer.messages import Say, say_to_stderr
 
 BATCH_PIXELS = 32 * 224 * 224  # of the images that go through the network together
-TARGET_SUFFIXES = {"masks": (".png",), "depth": (".npy", ".png")}
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,6 @@ class LabelledFeatures:
     classes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class ImagePairs:
-    """Images and, for each, the file of what is true at each of its pixels."""
-
-    images: tuple[str, ...]
-    targets: tuple[str, ...]
-
-
 def read_labelled(path: str | Path, classes: Sequence[str] | None = None) -> LabelledImages:
     """Images and their classes.
 
@@ -79,24 +68,6 @@ def read_labelled(path: str | Path, classes: Sequence[str] | None = None) -> Lab
     if strange:
         raise SeenitError(f"{path} has the class {strange[0]!r}, which the training images lack; add some of it there")
     return LabelledImages(tuple(p for p, _ in named), tuple(number[label] for _, label in named), known)
-
-
-def read_pairs(folder: str | Path, kind: Literal["masks", "depth"]) -> ImagePairs:
-    """The images of FOLDER/images that have a file of the same stem in FOLDER/masks or FOLDER/depth.
-
-    masks  PNG of class numbers, one channel; 255 does not count
-    depth  NPY of metres, or 16-bit PNG of millimetres; 0 is unknown
-    """
-    folder = Path(folder)
-    if not (folder / "images").is_dir() or not (folder / kind).is_dir():
-        raise SeenitError(
-            f"{folder} needs the folders images and {kind}; put images in one and their {kind} in the other"
-        )
-    targets = {p.stem: p for p in sorted((folder / kind).iterdir()) if p.suffix.lower() in TARGET_SUFFIXES[kind]}
-    images = [p for p in sorted((folder / "images").iterdir()) if p.stem in targets and is_image(p)]
-    if len(images) < 2:
-        raise SeenitError(f"{len(images)} images in {folder}/images have a file in {kind}; at least 2 are needed")
-    return ImagePairs(tuple(map(str, images)), tuple(str(targets[p.stem]) for p in images))
 
 
 def embed_labelled(

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,11 @@ try:
     from torch.distributed.tensor import DTensor, distribute_tensor
 except ImportError:  # a torch built without distribution
     DTensor = distribute_tensor = None  # type: ignore[assignment, misc]
+
+
+# How long processes wait for one that scores or draws in the middle of a run; NCCL's own ten minutes are too few for
+# a k-NN over ImageNet. Where a process dies, torchrun ends the others at once.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def join_world(device_type: str) -> World:
     if not dist.is_available():
         raise SeenitError("this torch cannot run in several processes; start without torchrun")
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
         atexit.register(_part)
     return World(dist.get_rank(), dist.get_world_size())
 

@@ -3,66 +3,50 @@
 V, T views of the student and of the teacher, B images, K prototypes, M masked patches, D channels, W processes.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .distributed import gather_rows, max_over_processes, sum_over_processes
 
-# exp(-60) is 1e-26, which leaves float32 room for products with both factors; scores of unit vectors at the
-# temperature .04 lie at most 50 apart
-WIDEST_RANGE = 60.0
-
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3, counted: Tensor | None = None) -> Tensor:
     """Soft assignments of samples to prototypes that use every prototype alike (Caron et al. 2020, section 3.1).
 
     scores   (B, K)  this process's samples; processes may have different numbers of them
-    returns  (B, K) float32, each row sums to 1
+    counted  (B,) bool  samples that take part; None: all. Somewhere one must
+    returns  (B, K) float32, each row sums to 1; rows that do not count are 0
 
     q = exp(scores / temperature); then in turns each column is made to sum to 1/K over the samples of all processes,
     and each row to 1/B
 
-    Only a factor for each row and one for each column change, so that the exponentials are taken once. Where scores
-    lie so far apart that some of these would be 0, all is done in logarithms, several times as slow: neither a row nor
-    a column can become empty.
+    Only a factor for each row and one for each column change, so the exponentials are taken once. They are taken
+    relative to the largest score of each column, and then of each row, which leaves a 1 in every column and every row:
+    whatever the range of the scores, none of them can become empty, and nothing has to ask the device for that range.
     """
-    scores = scores.float() / temperature
-    if not iterations:
-        return torch.softmax(scores, 1)
-    outermost = scores.new_full((2,), -torch.inf)  # of a process without samples
-    if scores.numel():
-        lowest, highest = scores.aminmax()
-        outermost = torch.stack([highest, -lowest])
-    highest, minus_lowest = max_over_processes(outermost)
-    if highest + minus_lowest <= WIDEST_RANGE:
-        return _scaled_by_factors(scores - highest, iterations)
-    rows = scores.new_zeros(len(scores), 1)  # logarithms of the rows' factors; sizes that all share cancel
+    q = scores.to(torch.float32, copy=True).div_(temperature)  # (B, K), changed in place from here on
+    if counted is not None:
+        q.masked_fill_(~counted[:, None], -torch.inf)
+    q.sub_(_largest_of_columns(q))
+    highest = q.amax(1)  # (B,)
+    if counted is not None:
+        highest.masked_fill_(~counted, 0.0)
+    q.sub_(highest[:, None]).exp_()
+    rows = highest.exp_()  # (B,), undoes the shift of the rows
+    columns = q.new_ones(q.shape[1])
     for _ in range(iterations):
-        columns = -_logsumexp_over_processes(scores + rows)  # (1, K)
-        rows = -torch.logsumexp(scores + columns, 1, keepdim=True)  # (B, 1)
-    return torch.exp(scores + columns + rows)
-
-
-def _scaled_by_factors(scores: Tensor, iterations: int) -> Tensor:
-    """Sinkhorn by the factors themselves; scores (B, K) from -WIDEST_RANGE to 0, which are overwritten."""
-    q = scores.exp_()  # (B, K)
-    rows = q.new_ones(len(q))
-    for _ in range(iterations):
-        columns = sum_over_processes(rows @ q).reciprocal()  # (K,)
-        rows = (q @ columns).reciprocal()  # (B,)
+        columns = sum_over_processes(rows @ q).reciprocal_()  # (K,)
+        rows = (q @ columns).clamp_min_(torch.finfo(q.dtype).tiny).reciprocal_()  # (B,)
     return q.mul_(columns).mul_(rows[:, None])
 
 
-def _logsumexp_over_processes(values: Tensor) -> Tensor:
-    """Log of the sum of exponentials over the rows of all processes.  (B, K) -> (1, K)"""
-    lowest = values.new_full((1, values.shape[1]), -torch.inf)  # for a process without samples, where others have some
-    highest = values.amax(0, keepdim=True) if len(values) else lowest  # (1, K)
-    highest = max_over_processes(highest)
-    total = sum_over_processes(torch.exp(values - highest).sum(0, keepdim=True))
-    # without a sample anywhere nobody asks for the columns
-    return torch.log(total) + highest
+def _largest_of_columns(values: Tensor) -> Tensor:
+    """(B, K) of each process -> (K,), the same in all of them."""
+    own = values.amax(0) if len(values) else values.new_full((values.shape[1],), -torch.inf)
+    return max_over_processes(own)
 
 
 @torch.no_grad()
@@ -75,23 +59,59 @@ def centred_softmax(scores: Tensor, center: Tensor, temperature: float) -> Tenso
 
 
 @torch.no_grad()
-def moved_center(center: Tensor, scores: Tensor, momentum: float = 0.9) -> Tensor:
-    """The center after it has followed this batch's mean over all processes.  (1, K)"""
-    total = sum_over_processes(scores.float().sum(0, keepdim=True))  # (1, K)
-    count = sum_over_processes(torch.tensor(float(len(scores)), device=scores.device))
+def moved_center(
+    center: Tensor, scores: Tensor, momentum: float | Tensor = 0.9, counted: Tensor | None = None
+) -> Tensor:
+    """The center after it has followed this batch's mean over all processes.  (1, K)
+
+    counted  (B,) bool  rows of scores (B, K) that belong to the batch; None: all
+    """
+    weights = scores.new_ones(len(scores), dtype=torch.float32) if counted is None else counted.float()
+    total = sum_over_processes(weights @ scores.float())[None]  # (1, K)
+    count = sum_over_processes(weights.sum())
     return center * momentum + total / count.clamp_min(1) * (1 - momentum)
 
 
-def cross_entropy(scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Of each sample, in float32; targets sum to 1.
+CHUNK_NUMBERS = 1 << 24  # scores whose float32 copies are in memory together in a cross-entropy: 64 MB each
 
-    scores, targets  (..., K)
-    returns          (...,)
+
+def cross_entropy(scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Of each sample, in float32 and a few samples at a time; targets sum to 1 and have no gradient.
+
+    scores, targets  (B, K)
+    returns          (B,)
 
     -sum_k targets[k] log softmax(scores / temperature)[k]
+
+    Written out, autograd would keep several float32 copies of all scores for the way back: at 131,072 prototypes more
+    than everything else in a step. Only scores and targets themselves are kept here.
     """
-    scores = scores.float() / temperature
-    return torch.logsumexp(scores, -1) - (targets * scores).sum(-1)
+    return _CrossEntropy.apply(scores, targets, temperature)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        losses, logs = [], []
+        rows = max(1, CHUNK_NUMBERS // scores.shape[1])
+        for part, target in zip(scores.split(rows), targets.split(rows), strict=True):
+            part = part.float() / temperature  # (b, K)
+            logs.append(part.logsumexp(1))
+            losses.append(logs[-1] - torch.linalg.vecdot(target, part))
+        ctx.save_for_backward(scores, targets, torch.cat(logs))
+        ctx.temperature, ctx.rows = temperature, rows
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """d loss / d score = (softmax(scores / temperature) - targets) / temperature"""
+        scores, targets, logs = ctx.saved_tensors
+        found = torch.empty_like(scores)
+        parts = (tensor.split(ctx.rows) for tensor in (found, scores, targets, logs, gradients[0] / ctx.temperature))
+        for out, part, target, log, gradient in zip(*parts, strict=True):
+            softmax = (part.float() / ctx.temperature).sub_(log[:, None]).exp_()  # (b, K)
+            out.copy_(softmax.sub_(target).mul_(gradient[:, None]))
+        return found, None, None
 
 
 def dino_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -104,7 +124,7 @@ def dino_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
     sum_v sum_t mean_b cross_entropy(student[v, b], targets[t, b])
     """
     views = len(targets)
-    mean_target = targets.mean(0)  # (B, K); cross-entropy is linear in its target
+    mean_target = targets[0] if views == 1 else targets.mean(0)  # (B, K); cross-entropy is linear in its target
     per_view = [cross_entropy(view, mean_target, temperature).mean() for view in student]
     return views * torch.stack(per_view).sum()
 
@@ -134,16 +154,5 @@ def koleo_loss(embeddings: Tensor, eps: float = 1e-8) -> Tensor:
         with torch.no_grad():
             similarity = points @ points.T  # (W * B, W * B)
             nearest = similarity.fill_diagonal_(-1).argmax(1)  # (W * B,)
-        distances = F.pairwise_distance(points, points[nearest], eps=eps)  # (W * B,)
+        distances = F.pairwise_distance(points, points.index_select(0, nearest), eps=eps)  # (W * B,)
         return -torch.log(distances + eps).mean()
-
-
-def mask_weights(masks: Tensor, masked: Tensor) -> Tensor:
-    """For each masked patch one over the number of them in its crop.
-
-    masks    (C, N) bool
-    masked   (M,) int64  places of the masked patches in C * N
-    returns  (M,)
-    """
-    share = 1 / masks.sum(1).clamp_min(1)  # (C,)
-    return share[masked // masks.shape[1]]

@@ -110,7 +110,11 @@ def factors_of(name: str, depth: int, layer_decay: float, patch_embed_rate: floa
 
 
 def make_optimiser(network: nn.Module, depth: int, config: Config) -> torch.optim.AdamW:
-    """AdamW over a network of `backbone`, `dino_head` and perhaps `ibot_head`; alike parameters share a group."""
+    """AdamW over a network of `backbone`, `dino_head` and perhaps `ibot_head`; alike parameters share a group.
+
+    It is torch's fused one, which reads and writes each number once, and can be told to skip an update by a number on
+    the device.
+    """
     groups: dict[tuple[bool, Factors], list[nn.Parameter]] = defaultdict(list)
     for full_name, parameter in network.named_parameters():
         part, name = full_name.split(".", 1)
@@ -121,6 +125,7 @@ def make_optimiser(network: nn.Module, depth: int, config: Config) -> torch.opti
         [{"params": parameters, "in_backbone": b, "factors": f} for (b, f), parameters in groups.items()],
         lr=0.0,
         betas=(config.beta1, config.beta2),
+        fused=True,
     )
 
 
@@ -132,15 +137,28 @@ def set_pace(optimiser: torch.optim.Optimizer, pace: ScheduleValues) -> None:
         group["weight_decay"] = pace.weight_decay * factors.weight_decay
 
 
-def clip_gradients(parts: Iterable[nn.Module], largest: float) -> float:
-    """Shorten each part's gradient to the norm `largest` (0: leave it), and return the largest norm there was."""
+def clip_gradients(parts: Iterable[nn.Module], largest: float) -> Tensor:
+    """Shorten each part's gradient to the norm `largest` (0: leave it).
+
+    returns  () the largest norm there was, on the device
+    """
     norms = []
     for part in parts:
         parameters = [parameter for parameter in part.parameters() if parameter.grad is not None]
         if parameters:
             norm = nn.utils.clip_grad_norm_(parameters, largest if largest else math.inf)
             norms.append(full_tensor(norm))
-    return float(torch.stack(norms).max()) if norms else 0.0
+    return torch.stack(norms).max() if norms else torch.zeros(())
+
+
+def update_if_finite(optimiser: torch.optim.Optimizer, norm: Tensor) -> None:
+    """An update of a fused optimiser, which skips it on the device where the gradients' norm is infinite or no number.
+
+    Asking for the norm here would let the device run dry before the update is queued.
+    """
+    optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # as torch's GradScaler tells it
+    optimiser.step()
+    del optimiser.found_inf  # type: ignore[attr-defined]
 
 
 @torch.no_grad()

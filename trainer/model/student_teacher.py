@@ -20,18 +20,19 @@ from torch.utils.checkpoint import checkpoint
 from indexer.backbone.vit import TokenFeatures, VisionTransformer
 
 from ..config import Config
+from ..data.masking import PatchMasks
 from .heads import Head
-from .losses import centred_softmax, dino_loss, ibot_loss, koleo_loss, mask_weights, moved_center, sinkhorn
+from .losses import centred_softmax, dino_loss, ibot_loss, koleo_loss, moved_center, sinkhorn
 
 
-# B images, V local views of each, N patches and M masked patches of global crops, D channels, K and K' prototypes
+# B images, V local views of each, N patches and P picked patches of global crops, D channels, K and K' prototypes
 class Outputs(NamedTuple):
     """What a network outputs for a batch; a tuple, since DDP and FSDP look for tensors in those."""
 
     global_cls: Tensor  # (2 * B, D)
     global_scores: Tensor  # (2 * B, K)
     local_scores: Tensor  # (V * B, K)
-    patch_scores: Tensor  # (M, K'), of the masked patches
+    patch_scores: Tensor  # (P, K'), of the picked patches
 
 
 class Network(nn.Module):
@@ -43,16 +44,16 @@ class Network(nn.Module):
         self.dino_head = dino_head
         self.ibot_head = ibot_head  # None: patches go through the other one
 
-    def forward(self, crops: Sequence[Tensor], masks: Tensor | None, masked: Tensor, packed: bool = True) -> Outputs:
+    def forward(self, crops: Sequence[Tensor], masks: Tensor | None, picked: Tensor, packed: bool = True) -> Outputs:
         """Scores of global and, where they are given, local crops.
 
         crops   (2 * B, 3, G, G) and perhaps (V * B, 3, L, L)
         masks   (2 * B, N) bool, what is hidden in the global crops
-        masked  (M,) int64, places in (2 * B * N) of the patches that are scored
+        picked  (P,) int64, places in (2 * B * N) of the patches that are scored
         packed  all crops in one sequence with block-diagonal attention; or one size after the other
         """
         features = self._features(crops, [masks, None][: len(crops)], packed)
-        patches = features[0].patches.flatten(0, 1)[masked]  # (M, D)
+        patches = features[0].patches.flatten(0, 1).index_select(0, picked)  # (P, D)
         tokens = [output.cls for output in features]
         if self.ibot_head is None:
             tokens.append(patches)
@@ -105,9 +106,10 @@ class FeatureTeacher(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, crops: Sequence[Tensor], masks: Tensor | None, masked: Tensor, packed: bool = True) -> Outputs:
+    def forward(self, crops: Sequence[Tensor], masks: Tensor | None, picked: Tensor, packed: bool = True) -> Outputs:
         features = self.backbone(crops[0], masks)
-        return Outputs(features.cls, features.cls, features.cls[:0], features.patches.flatten(0, 1)[masked])
+        patches = features.patches.flatten(0, 1).index_select(0, picked)  # (P, D)
+        return Outputs(features.cls, features.cls, features.cls[:0], patches)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class MaskedCrops:
 
     global_crops: Tensor  # (2 * B, 3, G, G), view-major
     local_crops: Tensor  # (V * B, 3, L, L), view-major
-    masks: Tensor  # (2 * B, N) bool
+    masks: PatchMasks  # of the 2 * B global crops
 
 
 @dataclass(frozen=True)
@@ -162,36 +164,30 @@ def compute_losses(
     autocast     a function that gives the context in which networks run
     """
     distils = bool(config.distill_from)
-    masked = batch.masks.flatten().nonzero().squeeze(1)  # (M,)
+    masks, picked = batch.masks, batch.masks.picked
     with torch.no_grad(), autocast():
-        teacher_out = teacher([batch.global_crops], None, masked)
+        teacher_out = teacher([batch.global_crops], None, picked)
     with autocast():
         # a distilled student sees everything: the mask only says which patches are scored
         crops = [batch.global_crops, batch.local_crops] if len(batch.local_crops) else [batch.global_crops]
-        masks = None if distils or not config.ibot_weight else batch.masks
-        outputs = student(crops, masks, masked, config.packed)
+        hidden = None if distils or not config.ibot_weight else masks.hidden
+        outputs = student(crops, hidden, picked, config.packed)
     if isinstance(teacher, FeatureTeacher):
-        return _feature_losses(outputs, teacher_out, centers, config)
-    targets, patch_targets = _targets(teacher_out, centers, config, temperature)  # (2 * B, K), (M, K')
+        return _feature_losses(outputs, teacher_out, masks.counted, centers, config)
+    targets, patch_targets = _targets(teacher_out, masks.counted, centers, config, temperature)  # (2 * B, K), (P, K')
 
     views = targets.unflatten(0, (2, -1))  # (2, B, K)
-    global_scores = outputs.global_scores.unflatten(0, (2, -1))  # (2, B, K)
+    first, second = outputs.global_scores.unflatten(0, (2, -1)).split(1)  # (1, B, K) each
     local_scores = outputs.local_scores.unflatten(0, (-1, views.shape[1])) if len(batch.local_crops) else None
     num_local = 0 if local_scores is None else len(local_scores)
     pairs = 2 + 2 * num_local
-    across = dino_loss(global_scores[:1], views[1:], config.student_temperature)
-    across = across + dino_loss(global_scores[1:], views[:1], config.student_temperature)
+    across = dino_loss(first, views[1:], config.student_temperature)
+    across = across + dino_loss(second, views[:1], config.student_temperature)
     local = across.new_zeros(())
     if local_scores is not None:
         local = dino_loss(local_scores, views, config.student_temperature)
     dino = (across + local) / pairs
-    ibot = ibot_loss(
-        outputs.patch_scores,
-        patch_targets,
-        mask_weights(batch.masks, masked),
-        len(batch.masks),
-        config.student_temperature,
-    )
+    ibot = ibot_loss(outputs.patch_scores, patch_targets, masks.weights, len(masks.hidden), config.student_temperature)
     koleo = _koleo(outputs, config)
     total = config.dino_weight * dino + config.koleo_weight * koleo
     if config.ibot_weight:
@@ -209,18 +205,19 @@ def compute_losses(
     )
 
 
-def _targets(teacher_out: Outputs, centers: Centers, config: Config, temperature: float) -> tuple[Tensor, Tensor]:
-    """The teacher's assignments of global crops (2 * B, K) and of masked patches (M, K')."""
+def _targets(
+    teacher_out: Outputs, counted: Tensor | None, centers: Centers, config: Config, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The teacher's assignments of global crops (2 * B, K) and of picked patches (P, K')."""
+    scores, patches = teacher_out.global_scores, teacher_out.patch_scores
     if config.targets == "sinkhorn":
-        patches = (
-            sinkhorn(teacher_out.patch_scores, temperature) if config.ibot_weight else teacher_out.patch_scores.float()
-        )
-        return sinkhorn(teacher_out.global_scores, temperature), patches
-    targets = centred_softmax(teacher_out.global_scores, centers.dino, temperature)
-    patches = centred_softmax(teacher_out.patch_scores, centers.ibot, temperature)
-    centers.dino.copy_(moved_center(centers.dino, teacher_out.global_scores))
-    centers.ibot.copy_(moved_center(centers.ibot, teacher_out.patch_scores))
-    return targets, patches
+        patch_targets = sinkhorn(patches, temperature, counted=counted) if config.ibot_weight else patches.float()
+        return sinkhorn(scores, temperature), patch_targets
+    targets = centred_softmax(scores, centers.dino, temperature)
+    patch_targets = centred_softmax(patches, centers.ibot, temperature)
+    centers.dino.copy_(moved_center(centers.dino, scores))
+    centers.ibot.copy_(moved_center(centers.ibot, patches, counted=counted))
+    return targets, patch_targets
 
 
 def _koleo(outputs: Outputs, config: Config) -> Tensor:
@@ -231,17 +228,19 @@ def _koleo(outputs: Outputs, config: Config) -> Tensor:
     return koleo_loss(first) + koleo_loss(second)
 
 
-def _feature_losses(outputs: Outputs, teacher_out: Outputs, centers: Centers, config: Config) -> Losses:
+def _feature_losses(
+    outputs: Outputs, teacher_out: Outputs, counted: Tensor | None, centers: Centers, config: Config
+) -> Losses:
     """One minus the cosine between predicted and real features, from whose mean direction both depart."""
     dino_targets, ibot_targets = teacher_out.global_scores.float(), teacher_out.patch_scores.float()
-    if not centers.dino.any():  # the first batch: start where the features are
-        centers.dino.copy_(moved_center(centers.dino, dino_targets, momentum=0))
-        centers.ibot.copy_(moved_center(centers.ibot, ibot_targets, momentum=0))
-    centers.dino.copy_(moved_center(centers.dino, dino_targets, momentum=0.99))
-    centers.ibot.copy_(moved_center(centers.ibot, ibot_targets, momentum=0.99))
+    momentum = centers.dino.any() * 0.99  # 0 at the first batch: start where the features are
+    centers.dino.copy_(moved_center(centers.dino, dino_targets, momentum))
+    centers.ibot.copy_(moved_center(centers.ibot, ibot_targets, momentum, counted))
     dino_targets, ibot_targets = dino_targets - centers.dino, ibot_targets - centers.ibot
     dino = (1 - F.cosine_similarity(outputs.global_scores.float(), dino_targets)).mean()
-    ibot = (1 - F.cosine_similarity(outputs.patch_scores.float(), ibot_targets)).sum() / max(len(ibot_targets), 1)
+    distances = 1 - F.cosine_similarity(outputs.patch_scores.float(), ibot_targets)  # (P,)
+    weights = torch.ones_like(distances) if counted is None else counted.float()
+    ibot = (distances * weights).sum() / weights.sum().clamp_min(1)
     koleo = _koleo(outputs, config)
     return Losses(
         total=config.dino_weight * dino + config.ibot_weight * ibot + config.koleo_weight * koleo,
@@ -269,13 +268,17 @@ def set_learning(network: Network, config: Config, *, backbone: bool) -> None:
         vit.mask_token.requires_grad_(False)  # it is never seen, and DDP waits for every gradient
 
 
-def prepare_blocks(backbone: VisionTransformer, *, recompute: bool, compiled: bool) -> None:
-    """Let blocks forget what they can compute again in backward, compile them, or both.
+def prepare_blocks(
+    backbone: VisionTransformer, *, recompute: bool, compiled: bool | None, half_residual: bool = False
+) -> None:
+    """Let blocks forget what they can compute again in backward, compile them, keep their tokens in half precision.
 
     Compiled by hand on a CPU: the losses of three steps were those of plain blocks, with and without recomputing.
     """
+    backbone.half_residual = half_residual
     for block in backbone.blocks:
         if recompute:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if compiled:
-            block.compile()
+            # a run has few layouts, and each has its code: sizes that may vary would make all of it slower
+            block.compile(dynamic=False)

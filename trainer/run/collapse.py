@@ -100,21 +100,30 @@ class CollapseMonitor:
         unit = F.normalize(self.embeddings, dim=1)
         mine, theirs = F.normalize(student_cls.float(), dim=1), F.normalize(teacher_cls.float(), dim=1)
         crossed = theirs.roll(len(theirs) // 2, 0)  # the other view of the same image
-        same = (mine * crossed).sum(1).mean()
-        other = (mine * crossed.roll(1, 0)).sum(1).mean()  # of the image before
+        numbers = [
+            1 - unit.mean(0).square().sum(),
+            (mine * crossed).sum(1).mean(),
+            (mine * crossed.roll(1, 0)).sum(1).mean(),  # of the image before
+        ]
+        if targets is not None:
+            numbers += [
+                torch.special.entr(targets.float()).sum(1).mean(),
+                torch.special.entr(self.mean_target).sum(),
+            ]
+        spread, same, other, *entropies = torch.stack(numbers).tolist()  # one wait for the device
         entropy = usage = math.nan
         if targets is not None:
-            entropy = float(torch.special.entr(targets.float()).sum(1).mean()) / math.log(max(targets.shape[1], 2))
+            entropy = entropies[0] / math.log(max(targets.shape[1], 2))
             # few images with sharp assignments cannot use many prototypes, so usage is held against their number
             most = math.log(max(2, min(len(self.mean_target), len(self.embeddings))))
-            usage = min(1.0, float(torch.special.entr(self.mean_target).sum()) / most)
+            usage = min(1.0, entropies[1] / most)
         return CollapseSigns(
             effective_rank=effective_rank(self.embeddings),
-            spread=float(1 - unit.mean(0).square().sum()),
+            spread=spread,
             target_entropy=entropy,
             usage=usage,
-            agreement=float(same),
-            contrast=float(same - other),
+            agreement=same,
+            contrast=same - other,
         )
 
     def judge(self, step: int, signs: CollapseSigns) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from indexer.backbone.backbone import Backbone
@@ -80,7 +81,10 @@ def restore_run(run: Run, path: Path) -> None:
             found = {key: tensors.get(f"optimiser.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if found["step"] is not None:
                 run.optimiser.state[parameter] = {
-                    key: value.clone() if key == "step" else distribute_like(value.clone(), parameter)
+                    # the fused optimiser counts its steps on the device
+                    key: value.to(parameter.device, copy=True)
+                    if key == "step"
+                    else distribute_like(value.clone(), parameter)
                     for key, value in found.items()
                     if value is not None
                 }
@@ -286,7 +290,7 @@ def compare_before(
         held,
         size_px=run.config.global_size,
         patch_size=run.architecture.patch_size,
-        workers=run.config.workers,
+        workers=run.config.workers or 0,
         seed=run.config.seed,
     )
     if trial is None:
@@ -306,7 +310,15 @@ class FeaturePreviews:
         self.watched: Watched | None = None
 
     def show(self) -> dict[str, float]:
-        """Write the images; returns further metrics."""
+        """Write the images; returns further metrics.
+
+        Compiled blocks run plainly meanwhile: every new size would be compiled, and torch gives up on a block that has
+        been compiled for a handful of them, in training as well.
+        """
+        with torch.compiler.set_stance("force_eager"):
+            return self._show()
+
+    def _show(self) -> dict[str, float]:
         run = self.run
         if run.world.size > 1 and run.config.parallel == "fsdp":
             return {}  # no process has the whole network

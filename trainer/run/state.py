@@ -23,6 +23,7 @@ from indexer.backbone.vit import Architecture, VisionTransformer
 from indexer.errors import SeenitError
 
 from ..config import NETWORKS, ORIGIN, Config, config_from
+from ..device_defaults import with_device_defaults
 from ..model.distributed import World, full_tensor, parallelize
 from ..model.optim import frozen_steps, make_optimiser
 from ..model.student_teacher import (
@@ -77,7 +78,11 @@ class Run:
 
 
 def start_run(config: Config, origin: Checkpoint | None, device: torch.device, world: World, images: str = "") -> Run:
-    """Networks with their first weights, spread over the processes; the same in each of them."""
+    """Networks with their first weights, spread over the processes; the same in each of them.
+
+    The run's configuration says what `auto` stands for on this device.
+    """
+    config = with_device_defaults(config, device)
     torch.manual_seed(config.seed)
     preprocessing, name, provenance = Preprocessing(), config.arch, {"trained_by": "seenit", "arch": config.arch}
     if origin is None:
@@ -115,8 +120,8 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
     teacher.requires_grad_(False).eval()
     student.train()
     set_learning(student, config, backbone=True)
-    prepare_blocks(student.backbone, recompute=config.checkpoint_blocks, compiled=config.compile)
-    prepare_blocks(teacher.backbone, recompute=False, compiled=config.compile)
+    _prepare(student, config, recompute=config.checkpoint_blocks)
+    _prepare(teacher, config)
     if world.size > 1 and config.parallel == "fsdp":
         for network_ in {id(n): n for n in (student, teacher, average)}.values():
             _shard(network_, device, config)
@@ -150,11 +155,11 @@ def enter_high_resolution(run: Run) -> None:
     run.parallel = None  # hooks of the old wrapper are on parameters that go
     if run.world.size > 1 and config.parallel == "fsdp":
         run.student = _distribute_again(run, run.student, side)
-        prepare_blocks(run.student.backbone, recompute=config.checkpoint_blocks, compiled=config.compile)
+        _prepare(run.student, config, recompute=config.checkpoint_blocks)
         _shard(run.student, run.device, config)
         run.average = _distribute_again(run, run.average, side).requires_grad_(False).eval()
         if averages:
-            prepare_blocks(run.average.backbone, recompute=False, compiled=config.compile)
+            _prepare(run.average, config)
             run.teacher = run.average
         _shard(run.average, run.device, config)
     else:
@@ -177,6 +182,10 @@ def _distribute_again(run: Run, old: Network, side: int) -> Network:
     network.to(run.device).train()
     set_learning(network, run.config, backbone=True)
     return network
+
+
+def _prepare(network: Network | FeatureTeacher, config: Config, recompute: bool = False) -> None:
+    prepare_blocks(network.backbone, recompute=recompute, compiled=config.compile, half_residual=config.half_residual)
 
 
 def _shard(network: Network | FeatureTeacher, device: torch.device, config: Config) -> None:
@@ -234,6 +243,18 @@ def choose_device(config: Config) -> torch.device:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise SeenitError(f"device {config.device!r} cannot be used: {reason[0]}; choose auto or cpu") from error
     return device
+
+
+@contextmanager
+def float32_as_tf32(device: torch.device) -> Iterator[None]:
+    """On CUDA, products of what stays float32 in TF32, as in the reference; the setting is the process's."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
