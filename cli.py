@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from indexer import commands as indexer_commands
-from indexer.terminal import say
+from indexer.common_options import SeenitCommand
+from indexer.terminal import complain, set_verbosity
 from retrieval import commands as retrieval_commands
 from retrieval.duplicates import commands as duplicates_commands
 from trainer import commands as trainer_commands
@@ -20,12 +21,11 @@ from trainer.curation import commands as curation_commands
 app = typer.Typer(
     help="Finds the same thing again: index your photos, then search them with an image.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-backbone_app = typer.Typer(help="The networks that describe images: list, import, path.", no_args_is_help=True)
+backbone_app = typer.Typer(help="The networks that describe images: list, fetch, import, path.", no_args_is_help=True)
 tag_app = typer.Typer(help="Tags on images: add, remove, list, export, import.", no_args_is_help=True)
 evaluate_app = typer.Typer(
     help="How good retrieval is, or a backbone's features.",
@@ -56,59 +56,80 @@ app.add_typer(tag_app, name="tag")
 
 
 app.command(
+    cls=SeenitCommand,
     epilog="Example: seenit index ~/Pictures        then: seenit search photo.jpg",
 )(retrieval_commands.index)
-app.command(epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html results.html --open")(
-    retrieval_commands.search
+app.command(
+    cls=SeenitCommand, epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html results.html --open"
+)(retrieval_commands.search)
+app.command(cls=SeenitCommand, epilog="Example: seenit explain photo.jpg found.jpg -o match.png")(
+    retrieval_commands.explain
 )
-app.command(epilog="Example: seenit explain photo.jpg found.jpg -o match.png")(retrieval_commands.explain)
-app.command(epilog="Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes")(
-    duplicates_commands.duplicates
+app.command(
+    cls=SeenitCommand,
+    epilog="Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes",
+)(duplicates_commands.duplicates)
+app.command(cls=SeenitCommand, epilog="Example: seenit info --index ~/Pictures/.seenit --skipped")(
+    indexer_commands.info
 )
-app.command(epilog="Example: seenit info --index ~/Pictures/.seenit --skipped")(indexer_commands.info)
-app.command(epilog="Example: seenit check --index ~/Pictures/.seenit        then: seenit check --repair")(
-    indexer_commands.check
+app.command(
+    cls=SeenitCommand, epilog="Example: seenit check --index ~/Pictures/.seenit        then: seenit check --repair"
+)(indexer_commands.check)
+app.command(cls=SeenitCommand, epilog="Example: seenit copy ~/Pictures/.seenit http://localhost:6333/photos")(
+    indexer_commands.copy
 )
-app.command(epilog="Example: seenit copy ~/Pictures/.seenit http://localhost:6333/photos")(indexer_commands.copy)
-app.command(epilog="Example: seenit demo demo   then: seenit index demo/photos; seenit search demo/queries --batch")(
-    retrieval_commands.demo
+app.command(
+    cls=SeenitCommand,
+    epilog="Example: seenit demo demo   then: seenit index demo/photos; seenit search demo/queries --batch",
+)(retrieval_commands.demo)
+backbone_app.command("list", cls=SeenitCommand, epilog="Example: seenit backbone list")(indexer_commands.backbone_list)
+backbone_app.command(
+    "import", cls=SeenitCommand, epilog="Example: seenit backbone import dinov2_vitb14_pretrain.pth --name my_vitb14"
+)(indexer_commands.backbone_import)
+backbone_app.command("fetch", cls=SeenitCommand, epilog="Example: seenit backbone fetch dinov2_vitb14")(
+    indexer_commands.backbone_fetch
 )
-backbone_app.command("list", epilog="Example: seenit backbone list")(indexer_commands.backbone_list)
-backbone_app.command("import", epilog="Example: seenit backbone import dinov2_vitb14_pretrain.pth --name my_vitb14")(
-    indexer_commands.backbone_import
+backbone_app.command("path", cls=SeenitCommand, epilog="Example: seenit backbone path seenit_vits14")(
+    indexer_commands.backbone_path_
 )
-backbone_app.command("path", epilog="Example: seenit backbone path dinov2_vits14")(indexer_commands.backbone_path_)
-tag_app.command("add", epilog="Example: seenit tag add holiday ~/Pictures/2023")(indexer_commands.tag_add)
-tag_app.command("remove", epilog="Example: seenit tag remove holiday ~/Pictures/2023/receipts")(
+tag_app.command("add", cls=SeenitCommand, epilog="Example: seenit tag add holiday ~/Pictures/2023")(
+    indexer_commands.tag_add
+)
+tag_app.command("remove", cls=SeenitCommand, epilog="Example: seenit tag remove holiday ~/Pictures/2023/receipts")(
     indexer_commands.tag_remove
 )
-tag_app.command("list", epilog="Example: seenit tag list")(indexer_commands.tag_list)
-tag_app.command("export", epilog="Example: seenit tag export > tags.json")(indexer_commands.tag_export)
-tag_app.command("import", epilog="Example: seenit tag import tags.json --index ~/Pictures/.seenit")(
+tag_app.command("list", cls=SeenitCommand, epilog="Example: seenit tag list")(indexer_commands.tag_list)
+tag_app.command("export", cls=SeenitCommand, epilog="Example: seenit tag export > tags.json")(
+    indexer_commands.tag_export
+)
+tag_app.command("import", cls=SeenitCommand, epilog="Example: seenit tag import tags.json --index ~/Pictures/.seenit")(
     indexer_commands.tag_import
 )
 app.command(
-    epilog="Example: seenit curate ~/Downloads --like ~/Paintings --avoid test/ --out photos.txt --html photos.html"
+    cls=SeenitCommand,
+    epilog="Example: seenit curate ~/Downloads --like ~/Paintings --avoid test/ --out photos.txt --html photos.html",
 )(curation_commands.curate)
-app.command(epilog="Example: seenit train ~/Pictures --preset adapt --from dinov2_vits14 --out run")(
+app.command(cls=SeenitCommand, epilog="Example: seenit train ~/Pictures --preset adapt --from dinov2_vits14 --out run")(
     trainer_commands.train
 )
 evaluate_app.command(
-    "retrieval", epilog="Example: seenit evaluate retrieval landmarks/manifest.csv --distractors others/manifest.csv"
+    "retrieval",
+    cls=SeenitCommand,
+    epilog="Example: seenit evaluate retrieval landmarks/manifest.csv --distractors others/manifest.csv",
 )(retrieval_commands.evaluate_retrieval)
-evaluate_app.command("knn", epilog="Example: seenit evaluate knn photos/train photos/val")(
+evaluate_app.command("knn", cls=SeenitCommand, epilog="Example: seenit evaluate knn photos/train photos/val")(
     trainer_commands.evaluate_knn
 )
-evaluate_app.command("linear", epilog="Example: seenit evaluate linear photos/train photos/val")(
+evaluate_app.command("linear", cls=SeenitCommand, epilog="Example: seenit evaluate linear photos/train photos/val")(
     trainer_commands.evaluate_linear
 )
-evaluate_app.command("fewshot", epilog="Example: seenit evaluate fewshot photos/train photos/val")(
+evaluate_app.command("fewshot", cls=SeenitCommand, epilog="Example: seenit evaluate fewshot photos/train photos/val")(
     trainer_commands.evaluate_fewshot
 )
-evaluate_app.command("segmentation", epilog="Example: seenit evaluate segmentation coco --resolution 448")(
-    trainer_commands.evaluate_segmentation
-)
-evaluate_app.command("depth", epilog="Example: seenit evaluate depth rooms --resolution 448")(
+evaluate_app.command(
+    "segmentation", cls=SeenitCommand, epilog="Example: seenit evaluate segmentation coco --resolution 448"
+)(trainer_commands.evaluate_segmentation)
+evaluate_app.command("depth", cls=SeenitCommand, epilog="Example: seenit evaluate depth rooms --resolution 448")(
     trainer_commands.evaluate_depth
 )
 
@@ -120,6 +141,7 @@ def main() -> None:
             stream.reconfigure(errors="surrogateescape" if os.name == "posix" else "backslashreplace")  # type: ignore[union-attr]
     from indexer.errors import SeenitError
 
+    set_verbosity(0)
     try:
         app()
     except SeenitError as error:
@@ -131,12 +153,12 @@ def main() -> None:
     except MemoryError:
         _fail("not enough memory; close other programs or take a smaller --backbone")
     except KeyboardInterrupt:
-        say("stopped")
+        complain("stopped")
         sys.exit(130)
 
 
 def _fail(message: str) -> None:
-    say(message.strip())
+    complain(message.strip())
     sys.exit(1)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .printable import printable, quoted
-from .terminal import IndexOption, JsonOption, WaitOption, megabytes, plural, say
+from .printable import megabytes, printable, quoted
+from .terminal import IndexOption, JsonOption, WaitOption, plural, say
 
 if TYPE_CHECKING:
     from .store.protocol import Record
@@ -171,14 +171,21 @@ def backbone_import(
     print(import_backbone(file, name))
 
 
-def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
-    """Where a backbone's file lies, fetched if need be.
+def backbone_fetch(name: Annotated[str, typer.Argument(help="An official backbone's name.")]) -> None:
+    """Fetch an official backbone ahead of time.
 
-    An official one is downloaded first.
+    Prints where its file lies. What is here already is not fetched again.
     """
     from .backbone.cache import backbone_path
 
-    print(backbone_path(name))
+    print(quoted(str(backbone_path(name, say=say))))
+
+
+def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
+    """Where a backbone's file lies; nothing is fetched."""
+    from .backbone.cache import backbone_path
+
+    print(quoted(str(backbone_path(name, offline=True))))
 
 
 def tag_add(
