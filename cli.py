@@ -5,13 +5,15 @@ Heavy packages are imported inside the commands, so that `seenit --help` and a u
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from indexer import commands as indexer_commands
-from indexer.terminal import say
+from indexer.common_options import SeenitCommand
+from indexer.terminal import complain, set_verbosity
 from retrieval import commands as retrieval_commands
 from retrieval.duplicates import commands as duplicates_commands
 from retrieval.serve import commands as serve_commands
@@ -21,12 +23,11 @@ from trainer.curation import commands as curation_commands
 app = typer.Typer(
     help="Finds the same thing again: index your photos, then search them with an image.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-backbone_app = typer.Typer(help="The networks that describe images: list, import, path.", no_args_is_help=True)
+backbone_app = typer.Typer(help="The networks that describe images: list, fetch, import, path.", no_args_is_help=True)
 tag_app = typer.Typer(help="Tags on images: add, remove, list, export, import.", no_args_is_help=True)
 evaluate_app = typer.Typer(
     help="How good retrieval is, or a backbone's features.",
@@ -51,70 +52,55 @@ def _options(
     """What every command knows."""
 
 
-app.add_typer(backbone_app, name="backbone")
-app.add_typer(evaluate_app, name="evaluate")
-app.add_typer(tag_app, name="tag")
+GROUPS = {"": app, "backbone": backbone_app, "evaluate": evaluate_app, "tag": tag_app}
+for _name, _group in GROUPS.items():
+    if _name:
+        app.add_typer(_group, name=_name)
 
-
-app.command(
-    epilog="Example: seenit index ~/Pictures        then: seenit search photo.jpg",
-)(retrieval_commands.index)
-app.command(epilog="Example: seenit search photo.jpg --top 5 --after 2023 --html results.html --open")(
-    retrieval_commands.search
-)
-app.command(epilog="Example: seenit explain photo.jpg found.jpg -o match.png")(retrieval_commands.explain)
-app.command(epilog="Example: seenit duplicates ~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes")(
-    duplicates_commands.duplicates
-)
-app.command(epilog="Example: seenit serve ~/Pictures --open   then: http://127.0.0.1:8765/docs for the API")(
-    serve_commands.serve
-)
-app.command(epilog="Example: seenit info --index ~/Pictures/.seenit --skipped")(indexer_commands.info)
-app.command(epilog="Example: seenit check --index ~/Pictures/.seenit        then: seenit check --repair")(
-    indexer_commands.check
-)
-app.command(epilog="Example: seenit copy ~/Pictures/.seenit http://localhost:6333/photos")(indexer_commands.copy)
-app.command(epilog="Example: seenit demo demo   then: seenit index demo/photos; seenit search demo/queries --batch")(
-    retrieval_commands.demo
-)
-backbone_app.command("list", epilog="Example: seenit backbone list")(indexer_commands.backbone_list)
-backbone_app.command("import", epilog="Example: seenit backbone import dinov2_vitb14_pretrain.pth --name my_vitb14")(
-    indexer_commands.backbone_import
-)
-backbone_app.command("path", epilog="Example: seenit backbone path dinov2_vits14")(indexer_commands.backbone_path_)
-tag_app.command("add", epilog="Example: seenit tag add holiday ~/Pictures/2023")(indexer_commands.tag_add)
-tag_app.command("remove", epilog="Example: seenit tag remove holiday ~/Pictures/2023/receipts")(
-    indexer_commands.tag_remove
-)
-tag_app.command("list", epilog="Example: seenit tag list")(indexer_commands.tag_list)
-tag_app.command("export", epilog="Example: seenit tag export > tags.json")(indexer_commands.tag_export)
-tag_app.command("import", epilog="Example: seenit tag import tags.json --index ~/Pictures/.seenit")(
-    indexer_commands.tag_import
-)
-app.command(
-    epilog="Example: seenit curate ~/Downloads --like ~/Paintings --avoid test/ --out photos.txt --html photos.html"
-)(curation_commands.curate)
-app.command(epilog="Example: seenit train ~/Pictures --preset adapt --from dinov2_vits14 --out run")(
-    trainer_commands.train
-)
-evaluate_app.command(
-    "retrieval", epilog="Example: seenit evaluate retrieval landmarks/manifest.csv --distractors others/manifest.csv"
-)(retrieval_commands.evaluate_retrieval)
-evaluate_app.command("knn", epilog="Example: seenit evaluate knn photos/train photos/val")(
-    trainer_commands.evaluate_knn
-)
-evaluate_app.command("linear", epilog="Example: seenit evaluate linear photos/train photos/val")(
-    trainer_commands.evaluate_linear
-)
-evaluate_app.command("fewshot", epilog="Example: seenit evaluate fewshot photos/train photos/val")(
-    trainer_commands.evaluate_fewshot
-)
-evaluate_app.command("segmentation", epilog="Example: seenit evaluate segmentation coco --resolution 448")(
-    trainer_commands.evaluate_segmentation
-)
-evaluate_app.command("depth", epilog="Example: seenit evaluate depth rooms --resolution 448")(
-    trainer_commands.evaluate_depth
-)
+# by name: the function, and what is written behind the name in an example
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "index": (retrieval_commands.index, "~/Pictures        then: seenit search photo.jpg"),
+    "search": (retrieval_commands.search, "photo.jpg --top 5 --after 2023 --html results.html --open"),
+    "explain": (retrieval_commands.explain, "photo.jpg found.jpg -o match.png"),
+    "duplicates": (
+        duplicates_commands.duplicates,
+        "~/Pictures --html duplicates.html   then: --move-to ~/duplicates --yes",
+    ),
+    "info": (indexer_commands.info, "--index ~/Pictures/.seenit --skipped"),
+    "serve": (serve_commands.serve, "~/Pictures --open   then: http://127.0.0.1:8765/docs for the API"),
+    "check": (indexer_commands.check, "--index ~/Pictures/.seenit        then: seenit check --repair"),
+    "copy": (indexer_commands.copy, "~/Pictures/.seenit http://localhost:6333/photos"),
+    "demo": (retrieval_commands.demo, "demo   then: seenit index demo/photos; seenit search demo/queries --batch"),
+    "backbone list": (indexer_commands.backbone_list, ""),
+    "backbone import": (indexer_commands.backbone_import, "dinov2_vitb14_pretrain.pth --name my_vitb14"),
+    "backbone fetch": (indexer_commands.backbone_fetch, "dinov2_vitb14"),
+    "backbone path": (indexer_commands.backbone_path_, "seenit_vits14"),
+    "tag add": (indexer_commands.tag_add, "holiday ~/Pictures/2023"),
+    "tag remove": (indexer_commands.tag_remove, "holiday ~/Pictures/2023/receipts"),
+    "tag list": (indexer_commands.tag_list, ""),
+    "tag export": (indexer_commands.tag_export, "> tags.json"),
+    "tag import": (indexer_commands.tag_import, "tags.json --index ~/Pictures/.seenit"),
+    "curate": (
+        curation_commands.curate,
+        "~/Downloads --like ~/Paintings --avoid test/ --out photos.txt --html photos.html",
+    ),
+    "train": (trainer_commands.train, "~/Pictures --preset adapt --from dinov2_vits14 --out run"),
+    "evaluate retrieval": (
+        retrieval_commands.evaluate_retrieval,
+        "landmarks/manifest.csv --distractors others/manifest.csv",
+    ),
+    "evaluate knn": (trainer_commands.evaluate_knn, "photos/train photos/val"),
+    "evaluate linear": (trainer_commands.evaluate_linear, "photos/train photos/val"),
+    "evaluate fewshot": (trainer_commands.evaluate_fewshot, "photos/train photos/val"),
+    "evaluate segmentation": (trainer_commands.evaluate_segmentation, "coco --resolution 448"),
+    "evaluate depth": (trainer_commands.evaluate_depth, "rooms --resolution 448"),
+}
+for _name, (_command, _arguments) in COMMANDS.items():
+    _group_name, _, _short = _name.rpartition(" ")
+    _register = GROUPS[_group_name].command(
+        _short, cls=SeenitCommand, epilog=f"Example: seenit {_name} {_arguments}".rstrip()
+    )
+    _register(_command)
 
 
 def main() -> None:
@@ -124,6 +110,7 @@ def main() -> None:
             stream.reconfigure(errors="surrogateescape" if os.name == "posix" else "backslashreplace")  # type: ignore[union-attr]
     from indexer.errors import SeenitError
 
+    set_verbosity(0)
     try:
         app()
     except SeenitError as error:
@@ -135,12 +122,12 @@ def main() -> None:
     except MemoryError:
         _fail("not enough memory; close other programs or take a smaller --backbone")
     except KeyboardInterrupt:
-        say("stopped")
+        complain("stopped")
         sys.exit(130)
 
 
 def _fail(message: str) -> None:
-    say(message.strip())
+    complain(message.strip())
     sys.exit(1)
 
 

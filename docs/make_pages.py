@@ -59,8 +59,14 @@ def reference() -> str:
     import typer
 
     import cli
+    from indexer.common_options import common_options
 
-    parts = [NOTICE, REFERENCE]
+    rows = [_row(param) for param in common_options()]
+    parts = [
+        NOTICE,
+        REFERENCE,
+        "\n".join(["| option of every command | default | what it is |", "|---|---|---|", *rows, ""]),
+    ]
     for words, command in commands(typer.main.get_command(cli.app), ("seenit",)):
         parts.append(_section(words, command))
     return "\n".join(parts)

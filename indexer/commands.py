@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .printable import printable, quoted
-from .terminal import IndexOption, JsonOption, WaitOption, megabytes, plural, say
+from .printable import megabytes, printable, quoted
+from .terminal import IndexOption, JsonOption, WaitOption, plural, say
 
 if TYPE_CHECKING:
     from .store.protocol import Record
@@ -94,6 +94,10 @@ def _image_text(record: "Record", paths: list[str]) -> str:
         "place": place,
         "pages or frames": metadata.frames if metadata.frames > 1 else None,
         "note": metadata.note,
+        "title": metadata.title,
+        "caption": metadata.caption,
+        "keywords": ", ".join(metadata.keywords),
+        "rating": metadata.rating,
         "tags": ", ".join(record.tags),
     }
     lines = [f"{name:<15} {printable(str(value))}" for name, value in shown.items() if value]
@@ -171,14 +175,21 @@ def backbone_import(
     print(quoted(str(import_backbone(file, name))))
 
 
-def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
-    """Where a backbone's file lies, fetched if need be.
+def backbone_fetch(name: Annotated[str, typer.Argument(help="An official backbone's name.")]) -> None:
+    """Fetch an official backbone ahead of time.
 
-    An official one is downloaded first.
+    Prints where its file lies. What is here already is not fetched again.
     """
     from .backbone.cache import backbone_path
 
-    print(quoted(str(backbone_path(name))))
+    print(quoted(str(backbone_path(name, say=say))))
+
+
+def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:
+    """Where a backbone's file lies; nothing is fetched."""
+    from .backbone.cache import backbone_path
+
+    print(quoted(str(backbone_path(name, offline=True))))
 
 
 def tag_add(
@@ -213,11 +224,27 @@ def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
         print(f"{count:>7,}  {quoted(tag)}")
 
 
-def tag_export(index: IndexOption = None) -> None:
-    """All tags as JSON by content id, for `seenit tag import`."""
+def tag_export(
+    index: IndexOption = None,
+    xmp: Annotated[
+        bool, typer.Option("--xmp", help="Write PHOTO.xmp beside each tagged image instead; none is overwritten.")
+    ] = False,
+) -> None:
+    """All tags as JSON by content id, for `seenit tag import`.
+
+    With --xmp as sidecars, whose keywords photo software reads. What other programs wrote is left as it is.
+    """
     from .index.find_index import find_index
     from .index.tags import export_tags
 
+    if xmp:
+        from .index.tag_sidecars import write_sidecars
+
+        done = write_sidecars(find_index(index, say=say))
+        print(f"wrote {plural(done.written, 'sidecar')}")
+        for line in done.left:
+            say(f"left alone: {line}")
+        return
     print(export_tags(find_index(index, say=say)).decode())
 
 

@@ -29,6 +29,11 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(_escape, text)
 
 
+def megabytes(count: int) -> str:
+    """Bytes as MB, or kB where they are few."""
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
 def _escape(found: re.Match[str]) -> str:
     character = found[0]
     code = ord(character)

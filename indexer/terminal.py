@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from .printable import megabytes as megabytes
 from .printable import printable
 
 IndexOption = Annotated[
@@ -30,9 +31,34 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for pr
 BackboneOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="See: seenit backbone list.")]
 
 
-def say(line: str) -> None:
-    """One line on stderr; what a terminal would not show as it is, is escaped."""
+_verbosity = 0  # -1: results and errors only; 0: also notes; 1: also details
+
+
+def set_verbosity(level: int) -> None:
+    global _verbosity
+    _verbosity = level
+
+
+def complain(line: str) -> None:
+    """One line on stderr whatever was asked for; what a terminal would not show as it is, is escaped."""
     print(f"seenit: {printable(line)}", file=sys.stderr, flush=True)
+
+
+def say(line: str) -> None:
+    """A note on stderr, unless --quiet was given."""
+    if _verbosity >= 0:
+        complain(line)
+
+
+def say_details(line: str) -> None:
+    """A detail on stderr, where --verbose was given."""
+    if _verbosity >= 1:
+        complain(line)
+
+
+def shows_progress(as_json: bool = False) -> bool:
+    """Whether a command tells how far it is."""
+    return not as_json and _verbosity >= 0
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:
@@ -57,11 +83,6 @@ def stop_on_interrupt(*also: signal.Signals) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def megabytes(count: int) -> str:
-    """Bytes as MB, or kB where they are few."""
-    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
 def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:

@@ -198,6 +198,12 @@ def search(
     camera: Annotated[str | None, typer.Option(help="Words of the camera's name: 'iphone 12'.")] = None,
     near: Annotated[str | None, typer.Option(metavar="LAT,LON,KM", help="Taken within KM of a place.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only images with this tag; repeat for several.")] = None,
+    keyword: Annotated[
+        list[str] | None, typer.Option(help="Only images with this keyword in their own metadata; repeat for several.")
+    ] = None,
+    rating: Annotated[
+        int | None, typer.Option(min=-1, max=5, metavar="STARS", help="Only images with so many stars or more.")
+    ] = None,
     as_json: JsonOption = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the results.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show that page in the browser.")] = False,
@@ -229,6 +235,8 @@ def search(
             camera=camera,
             near=(place[0], place[1], place[2]) if place else None,
             tags=tuple(tag or ()),
+            keywords=tuple(keyword or ()),
+            rating=rating,
             file_dates=file_dates,
         )
         if about_dates := searcher.index.about_dates(searcher.index.with_keys(where)):

@@ -57,7 +57,7 @@ def match_images(
     from .rerank.neighbours import best_cosine
     from .rerank.ranking import rerank_candidates
 
-    embedder = Embedder(load_once(backbone).load("auto"), resolution)
+    embedder = Embedder(load_once(backbone).load("auto", fetch=True), resolution)
     pixels = [read_query(image, None, resolution).pixels for image in (a, b)]
     whitening = embedder.fit_whitening([embedder.pooled_of(one) for one in pixels])
     encoder = QueryEncoder(lambda: (embedder, whitening), resolution, whitening.global_dim)

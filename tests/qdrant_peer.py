@@ -365,8 +365,10 @@ def _condition(condition: Any) -> Any:
         centre = edge.GeoPoint(lon=circle.center.lon, lat=circle.center.lat)
         return edge.FieldCondition(condition.key, geo_radius=edge.GeoRadius(centre, circle.radius))
     if condition.range is not None:
-        moments = condition.range.model_dump(mode="json", exclude_none=True)
-        return edge.FieldCondition(condition.key, range=edge.RangeDateTime(**moments))
+        bounds = condition.range.model_dump(mode="json", exclude_none=True)
+        of_numbers = isinstance(condition.range, models.Range)
+        kind = edge.RangeFloat if of_numbers else edge.RangeDateTime
+        return edge.FieldCondition(condition.key, range=kind(**bounds))
     if isinstance(condition.match, models.MatchAny):
         return edge.FieldCondition(condition.key, match=edge.MatchAny([str(value) for value in condition.match.any]))
     assert isinstance(condition.match, models.MatchValue), condition

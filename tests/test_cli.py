@@ -91,6 +91,31 @@ def test_a_writing_command_waits_as_long_as_told(indexed: Path, seenit: Seenit) 
     assert seenit("tag", "add", "x", indexed, "--index", indexed / ".seenit", "--wait", 0.2).code == 0
 
 
+def test_another_backbone_is_refused_before_it_is_fetched(
+    indexed: Path, seenit: Seenit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEENIT_OFFLINE")
+    monkeypatch.setattr("indexer.backbone.download.Download.run", lambda self: pytest.fail(f"fetches {self.url}"))
+    refused = seenit("index", indexed, "--backbone", "dinov2_vitb14")
+    assert_one_line_error(refused, "made by backbone .*tiny.* not dinov2_vitb14; leave --backbone out, or .* --index")
+    draw_photo(indexed / "new.jpg", 99)
+    assert "added 1" in seenit("index", indexed, "--backbone", "auto").out  # auto is the index's own
+
+
+def test_offline_is_an_option_of_every_command(seenit: Seenit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEENIT_OFFLINE")
+    monkeypatch.setenv("SEENIT_DOWNLOAD_BASE", "http://127.0.0.1:9")
+    refused = seenit("backbone", "fetch", "dinov2_vits14", "--offline")
+    assert_one_line_error(refused, "nothing may be fetched; bring http://127")
+    monkeypatch.delenv("SEENIT_OFFLINE")
+
+
+def test_the_path_of_a_backbone_fetches_nothing(seenit: Seenit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEENIT_OFFLINE")
+    monkeypatch.setattr("indexer.backbone.download.Download.run", lambda self: pytest.fail(f"fetches {self.url}"))
+    assert_one_line_error(seenit("backbone", "path", "dinov2_vits14"), "seenit backbone fetch dinov2_vits14$")
+
+
 @pytest.mark.slow
 def test_json_lines(indexed: Path, seenit: Seenit) -> None:
     found = seenit("search", indexed / "a", "--batch", "--json", "--top", 2)

@@ -21,7 +21,7 @@ from indexer.store.protocol import Filter, Record, Store, StoredFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode", "ignore:Payload indexes have no effect")
 
-NUM_RECORDS, NUM_CONDITIONS = 100, 130
+NUM_RECORDS, NUM_CONDITIONS = 100, 200
 EARTH_RADIUS_KM = 6371.0088  # the mean radius that the IUGG recommends
 NEAR_THE_BORDER = 1e-5  # of a circle's radius: stores round, and the earth's radius is not agreed upon to the metre
 
@@ -55,6 +55,7 @@ TAGS = [
     "\udc80",
     "0",
 ]
+KEYWORDS = [tag for tag in TAGS if tag.isprintable()]  # XML and IPTC are decoded, they hold no lone surrogates
 DATE_SOURCES = ["exif", "exif", "xmp", "name", "file", "file", None, "later"]
 FITS = ["fit-a", "fit-b", "FIT-A", "fit%"]
 ZONES = [UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12)), timezone(timedelta(hours=5, minutes=45))]
@@ -83,6 +84,8 @@ def draw_records(rng: random.Random) -> list[Record]:
                 date_source=rng.choice(DATE_SOURCES),
                 camera=maybe(rng, lambda: rng.choice(CAMERAS)),
                 gps=maybe(rng, lambda: draw_place(rng)),
+                keywords=tuple(rng.sample(KEYWORDS, rng.choice([0, 1, 2, 5]))),
+                rating=rng.choice([None, -1, 0, 1, 3, 5]),
             ),
             whitening_id=rng.choice(FITS),
             tags=tuple(rng.sample(TAGS, rng.choice([0, 1, 2, 5]))),
@@ -116,8 +119,8 @@ def draw_place(rng: random.Random) -> tuple[float, float]:
 
 def draw_condition(rng: random.Random, records: list[Record]) -> Filter:
     """One condition or several; their values are mostly those of records."""
-    names = ["under", "after", "before", "camera", "near", "tags", "not_whitening_id", "not_ids"]
-    drawn = rng.sample(names, rng.choice([1, 1, 1, 2, 2, 3, 8]))
+    names = ["under", "after", "before", "camera", "near", "tags", "keywords", "rating", "not_whitening_id", "not_ids"]
+    drawn = rng.sample(names, rng.choice([1, 1, 1, 2, 2, 3, 10]))
     where = replace(Filter(), **{name: draw_value(rng, name, rng.choice(records)) for name in drawn})
     return replace(where, file_dates=rng.random() < 0.5)
 
@@ -135,6 +138,11 @@ def draw_value(rng: random.Random, name: str, record: Record) -> Any:
         return draw_circle(rng, record)
     if name == "tags":
         return tuple(rng.sample(record.tags or TAGS, 1)) + rng.choice([(), (), ("holiday",), ("unknown",)])
+    if name == "keywords":
+        drawn = rng.sample(record.metadata.keywords or KEYWORDS, 1) + rng.choice([[], [], ["holiday"], ["unknown"]])
+        return tuple(rng.choice([word, word.upper(), word.title()]) for word in drawn)
+    if name == "rating":
+        return rng.choice([-1, 0, 1, 2, 3, 4, 5])
     if name == "not_whitening_id":
         return rng.choice([*FITS, "unknown"])
     return tuple({record.id, *(content_id(b"filters %d" % rng.randrange(200)) for _ in range(rng.randrange(40)))})
@@ -178,6 +186,8 @@ def meets(record: Record, where: Filter) -> bool:
         and words(where.camera or "") <= words(record.metadata.camera or "")
         and (where.near is None or is_within(record.metadata.gps, *where.near))
         and set(where.tags) <= set(record.tags)
+        and {one.casefold() for one in where.keywords} <= {one.casefold() for one in record.metadata.keywords}
+        and (where.rating is None or (record.metadata.rating is not None and record.metadata.rating >= where.rating))
         and record.whitening_id != where.not_whitening_id
         and record.id not in where.not_ids
     )

@@ -57,12 +57,12 @@ class Backbone:
         device   `auto` (cuda, else mps, else cpu) or a name that torch knows
         dtype    `auto` (the device's fastest) or float32, bfloat16, float16; results are float32 in any case
         offline  fetch nothing; SEENIT_OFFLINE=1 in the environment says the same
-        say      gets one line on which backbone was taken and why
+        say      gets one line before anything is fetched, and one on which backbone was taken and why
         """
         where = _choose_device(device)
         if dtype != "auto" and dtype not in DTYPES:
             raise SeenitError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
-        chosen = choose_backbone(spec, offline or offline_by_environment())
+        chosen = choose_backbone(spec, offline or offline_by_environment(), say)
         checkpoint = load_checkpoint(chosen.path)
         number_format = best_dtype(where) if dtype == "auto" else DTYPES[dtype]
         if where.type == "cpu":

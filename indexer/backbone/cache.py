@@ -19,20 +19,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, DownloadError, SeenitError
+from ..messages import Say, say_nothing
+from ..printable import megabytes
 from .checkpoint import load_checkpoint
-from .download import download
-from .http import Patience
+from .download import Download, Patience
 from .vit import ARCHITECTURES, Architecture, VisionTransformer
 
 SHIPPED = "seenit_vits14"
 OFFICIAL_ADDRESS = "https://dl.fbaipublicfiles.com/dinov2"
-ASKED_PATIENCE = Patience()
+DEFAULT_PATIENCE = Patience()
 
 
-def backbone_path(name: str, *, offline: bool = False, patience: Patience = ASKED_PATIENCE) -> Path:
+def backbone_path(
+    name: str, *, offline: bool = False, patience: Patience = DEFAULT_PATIENCE, say: Say = say_nothing
+) -> Path:
     """The weights file of a name; an official one is fetched unless it is here.
 
-    Raises SeenitError for an unknown name, DownloadError where it cannot be fetched.
+    say  told before anything is fetched: what, how much, whence and where to
+    Raises SeenitError for an unknown name, DownloadError where it cannot or may not be fetched.
     """
     path = local_path(name)
     if path is not None:
@@ -41,18 +45,20 @@ def backbone_path(name: str, *, offline: bool = False, patience: Patience = ASKE
         raise unknown_name(name)
     url = official_url(name)
     by_hand = f"bring {url} here by other means and: seenit backbone import FILE"
-    if offline or offline_by_environment():
+    if offline_by_environment():
         raise DownloadError(f"backbone {name} is not in {cache_folder()} and nothing may be fetched; {by_hand}")
+    if offline:
+        raise DownloadError(f"backbone {name} is not in {cache_folder()}; fetch it with: seenit backbone fetch {name}")
     architecture = ARCHITECTURES[name]
 
     def check(path: Path) -> None:
         check_architecture(load_checkpoint(path).architecture, name)
 
     expected = 4 * count_parameters(architecture)  # bytes, in float32
+    say(f"fetching backbone {name}, about {megabytes(expected)}, from {url} to {cache_folder()}; this is done once")
+    most = expected * 11 // 10 + 10_000_000
     try:
-        return download(
-            url, official_path(name), max_size=expected * 11 // 10 + 10_000_000, check=check, patience=patience
-        )
+        return Download(url, official_path(name), max_size=most, check=check, patience=patience).run()
     except DownloadError as error:
         raise DownloadError(f"{error}; or {by_hand}") from error
 

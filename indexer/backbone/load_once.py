@@ -18,12 +18,18 @@ class LoadOnce:
         self._loaded: Backbone | None = None if spec is None or isinstance(spec, (str, Path)) else spec
         self._say = say
 
-    def load(self, otherwise: str) -> "Backbone":
-        """The backbone; `otherwise` names it where none was asked for."""
+    def load(self, otherwise: str, *, fetch: bool = False) -> "Backbone":
+        """The backbone; `otherwise` names it where none, or `auto`, was asked for.
+
+        fetch  whether an official one that is not here may be fetched: nothing that works with an existing index waits
+               for a network
+        """
         if self._loaded is None:
             from .backbone import Backbone
 
-            self._loaded = Backbone.load(self.spec or otherwise, say=self._say)
+            spec = otherwise if self.spec in (None, "auto") else self.spec
+            assert spec is not None
+            self._loaded = Backbone.load(spec, offline=not fetch, say=self._say)
         return self._loaded
 
     @property

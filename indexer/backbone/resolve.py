@@ -1,27 +1,30 @@
 """Which weights a spec means: a name, a path, or `auto`.
 
-What is surprising: `auto` prefers the official ViT-S/14 and must not keep anyone waiting. Without a network it falls
-back to the shipped backbone within seconds, and remembers that for a day.
+What is surprising: `auto` prefers the official ViT-S/14 and must not keep anyone waiting. Where its address does not
+answer within two seconds it takes the shipped backbone, remembers that, and never asks again by itself.
 """
 
 import json
 import re
-import time
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DownloadError, SeenitError
+import httpx
+
+from ..errors import DownloadError, SeenitError, on_one_line
+from ..messages import Say, say_nothing
+from ..web import failure, http_client, refuse_web_page
 from .cache import SHIPPED, backbone_path, cache_folder, file_in, local_path, official_url, unknown_name
-from .http import Patience, probe
+from .download import Patience
 from .vit import ARCHITECTURES
 
 PREFERRED = "dinov2_vits14"  # what `auto` wants
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
-PROBE_S = 4.0  # `auto`, to decide whether the official address can be reached
+PROBE_S = 2.0  # `auto`, to decide whether the official address can be reached
 AUTO_PATIENCE = Patience(connect_s=3.0, stall_s=10.0, attempts=3)
-RETRY_AFTER_S = 24 * 3600  # `auto`, to forget that the address could not be reached
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,14 @@ class Choice:
     why: str
 
 
-def choose_backbone(spec: str | Path, offline: bool) -> Choice:
+def choose_backbone(spec: str | Path, offline: bool, say: Say = say_nothing) -> Choice:
     """The weights file of a name or a path or of `auto`, fetched if need be; see `Backbone.load`."""
     text = str(spec)
     if text == "auto":
-        return _choose_automatically(offline)
+        return _choose_automatically(offline, say)
     here = local_path(text) is not None
     if isinstance(spec, str) and (text in ARCHITECTURES or here):
-        path = backbone_path(text, offline=offline)
+        path = backbone_path(text, offline=offline, say=say)
         return Choice(path, text, f"as asked, {'from' if here else 'fetched to'} {path}")
     path = Path(text).expanduser()
     looks_like_path = isinstance(spec, Path) or re.search(r"[/\\]", text) or text.endswith(WEIGHT_SUFFIXES)
@@ -48,20 +51,53 @@ def choose_backbone(spec: str | Path, offline: bool) -> Choice:
     return Choice(path, None, f"as asked, from {path}")
 
 
-def _choose_automatically(offline: bool) -> Choice:
+def would_be_fetched(spec: str | Path | None) -> bool:
+    """Whether it is an official name whose file is not here."""
+    return isinstance(spec, str) and spec in ARCHITECTURES and local_path(spec) is None
+
+
+def probe(url: str, timeout_s: float = PROBE_S) -> None:
+    """Raise DownloadError unless the server answers for `url` within `timeout_s`, name resolution included.
+
+    It asks in a thread of its own, because resolving a name without a network can hang far beyond any timeout.
+    """
+    outcome: list[str] = []  # what went wrong, empty for nothing
+
+    def ask() -> None:
+        try:
+            with http_client(timeout_s, timeout_s) as client:
+                answer = client.head(url).raise_for_status()
+                refuse_web_page(answer)
+            outcome.append("")
+        except httpx.HTTPStatusError as error:
+            outcome.append(f"the server answered {error.response.status_code}")
+        except httpx.HTTPError as error:
+            outcome.append(failure(error))
+        except Exception as error:  # of any kind; the thread must not print it
+            outcome.append(on_one_line(error))
+
+    thread = threading.Thread(target=ask, daemon=True, name="seenit-probe")
+    thread.start()
+    thread.join(timeout_s)
+    wrong = outcome[0] if outcome else f"no answer within {timeout_s:g} s"
+    if wrong:
+        raise DownloadError(f"cannot reach {httpx.URL(url).host}: {wrong}")
+
+
+def _choose_automatically(offline: bool, say: Say) -> Choice:
     """The official ViT-S/14 if it is here or can be fetched now, else the shipped backbone."""
     path = local_path(PREFERRED)
     if path is not None:
         return Choice(path, PREFERRED, "the official one, from the cache")
     if offline:
         why = "nothing may be fetched"
+    elif (failed := _known_failure()) is not None:
+        why = f"{failed} (not asked again; to fetch it: seenit backbone fetch {PREFERRED})"
     else:
-        failed = _recent_failure()
         try:
-            if failed is None:
-                probe(official_url(PREFERRED), PROBE_S)
-                return Choice(backbone_path(PREFERRED, patience=AUTO_PATIENCE), PREFERRED, "the official one, fetched")
-            why = f"{failed} (asked again after a day, or now by: seenit backbone path {PREFERRED})"
+            probe(official_url(PREFERRED), PROBE_S)
+            path = backbone_path(PREFERRED, patience=AUTO_PATIENCE, say=say)
+            return Choice(path, PREFERRED, "the official one, fetched")
         except DownloadError as error:
             why = str(error).split(";")[0]
             _remember_failure(why)
@@ -75,18 +111,16 @@ def _failure_note() -> Path:
     return cache_folder() / "unreachable.json"
 
 
-def _recent_failure() -> str | None:
-    """Why the official address failed within the last day, None if it did not."""
+def _known_failure() -> str | None:
+    """Why the official address failed when it was asked, None if it was not asked yet."""
     try:
         note = json.loads(_failure_note().read_text("utf-8"))
-        recent = 0 <= time.time() - float(note["at"]) < RETRY_AFTER_S
-        return str(note["why"]) if recent and note["url"] == official_url(PREFERRED) else None
+        return str(note["why"]) if note["url"] == official_url(PREFERRED) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no note, or a damaged one: ask the network
 
 
 def _remember_failure(why: str) -> None:
-    note = {"url": official_url(PREFERRED), "at": time.time(), "why": why}
-    with suppress(OSError):  # a cache that cannot be written costs the next run a few seconds, no more
+    with suppress(OSError):  # a cache that cannot be written costs the next run the probe again
         cache_folder().mkdir(parents=True, exist_ok=True)
-        _failure_note().write_text(json.dumps(note), "utf-8")
+        _failure_note().write_text(json.dumps({"url": official_url(PREFERRED), "why": why}), "utf-8")

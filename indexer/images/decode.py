@@ -32,6 +32,8 @@ from PIL import (
 
 from ..errors import ImageError, os_reason
 from .colour import displayable, to_srgb
+from .description import NO_DESCRIPTION, Description, read_description
+from .embedded import put_in_exif
 from .exif import Exif, read_exif
 from .find import open_regular
 from .raw import RAW_MISSING, is_raw, raw_installed, read_raw
@@ -49,7 +51,6 @@ OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     "PPM": PpmImagePlugin.PpmImageFile,
     "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
 }
-HEIF_MISSING = "HEIC images need pillow-heif; install it with: pip install 'seenit[heic]'"
 NEEDS_MEMORY = "needs more memory than it may take"
 MOST_MISSING = 0.25  # of a JPEG's rows, up to which it is shown with a note, as viewers do
 BYTES_PER_PIXEL = 10  # while an image is decoded whole: 4 in Pillow, about as much in the format's own decoder
@@ -101,6 +102,7 @@ class DecodedImage:
     date_source: str | None = None  # "exif" or "xmp", where `taken_at` is known
     frames: int = 1  # pages or frames in the file, of which this is the first
     note: str | None = None  # what is wrong with the file although it can be shown
+    description: Description = NO_DESCRIPTION
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -111,7 +113,7 @@ class DecodedImage:
 def sniff(head: bytes) -> str | None:
     """The image format of a file that starts with `head` (SNIFF_BYTES of it), None if it is not an image.
 
-    HEIF and raw files are told whether or not their readers are installed; `decode` says what is missing. A raw file
+    Raw files are told whether or not their reader is installed; `decode` says what is missing. A raw file
     that is a TIFF is told as TIFF; see `raw.is_raw`.
     """
     if head.startswith(RAW_HEADS) or head[4:12] == b"ftypcrx ":
@@ -148,15 +150,6 @@ def is_image(path: str | Path) -> bool:
             return sniff(file.read(SNIFF_BYTES)) is not None
     except OSError:
         return False
-
-
-def heif_installed() -> bool:
-    """Whether HEIC images can be decoded here."""
-    try:
-        import pillow_heif  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def decode(
@@ -226,8 +219,9 @@ def read_image_file(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
 def _decode(
     data: bytes, name: str, target_px: int | None, limits: Limits, region: Region | None, path: str
 ) -> DecodedImage:
-    image = _open(data, name, path)
-    exif = read_exif(image)
+    image = _open(data, name)
+    put_in_exif(image, data, name)
+    exif, description = read_exif(image), read_description(image)
     deep = any(";16" in str(tile.args) for tile in image.tile)
     if name == "TIFF":  # Pillow turns it upright while loading, and says its size as if it had
         _check_size(*image.size, image.size, name, limits, path)
@@ -252,7 +246,7 @@ def _decode(
     shown = to_srgb(_reduced(shown, target_px), image.info.get("icc_profile"))
     if exif.orientation in UPRIGHT:
         shown = shown.transpose(UPRIGHT[exif.orientation])
-    return _image(shown, width, height, name, exif, _count_frames(data, name, path))
+    return _image(shown, width, height, name, exif, description, _count_frames(data, name))
 
 
 def _decode_cut(data: bytes, target_px: int | None, limits: Limits, region: Region | None, path: str) -> DecodedImage:
@@ -286,20 +280,34 @@ def _lacks_refinement(data: bytes) -> bool:
 def _decode_raw(data: bytes, target_px: int | None, limits: Limits, region: Region | None, path: str) -> DecodedImage:
     if not raw_installed():
         raise ImageError(path, RAW_MISSING)
-    exif = Exif()
+    exif, description = Exif(), NO_DESCRIPTION
     if data[:4] in (b"II*\0", b"MM\0*"):
-        exif = read_exif(TiffImagePlugin.TiffImageFile(io.BytesIO(data), ""))
+        container = TiffImagePlugin.TiffImageFile(io.BytesIO(data), "")
+        exif, description = read_exif(container), read_description(container)
     pixels = read_raw(data, min(limits.max_pixels, limits.memory_bytes // (2 * BYTES_PER_PIXEL)), path)
     image = Image.fromarray(pixels)
     width, height = image.size
     if region:
         x, y, w, h = _clip(region, width, height, path)
         image = image.crop((x, y, x + w, y + h))
-    return _image(_reduced(image, target_px), width, height, "RAW", exif, 1)
+    return _image(_reduced(image, target_px), width, height, "RAW", exif, description, 1)
 
 
-def _image(image: Image.Image, width: int, height: int, name: str, exif: Exif, frames: int) -> DecodedImage:
-    return DecodedImage(image, width, height, name, exif.taken_at, exif.camera, exif.gps, exif.date_source, frames)
+def _image(
+    image: Image.Image, width: int, height: int, name: str, exif: Exif, description: Description, frames: int
+) -> DecodedImage:
+    return DecodedImage(
+        image,
+        width,
+        height,
+        name,
+        exif.taken_at,
+        exif.camera,
+        exif.gps,
+        exif.date_source,
+        frames,
+        description=description,
+    )
 
 
 def _reduced(image: Image.Image, target_px: int | None) -> Image.Image:
@@ -307,24 +315,22 @@ def _reduced(image: Image.Image, target_px: int | None) -> Image.Image:
     return image.reduce(factor) if factor > 1 else image
 
 
-def _count_frames(data: bytes, name: str, path: str) -> int:
+def _count_frames(data: bytes, name: str) -> int:
     """Pages or frames; as many as can be counted where a later one is damaged."""
     if name not in ("TIFF", "GIF", "WEBP", "PNG", "AVIF", "HEIF"):
         return 1
-    image = _open(data, name, path)  # counting moves the reader, and may leave it in a bad state
+    image = _open(data, name)  # counting moves the reader, and may leave it in a bad state
     try:
         return max(1, int(getattr(image, "n_frames", 1)))
     except Exception:
         return max(1, image.tell() + 1)
 
 
-def _open(data: bytes, name: str, path: str) -> ImageFile.ImageFile:
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     if name != "HEIF":
         return OPENERS[name](io.BytesIO(data), "")
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        raise ImageError(path, HEIF_MISSING) from None
+    from pillow_heif import HeifImageFile  # here, since most folders hold none
+
     return HeifImageFile(io.BytesIO(data))
 
 

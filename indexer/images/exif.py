@@ -11,9 +11,27 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
+from .description import xmp_of
+
 EARLIEST_YEAR, LATEST_YEAR = 1800, 2261
-MAX_XMP_BYTES = 1 << 20
 _XMP_TAGS = (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
+_ORIENTATIONS = {  # where the stored first row and column lie, and how exiftool says it
+    name: number
+    for number, names in enumerate(
+        (
+            ("top-left", "horizontal (normal)"),
+            ("top-right", "mirror horizontal"),
+            ("bottom-right", "rotate 180"),
+            ("bottom-left", "mirror vertical"),
+            ("left-top", "mirror horizontal and rotate 270 cw"),
+            ("right-top", "rotate 90 cw"),
+            ("right-bottom", "mirror horizontal and rotate 90 cw"),
+            ("left-bottom", "rotate 270 cw"),
+        ),
+        start=1,
+    )
+    for name in names
+}
 _NAME_DATE = re.compile(
     r"(?<!\d)(19[89]\d|20\d\d)([-_.]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])"
     r"(?:(?:[-_ .T]{1,3}| at )([01]\d|2[0-3])[-_.:h]?([0-5]\d)[-_.:m]?([0-5]\d))?(?=\D|\d{3}\D|$)"
@@ -34,7 +52,7 @@ def read_exif(image: Image.Image) -> Exif:
     exif = _read_exif(image)
     if exif.taken_at:
         return replace(exif, date_source="exif")
-    taken_at = _xmp_date(image.info)
+    taken_at = xmp_date(xmp_of(image))
     return replace(exif, taken_at=taken_at, date_source="xmp") if taken_at else exif
 
 
@@ -64,11 +82,22 @@ def _read_exif(image: Image.Image) -> Exif:
     except Exception:
         return Exif()
     return Exif(
-        orientation if orientation in range(1, 9) else 1,
+        _orientation(orientation),
         _taken_at(exif, details),
         _camera(exif.get(ExifTags.Base.Make), exif.get(ExifTags.Base.Model)),
         _gps(place),
     )
+
+
+def _orientation(value: Any) -> int:
+    """1 to 8, also where software wrote a text: "6", or the words of exiftool and of the standard."""
+    value = value[0] if isinstance(value, (tuple, list)) and value else value
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "ignore")
+    if isinstance(value, str):
+        text = " ".join(value.strip(" \0").lower().split())
+        value = int(text) if re.fullmatch("[1-8]", text) else _ORIENTATIONS.get(text, 1)
+    return int(value) if value in range(1, 9) else 1
 
 
 def _taken_at(exif: Any, details: dict[int, Any]) -> datetime | None:
@@ -86,10 +115,8 @@ def _taken_at(exif: Any, details: dict[int, Any]) -> datetime | None:
     return None
 
 
-def _xmp_date(info: dict[Any, Any]) -> datetime | None:
+def xmp_date(xmp: bytes) -> datetime | None:
     """When XMP says that it was taken or made; not when it was changed."""
-    text = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
-    xmp = text.encode("utf-8", "replace") if isinstance(text, str) else bytes(text[:MAX_XMP_BYTES])
     for tag in _XMP_TAGS:
         if found := re.search(tag + rb"\s*(?:=\s*[\"']|>)\s*(\d{4}-\d\d-\d\d(?:T[\d:.]+(?:Z|[+-]\d\d:?\d\d)?)?)", xmp):
             try:

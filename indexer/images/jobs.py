@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import ImageError, os_reason
-from .decode import DEFAULT_LIMITS, HEIF_MISSING, SNIFF_BYTES, DecodedImage, Limits, decode, heif_installed, sniff
-from .exif import date_in_name, plausible
+from .decode import DEFAULT_LIMITS, SNIFF_BYTES, DecodedImage, Limits, decode, sniff
+from .description import read_xmp, sidecar_of
+from .exif import date_in_name, plausible, xmp_date
 from .find import Unreadable, open_regular, stamp_ns
 from .metadata import Metadata, content_id
 from .preprocess import Grid, Mode, detail_px, preprocess
@@ -167,8 +168,6 @@ def read_image(job: Job, settings: Settings) -> Outcome:
                 return NotAnImage(path, size, mtime_ns)
             if job.kind == "sniff":
                 return BeginsLikeImage(path)
-            if format_name == "HEIF" and not heif_installed():
-                return Unreadable(path, HEIF_MISSING)
             if size > limits.max_file_bytes:
                 reason = f"{size / 1e6:.0f} MB, more than the limit of {limits.max_file_bytes / 1e6:.0f} MB"
                 return Broken(path, reason, size, mtime_ns)
@@ -208,7 +207,11 @@ def lost(path: str, reason: str, *, accident: bool = False) -> Outcome:
 
 
 def _metadata(image: DecodedImage, path: str, mtime_ns: int) -> Metadata:
+    beside = sidecar_of(path)
+    description = read_xmp(beside).over(image.description)
     taken_at, source = image.taken_at, image.date_source
+    if taken_at is None:
+        taken_at, source = xmp_date(beside), "xmp"
     if taken_at is None:
         taken_at, source = date_outside([(os.path.basename(path), mtime_ns)])
     return Metadata(
@@ -222,6 +225,10 @@ def _metadata(image: DecodedImage, path: str, mtime_ns: int) -> Metadata:
         image.frames,
         image.format == "RAW",
         image.note,
+        description.keywords,
+        description.rating,
+        description.title,
+        description.caption,
     )
 
 

@@ -25,6 +25,10 @@ class Metadata:
     frames: int = 1  # pages or frames in the file; the first one is what is indexed
     raw: bool = False  # a camera's sensor data
     note: str | None = None  # what is wrong with the file although it can be shown: "the end is missing"
+    keywords: tuple[str, ...] = ()  # of XMP, IPTC or EXIF, in the file or in a sidecar
+    rating: int | None = None  # 1 to 5 stars; 0: none given; -1: rejected
+    title: str | None = None
+    caption: str | None = None
 
     @property
     def date_in_words(self) -> str:

@@ -251,6 +251,7 @@ def _unpack(fields: dict[str, Any], pixels: np.ndarray) -> Outcome:
             metadata["taken_at"] = datetime.fromisoformat(metadata["taken_at"])
         if metadata["gps"]:
             metadata["gps"] = tuple(metadata["gps"])
+        metadata["keywords"] = tuple(metadata["keywords"])
         fields["metadata"] = Metadata(**metadata)
     if kind in (Decoded, Cut):
         fields["grid"] = tuple(fields["grid"])

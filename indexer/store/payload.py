@@ -27,6 +27,8 @@ INDEXED_FIELDS = {
     "camera_words": "keyword",
     "location": "geo",
     "tags": "keyword",
+    "keyword_words": "keyword",
+    "rating": "integer",
     "whitening_id": "keyword",
 }
 
@@ -125,6 +127,14 @@ def record_payload(record: Record) -> dict[str, Any]:
         payload["raw"] = True
     if metadata.note is not None:
         payload["note"] = to_engine(metadata.note)
+    if metadata.keywords:
+        payload["keywords"] = [to_engine(keyword) for keyword in metadata.keywords]
+        payload["keyword_words"] = [to_engine(keyword.casefold()) for keyword in metadata.keywords]
+    if metadata.rating is not None:
+        payload["rating"] = metadata.rating
+    for name in ("title", "caption"):
+        if (text := getattr(metadata, name)) is not None:
+            payload[name] = to_engine(text)
     if record.patches is not None:
         payload[PATCHES_FIELD] = base64.b64encode(record.patches).decode()
     return payload
@@ -213,6 +223,7 @@ def _files_from(payload: Mapping[str, Any]) -> tuple[StoredFile, ...]:
 def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
     taken_at, location = payload.get("taken_at"), payload.get("location")
     camera, note = payload.get("camera"), payload.get("note")
+    rating, title, caption = payload.get("rating"), payload.get("title"), payload.get("caption")
     global_vector = vectors.get("global") if vectors else None
     return Record(
         id=id,
@@ -228,6 +239,10 @@ def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
             frames=int(payload.get("frames", 1)),
             raw=bool(payload.get("raw", False)),
             note=None if note is None else from_engine(note),
+            keywords=tuple(from_engine(keyword) for keyword in payload.get("keywords", ())),
+            rating=None if rating is None else int(rating),
+            title=None if title is None else from_engine(title),
+            caption=None if caption is None else from_engine(caption),
         ),
         whitening_id=payload["whitening_id"],
         tags=tuple(from_engine(tag) for tag in payload["tags"]),

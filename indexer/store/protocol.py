@@ -87,10 +87,12 @@ class Filter:
     tags: tuple[str, ...] = ()  # all of them
     not_whitening_id: str | None = None  # only records whose vectors another whitening made
     not_ids: tuple[str, ...] = ()  # never these records
+    keywords: tuple[str, ...] = ()  # of the image's own metadata, all of them, case ignored
+    rating: int | None = None  # of the image's own metadata: so many stars or more
     file_dates: bool = False  # whether `after` and `before` go by files' times too; else only by REAL_DATES
 
     def __post_init__(self) -> None:
-        for name in ("under", "tags", "not_ids"):  # one text is one folder or tag, not its letters
+        for name in ("under", "tags", "keywords", "not_ids"):  # one text is one, not its letters
             value = getattr(self, name)
             one = isinstance(value, (str, Path))
             object.__setattr__(self, name, (str(value),) if one else tuple(map(str, value)))

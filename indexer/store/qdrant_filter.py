@@ -38,6 +38,11 @@ def qdrant_filter(where: Filter) -> models.Filter | None:
             must.append(inside)
     for tag in where.tags:
         must.append(models.FieldCondition(key="tags", match=models.MatchValue(value=to_engine(tag))))
+    for keyword in where.keywords:
+        match = models.MatchValue(value=to_engine(keyword.casefold()))
+        must.append(models.FieldCondition(key="keyword_words", match=match))
+    if where.rating is not None:
+        must.append(models.FieldCondition(key="rating", range=models.Range(gte=where.rating)))
     if where.not_whitening_id is not None:
         must_not.append(
             models.FieldCondition(key="whitening_id", match=models.MatchValue(value=where.not_whitening_id))

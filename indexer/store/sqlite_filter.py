@@ -48,6 +48,8 @@ def add_functions(db: apsw.Connection) -> None:
     """What the conditions below need beyond SQL."""
     function: Any = distance_km
     db.create_scalar_function("distance_km", function, 4, deterministic=True)
+    function = str.casefold
+    db.create_scalar_function("casefold", function, 1, deterministic=True)
 
 
 def distance_km(latitude: float, longitude: float, other_latitude: float, other_longitude: float) -> float:
@@ -96,6 +98,12 @@ def condition(db: apsw.Connection, where: Filter) -> tuple[str, list[object]]:
     if tags := sorted({to_bytes(tag).hex() for tag in where.tags}):
         with_one = "SELECT number FROM tags WHERE tag IN (SELECT unhex(value) FROM json_each(?))"
         add(f"number IN ({with_one} GROUP BY number HAVING count(*) = ?)", json.dumps(tags), len(tags))
+    if keywords := sorted({keyword.casefold() for keyword in where.keywords}):
+        of_image = "SELECT DISTINCT casefold(value) AS word FROM json_each(more, '$.keywords')"
+        wanted = "word IN (SELECT value FROM json_each(?))"
+        add(f"(SELECT count(*) FROM ({of_image}) WHERE {wanted}) = ?", json.dumps(keywords), len(keywords))
+    if where.rating is not None:
+        add("more ->> 'rating' >= ?", where.rating)
     if where.not_whitening_id is not None:
         add(
             "(whitening < ? OR whitening > ?)", where.not_whitening_id, where.not_whitening_id

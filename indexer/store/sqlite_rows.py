@@ -137,7 +137,16 @@ def read_held_tags(db: apsw.Connection) -> dict[str, tuple[str, ...]]:
     return {id: tuple(sorted(tags)) for id, tags in held.items()}
 
 
-_MORE_TYPES: dict[str, type] = {"date_source": str, "frames": int, "raw": bool, "note": str}
+_MORE_TYPES: dict[str, type] = {
+    "date_source": str,
+    "frames": int,
+    "raw": bool,
+    "note": str,
+    "keywords": list,
+    "rating": int,
+    "title": str,
+    "caption": str,
+}
 
 
 def more_of(metadata: Metadata) -> str:
@@ -166,6 +175,8 @@ def metadata_of(
     known = {name: fields[name] for name in _MORE_TYPES if name in fields}
     if any(type(value) is not _MORE_TYPES[name] for name, value in known.items()):
         raise ValueError("its further fields are of other types")
+    if "keywords" in known:
+        known["keywords"] = tuple(map(str, known["keywords"]))
     return Metadata(
         width=int(width),
         height=int(height),

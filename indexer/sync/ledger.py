@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..images.description import SIDECAR
 from ..index.skipped import SkippedFile
 from ..store.protocol import Listed, StoredFile
 
@@ -35,6 +36,7 @@ _UNCHANGED = (
     "SELECT k.key, k.id, k.size, k.mtime_ns FROM known k JOIN found f"
     " ON f.key = k.key AND f.size = k.size AND f.mtime_ns = k.mtime_ns"
 )
+_IS_SIDECAR = f"lower(substr(CAST(key AS TEXT), -{len(SIDECAR)})) = '{SIDECAR}'"
 _INDEX_OF_STORED = "CREATE INDEX stored_id ON stored (id)"
 
 
@@ -111,6 +113,7 @@ class Ledger:
         inside = " OR ".join(["(key >= ? AND key < ?)"] * len(scopes)) or "0"
         bounds = [bound for scope in scopes for bound in _below(scope)]
         db.execute(f"INSERT OR IGNORE INTO current SELECT * FROM known WHERE NOT ({inside})", bounds)
+        sidecars = self._sidecars_gone()
         db.execute(  # what was skipped stays skipped until it changes; what is gone or changed is forgotten
             f"DELETE FROM skipped WHERE ({inside}) AND NOT EXISTS (SELECT 1 FROM found f WHERE f.key = skipped.key"
             " AND f.size = skipped.size AND f.mtime_ns = skipped.mtime_ns)",
@@ -124,6 +127,23 @@ class Ledger:
             " WHERE NOT EXISTS (SELECT 1 FROM current c WHERE c.key = f.key)"
             " AND NOT EXISTS (SELECT 1 FROM skipped s WHERE s.key = f.key)"
         )
+
+        self._make_described_stale([*sidecars, *self._keys(f"SELECT key FROM todo WHERE {_IS_SIDECAR}")])
+
+    def _sidecars_gone(self) -> list[str]:
+        query = (
+            f"SELECT key FROM skipped WHERE {_IS_SIDECAR} AND NOT EXISTS (SELECT 1 FROM found WHERE key = skipped.key)"
+        )
+        return list(self._keys(query))
+
+    def _make_described_stale(self, sidecars: Sequence[str]) -> None:
+        """The images beside sidecars that are new, changed or gone are to be read again."""
+        for sidecar in sidecars:
+            stem = _text(sidecar[: -len(SIDECAR)])  # photo.jpg.xmp and photo.xmp both belong to photo.jpg
+            self._db.execute(
+                "INSERT OR IGNORE INTO stale SELECT id FROM current WHERE key = ? OR (key >= ? AND key < ?)",
+                (stem, stem + b".", stem + b"/"),
+            )
 
     def make_all_stale(self) -> None:
         self._db.execute("INSERT OR IGNORE INTO stale SELECT DISTINCT id FROM known")

@@ -209,10 +209,16 @@ def _check_request(
             raise SeenitError(
                 f"the index at {location} was not made with --tokens {tokens}; make another one with --index"
             )
-    if backbone.spec is None or (backbone.spec == manifest.backbone and not backbone.is_loaded):
+    if backbone.spec in (None, "auto", manifest.backbone) and not backbone.is_loaded:
         return
+    from ..backbone.resolve import would_be_fetched
     from ..index.statistics import check_backbone
 
+    if not backbone.is_loaded and would_be_fetched(backbone.spec):  # it did not make this index: it was never here
+        raise SeenitError(
+            f"the index at {location} was made by backbone {manifest.backbone}, not {backbone.spec}; leave --backbone"
+            " out, or make another index with --index"
+        )
     check_backbone(manifest, backbone.load(manifest.backbone), location)
 
 
@@ -273,7 +279,7 @@ def _embed_all(
 
     assert run.store is not None
     ledger, options = run.ledger, run.options
-    backbone = asked.load(manifest.backbone if manifest else "auto")
+    backbone = asked.load(manifest.backbone if manifest else "auto", fetch=manifest is None)
     if manifest is not None:
         check_backbone(manifest, backbone, run.store.location)
     config = config_of(manifest, run.store.location) if manifest else config_named(options.tokens or DEFAULT_TOKENS)

@@ -70,6 +70,10 @@ class FoundImage(Answer):
     camera: Text | None = None
     copies: tuple[Text, ...] = Field((), description="other files with the same bytes")
     tags: tuple[Text, ...] = ()
+    keywords: tuple[Text, ...] = Field((), description="of the image's own metadata or its sidecar")
+    rating: int | None = Field(None, description="stars, 1 to 5; 0: none given; -1: rejected")
+    title: Text | None = None
+    caption: Text | None = None
 
 
 class AskedImage(Answer):
@@ -206,6 +210,10 @@ def _found_image(result: Result) -> FoundImage:
         camera=metadata.camera,
         copies=result.copies,
         tags=result.tags,
+        keywords=metadata.keywords,
+        rating=metadata.rating,
+        title=metadata.title,
+        caption=metadata.caption,
     )
 
 

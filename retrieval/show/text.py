@@ -88,6 +88,8 @@ def _caption(result: Result) -> tuple[str, ...]:
     metadata = result.metadata
     copies = len(result.copies)
     lines = (
+        metadata.title or "",
+        (metadata.caption or "")[:200],
         f"{metadata.width} x {metadata.height}",
         metadata.date_in_words,
         metadata.camera or "",

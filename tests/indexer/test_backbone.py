@@ -21,9 +21,10 @@ from indexer.backbone.backbone import Backbone
 from indexer.backbone.cache import SHIPPED, backbone_path, cache_folder, local_path, official_url
 from indexer.backbone.catalogue import list_backbones
 from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
-from indexer.backbone.http import Patience
+from indexer.backbone.download import Patience
 from indexer.backbone.import_weights import import_backbone
 from indexer.backbone.layouts import Preprocessing
+from indexer.backbone.load_once import LoadOnce
 from indexer.backbone.resolve import PREFERRED
 from indexer.backbone.vit import ARCHITECTURES, Architecture, VisionTransformer
 from indexer.errors import CheckpointError, DownloadError, SeenitError
@@ -122,10 +123,13 @@ def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Officia
 
 
 def load(spec: str | Path, **options: Any) -> tuple[Backbone, str]:
+    """The backbone, and the line that names it; one line before says what is fetched, where something is."""
     lines: list[str] = []
     loaded = Backbone.load(spec, device="cpu", say=lines.append, **options)
-    assert len(lines) == 1 and "\n" not in lines[0] and loaded.name in lines[0]
-    return loaded, lines[0]
+    *fetching, last = lines
+    assert len(fetching) <= 1 and all(line.startswith("fetching backbone") for line in fetching)
+    assert "\n" not in last and loaded.name in last
+    return loaded, last
 
 
 def pixels(*shape: int, seed: int = 0) -> np.ndarray:
@@ -259,10 +263,10 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_offline_fetches_nothing(address: OfficialAddress, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DownloadError, match=r"nothing may be fetched; bring http://127.*dinov2_vits14_pretrain\.pth"):
+    with pytest.raises(DownloadError, match="; fetch it with: seenit backbone fetch dinov2_vits14"):
         Backbone.load(PREFERRED, offline=True)
     monkeypatch.setenv("SEENIT_OFFLINE", "1")
-    with pytest.raises(DownloadError, match="nothing may be fetched"):
+    with pytest.raises(DownloadError, match=r"nothing may be fetched; bring http://127.*dinov2_vits14_pretrain\.pth"):
         backbone_path(PREFERRED)
     assert address.gets == []
 
@@ -281,7 +285,7 @@ def test_auto_without_a_network_is_quick_and_remembers(shipped: Path, monkeypatc
     loaded, line = load("auto")
     assert loaded.name == loaded.spec == SHIPPED and "cannot reach" in line
     monkeypatch.setattr(backbone_choice, "probe", lambda *_: pytest.fail("asked the network again"))
-    assert "asked again after a day" in load("auto")[1]
+    assert "not asked again" in load("auto")[1]
 
 
 def test_auto_where_names_never_resolve(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,22 +298,52 @@ def test_auto_where_names_never_resolve(shipped: Path, monkeypatch: pytest.Monke
     hanging.set()
 
 
-def test_auto_asks_again_after_a_day_or_elsewhere(
+def test_auto_asks_an_address_once_and_another_one_again(
     shipped: Path, address: OfficialAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failed(at: float, url: str) -> None:
+    def failed(url: str) -> None:
         cache_folder().mkdir(parents=True, exist_ok=True)
-        (cache_folder() / "unreachable.json").write_text(json.dumps({"url": url, "at": at, "why": "a test"}))
+        (cache_folder() / "unreachable.json").write_text(json.dumps({"url": url, "why": "a test"}))
 
-    here = official_url(PREFERRED)
-    failed(time.time() - 3600, here)
-    assert load("auto")[0].name == SHIPPED
-    for at, url in ((time.time() - 90_000, here), (time.time() + 90_000, here), (time.time(), "http://elsewhere")):
-        failed(at, url)
-        assert load("auto")[0].name == PREFERRED
-        backbone_path(PREFERRED).unlink()
+    failed(official_url(PREFERRED))
+    loaded, line = load("auto")
+    assert loaded.name == SHIPPED and "seenit backbone fetch dinov2_vits14" in line
+    failed("http://elsewhere")
+    assert load("auto")[0].name == PREFERRED
+    backbone_path(PREFERRED).unlink()
     (cache_folder() / "unreachable.json").write_text("{")
     assert load("auto")[0].name == PREFERRED
+
+
+def test_what_is_fetched_is_said_before(address: OfficialAddress) -> None:
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(f"{len(address.gets)} asked: {line}")
+
+    backbone_path(PREFERRED, say=say)
+    backbone_path(PREFERRED, say=say)
+    (line,) = lines
+    assert line.startswith(f"0 asked: fetching backbone {PREFERRED}, about 0.")
+    assert official_url(PREFERRED) in line and str(cache_folder()) in line
+
+
+def test_the_official_size_is_the_one_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()  # the real architectures
+    monkeypatch.setenv("SEENIT_CACHE", str(tmp_path))
+    monkeypatch.delenv("SEENIT_OFFLINE", raising=False)
+    monkeypatch.setenv("SEENIT_DOWNLOAD_BASE", "no address")
+    lines: list[str] = []
+    with pytest.raises(DownloadError):
+        backbone_path(PREFERRED, say=lines.append)
+    assert "88.2 MB" in lines[0]  # 22,056,576 float32 numbers
+
+
+def test_an_index_of_a_backbone_that_is_not_here_waits_for_no_network(address: OfficialAddress) -> None:
+    with pytest.raises(DownloadError, match=f"; fetch it with: seenit backbone fetch {PREFERRED}$"):
+        LoadOnce().load(PREFERRED)
+    assert address.gets == []
+    assert LoadOnce("auto").load(PREFERRED, fetch=True).name == PREFERRED
 
 
 def test_auto_offline_does_not_ask(shipped: Path, address: OfficialAddress, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +358,7 @@ def test_auto_with_a_download_that_breaks_off(shipped: Path, address: OfficialAd
     loaded, line = load("auto")
     assert loaded.name == SHIPPED and "broke off" in line
     address.cut = None
-    assert load("auto")[0].name == SHIPPED  # for a day
+    assert load("auto")[0].name == SHIPPED  # and it stays so
     assert load(PREFERRED)[0].name == PREFERRED  # asked for by name it is fetched
     assert load("auto")[0].name == PREFERRED  # and from then on it is here
 

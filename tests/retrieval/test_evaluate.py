@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import pytrec_eval
 from conftest import draw_photo, save_tiny
 from PIL import Image
 from texture_scenes import texture_pairs
@@ -71,6 +72,29 @@ def test_junk_moves_nothing() -> None:
     without = evaluate_ranking({Path("q"): paths("AxB")}, [asked])
     assert with_junk == without
     assert with_junk.recall[1] == 1
+
+
+def test_measures_are_those_of_trec_eval() -> None:
+    """Where both define a measure: "any correct answer among k", and mAP@k with no more than k correct answers."""
+    chance = random.Random(5)
+    ranking, qrels, queries = {}, {}, []
+    for n in range(40):
+        shown = [f"{n}-{i}" for i in range(30)]
+        correct = frozenset(Path(name) for name in chance.sample(shown, chance.randint(1, 9)))
+        unseen = frozenset(Path(f"{n}-never{i}") for i in range(chance.randint(0, 3)))
+        queries.append(JudgedQuery(Path(f"q{n}"), correct | unseen, frozenset()))
+        qrels[f"q{n}"] = {str(path): 1 for path in correct | unseen}
+        ranking[f"q{n}"] = chance.sample(shown, 30)
+    run = {asked: {name: float(-rank) for rank, name in enumerate(names)} for asked, names in ranking.items()}
+    measured = pytrec_eval.RelevanceEvaluator(qrels, {"map_cut.20", "map_cut.30", "success.1,5,10"}).evaluate(run)
+    theirs = {key: sum(one[key] for one in measured.values()) / len(measured) for key in measured["q0"]}
+    rankings = {Path(asked): [Path(name) for name in names] for asked, names in ranking.items()}
+    ours = evaluate_ranking(rankings, queries, ks=(1, 5, 10), precision_ks=(20, 30))
+    for k in (1, 5, 10):
+        assert ours.recall[k] == pytest.approx(theirs[f"success_{k}"])
+    for k in (20, 30):
+        assert ours.mean_average_precision_at[k] == pytest.approx(theirs[f"map_cut_{k}"])
+    assert 0.1 < theirs["success_5"] < 0.9  # neither is measured on nothing
 
 
 def slow_average_precision(ranking: list[Path], asked: JudgedQuery) -> float:

@@ -310,6 +310,12 @@ HOSTILE: dict[str, bytes] = {
     "too deep": pickle.dumps(nested(MAX_DEPTH + 1)),
     "deep tuples": b")" + b"\x85" * 500_000 + b".",
     "deep marks": b"(" * 100_000 + b".",
+    "a key of shared tuples": b"}K\x01"
+    + b"".join(b"q%c0(" % n + b"h%c" % n * 40 + b"t" for n in range(30))
+    + b"K\x01s.",
+    "a memo of gigabytes": b"K\x01r\xff\xff\xff\x7f.",
+    "a state for a name": b"cnumpy\ndtype\n}U\x01aK\x01sb.",
+    "a state that is a pair, for a name": b"cnumpy\ndtype\n(N}U\x01aK\x01stb.",
     "a deep key": b"})" + b"\x85" * 200_000 + b"K\x01s.",
     "too little on the stack": b"\x87.",
     "an unknown memo": b"h\x05.",
