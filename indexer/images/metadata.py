@@ -37,6 +37,9 @@ class Metadata:
 _SOURCES = {"exif": "", "xmp": "XMP", "name": "name of the file", "file": "time of the file"}
 
 
+ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"  # of a content id
+
+
 def content_id(data: bytes | memoryview) -> str:
     """A record's id: the first 128 bits of SHA-256 (which processors have instructions for) of its bytes, as a UUID."""
     return _id_of(hashlib.sha256(data).digest())

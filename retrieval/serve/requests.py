@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from indexer.errors import SeenitError
+from indexer.images.metadata import ID_PATTERN
 from indexer.store.protocol import Filter
 from indexer.terminal import moment_of
 
 from ..options import SearchOptions
 from ..show.schema import Fraction, Text
 
-ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 MOST_VIEWS = 16  # images of one query, and of its likes, and of its dislikes
 MOST_QUERIES = 64  # in one batch
 MOST_TAGS = 200

@@ -16,6 +16,7 @@ from anyio import CapacityLimiter, to_thread
 
 from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import Limits
+from indexer.images.metadata import ID_PATTERN
 from indexer.index.index import Index
 from indexer.messages import Say, say_nothing
 from indexer.store.protocol import Filter, Record, is_url
@@ -23,6 +24,7 @@ from indexer.sync.options import SyncOptions
 from indexer.sync.watch import Backoff, FolderWatch
 from indexer.version import VERSION
 
+from ..duplicates.choices import default_target
 from ..options import SearchOptions
 from ..query.feature_cache import IdentifiedImage
 from ..query.query import MultiQuery, QueryImage, Region
@@ -32,11 +34,11 @@ from ..show.schema import Asked, AskedImage, Explanation, SearchAnswer, explanat
 from .answers import InfoAnswer
 from .batching import Batcher
 from .decoding import Decoder, Source
-from .duplicates import DuplicateReview, default_target
+from .duplicates import DuplicateReview
 from .files import ThumbnailCache, sources, thumbnail_size
 from .library import Library
 from .refusal import Refusal, busy
-from .requests import ID_PATTERN, ExplainBody, Filters, IndexBody, Options, QueryBody
+from .requests import ExplainBody, Filters, IndexBody, Options, QueryBody
 from .tasks import Handle, Outcome, Stopped, Task, Tasks
 from .uploads import MAX_FILE_BYTES, Upload, Uploads
 
@@ -89,7 +91,7 @@ class Service:
         self.library = Library(self.index, self.refresh)
         self.thumbnails = ThumbnailCache()
         self.tasks = Tasks()
-        self.review = DuplicateReview(self.index, options.move_to or default_target(self.index))
+        self.review = DuplicateReview(self.index, options.move_to or default_target(self.index.roots))
         self.decoding = CapacityLimiter(DECODING_THREADS)
         self._reader = threading.Thread(target=self._read_library, name="seenit-library", daemon=True)
         self._watcher: threading.Thread | None = None
@@ -219,9 +221,7 @@ class Service:
                 raise Refusal(422, f"name or upload one {part}")
             found.append(self._uploaded(sent[0], region) if sent else self._indexed(named or "", region))
         query, image = found
-        if isinstance(
-            image.image, IdentifiedImage
-        ):  # its pixels are needed; not to be read by the searching thread
+        if isinstance(image.image, IdentifiedImage):  # its pixels are needed; not to be read by the searching thread
             image = replace(image, image=image.image.read())
         return query, image
 
