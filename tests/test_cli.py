@@ -310,6 +310,7 @@ def test_mistakes_are_one_line(indexed: Path, seenit: Seenit, tmp_path: Path) ->
         ("search", "x.jpg", "--region", "1,2,3"),
         ("search", "x.jpg", "--after", "yesterday"),
         ("search", "x.jpg", "--near", "here"),
+        ("search", "x.jpg", "--near", "91,0,1"),
         ("search", "x.jpg", "--batch", "--like", "y.jpg"),
         ("explain", "x.jpg"),
         ("explain", "x.jpg", "--json"),

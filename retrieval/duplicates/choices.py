@@ -80,12 +80,10 @@ class Chosen:
 def read_choices(path: str | Path) -> Choices:
     """The choices in a file; SeenitError where it cannot be read, is none, or contradicts itself."""
     try:
-        with open_regular(path) as file:
+        with open_regular(str(path)) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise SeenitError(
-                f"{path} is larger than {MAX_BYTES / 1e6:.0f} MB; name a file that the page wrote"
-            )
+            raise SeenitError(f"{path} is larger than {MAX_BYTES / 1e6:.0f} MB; name a file that the page wrote")
         choices = Choices.model_validate(json.loads(data))
     except OSError as error:
         raise SeenitError(f"cannot read {path}: {os_reason(error)}; name a file that the page wrote") from None
@@ -140,8 +138,8 @@ def target_of(choices: Choices, roots: Roots) -> str:
         if inside and really and any(part.startswith(".") for part in inside):
             return named
     raise SeenitError(
-        f"the choices name {quoted(choices.move_to)[:300]} to move to, which is no hidden folder inside an indexed one; if that is"
-        " what you want, name it yourself with --move-to"
+        f"the choices name {quoted(choices.move_to)[:300]} to move to, which is no hidden folder inside an indexed one;"
+        " if that is what you want, name it yourself with --move-to"
     )
 
 

@@ -245,6 +245,17 @@ def test_an_image_can_be_pasted_and_shown_as_a_further_view(visit: Visits, scene
     drop_file(page, ".more", scenes / "photos" / "others" / "sign_01_alley.jpg")
     expect(page.locator(".views img")).to_have_count(1)
     expect(page.locator(".asked")).to_contain_text("2 views")
+    page.locator(".card .image").first.click()
+    expect(page.locator(".captions p").first).to_contain_text(query.name)
+    chooser = page.get_by_role("group", name="View of the query")
+    expect(chooser.get_by_role("button")).to_have_count(2)
+    with page.expect_request("**/api/explain") as sent:
+        chooser.get_by_role("button", name="Compare view 2").click()
+    assert "sign_01_alley" not in query.name and (sent.value.post_data_buffer or b"")
+    expect(page.locator(".captions p").first).to_contain_text("sign_01_alley.jpg")
+    expect(chooser.get_by_role("button", name="Compare view 2")).to_have_attribute("aria-pressed", "true")
+    page.click("text=Back to the results")
+    expect(page.locator(".asked")).to_contain_text("2 views")
     page.get_by_role("button", name="Remove the view").click()
     expect(page.locator(".asked")).not_to_contain_text("views")
 
