@@ -1,5 +1,6 @@
 """`seenit serve`: parse, open, serve. Heavy packages are imported inside, so that `seenit --help` stays quick."""
 
+import faulthandler
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +51,7 @@ def serve(
     from .server import Server, allow_many_files, listen
     from .service import ServeOptions, Service
 
+    faulthandler.enable()  # a crash in a library ends the process without a word otherwise
     access = Access(host, token, tuple(allow_host or ()))
     options = ServeOptions(read_only=read_only, watch=watch, move_to=str(move_to.absolute()) if move_to else None)
     allow_many_files()
