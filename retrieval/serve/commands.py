@@ -1,6 +1,7 @@
 """`seenit serve`: parse, open, serve. Heavy packages are imported inside, so that `seenit --help` stays quick."""
 
 import faulthandler
+import os
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,9 @@ def serve(
     """A web page and a REST API over an index, until Ctrl-C."""
     if read_only and watch:
         raise typer.BadParameter("--watch changes the index, --read-only forbids it", param_hint="--watch")
+    # Threads that wait for work give their core away: those of torch wait by spinning otherwise, while decoders and other
+    # programs want it. Read when torch is loaded. serve_load.py beside a full machine: 240 core-ms a search, not 1,280
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
