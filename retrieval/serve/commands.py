@@ -39,8 +39,8 @@ def serve(
     """A web page and a REST API over an index, until Ctrl-C."""
     if read_only and watch:
         raise typer.BadParameter("--watch changes the index, --read-only forbids it", param_hint="--watch")
-    # Threads that wait for work give their core away: those of torch wait by spinning otherwise, while decoders and other
-    # programs want it. Read when torch is loaded. serve_load.py beside a full machine: 240 core-ms a search, not 1,280
+    # torch's threads wait for work by spinning, on a core that decoders and other programs want. With this, read when
+    # torch is loaded, they sleep. serve_load.py on a machine with ten busy processes: 240 core-ms a search, not 1,280
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import fastapi  # noqa: F401

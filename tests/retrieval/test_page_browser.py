@@ -46,6 +46,10 @@ ROOT = Path(__file__).parents[2]
 MARKUP = "<img src=x onerror=alert(1)> & co.jpg"  # a file's name, not a piece of the page
 SMALL = "poster_01_small.jpg"  # a copy of a poster's photo
 expect.set_options(timeout=20_000)
+BEYOND_THE_EDGE = """() => [...document.querySelectorAll("main *:not(svg *, .unseen, .unseen *)")]
+    .filter((one) => one.checkVisibility())
+    .filter((one) => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .map((one) => one.outerHTML.slice(0, 120))"""
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -686,6 +690,7 @@ def _fits(page: Page) -> None:
         page.set_viewport_size({"width": width, "height": 740})
         wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth, document.documentElement.clientWidth]")
         assert wide[0] <= min(wide[1:]), wide
+        assert page.evaluate(BEYOND_THE_EDGE) == [], width
 
 
 def test_a_server_that_is_read_only_offers_no_change(visit: Visits, served: Served) -> None:

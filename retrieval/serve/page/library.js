@@ -1,7 +1,7 @@
 /** The library: all images by folder and date, what was skipped, and the run that brings the index in line. */
 
 import * as api from "./api.js";
-import { baseName, button, clean, count, day, el, foreign, notify } from "./dom.js";
+import { baseName, button, clean, count, el, foreign, notify, takenOn } from "./dom.js";
 import { inspectImage, openDialog } from "./image_info.js";
 import { fromParams, toParams, withImage } from "./query.js";
 import { go, setAddress } from "./router.js";
@@ -134,7 +134,7 @@ function drawCell(image) {
   return [
     el("div", { class: "image" }, picture),
     el("p", { class: "cell-name" }, foreign(name)),
-    el("p", { class: "small" }, foreign([day(image.taken_at), ...image.tags.map((tag) => `#${tag}`)].filter(Boolean).join(" "))),
+    el("p", { class: "small" }, foreign([takenOn(image), ...image.tags.map((tag) => `#${tag}`)].filter(Boolean).join(" "))),
   ];
 }
 

@@ -8,6 +8,7 @@ import { uploadOf } from "./uploads.js";
 const SIZE_PX = 1280;
 const VIEW_PX = 160;
 const GAP = 24; // between the images, in units of the drawing
+const DOT = 9; // radius of a patch's dot, in units of the drawing
 const LONG = 1000; // height of the images side by side, or width of them one above the other
 const WORDS = { same: "match", perhaps: "possible match", "no match": "unlikely" };
 const RAMP = [[48, 18, 110], [38, 98, 174], [30, 155, 138], [140, 200, 74], [253, 221, 60]]; // from unlike to alike
@@ -151,7 +152,7 @@ class Drawing {
     const [width, height] = [Math.max(...frames.map((f) => f.x + f.width)), Math.max(...frames.map((f) => f.y + f.height))];
     const at = (frame, x, y) => [frame.x + x * frame.width, frame.y + y * frame.height];
     this.ends = this.answer.pairs.map(([qx, qy, ix, iy]) => [at(frames[0], qx, qy), at(frames[1], ix, iy)]);
-    this.pairs = this.answer.pairs.map((pair, n) => this.pair(pair, n, width));
+    this.pairs = this.answer.pairs.map((pair, n) => this.pair(pair, n));
     this.element = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": this.label(), class: this.lines ? "lines" : "" },
       frames.map((frame, n) => this.image(frame, n)),
       this.region && this.outline(frames[0], this.region, "asked"),
@@ -181,10 +182,10 @@ class Drawing {
     return [svg("rect", { class: "under", ...place }), svg("rect", { class: style, ...place })];
   }
 
-  pair([, , , , cosine], n, width) {
+  pair([, , , , cosine], n) {
     const [[x1, y1], [x2, y2]] = this.ends[n];
     const colour = `rgb(${colourOf(cosine).join(" ")})`;
-    const r = width / 260;
+    const r = DOT;
     return svg("g", { class: "match-pair" },
       svg("line", { class: "case", x1, y1, x2, y2 }), svg("line", { x1, y1, x2, y2, stroke: colour }),
       svg("circle", { cx: x1, cy: y1, r, fill: colour }), svg("circle", { cx: x2, cy: y2, r, fill: colour }));
