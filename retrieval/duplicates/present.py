@@ -134,6 +134,7 @@ class _Tile:
     key: str  # on the keyboard
     state: str
     level: str  # with the similarity; empty for the keeper
+    facts: tuple[str, ...]
     lines: tuple[str, ...]
     uri: str
     missing: str
@@ -154,8 +155,8 @@ def _tile(file: File, record: Record, key: str, state: str, level: str, words: I
         uri = data_uri(thumbnail(file.path, TILE_PX))
     except ImageError as error:
         missing = error.reason
-    lines = facts(record, file.size), *(line for line in words if line)
-    return _Tile(file.path, key, state, level, lines, uri, missing)
+    lines = tuple(line for line in words if line)
+    return _Tile(file.path, key, state, level, tuple(facts(record, file.size).split(", ")), lines, uri, missing)
 
 
 def _page_data(found: Duplicates, groups: Iterable[Group], move_to: str) -> dict[str, object]:

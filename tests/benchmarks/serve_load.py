@@ -59,11 +59,13 @@ class Load:
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory of the server, without its decoder processes, in MB."""
+    """Resident memory of the server, without its decoder processes.
+
+    tenths_mb  after each tenth of the requests; it grows until the server's caches are full
+    """
 
     requests: int
-    before: float
-    after: float
+    tenths_mb: tuple[float, ...]
 
 
 def main() -> None:
@@ -105,7 +107,8 @@ def main() -> None:
             f"  {load.p95_ms:>6.0f}  {load.core_ms:>7.0f}  {load.wrong:>5}  {load.refused:>7}"
         )
     if memory:
-        print(f"memory over {memory.requests:,} requests: {memory.before:.0f} MB, then {memory.after:.0f} MB")
+        tenths = ", ".join(f"{one:.0f}" for one in memory.tenths_mb)
+        print(f"memory in MB after each tenth of {memory.requests:,} requests: {tenths}")
 
 
 def fill(source: Path, target: Path, records: int) -> None:
@@ -227,28 +230,31 @@ def measure(
 
 
 def watch_memory(pid: int, port: int, photos: Sequence[bytes], requests: int) -> Memory:
-    """Resident memory after a tenth of the requests, and after all of them; cheap and dear requests take turns."""
+    """Resident memory while pages of the library are listed and, every fifth time, an image is searched with.
 
-    def some(count: int) -> None:
-        def client(number: int) -> None:
-            with contextlib.closing(connect(port)) as connection:
-                for n in range(number, count, 8):
-                    if n % 5 == 0:
-                        ask(connection, photos[n % len(photos)])
-                        continue
-                    connection.request("GET", f"/api/images?limit=50&offset={n % 90_000}")
-                    connection.getresponse().read()
+    Every fifth of these images is a new one.
+    """
 
-        threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    def client(numbers: Sequence[int]) -> None:
+        with contextlib.closing(connect(port)) as connection:
+            for n in numbers:
+                if n % 5 == 0:
+                    behind = secrets.token_bytes(16) if n % 25 == 0 else b""
+                    ask(connection, photos[n % len(photos)] + behind)
+                    continue
+                connection.request("GET", f"/api/images?limit=50&offset={n % 90_000}")
+                connection.getresponse().read()
+
+    tenths = []
+    for tenth in range(10):
+        numbers = range(tenth * requests // 10, (tenth + 1) * requests // 10)
+        threads = [threading.Thread(target=client, args=(numbers[first::8],)) for first in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-
-    some(requests // 10)
-    before = resident_mb(pid)
-    some(requests - requests // 10)
-    return Memory(requests, before, resident_mb(pid))
+        tenths.append(resident_mb(pid))
+    return Memory(requests, tuple(tenths))
 
 
 def cpu_s(pid: int) -> float:

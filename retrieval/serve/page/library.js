@@ -26,6 +26,7 @@ class LibraryView {
   constructor(page, outlet, params, signal) {
     Object.assign(this, { page, outlet, signal });
     this.params = new URLSearchParams(params);
+    this.opened = null; // id of the image whose dialog is open
     document.title = "Library · seenit";
   }
 
@@ -112,12 +113,15 @@ class LibraryView {
   }
 
   open(id) {
+    if (this.opened === id) return; // the library was drawn anew beneath its dialog
+    this.opened = id;
     this.params.set("image", id);
     setAddress("/library", this.params);
     inspectImage(id, {
       readOnly: this.page.readOnly,
       search: (image) => go("/", toParams(withImage(fromParams(new URLSearchParams()), image))),
       onClose: () => {
+        this.opened = null;
         if (this.signal.aborted) return;
         this.params.delete("image");
         setAddress("/library", this.params);

@@ -25,7 +25,7 @@ function start() {
     button("Accept all", { "aria-label": "Accept all suggestions", on: { click: accept } }),
     button("Forget", { "aria-label": "Forget the choices", class: "quiet", on: { click: forget } }),
     save);
-  bar.before(el("p", { class: "move-to" }, el("label", { for: "move-to" }, "Move to"), target));
+  keys.before(el("p", { class: "move-to" }, el("label", { for: "move-to" }, "Move to"), target));
   bar.hidden = false;
   document.addEventListener("keydown", onKey);
   refreshAll();
@@ -137,7 +137,7 @@ function saveChoices() {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const command = `seenit duplicates ${quoted(page.index)} --apply ${name}`;
   document.querySelector(".next")?.remove();
-  bar.before(el("div", { class: "next", role: "status" },
+  bar.prepend(el("div", { class: "next", role: "status" },
     el("p", {}, `${name} is in the browser's downloads. To see what would be moved, run there; with --yes it is moved:`),
     el("code", {}, clean(command))));
 }
