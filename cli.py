@@ -4,12 +4,14 @@ Heavy packages are imported inside the commands, so that `seenit --help` and a u
 """
 
 import os
+import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from indexer import commands as indexer_commands
 from indexer.common_options import SeenitCommand
@@ -20,7 +22,27 @@ from retrieval.serve import commands as serve_commands
 from trainer import commands as trainer_commands
 from trainer.curation import commands as curation_commands
 
+
+class _PipeBroke(Exception):
+    """A BrokenPipeError that typer does not see: it would end the process with status 1 and without a word."""
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *values: Any, **named: Any) -> Any:  # prints the help
+        try:
+            return super().make_context(*values, **named)
+        except BrokenPipeError as error:
+            raise _PipeBroke from error
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _PipeBroke from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Finds the same thing again: index your photos, then search them with an image.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -112,10 +134,15 @@ def main() -> None:
 
     set_verbosity(0)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a reader that went away shows now, and not after the end
     except SeenitError as error:
         _fail(str(error))
-    except BrokenPipeError:
+    except (_PipeBroke, BrokenPipeError):
+        if _is_read(sys.stdout):
+            _fail("a process that was started to help ended too early; run it again")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
@@ -124,6 +151,18 @@ def main() -> None:
     except KeyboardInterrupt:
         complain("stopped")
         sys.exit(130)
+
+
+def _is_read(stream: TextIO) -> bool:
+    """Whether somebody still reads what is written to a stream; False where the system does not tell."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file at all
+        return True
+    return not poll.poll(0)  # asked for nothing: only errors are told
 
 
 def _fail(message: str) -> None:

@@ -14,6 +14,10 @@ import typer
 from .printable import megabytes as megabytes
 from .printable import printable
 
+# Of a place that may be asked for, here and over HTTP
+MOST_LATITUDE, MOST_LONGITUDE = 90.0, 180.0  # degrees, north and south, east and west
+MOST_RADIUS_KM = 50_000.0  # more than the way around the earth
+
 IndexOption = Annotated[
     str | None,
     typer.Option("--index", metavar="PATH|URL", help="The index: a folder, or http(s)://host:port/collection."),
@@ -93,6 +97,18 @@ def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:
     if len(values) != count or any(value != value for value in values):
         raise typer.BadParameter(f"{text!r} is not {form}", param_hint=option)
     return values
+
+
+def parse_place(text: str, option: str) -> tuple[float, float, float]:
+    """Latitude, longitude in degrees and a radius in km, as `Filter.near` has them."""
+    latitude, longitude, radius_km = parse_numbers(text, 3, option, "LAT,LON,KM")
+    if abs(latitude) > MOST_LATITUDE or abs(longitude) > MOST_LONGITUDE or not 0 <= radius_km <= MOST_RADIUS_KM:
+        raise typer.BadParameter(
+            f"{text!r} is no place: a latitude is from -{MOST_LATITUDE:g} to {MOST_LATITUDE:g}, a longitude from"
+            f" -{MOST_LONGITUDE:g} to {MOST_LONGITUDE:g}, a radius from 0 to {MOST_RADIUS_KM:,.0f} km",
+            param_hint=option,
+        )
+    return latitude, longitude, radius_km
 
 
 def parse_moment(text: str | None, option: str) -> datetime | None:

@@ -22,6 +22,7 @@ from indexer.terminal import (
     WaitOption,
     parse_moment,
     parse_numbers,
+    parse_place,
     plural,
     say,
     stop_on_interrupt,
@@ -215,7 +216,7 @@ def search(
     numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
     box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
     moments = (parse_moment(after, "--after"), parse_moment(before, "--before"))
-    place = parse_numbers(near, 3, "--near", "LAT,LON,KM") if near else None
+    place = parse_place(near, "--near") if near else None
     together = len(images) > 1 or bool(like or unlike)
     if batch and (like or unlike):
         raise typer.BadParameter("--like and --not belong to one query, not to --batch", param_hint="--batch")
@@ -233,7 +234,7 @@ def search(
             after=moments[0],
             before=moments[1],
             camera=camera,
-            near=(place[0], place[1], place[2]) if place else None,
+            near=place,
             tags=tuple(tag or ()),
             keywords=tuple(keyword or ()),
             rating=rating,

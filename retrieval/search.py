@@ -28,6 +28,7 @@ from indexer.store.protocol import Hit, Record, Store
 
 from .options import SearchOptions
 from .query.encoder import QueryEncoder
+from .query.feature_cache import FeatureCache, FeatureKey, KeptFeatures
 from .query.query import EncodedQuery, Query, QueryImage, Region
 from .rerank.evidence import Evidence
 from .results import Candidate, Explained, Result
@@ -60,6 +61,7 @@ class Searcher:
         self._say = say
         self._backbone = LoadOnce(say=say)
         self._embedder: Embedder | None = None
+        self._features = FeatureCache()
 
     @classmethod
     def open(cls, index: str | Path | Index, *, wait_s: float = WAIT_S, say: Say = say_nothing) -> "Searcher":
@@ -85,7 +87,7 @@ class Searcher:
     @cached_property
     def encoder(self) -> QueryEncoder:
         """Made for the first query, since the vectors' length is asked of the store."""
-        return QueryEncoder(self._ready, self.manifest.resolution, self.dim)
+        return QueryEncoder(self._ready, self.manifest.resolution, self.dim, self._features)
 
     def close(self) -> None:
         self.index.close()
@@ -163,6 +165,13 @@ class Searcher:
     ) -> list[EncodedQuery]:
         """All that takes the backbone of a search with each query, in batches; see `search_batch` for the arguments."""
         return self.encoder.encode(queries, regions, include_self=include_self)
+
+    def kept_features(self, id: str, region: Region | None = None) -> KeptFeatures | None:
+        """What is known of an `IdentifiedImage` with this content id and region, from any thread.
+
+        None where it must be decoded. What is known now may be forgotten, or outdated by a refit, when it is searched.
+        """
+        return self._features.get(FeatureKey(id, region, self.manifest.whitening_id))
 
     def embed(self, queries: Sequence[Query], regions: Sequence[Region | None] | None = None) -> np.ndarray:
         """Global descriptors (Q, G) float32, L2-normalised, of the whole images; each can be a query later on."""

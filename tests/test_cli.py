@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, where, and with which exit status."""
 
+import errno
 import json
 import os
 import re
@@ -350,6 +351,7 @@ def test_mistakes_are_one_line(indexed: Path, seenit: Seenit, tmp_path: Path) ->
         ("search", "x.jpg", "--region", "1,2,3"),
         ("search", "x.jpg", "--after", "yesterday"),
         ("search", "x.jpg", "--near", "here"),
+        ("search", "x.jpg", "--near", "91,0,1"),
         ("search", "x.jpg", "--batch", "--like", "y.jpg"),
         ("explain", "x.jpg"),
         ("explain", "x.jpg", "--json"),
@@ -496,3 +498,23 @@ def test_watch_takes_in_what_changes(photos: Path, tiny_backbone: Path, tmp_path
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+def test_a_pipe_that_breaks_elsewhere_is_told(seenit: Seenit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("indexer.index.index.Index.open", broken)
+    run = seenit("info", "--index", "x")
+    assert (run.code, run.out) == (1, "") and "ended too early" in run.err and run.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("backbone", "list"), ("--help",)])
+def test_a_reader_that_has_seen_enough_is_no_error(words: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody_reads:
+        run = subprocess.run(
+            [sys.executable, cli.__file__, *words], stdout=nobody_reads, stderr=subprocess.PIPE, timeout=60
+        )
+    assert (run.returncode, run.stderr) == (0, b"")

@@ -4,6 +4,7 @@ import hashlib
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from typing import IO
 
 # Sources of a date that was set when the image was made; a file's time is set by any copying
 REAL_DATES = ("exif", "xmp", "name")
@@ -42,6 +43,18 @@ class Metadata:
 _SOURCES = {"exif": "", "xmp": "XMP", "name": "name of the file", "file": "time of the file"}
 
 
+ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"  # of a content id
+
+
 def content_id(data: bytes | memoryview) -> str:
     """A record's id: the first 128 bits of SHA-256 (which processors have instructions for) of its bytes, as a UUID."""
-    return str(uuid.UUID(bytes=hashlib.sha256(data).digest()[:16]))
+    return _id_of(hashlib.sha256(data).digest())
+
+
+def content_id_of_file(file: IO[bytes]) -> str:
+    """`content_id` of what a file still holds, read in pieces; it stands at its end then."""
+    return _id_of(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]  # it takes any binary file
+
+
+def _id_of(digest: bytes) -> str:
+    return str(uuid.UUID(bytes=digest[:16]))

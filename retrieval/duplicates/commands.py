@@ -39,7 +39,12 @@ def duplicates(
         typer.Option(metavar="FOLDER", help="Give up nothing of this folder, and look for no copies within it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the groups as images.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page of the groups, to choose on what is moved.")
+    ] = None,
+    apply: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Move what was chosen on that page; needs no new search.")
+    ] = None,
     move_to: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Move all but the kept ones there; see --undo.")
     ] = None,
@@ -55,6 +60,11 @@ def duplicates(
     """
     if (undo is not None) + (move_to is not None) + hardlink > 1:
         raise typer.BadParameter("choose one of --move-to, --hardlink and --undo", param_hint="--move-to")
+    if apply is not None:
+        if html or hardlink or undo or prefer or reference:
+            raise typer.BadParameter("takes only --move-to, --yes and --json beside it", param_hint="--apply")
+        _apply(index_at(where), apply, move_to, yes, as_json)
+        return
     if undo is not None:
         _undo(undo, yes, as_json)
         return
@@ -73,7 +83,7 @@ def duplicates(
     for note in found.notes:
         _say(note)
     if html is not None:
-        write_duplicates_page(html, found, [f"index {location}"])
+        write_duplicates_page(html, found, [f"index {location}"], _usual_target(location))
         _say(f"wrote {html}")
     if move_to is not None:
         _move(found, move_to, yes, as_json, values)
@@ -81,6 +91,33 @@ def duplicates(
         _hardlink(found, yes, as_json, values)
     elif as_json:
         print(json.dumps(values))
+
+
+def _usual_target(location: str) -> str | None:
+    from indexer.index.index import Index
+
+    from .choices import default_target
+
+    with Index.open(location) as index:
+        return default_target(index.roots)
+
+
+def _apply(location: str, choices_file: Path, move_to: Path | None, yes: bool, as_json: bool) -> None:
+    from indexer.index.index import Index
+
+    from .choices import chosen_duplicates, read_choices, target_of
+
+    choices = read_choices(choices_file)
+    with Index.open(location) as index:
+        target = move_to if move_to is not None else Path(target_of(choices, index.roots))
+        chosen = chosen_duplicates(choices, index)
+    for line in chosen.left:
+        _say(f"left alone: {line}")
+    if not yes and not as_json:
+        for group in chosen.found.groups:
+            for file in group.spare:
+                print(f"{quoted(file.path)}  (kept: {quoted(group.file.path)})")
+    _move(chosen.found, target, yes, as_json, {"left": list(chosen.left)} if as_json else {})
 
 
 def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: dict[str, object]) -> None:

@@ -1,19 +1,30 @@
 """Groups of duplicates as a table, as JSON, and as a page of images."""
 
+import base64
+import hashlib
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from markupsafe import Markup
+
+from indexer.errors import ImageError
+from indexer.pages.render import data_uri, write_page
 from indexer.printable import printable, quoted
 from indexer.store.protocol import Record
 from indexer.terminal import megabytes, plural
 
-from ..show.results_page import PageQuery, PageResult, write_results_page
+from ..show.results_page import TEMPLATES, thumbnail
 from .options import LEVELS
 from .outcome import Duplicates, File, Group, GroupMember
 
 PAGE_GROUPS = 500  # on one page; more would be no page to look at
+TILE_PX = 420  # longer side of an image on it
+PAGE = Path(__file__).parents[1] / "serve" / "page"  # the server's page, whose look and choices this one shares
+SCRIPT = TEMPLATES / "duplicates.js"
 LEVEL_WORDS = {"exact": "the same bytes", "near": "copies of one photograph", "scene": "photographs of one motif"}
 
 
@@ -80,43 +91,90 @@ def as_json(found: Duplicates) -> dict[str, object]:
     }
 
 
-def write_duplicates_page(path: str | Path, found: Duplicates, made_by: Iterable[str] = ()) -> int:
-    """The groups as images, one self-contained page; returns how many groups it shows, at most PAGE_GROUPS."""
-    shown = min(len(found.groups), PAGE_GROUPS)
-    lines = [summary(found), *(f"{level}: {words}" for level, words in LEVEL_WORDS.items()), *found.notes, *made_by]
-    if shown < len(found.groups):
-        lines.insert(1, f"this page shows {plural(shown, 'group')}, those that free most")
-    write_results_page(path, _page_groups(found.groups[:shown]), title="Duplicates", made_by=lines)
-    return shown
+def write_duplicates_page(
+    path: str | Path, found: Duplicates, made_by: Iterable[str] = (), move_to: str | None = None
+) -> int:
+    """The groups as images on one self-contained page, where it is chosen what is moved; see `choices`.
+
+    move_to  folder that the page offers to move to
+    Returns how many groups it shows, at most PAGE_GROUPS.
+    """
+    groups = found.groups[:PAGE_GROUPS]
+    notes = list(found.notes)
+    if len(groups) < len(found.groups):
+        notes.insert(0, f"this page shows {plural(len(groups), 'group')}, those that free most")
+    data = _page_data(found, groups, move_to or "")
+    script = "\n".join(
+        [*((PAGE / name).read_text("utf-8") for name in ("dom.js", "choices.js")), SCRIPT.read_text("utf-8")]
+    )
+    script = re.sub(r"^import .*$", "", script, flags=re.MULTILINE)  # all of it is one module here
+    write_page(
+        path,
+        TEMPLATES,
+        "duplicates.html",
+        title="Duplicates",
+        made_by=[*(f"{level}: {words}" for level, words in LEVEL_WORDS.items()), *made_by],
+        summary=summary(found),
+        notes=notes,
+        groups=enumerate(groups),
+        tiles=_tiles,
+        look=Markup((PAGE / "style.css").read_text("utf-8")),
+        data=Markup(json.dumps(data).replace("<", "\\u003c")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    )
+    return len(groups)
 
 
-def _page_groups(groups: Iterable[Group]) -> Iterator[PageQuery]:
-    for group in groups:
-        spare = group.spare
-        freed = f"frees {megabytes(sum(file.size for file in spare))} in {plural(len(spare), 'file')}" if spare else ""
-        yield PageQuery(
-            path=group.file.path,
-            note="; ".join(
-                part
-                for part in (
-                    f"keep: {facts(group.keeper, group.file.size)}",
-                    f"kept: {group.why}" if group.why else "",
-                    freed,
-                )
-                if part
-            ),
-            results=[
-                PageResult(
-                    path=file.path,
-                    rank=rank,
-                    score=member.similarity,
-                    caption=(facts(member.record, file.size),),
-                    verdict=member.level,
-                    reason=f"{member.how}{'; stays: ' + member.stays if member.stays else ''}",
-                )
-                for rank, (member, file) in enumerate(_files_of(group), start=1)
-            ],
-        )
+@dataclass(frozen=True)
+class _Tile:
+    """One file of a group as the page shows it; `uri` is empty where it cannot be shown, and `missing` says why."""
+
+    path: str
+    key: str  # on the keyboard
+    state: str
+    level: str  # with the similarity; empty for the keeper
+    facts: tuple[str, ...]
+    lines: tuple[str, ...]
+    uri: str
+    missing: str
+
+
+def _tiles(group: Group) -> Iterator[_Tile]:
+    yield _tile(group.file, group.keeper, "0", "keep", "", (f"kept: {group.why}" if group.why else "",))
+    for number, (member, file) in enumerate(_files_of(group), start=1):
+        words = member.how, f"stays: {member.stays}" if member.stays else ""
+        level = f"{member.level} {member.similarity:.2f}"
+        state = "stays" if member.stays else "could move"
+        yield _tile(file, member.record, str(number) if number < 10 else "", state, level, words)
+
+
+def _tile(file: File, record: Record, key: str, state: str, level: str, words: Iterable[str]) -> _Tile:
+    uri, missing = "", ""
+    try:
+        uri = data_uri(thumbnail(file.path, TILE_PX))
+    except ImageError as error:
+        missing = error.reason
+    lines = tuple(line for line in words if line)
+    return _Tile(file.path, key, state, level, tuple(facts(record, file.size).split(", ")), lines, uri, missing)
+
+
+def _page_data(found: Duplicates, groups: Iterable[Group], move_to: str) -> dict[str, object]:
+    """What the page's script knows; see `choices.js` for the groups."""
+
+    def values(file: File, spare: bool, stays: str) -> dict[str, object]:
+        return {"file": file.key, "id": file.id, "bytes": file.size, "spare": spare, "why_not": stays or None}
+
+    listed = [
+        {
+            "group": number,
+            "keeper": values(group.file, True, ""),
+            "members": [values(file, not member.stays, member.stays) for member, file in _files_of(group)],
+        }
+        for number, group in enumerate(groups)
+    ]
+    digest = hashlib.sha256(json.dumps([found.index, listed]).encode()).hexdigest()
+    return {"run": digest[:32], "index": found.index, "move_to": move_to, "groups": listed}
 
 
 def facts(record: Record, size: int) -> str:

@@ -17,6 +17,7 @@ from indexer.images.pool import DecodePool
 from indexer.images.preprocess import detail_px, preprocess
 
 from .crops import MIDDLE, QueryCrop, query_crops
+from .feature_cache import FeatureCache, FeatureKey, IdentifiedImage
 from .query import EncodedQuery, MultiQuery, Query, QueryImage, Region, box_in_pixels, combined, unit_vector
 
 if TYPE_CHECKING:
@@ -31,14 +32,22 @@ class QueryEncoder:
                 a backbone
     resolution  pixels, as the embedder's
     dim         length of a vector
+    kept        features of `IdentifiedImage`s; default: a cache of its own
 
     An image is seen as a whole and in the crops of `query_crops`; a region as it is, and a vector, too.
     """
 
-    def __init__(self, ready: "Callable[[], tuple[Embedder, Whitening]]", resolution: int, dim: int) -> None:
+    def __init__(
+        self,
+        ready: "Callable[[], tuple[Embedder, Whitening]]",
+        resolution: int,
+        dim: int,
+        kept: FeatureCache | None = None,
+    ) -> None:
         self._ready = ready
         self._resolution = resolution
         self._dim = dim
+        self._kept = FeatureCache() if kept is None else kept
 
     def encode(
         self,
@@ -101,6 +110,30 @@ class QueryEncoder:
         return [[replace(next(views), frame=crop.frame) for crop in of_image] for of_image in crops]
 
     def _features(self, images: Sequence[tuple[QueryImage, Region | None]]) -> list[list[CropFeatures]]:
+        """The features of every crop of each image; what is known is not computed, nor is anything twice."""
+        found: dict[int | FeatureKey, Sequence[CropFeatures]] = {}  # an identified image by its key, others by number
+        wanted: dict[int | FeatureKey, tuple[QueryImage, Region | None]] = {}
+        keys: list[int | FeatureKey] = []
+        for n, (image, region) in enumerate(images):
+            key = self._key(image, region) if isinstance(image, IdentifiedImage) else n
+            keys.append(key)
+            if isinstance(key, FeatureKey) and (kept := self._kept.get(key)) is not None:
+                found[key] = kept.crops
+            elif key not in wanted:
+                wanted[key] = image, region
+        computed = self._computed([(_decoded(image), region) for image, region in wanted.values()])
+        for (key, (image, _)), crops in zip(wanted.items(), computed, strict=True):
+            found[key] = crops
+            if isinstance(key, FeatureKey) and isinstance(image, IdentifiedImage):
+                self._kept.put(key, crops, image.size)
+        return [list(found[key]) for key in keys]
+
+    def _key(self, image: IdentifiedImage, region: Region | None) -> FeatureKey:
+        if region is not None:
+            raise SeenitError("an identified image names its own region; leave the other one out")
+        return FeatureKey(image.id, image.region, self._ready()[1].id)
+
+    def _computed(self, images: Sequence[tuple[QueryImage, Region | None]]) -> list[list[CropFeatures]]:
         views: list[list[CropFeatures]] = [[] for _ in images]
         wholes: dict[int, np.ndarray] = {}
         parts: dict[int, QueryCrop] = {}
@@ -166,6 +199,7 @@ def read_query(query: QueryImage, region: Region | None, resolution: int) -> Que
 
     Raises ImageError for a file that cannot be read, SeenitError for a region that lies outside.
     """
+    query = _decoded(query)
     if isinstance(query, QueryCrop):
         if region is not None:
             raise SeenitError("a part of an image that was cut out already has no region; cut out that one")
@@ -189,6 +223,10 @@ def read_query(query: QueryImage, region: Region | None, resolution: int) -> Que
     box = box_in_pixels(region, width, height)
     left, top, across, down = box
     return QueryCrop(pixels[top : top + down, left : left + across], frame_of(box, width, height))
+
+
+def _decoded(image: QueryImage) -> QueryImage:
+    return image.read() if isinstance(image, IdentifiedImage) else image
 
 
 def frame_of(box: tuple[int, int, int, int], width: int, height: int) -> np.ndarray:

@@ -11,11 +11,12 @@ from PIL import Image
 from indexer.errors import SeenitError
 
 from .crops import QueryCrop
+from .feature_cache import IdentifiedImage
 
 if TYPE_CHECKING:
     from indexer.descriptor.features import CropFeatures
 
-QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray | QueryCrop
+QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray | QueryCrop | IdentifiedImage
 Region: TypeAlias = tuple[float, float, float, float]
 
 LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma

@@ -1,5 +1,7 @@
 """`seenit serve`: parse, open, serve. Heavy packages are imported inside, so that `seenit --help` stays quick."""
 
+import faulthandler
+import os
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +39,9 @@ def serve(
     """A web page and a REST API over an index, until Ctrl-C."""
     if read_only and watch:
         raise typer.BadParameter("--watch changes the index, --read-only forbids it", param_hint="--watch")
+    # torch's threads wait for work by spinning, on a core that decoders and other programs want. With this, read when
+    # torch is loaded, they sleep. serve_load.py on a machine with ten busy processes: 240 core-ms a search, not 1,280
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
@@ -50,6 +55,7 @@ def serve(
     from .server import Server, allow_many_files, listen
     from .service import ServeOptions, Service
 
+    faulthandler.enable()  # a crash in a library ends the process without a word otherwise
     access = Access(host, token, tuple(allow_host or ()))
     options = ServeOptions(read_only=read_only, watch=watch, move_to=str(move_to.absolute()) if move_to else None)
     allow_many_files()

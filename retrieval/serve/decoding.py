@@ -23,7 +23,7 @@ class Source:
     top: str
     path: str
     name: str  # for messages
-    id: str | None = None  # what its bytes must be; None for an upload
+    id: str  # content id that its bytes must have
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,6 @@ class DecodedQuery:
     """A query image as the encoder takes it."""
 
     crop: QueryCrop
-    id: str
     metadata: Metadata
 
 
@@ -51,7 +50,7 @@ class Decoder:
         if region is not None:
             width, height = found.metadata.width, found.metadata.height
             crop = QueryCrop(found.pixels, frame_of(box_in_pixels(region, width, height), width, height))
-        return DecodedQuery(crop, found.id, found.metadata)
+        return DecodedQuery(crop, found.metadata)
 
     def thumbnail(self, source: Source, size_px: int) -> bytes:
         """A JPEG, upright, its longer side at most `size_px`; raises as `query` does."""
@@ -64,6 +63,6 @@ class Decoder:
         (outcome,) = self._pool.run([Job(source.path, order=order | {"top": source.top})])
         if not isinstance(outcome, Decoded):
             raise ImageError(source.name, why_unread(outcome).reason)
-        if source.id is not None and outcome.id != source.id:
+        if outcome.id != source.id:
             raise ImageError(source.name, "it has changed since it was indexed")
         return outcome

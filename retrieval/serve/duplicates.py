@@ -32,7 +32,6 @@ from .refusal import Refusal
 from .requests import ApplyBody, DuplicatesBody
 from .tasks import Handle, Outcome, Stopped
 
-FOLDER = ".seenit-moved"  # in the indexed folder: hidden, so that nothing in it is indexed
 MANIFEST = re.compile(r"seenit-moved-[0-9-]{1,40}\.jsonl")
 MOST_MANIFESTS = 20  # that are listed
 
@@ -234,12 +233,6 @@ class DuplicateReview:
                 size = sum(move.size for move in moves)
                 found.append(AppliedManifest(manifest=name, files=len(moves), bytes=size))
         return found
-
-
-def default_target(index: Index) -> str | None:
-    """A hidden folder in the first indexed folder that is here; None where none is."""
-    folder = next((folder for folder in index.roots.folders.values() if os.path.isdir(folder)), None)
-    return None if folder is None else os.path.join(folder, FOLDER)
 
 
 def _files(group: Group) -> list[File]:

@@ -9,7 +9,7 @@ from typing import IO
 from urllib.parse import quote
 
 from anyio import to_thread
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from indexer.errors import SeenitError, os_reason
@@ -106,6 +106,9 @@ class Original(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if scope["method"] == "HEAD":  # nothing is read
+                await Response(None, self.status_code, dict(self.headers))(scope, receive, send)
+                return
             await super().__call__(scope, receive, send)
         finally:
             self._file.close()

@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from indexer.errors import SeenitError
+from indexer.images.metadata import ID_PATTERN
 from indexer.store.protocol import Filter
-from indexer.terminal import moment_of
+from indexer.terminal import MOST_LATITUDE, MOST_LONGITUDE, MOST_RADIUS_KM, moment_of
 
 from ..options import SearchOptions
 from ..show.schema import Fraction, Text
 
-ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 MOST_VIEWS = 16  # images of one query, and of its likes, and of its dislikes
 MOST_QUERIES = 64  # in one batch
 MOST_TAGS = 200
@@ -34,9 +34,9 @@ Region = Annotated[tuple[Fraction, Fraction, Fraction, Fraction], AfterValidator
 Moment = Annotated[str, AfterValidator(_moment), Field(description="2023, 2023-05, 2023-05-01 or an ISO 8601 moment")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Place = tuple[
-    Annotated[float, Field(ge=-90, le=90)],
-    Annotated[float, Field(ge=-180, le=180)],
-    Annotated[float, Field(ge=0, le=50_000)],
+    Annotated[float, Field(ge=-MOST_LATITUDE, le=MOST_LATITUDE)],
+    Annotated[float, Field(ge=-MOST_LONGITUDE, le=MOST_LONGITUDE)],
+    Annotated[float, Field(ge=0, le=MOST_RADIUS_KM)],
 ]
 
 

@@ -116,6 +116,7 @@ def library_routes(service: Service) -> APIRouter:
         """All that the index knows of an image."""
         return json_response(ImageAnswer(**image_values(service.record(id), index.roots)))
 
+    @router.head("/api/images/{id}/thumbnail", include_in_schema=False)
     @router.get(
         "/api/images/{id}/thumbnail",
         response_model=None,
@@ -131,6 +132,7 @@ def library_routes(service: Service) -> APIRouter:
         data = await service.decoded(service.thumbnail, id, size)
         return Response(data, headers=headers, media_type="image/jpeg")
 
+    @router.head("/api/images/{id}", include_in_schema=False)
     @router.get(
         "/api/images/{id}",
         response_model=None,

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from indexer.errors import SeenitError
+from indexer.images.metadata import ID_PATTERN
 
 from ..show.schema import BatchAnswer, ErrorAnswer, Explanation, SearchAnswer
 from .refusal import Refusal, json_response, refusal_of
-from .requests import ID_PATTERN, BatchBody, ExplainBody, Options, QueryBody, SearchBody, filters_of
+from .requests import BatchBody, ExplainBody, Options, QueryBody, SearchBody, filters_of
 from .service import Service
 
 IdInPath = Annotated[str, Path(pattern=ID_PATTERN)]

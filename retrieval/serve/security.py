@@ -130,6 +130,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+            elif scope["method"] == "HEAD":
+                message["body"] = b""
             await send(message)
 
         headers = Headers(scope=scope)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from anyio import CapacityLimiter, to_thread
 
 from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import Limits
+from indexer.images.metadata import ID_PATTERN
 from indexer.index.index import Index
 from indexer.messages import Say, say_nothing
 from indexer.store.protocol import Filter, Record, is_url
@@ -23,19 +24,21 @@ from indexer.sync.options import SyncOptions
 from indexer.sync.watch import Backoff, FolderWatch
 from indexer.version import VERSION
 
+from ..duplicates.choices import default_target
 from ..options import SearchOptions
+from ..query.feature_cache import IdentifiedImage
 from ..query.query import MultiQuery, QueryImage, Region
 from ..results import Explained, Result
 from ..search import Searcher
 from ..show.schema import Asked, AskedImage, Explanation, SearchAnswer, explanation, search_answer
 from .answers import InfoAnswer
 from .batching import Batcher
-from .decoding import DecodedQuery, Decoder
-from .duplicates import DuplicateReview, default_target
+from .decoding import Decoder, Source
+from .duplicates import DuplicateReview
 from .files import ThumbnailCache, sources, thumbnail_size
 from .library import Library
 from .refusal import Refusal, busy
-from .requests import ID_PATTERN, ExplainBody, Filters, IndexBody, Options, QueryBody
+from .requests import ExplainBody, Filters, IndexBody, Options, QueryBody
 from .tasks import Handle, Outcome, Stopped, Task, Tasks
 from .uploads import MAX_FILE_BYTES, Upload, Uploads
 
@@ -88,7 +91,7 @@ class Service:
         self.library = Library(self.index, self.refresh)
         self.thumbnails = ThumbnailCache()
         self.tasks = Tasks()
-        self.review = DuplicateReview(self.index, options.move_to or default_target(self.index))
+        self.review = DuplicateReview(self.index, options.move_to or default_target(self.index.roots))
         self.decoding = CapacityLimiter(DECODING_THREADS)
         self._reader = threading.Thread(target=self._read_library, name="seenit-library", daemon=True)
         self._watcher: threading.Thread | None = None
@@ -217,12 +220,24 @@ class Service:
             if len(sent) + (named is not None) != 1:
                 raise Refusal(422, f"name or upload one {part}")
             found.append(self._uploaded(sent[0], region) if sent else self._indexed(named or "", region))
-        return found[0], found[1]
+        query, image = found
+        if isinstance(image.image, IdentifiedImage):  # its pixels are needed; not to be read by the searching thread
+            image = replace(image, image=image.image.read())
+        return query, image
 
     def _uploaded(self, upload: Upload, region: Region | None) -> _Image:
-        found = self.decoder.query(upload.source, region)
-        indexed = bool(self.index.store.retrieve([found.id]))
-        return _Image(found.crop, _told(upload.source.name, found, indexed))
+        image = self._identified(upload.source, region)
+        indexed = bool(self.index.store.retrieve([image.id]))
+        return _Image(image, _told(upload.source.name, image, indexed))
+
+    def _identified(self, source: Source, region: Region | None) -> IdentifiedImage:
+        """An image, decoded now unless its features are known from an earlier query; ImageError as `Decoder.query`."""
+        known = self.searcher.kept_features(source.id, region)
+        if known is not None:
+            return IdentifiedImage(source.id, region, known.size, lambda: self.decoder.query(source, region).crop)
+        found = self.decoder.query(source, region)
+        size = found.metadata.width, found.metadata.height
+        return IdentifiedImage(source.id, region, size, lambda: found.crop)
 
     def _indexed(self, named: str, region: Region | None) -> _Image:
         """An image of the index, by id or path; by its vector alone where its file is not here."""
@@ -234,8 +249,8 @@ class Service:
         why: ImageError | None = None
         for source in files:
             try:
-                read = self.decoder.query(source, region)
-                return _Image(read.crop, _told(name, read, True), own)
+                image = self._identified(source, region)
+                return _Image(image, _told(name, image, True), own)
             except ImageError as error:
                 why = error
         if region is not None and why is not None:
@@ -362,5 +377,5 @@ class Service:
                 self.stopping.wait(1.0)
 
 
-def _told(name: str, found: DecodedQuery, indexed: bool) -> AskedImage:
-    return AskedImage(name=name, id=found.id, indexed=indexed, width=found.metadata.width, height=found.metadata.height)
+def _told(name: str, image: IdentifiedImage, indexed: bool) -> AskedImage:
+    return AskedImage(name=name, id=image.id, indexed=indexed, width=image.size[0], height=image.size[1])

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
+from indexer.images.metadata import content_id_of_file
+
 from .decoding import Source
 from .refusal import Refusal, busy, invalid
 
@@ -94,12 +96,14 @@ class Uploads:
             raise Refusal(413, f"{name[:200]} is larger than {self._max_file_bytes / 1e6:g} MB")
         path = self._folder / secrets.token_hex(16)
 
-        def copy() -> None:
-            with open(path, "xb") as file:
+        def copy() -> str:
+            with open(path, "x+b") as file:
                 shutil.copyfileobj(upload.file, file, 1 << 20)
+                file.seek(0)
+                return content_id_of_file(file)
 
-        await to_thread.run_sync(copy)
-        return Upload(part, Source(str(self._folder), str(path), name[:200]))
+        id = await to_thread.run_sync(copy)
+        return Upload(part, Source(str(self._folder), str(path), name[:200], id))
 
 
 def parsed(data: bytes, model: type[Body]) -> Body:

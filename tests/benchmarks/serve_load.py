@@ -4,7 +4,9 @@
 
 The index is copied and filled up with records whose vectors lie near those of real ones and whose patches are those of
 other images, so that a query has as many candidates to compare as among so many photos. Clients upload photos on
-connections that they keep. An answer is right if its first results are those that a single client got.
+connections that they keep: each time a new image (the same pixels with other bytes behind them, so that nothing is
+known of it), or the same images again and again, as a page does that asks with another filter. An answer is right if
+its first results are those that a single client got.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -38,24 +41,31 @@ BOUNDARY = "seenit" + "0" * 20
 
 @dataclass(frozen=True)
 class Load:
-    """What so many clients saw."""
+    """What so many clients saw.
 
+    core_ms  CPU time of the server and its decoder processes for a request, in milliseconds of one core
+    """
+
+    images: str  # new or known
     clients: int
     requests: int
     per_s: float
     p50_ms: float
     p95_ms: float
+    core_ms: float
     wrong: int
     refused: int  # 429
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory of the server, without its decoder processes, in MB."""
+    """Resident memory of the server, without its decoder processes.
+
+    tenths_mb  after each tenth of the requests; it grows until the server's caches are full
+    """
 
     requests: int
-    before: float
-    after: float
+    tenths_mb: tuple[float, ...]
 
 
 def main() -> None:
@@ -77,7 +87,11 @@ def main() -> None:
         process, port = start(index)
         try:
             right = [top_of(ask(connect(port), photo)[1]) for photo in photos]
-            loads = [measure(port, photos, right, clients, args.seconds) for clients in args.clients]
+            loads = [
+                measure(process.pid, port, photos, right, images, clients, args.seconds)
+                for images in ("new", "known")
+                for clients in args.clients
+            ]
             memory = watch_memory(process.pid, port, photos, args.requests) if args.requests else None
         finally:
             process.terminate()
@@ -86,14 +100,15 @@ def main() -> None:
         print(json.dumps({"loads": [asdict(load) for load in loads], "memory": asdict(memory) if memory else None}))
         return
     print(f"{args.records:,} records; {len(photos)} photos")
-    print("clients  requests   per s  p50 ms  p95 ms  wrong  refused")
+    print("images  clients  requests   per s  p50 ms  p95 ms  core ms  wrong  refused")
     for load in loads:
         print(
-            f"{load.clients:>7}  {load.requests:>8}  {load.per_s:>6.1f}  {load.p50_ms:>6.0f}  {load.p95_ms:>6.0f}"
-            f"  {load.wrong:>5}  {load.refused:>7}"
+            f"{load.images:<6}  {load.clients:>7}  {load.requests:>8}  {load.per_s:>6.1f}  {load.p50_ms:>6.0f}"
+            f"  {load.p95_ms:>6.0f}  {load.core_ms:>7.0f}  {load.wrong:>5}  {load.refused:>7}"
         )
     if memory:
-        print(f"memory over {memory.requests:,} requests: {memory.before:.0f} MB, then {memory.after:.0f} MB")
+        tenths = ", ".join(f"{one:.0f}" for one in memory.tenths_mb)
+        print(f"memory in MB after each tenth of {memory.requests:,} requests: {tenths}")
 
 
 def fill(source: Path, target: Path, records: int) -> None:
@@ -158,7 +173,15 @@ def top_of(answer: dict[str, list[dict[str, str]]]) -> list[str]:
     return [result["id"] for result in answer["results"][:COMPARED]]
 
 
-def measure(port: int, photos: Sequence[bytes], right: Sequence[list[str]], clients: int, seconds: float) -> Load:
+def measure(
+    pid: int,
+    port: int,
+    photos: Sequence[bytes],
+    right: Sequence[list[str]],
+    images: Literal["new", "known"],
+    clients: int,
+    seconds: float,
+) -> Load:
     """So many clients, each asking again as soon as it is answered."""
     times: list[float] = []
     statuses: list[int] = []
@@ -172,7 +195,8 @@ def measure(port: int, photos: Sequence[bytes], right: Sequence[list[str]], clie
             n = number
             while time.monotonic() < until:
                 began = time.monotonic()
-                status, answer = ask(connection, photos[n % len(photos)])
+                behind = secrets.token_bytes(16) if images == "new" else b""
+                status, answer = ask(connection, photos[n % len(photos)] + behind)
                 with lock:
                     statuses.append(status)
                     if status == 200:
@@ -182,42 +206,77 @@ def measure(port: int, photos: Sequence[bytes], right: Sequence[list[str]], clie
                     time.sleep(1.0)
                 n += clients
 
-    began = time.monotonic()
+    before, began = cpu_s(pid), time.monotonic()
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    took = time.monotonic() - began
+    took, worked = time.monotonic() - began, cpu_s(pid) - before
     unexpected = set(statuses) - {200, 429}
     assert not unexpected, f"answers with status {unexpected}"
     ranks = statistics.quantiles(times, n=20) if len(times) > 1 else [times[0]] * 19
-    return Load(clients, len(times), len(times) / took, 1e3 * ranks[9], 1e3 * ranks[18], wrong, statuses.count(429))
+    return Load(
+        images,
+        clients,
+        len(times),
+        len(times) / took,
+        1e3 * ranks[9],
+        1e3 * ranks[18],
+        1e3 * worked / len(times),
+        wrong,
+        statuses.count(429),
+    )
 
 
 def watch_memory(pid: int, port: int, photos: Sequence[bytes], requests: int) -> Memory:
-    """Resident memory after a tenth of the requests, and after all of them; cheap and dear requests take turns."""
+    """Resident memory while pages of the library are listed and, every fifth time, an image is searched with.
 
-    def some(count: int) -> None:
-        def client(number: int) -> None:
-            with contextlib.closing(connect(port)) as connection:
-                for n in range(number, count, 8):
-                    if n % 5 == 0:
-                        ask(connection, photos[n % len(photos)])
-                        continue
-                    connection.request("GET", f"/api/images?limit=50&offset={n % 90_000}")
-                    connection.getresponse().read()
+    Every fifth of these images is a new one.
+    """
 
-        threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    def client(numbers: Sequence[int]) -> None:
+        with contextlib.closing(connect(port)) as connection:
+            for n in numbers:
+                if n % 5 == 0:
+                    behind = secrets.token_bytes(16) if n % 25 == 0 else b""
+                    ask(connection, photos[n % len(photos)] + behind)
+                    continue
+                connection.request("GET", f"/api/images?limit=50&offset={n % 90_000}")
+                connection.getresponse().read()
+
+    tenths = []
+    for tenth in range(10):
+        numbers = range(tenth * requests // 10, (tenth + 1) * requests // 10)
+        threads = [threading.Thread(target=client, args=(numbers[first::8],)) for first in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        tenths.append(resident_mb(pid))
+    return Memory(requests, tuple(tenths))
 
-    some(requests // 10)
-    before = resident_mb(pid)
-    some(requests - requests // 10)
-    return Memory(requests, before, resident_mb(pid))
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process and of those that it began and that still run, in seconds."""
+    total = 0.0
+    for one in (pid, *children_of(pid)):
+        with open(f"/proc/{one}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that a process began, and those that they began."""
+    with contextlib.suppress(FileNotFoundError):
+        found = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+        return [one for child in found for one in (child, *children_of(child))]
+    return []
 
 
 def resident_mb(pid: int) -> float:

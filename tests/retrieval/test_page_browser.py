@@ -36,6 +36,8 @@ from playwright.sync_api import (
 from indexer.index.index import Index
 from indexer.store.protocol import Record
 from retrieval.build import build_index
+from retrieval.duplicates.find import find_duplicates
+from retrieval.duplicates.present import write_duplicates_page
 from retrieval.scenes.draw import draw_scenes
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -44,6 +46,10 @@ ROOT = Path(__file__).parents[2]
 MARKUP = "<img src=x onerror=alert(1)> & co.jpg"  # a file's name, not a piece of the page
 SMALL = "poster_01_small.jpg"  # a copy of a poster's photo
 expect.set_options(timeout=20_000)
+BEYOND_THE_EDGE = """() => [...document.querySelectorAll("main *:not(svg *, .unseen, .unseen *, .cell p *)")]
+    .filter((one) => one.checkVisibility())
+    .filter((one) => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .map((one) => one.outerHTML.slice(0, 120))"""
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -245,6 +251,15 @@ def test_an_image_can_be_pasted_and_shown_as_a_further_view(visit: Visits, scene
     drop_file(page, ".more", scenes / "photos" / "others" / "sign_01_alley.jpg")
     expect(page.locator(".views img")).to_have_count(1)
     expect(page.locator(".asked")).to_contain_text("2 views")
+    page.locator(".card .image").first.click()
+    expect(page.locator(".captions p").first).to_contain_text(query.name)
+    chooser = page.get_by_role("group", name="View of the query")
+    expect(chooser.get_by_role("button")).to_have_count(2)
+    chooser.get_by_role("button", name="Compare view 2").click()
+    expect(page.locator(".captions p").first).to_contain_text("sign_01_alley.jpg")
+    expect(chooser.get_by_role("button", name="Compare view 2")).to_have_attribute("aria-pressed", "true")
+    page.click("text=Back to the results")
+    expect(page.locator(".asked")).to_contain_text("2 views")
     page.get_by_role("button", name="Remove the view").click()
     expect(page.locator(".asked")).not_to_contain_text("views")
 
@@ -427,6 +442,59 @@ def _settled(page: Page) -> None:
     expect(page.locator("#index-facts")).to_have_text("9 images", timeout=60_000)
 
 
+def test_the_page_of_a_file_writes_choices_that_the_command_line_applies(
+    browser: Browser, scenes: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(scenes / "photos", folder)
+    found = find_duplicates(folder / ".seenit", workers=1)
+    write_duplicates_page(tmp_path / "page.html", found, ["made by a test"], str(folder / ".seenit-moved"))
+    faults: list[str] = []
+    with browser.new_context(viewport={"width": 1000, "height": 800}) as context:
+        page = context.new_page()
+        page.on("console", lambda one: faults.append(one.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on(
+            "request", lambda one: None if one.url.startswith(("file:", "data:", "blob:")) else faults.append(one.url)
+        )
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.locator("main img").count() == 2
+        save = page.get_by_role("button", name="Save choices")
+        expect(save).to_be_disabled()
+        page.keyboard.press("ArrowDown")
+        group = page.locator(".dup-group")
+        expect(group).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator(".totals")).to_contain_text("1 of 1 group decided: 1 file")
+        page.keyboard.press("k")
+        expect(page.locator(".state")).to_have_text("keeps all")
+        page.keyboard.press("0")  # the kept one goes, and its copy stays
+        page.keyboard.press("1")
+        expect(page.locator(".notice")).to_contain_text("One of them has to stay")
+        page.keyboard.press("0")
+        page.keyboard.press("1")
+        expect(page.locator(".tile.moving h3")).to_contain_text(SMALL)
+        page.reload()  # what was chosen is kept in the browser
+        expect(page.locator(".tile.moving h3")).to_contain_text(SMALL)
+        assert _serious(Axe(), page, "file") == []
+        with page.expect_download() as download:
+            save.click()
+        download.value.save_as(tmp_path / "choices.json")
+        expect(page.locator(".next code")).to_contain_text("--apply seenit-choices.json")
+    assert faults == []
+    command = [
+        sys.executable,
+        str(ROOT / "cli.py"),
+        "duplicates",
+        str(folder),
+        "--apply",
+        str(tmp_path / "choices.json"),
+    ]
+    ran = subprocess.run([*command, "--yes"], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0 and "moved 1 file" in ran.stdout, ran.stderr
+    assert not (folder / "posters" / SMALL).exists() and len(list((folder / ".seenit-moved").rglob(SMALL))) == 1
+
+
 # ---- library ----
 
 
@@ -451,6 +519,12 @@ def test_the_library_shows_folders_images_and_what_was_skipped(visit: Visits, se
         tags.last.press("Enter")
     expect(dialog.locator(".chips li")).to_have_text("<b>holiday</b>")
     assert [record.tags for record in served.records() if record.tags] == [("<b>holiday</b>",)]
+    page.evaluate(
+        """import("/tasks.js").then(({ events }) =>
+            events.dispatchEvent(new CustomEvent("index", { detail: { images: 9 } })))"""
+    )
+    expect(page.locator(".cell").first).to_contain_text("#<b>holiday</b>")  # the library below was drawn again
+    assert page.locator("dialog").count() == 1
     with page.expect_response("**/tags"):
         dialog.get_by_role("button", name="Remove <b>holiday</b>").click()
     dialog.get_by_role("button", name="Search with this image").click()
@@ -466,11 +540,14 @@ def test_the_index_is_brought_in_line_and_the_page_follows(visit: Visits, scenes
         page.get_by_role("button", name="Update the index").click()
         expect(page.locator(".progress")).to_be_visible()
         expect(page.locator(".library-head .facts")).to_have_text("10 images", timeout=60_000)
+        shown = "one => one.complete && one.naturalWidth > 0"  # it is in the browser's cache before it is gone
+        page.wait_for_function(f"() => [...document.querySelectorAll('.cell img')].filter({shown}).length === 10")
         expect(page.locator("#index-facts")).to_have_text("10 images")
     finally:
         new.unlink()
     page.get_by_role("button", name="Update the index").click()
     _settled(page)
+    expect(page.locator(".library-head .facts")).to_have_text("9 images", timeout=60_000)
 
 
 def test_a_hundred_thousand_images_are_a_few_cells(visit: Visits, served: Served) -> None:
@@ -543,9 +620,8 @@ def test_all_of_a_search_by_keyboard(visit: Visits, query: Path) -> None:
     expect(page.locator(".drawing image")).to_have_count(2)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_serious_fault_for_those_who_cannot_see_or_point(visit: Visits, query: Path, scheme: str) -> None:
-    page = visit(color_scheme=scheme)
+def test_no_serious_fault_for_those_who_cannot_see_or_point(visit: Visits, query: Path) -> None:
+    page = visit()
     axe = Axe()
     faults = _serious(axe, page, "start")
     search_with(page, query)
@@ -580,17 +656,21 @@ def _found(page: Page) -> Locator:
 
 
 def _serious(axe: Axe, page: Page, where: str) -> list[str]:
-    return [
-        f"{where}: {fault['id']}: {node['html'][:160]}"
-        for fault in axe.run(page).response["violations"]
-        if fault["impact"] in ("serious", "critical")
-        for node in fault["nodes"]
-    ]
+    """What is wrong with the page as it is, light and dark."""
+    faults = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        faults += [
+            f"{where}, {scheme}: {fault['id']}: {node['html'][:160]}"
+            for fault in axe.run(page).response["violations"]
+            if fault["impact"] in ("serious", "critical")
+            for node in fault["nodes"]
+        ]
+    return faults
 
 
-@pytest.mark.parametrize("width", [360, 400])
-def test_nothing_is_cut_off_on_a_phone_in_the_dark(visit: Visits, query: Path, width: int) -> None:
-    page = visit(width=width, height=740, color_scheme="dark", has_touch=True, is_mobile=True)
+def test_nothing_is_cut_off_on_a_phone_in_the_dark(visit: Visits, query: Path) -> None:
+    page = visit(width=400, height=740, color_scheme="dark", has_touch=True, is_mobile=True)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", background))) < 60
     expect(page.get_by_role("button", name="Take a photo")).to_be_visible()
@@ -611,8 +691,15 @@ def test_nothing_is_cut_off_on_a_phone_in_the_dark(visit: Visits, query: Path, w
 
 
 def _fits(page: Page) -> None:
-    wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth, document.documentElement.clientWidth]")
-    assert wide[0] <= min(wide[1:]), wide
+    """Nothing is wider than the window, at two widths of phones."""
+    for width in (360, 400):
+        page.set_viewport_size({"width": width, "height": 740})
+        wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth, document.documentElement.clientWidth]")
+        assert wide[0] <= min(wide[1:]), wide
+        until = time.monotonic() + 5
+        while (beyond := page.evaluate(BEYOND_THE_EDGE)) and time.monotonic() < until:
+            page.wait_for_timeout(50)  # a grid is laid out again some frames after the width has changed
+        assert beyond == [], width
 
 
 def test_a_server_that_is_read_only_offers_no_change(visit: Visits, served: Served) -> None:

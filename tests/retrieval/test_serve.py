@@ -12,11 +12,14 @@ from typing import Any
 import jsonschema_rs
 import numpy as np
 import pytest
+import typer
 from conftest import draw_photo
 from PIL import Image
 from serving import served
 from starlette.testclient import TestClient
 
+from indexer.images.metadata import content_id
+from indexer.terminal import parse_place
 from retrieval import Searcher, SearchOptions
 from retrieval.serve.answers import ALL
 from retrieval.serve.pages import Pages
@@ -294,6 +297,44 @@ def test_originals_come_in_ranges(client: TestClient, library: Path) -> None:
     assert client.get(f"/api/images/{id}", headers={"If-None-Match": etag}).status_code == 304
     changed = client.get(f"/api/images/{id}", headers={"Range": "bytes=0-9", "If-Range": '"other"'})
     assert changed.status_code == 200 and changed.content == data
+
+
+def test_head_is_get_without_the_body(client: TestClient, library: Path) -> None:
+    id = content_id((library / "a" / "1.jpg").read_bytes())
+    for address in (f"/api/images/{id}", f"/api/images/{id}/thumbnail?size=160", f"/api/images/{'0' * 8}{id[8:]}"):
+        for headers in ({}, {"Range": "bytes=5-9"}, {"If-None-Match": f'"{id}"'}):
+            got, head = client.get(address, headers=headers), client.head(address, headers=headers)
+            assert head.content == b"" and (head.status_code, dict(head.headers)) == (
+                got.status_code,
+                dict(got.headers),
+            ), (address, headers)
+    assert "/api/images/{id}" in client.get("/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize(
+    ("near", "is_place"),
+    [
+        ("90,180,50000", True),
+        ("-90,-180,0", True),
+        ("90.1,0,1", False),
+        ("-91,0,1", False),
+        ("0,181,1", False),
+        ("0,-180.5,1", False),
+        ("0,0,-1", False),
+        ("0,0,50001", False),
+        ("0,0,inf", False),
+        ("nan,0,1", False),
+    ],
+)
+def test_places_are_the_same_here_and_on_the_command_line(client: TestClient, near: str, is_place: bool) -> None:
+    assert client.get("/api/images", params={"near": near}).status_code == (200 if is_place else 422)
+    body = {"filters": {"near": [float(value) if value[-1].isdigit() else value for value in near.split(",")]}}
+    assert (client.post("/api/search", json=body).json()["error"].startswith("nothing to search with")) == is_place
+    if is_place:
+        assert ",".join(f"{value:g}" for value in parse_place(near, "--near")) == near
+        return
+    with pytest.raises(typer.BadParameter):
+        parse_place(near, "--near")
 
 
 def test_thumbnails(client: TestClient, library: Path) -> None:

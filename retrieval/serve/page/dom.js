@@ -101,6 +101,16 @@ export function day(iso) {
   return iso ? iso.slice(0, 10) : "";
 }
 
+/** The day an image was taken; where only its file's time is known, that is said. */
+export function takenOn({ taken_at, date_source }) {
+  return date_source === "file" ? `file of ${day(taken_at)}` : day(taken_at);
+}
+
+/** Short facts in a row, each kept on one line. */
+export function factRow(facts) {
+  return facts.filter(Boolean).flatMap((fact, n) => [n > 0 && " · ", el("span", { class: "fact" }, foreign(fact))]);
+}
+
 /** `4032 × 3024`, kept on one line */
 export function pixels(image) {
   return `${image.width}\u00a0×\u00a0${image.height}`;

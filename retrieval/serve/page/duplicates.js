@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { Choices, suggested } from "./choices.js";
 import { compareGroup } from "./compare.js";
-import { baseName, button, clean, count, day, el, fileName, folderLine, foreign, isTyping, megabytes, notify, pixels } from "./dom.js";
+import { baseName, button, clean, count, el, factRow, fileName, folderLine, foreign, isTyping, megabytes, notify, pixels, takenOn } from "./dom.js";
 import { openDialog } from "./image_info.js";
 import { wholeImage } from "./results.js";
 import { events, newestTask, updateIndex } from "./tasks.js";
@@ -132,7 +132,7 @@ class DuplicatesView {
         el("p", { class: "line" }, key && el("kbd", {}, key), state, !isKeeper && el("span", { class: "small" }, `${file.level} ${file.similarity.toFixed(2)}`)),
         el("h3", {}, fileName(file.path)),
         folderLine(file.path),
-        el("p", { class: "small" }, [pixels(file), file.format, megabytes(file.bytes), day(file.taken_at)].filter(Boolean).join(" · ")),
+        el("p", { class: "small" }, factRow([pixels(file), file.format, megabytes(file.bytes), takenOn(file)])),
         isKeeper && group.why_kept && el("p", { class: "small" }, foreign(`kept: ${group.why_kept}`)),
         !isKeeper && (file.how || file.why_not) && el("p", { class: "small" }, foreign([file.how, file.why_not && `stays: ${file.why_not}`].filter(Boolean).join("; "))),
         switcher));

@@ -21,6 +21,7 @@ export async function inspectImage(id, { readOnly, search, onClose = () => {} },
     [image, known] = await Promise.all([api.imageInfo(id, signal), api.tags(signal).then((tags) => tags.map((one) => one.tag))]);
   } catch (error) {
     if (error.name !== "AbortError") notify(error.message, { error: true });
+    onClose();
     return;
   }
   const name = baseName(image.path);

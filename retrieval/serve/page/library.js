@@ -1,7 +1,7 @@
 /** The library: all images by folder and date, what was skipped, and the run that brings the index in line. */
 
 import * as api from "./api.js";
-import { baseName, button, clean, count, day, el, foreign, notify } from "./dom.js";
+import { baseName, button, clean, count, el, foreign, notify, takenOn } from "./dom.js";
 import { inspectImage, openDialog } from "./image_info.js";
 import { fromParams, toParams, withImage } from "./query.js";
 import { go, setAddress } from "./router.js";
@@ -26,6 +26,7 @@ class LibraryView {
   constructor(page, outlet, params, signal) {
     Object.assign(this, { page, outlet, signal });
     this.params = new URLSearchParams(params);
+    this.opened = null; // id of the image whose dialog is open
     document.title = "Library · seenit";
   }
 
@@ -112,12 +113,15 @@ class LibraryView {
   }
 
   open(id) {
+    if (this.opened === id) return; // the library was drawn anew beneath its dialog
+    this.opened = id;
     this.params.set("image", id);
     setAddress("/library", this.params);
     inspectImage(id, {
       readOnly: this.page.readOnly,
       search: (image) => go("/", toParams(withImage(fromParams(new URLSearchParams()), image))),
       onClose: () => {
+        this.opened = null;
         if (this.signal.aborted) return;
         this.params.delete("image");
         setAddress("/library", this.params);
@@ -134,7 +138,7 @@ function drawCell(image) {
   return [
     el("div", { class: "image" }, picture),
     el("p", { class: "cell-name" }, foreign(name)),
-    el("p", { class: "small" }, foreign([day(image.taken_at), ...image.tags.map((tag) => `#${tag}`)].filter(Boolean).join(" "))),
+    el("p", { class: "small" }, foreign([takenOn(image), ...image.tags.map((tag) => `#${tag}`)].filter(Boolean).join(" "))),
   ];
 }
 

@@ -1,10 +1,11 @@
 /** Results as cards: matches first, possible matches, and what is less like the query folded below. */
 
 import { thumbnailUrl } from "./api.js";
-import { baseName, button, clean, count, day, el, fileName, folderLine, foreign, percent, pixels, svg } from "./dom.js";
+import { baseName, button, clean, count, day, el, factRow, fileName, folderLine, foreign, percent, pixels, svg } from "./dom.js";
 import { icon } from "./icons.js";
 
 const CARD_PX = 640;
+const FEW = 3; // fewer results are shown larger
 const VERDICTS = {
   same: { word: "match", style: "same" },
   perhaps: { word: "possible match", style: "perhaps" },
@@ -54,7 +55,7 @@ export function resultList(answer, actions, query) {
 }
 
 function cards(results, actions, query) {
-  return el("ol", { class: "cards" }, results.map((result) => card(result, actions, query)));
+  return el("ol", { class: results.length < FEW ? "cards few" : "cards" }, results.map((result) => card(result, actions, query)));
 }
 
 function card(result, actions, query) {
@@ -81,7 +82,7 @@ function card(result, actions, query) {
       ),
       el("h4", {}, fileName(name)),
       folderLine(result.path),
-      el("p", { class: "small" }, facts(result).flatMap((fact, n) => [n > 0 && " · ", foreign(fact)])),
+      el("p", { class: "small" }, factRow(facts(result))),
       judgement(result, actions, query),
     ),
   );

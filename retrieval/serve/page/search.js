@@ -264,7 +264,8 @@ class SearchView {
 
   actions() {
     const whyUrl = (id) => {
-      const params = new URLSearchParams({ query: this.query.images[0], image: id });
+      const params = new URLSearchParams({ image: id });
+      for (const view of [...this.query.images, ...this.query.like]) params.append("query", view);
       if (this.query.region) params.set("region", this.query.region.join(","));
       return `/why?${params}`;
     };

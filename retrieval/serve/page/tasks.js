@@ -51,5 +51,6 @@ export function progress(task) {
 function tellEnd(task) {
   const name = KINDS[task.kind] ?? task.kind;
   if (task.state === "failed") notify(`${name} failed: ${task.message}`, { error: true });
+  else if (task.state === "done" && location.pathname === `/${task.kind}`) return; // the page itself shows what came out
   else notify(task.state === "stopped" ? `${name} was stopped` : task.message || `${name} is done`);
 }

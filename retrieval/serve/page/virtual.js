@@ -31,6 +31,7 @@ export class VirtualGrid {
     this.pages = new Map(); // number -> items, or null while they are on their way
     this.cells = new Map(); // index -> element
     this.active = 0; // the cell that Tab comes to
+    this.awaited = null; // the cell that was chosen before its item came
     this.columns = 1;
     this.element = el("div", { class: "virtual", role: "list", "aria-label": label });
     this.element.addEventListener("keydown", (event) => this.key(event));
@@ -123,6 +124,7 @@ export class VirtualGrid {
     }
     for (const old of [...this.pages.keys()].slice(0, Math.max(0, this.pages.size - KEPT_PAGES))) this.pages.delete(old);
     this.update();
+    if (this.awaited !== null && this.item(this.awaited)) this.choose(this.awaited);
   }
 
   setActive(index) {
@@ -149,6 +151,8 @@ export class VirtualGrid {
 
   choose(index) {
     this.setActive(index);
-    if (this.item(index)) this.open(this.item(index), index);
+    const item = this.item(index);
+    this.awaited = item ? null : index;
+    if (item) this.open(item, index);
   }
 }

@@ -2,10 +2,13 @@
 
 import * as api from "./api.js";
 import { baseName, button, clean, count, el, foreign, percent, shortFolder, svg } from "./dom.js";
+import { go } from "./router.js";
 import { uploadOf } from "./uploads.js";
 
 const SIZE_PX = 1280;
+const VIEW_PX = 160;
 const GAP = 24; // between the images, in units of the drawing
+const DOT = 9; // radius of a patch's dot, in units of the drawing
 const LONG = 1000; // height of the images side by side, or width of them one above the other
 const WORDS = { same: "match", perhaps: "possible match", "no match": "unlikely" };
 const RAMP = [[48, 18, 110], [38, 98, 174], [30, 155, 138], [140, 200, 74], [253, 221, 60]]; // from unlike to alike
@@ -14,8 +17,10 @@ export function whyView() {
   return async (outlet, params, signal) => {
     document.title = "Why · seenit";
     outlet.append(el("p", { class: "missing" }, "Comparing the two images…"));
-    const [query, image] = [params.get("query") ?? "", params.get("image") ?? ""];
-    const region = regionOf(params.get("region"));
+    const views = params.getAll("query"); // all images of the query, of which one is compared
+    const at = Math.min(Math.max(Number(params.get("view")) || 0, 0), Math.max(0, views.length - 1));
+    const [query, image] = [views[at] ?? "", params.get("image") ?? ""];
+    const region = at === 0 ? regionOf(params.get("region")) : null; // which is of the first image
     try {
       const upload = await uploadOf(query);
       const src = [upload ? URL.createObjectURL(upload) : api.thumbnailUrl(query, SIZE_PX), api.thumbnailUrl(image, SIZE_PX)];
@@ -24,12 +29,30 @@ export function whyView() {
       const [answer, shown, ...sizes] = await Promise.all([ask(false), api.imageInfo(image, signal), ...src.map(sizeOf)]);
       if (signal.aborted) return;
       draw(outlet, { answer, shown, src, sizes, region, ask, signal });
+      if (views.length > 1) outlet.querySelector(".why-head").append(await viewChooser(views, at, params, signal));
     } catch (error) {
       if (error.name === "AbortError" || signal.aborted) return;
       outlet.replaceChildren(el("div", { class: "failure", role: "alert" }, el("h1", {}, "These two cannot be compared"),
         el("p", {}, clean(error.message)), el("p", {}, el("a", { class: "button", href: "/" }, "New search"))));
     }
   };
+}
+
+/** The images of the query as buttons; the one that is compared is pressed. */
+async function viewChooser(views, at, params, signal) {
+  const choose = (n) => {
+    const chosen = new URLSearchParams(params);
+    chosen.set("view", String(n));
+    go("/why", chosen, { replace: true });
+  };
+  const buttons = await Promise.all(views.map(async (id, n) => {
+    const upload = await uploadOf(id);
+    const src = upload ? URL.createObjectURL(upload) : api.thumbnailUrl(id, VIEW_PX);
+    if (upload) signal.addEventListener("abort", () => URL.revokeObjectURL(src), { once: true });
+    return button("", { "aria-pressed": String(n === at), "aria-label": `Compare view ${n + 1}`, on: { click: () => choose(n) } }, el("img", { src, alt: "" }));
+  }));
+  return el("div", { class: "view-chooser", role: "group", "aria-label": "View of the query that is compared" },
+    el("span", { class: "small" }, "Compared view"), buttons);
 }
 
 function regionOf(text) {
@@ -129,7 +152,7 @@ class Drawing {
     const [width, height] = [Math.max(...frames.map((f) => f.x + f.width)), Math.max(...frames.map((f) => f.y + f.height))];
     const at = (frame, x, y) => [frame.x + x * frame.width, frame.y + y * frame.height];
     this.ends = this.answer.pairs.map(([qx, qy, ix, iy]) => [at(frames[0], qx, qy), at(frames[1], ix, iy)]);
-    this.pairs = this.answer.pairs.map((pair, n) => this.pair(pair, n, width));
+    this.pairs = this.answer.pairs.map((pair, n) => this.pair(pair, n));
     this.element = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": this.label(), class: this.lines ? "lines" : "" },
       frames.map((frame, n) => this.image(frame, n)),
       this.region && this.outline(frames[0], this.region, "asked"),
@@ -159,10 +182,10 @@ class Drawing {
     return [svg("rect", { class: "under", ...place }), svg("rect", { class: style, ...place })];
   }
 
-  pair([, , , , cosine], n, width) {
+  pair([, , , , cosine], n) {
     const [[x1, y1], [x2, y2]] = this.ends[n];
     const colour = `rgb(${colourOf(cosine).join(" ")})`;
-    const r = width / 260;
+    const r = DOT;
     return svg("g", { class: "match-pair" },
       svg("line", { class: "case", x1, y1, x2, y2 }), svg("line", { x1, y1, x2, y2, stroke: colour }),
       svg("circle", { cx: x1, cy: y1, r, fill: colour }), svg("circle", { cx: x2, cy: y2, r, fill: colour }));
