@@ -139,10 +139,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # file names need not be valid text; a pipe must not choke on them
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="surrogateescape" if os.name == "posix" else "backslashreplace")  # type: ignore[union-attr]
+    from indexer.configuration import apply_configuration
     from indexer.errors import SeenitError
 
     set_verbosity(0)
     try:
+        apply_configuration()
         app()
     except SeenitError as error:
         _fail(str(error))
