@@ -4,17 +4,16 @@ Heavy packages are imported inside the commands, so that `seenit --help` and a u
 """
 
 import os
-import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Any, TextIO
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from indexer import commands as indexer_commands
 from indexer.common_options import SeenitCommand
+from indexer.pipes import PipeBroke, PipedCommands, is_read
 from indexer.terminal import complain, set_verbosity
 from retrieval import commands as retrieval_commands
 from retrieval.duplicates import commands as duplicates_commands
@@ -22,27 +21,8 @@ from retrieval.serve import commands as serve_commands
 from trainer import commands as trainer_commands
 from trainer.curation import commands as curation_commands
 
-
-class _PipeBroke(Exception):
-    """A BrokenPipeError that typer does not see: it would end the process with status 1 and without a word."""
-
-
-class _Commands(TyperGroup):
-    def make_context(self, *values: Any, **named: Any) -> Any:  # prints the help
-        try:
-            return super().make_context(*values, **named)
-        except BrokenPipeError as error:
-            raise _PipeBroke from error
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise _PipeBroke from error
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=PipedCommands,
     help="Finds the same thing again: index your photos, then search them with an image.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -130,18 +110,20 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # file names need not be valid text; a pipe must not choke on them
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="surrogateescape" if os.name == "posix" else "backslashreplace")  # type: ignore[union-attr]
+    from indexer.configuration import apply_configuration
     from indexer.errors import SeenitError
 
     set_verbosity(0)
     try:
+        apply_configuration()
         try:
             app()
         finally:
             sys.stdout.flush()  # a reader that went away shows now, and not after the end
     except SeenitError as error:
         _fail(str(error))
-    except (_PipeBroke, BrokenPipeError):
-        if _is_read(sys.stdout):
+    except (PipeBroke, BrokenPipeError):
+        if is_read(sys.stdout):
             _fail("a process that was started to help ended too early; run it again")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
     except OSError as error:
@@ -151,18 +133,6 @@ def main() -> None:
     except KeyboardInterrupt:
         complain("stopped")
         sys.exit(130)
-
-
-def _is_read(stream: TextIO) -> bool:
-    """Whether somebody still reads what is written to a stream; False where the system does not tell."""
-    if not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    try:
-        poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # no file at all
-        return True
-    return not poll.poll(0)  # asked for nothing: only errors are told
 
 
 def _fail(message: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .printable import megabytes, printable, quoted
-from .terminal import IndexOption, JsonOption, WaitOption, plural, say
+from .terminal import IndexOption, JsonOption, WaitOption, plural, say, shows_progress
 
 if TYPE_CHECKING:
     from .store.protocol import Record
@@ -122,7 +122,7 @@ def check(
     from .store.sqlite_check import check_index, repair_index
 
     location = find_index(index, say=say)
-    progress = not as_json and sys.stderr.isatty()
+    progress = shows_progress(as_json)
     if repair:
         repaired = repair_index(location, wait_s=wait, progress=progress)
         print(json.dumps(asdict(repaired)) if as_json else printable(repaired.in_words))
@@ -144,7 +144,7 @@ def copy(
     """
     from .index.copy import copy_index
 
-    count = copy_index(source, target, progress=sys.stderr.isatty(), wait_s=wait)
+    count = copy_index(source, target, progress=shows_progress(), wait_s=wait)
     print(printable(f"copied {plural(count, 'image')} from {source} to {target}"))
 
 

@@ -5,6 +5,7 @@ and pages have quoting of their own and get the exact text.
 """
 
 import re
+import shlex
 
 # Control characters, line and paragraph separators, what reverses or hides text, and bytes that are not UTF-8
 _UNSAFE = re.compile(
@@ -22,6 +23,12 @@ def quoted(text: str) -> str:
         return text
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"$'{_UNSAFE.sub(_escape, escaped)}'"
+
+
+def pasted(text: object) -> str:
+    """A path or an address as a word of a command that can be pasted into a shell."""
+    text = str(text)
+    return quoted(text) if _UNSAFE.search(text) else shlex.quote(text)
 
 
 def printable(text: str) -> str:

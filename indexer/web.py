@@ -1,13 +1,26 @@
-"""An HTTP client as everything here asks servers: bounded redirects, never from https to http, secrets not printed."""
+"""An HTTP client as everything here asks servers: bounded redirects, never from https to http, secrets not printed.
 
+Surprising: resolving a name without a network can hang far beyond any timeout, so what has to end in time runs in a
+thread of its own. And whether an address is private is asked of the address that is connected to, at every redirect: a
+name may resolve to another one a moment later.
+"""
+
+import ipaddress
 import re
+import socket
 import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import httpx
 
 from .errors import DownloadError, on_one_line
 
+T = TypeVar("T")
 MAX_REDIRECTS = 5
+_HOLDS_IPV4 = ipaddress.ip_network("64:ff9b::/96")  # NAT64: the last four bytes are an address of the other kind
 _HEADERS = {"User-Agent": "seenit", "Accept-Encoding": "identity"}
 
 
@@ -31,6 +44,103 @@ def http_client(connect_s: float, read_s: float, transport: httpx.BaseTransport 
     except (ImportError, ValueError) as error:  # a proxy of a kind that needs more packages, or that is no address
         reason = f"the proxy of the environment cannot be used: {on_one_line(error)}"
         raise DownloadError(f"{reason}; check https_proxy, http_proxy and all_proxy") from None
+
+
+def fetch_bytes(url: str, *, max_bytes: int, timeout_s: float, allow_private: bool = False) -> bytes:
+    """The body of a file at an http or https address; DownloadError in one line.
+
+    max_bytes      a longer body is refused
+    timeout_s      for all of it, redirects included
+    allow_private  also addresses that only this machine or its network reaches; without, proxies are not asked either,
+                   since they would connect in our place
+    """
+
+    def fetch() -> bytes:
+        deadline = time.monotonic() + timeout_s
+        with (
+            http_client(timeout_s, timeout_s, None if allow_private else _PublicOnly()) as client,
+            client.stream("GET", url) as answer,
+        ):
+            refuse_other_than_a_file(answer)
+            _, length = body_range(answer)
+            body = bytearray()
+            for chunk in answer.iter_raw():
+                body += chunk
+                if max(len(body), length or 0) > max_bytes:
+                    raise refused(url, f"it is larger than {max_bytes / 1e6:.0f} MB", "download it and give the file")
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("")
+            return bytes(body)
+
+    try:
+        return within(timeout_s + 0.5, fetch)
+    except TimeoutError:
+        raise refused(url, f"it did not come within {timeout_s:g} s", "download it and give the file") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise refused(url, failure(error), "check the address") from error
+
+
+def within(timeout_s: float, ask: Callable[[], T]) -> T:
+    """What `ask` returns or raises; TimeoutError where that takes longer, its thread is left behind then."""
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(ask())
+        except Exception as error:  # handed to the caller below
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="seenit-web")
+    thread.start()
+    thread.join(timeout_s)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    return results[0]
+
+
+class _PublicOnly(httpx.BaseTransport):
+    """Resolves each name itself, refuses what is not public, and connects to the very address that it looked at."""
+
+    def __init__(self) -> None:
+        self._inner = httpx.HTTPTransport(verify=ssl.create_default_context())
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        host = request.url.host
+        try:
+            found = socket.getaddrinfo(host, request.url.port or 443, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise httpx.ConnectError(on_one_line(error.strerror or error), request=request) from error
+        addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
+        if not addresses or not all(is_public(address) for address in addresses):
+            step = "to fetch it all the same: --allow-private"
+            raise refused(str(request.url), f"{host} is an address of this machine or its own network", step)
+        return self._inner.handle_request(
+            httpx.Request(
+                request.method,
+                request.url.copy_with(host=addresses[0]),
+                headers=request.headers,  # the Host header among them, which keeps the name
+                stream=request.stream,
+                extensions={**request.extensions, "sni_hostname": host},  # what the certificate is held against
+            )
+        )
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address can be reached from anywhere; what holds another one in itself is judged by that."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1]
+        if ip in _HOLDS_IPV4:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
 
 
 def refused(url: str, reason: str, next_step: str = "open the address in a browser to see why") -> DownloadError:

@@ -1,5 +1,6 @@
 """Everything that makes an index ready to be searched, with one backbone loaded once."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import StoreError
 from indexer.index.calibration import Calibration
+from indexer.index.index import located
 from indexer.messages import Say, say_nothing
 from indexer.sync.options import SyncOptions
 from indexer.sync.progress import Progress
@@ -35,6 +37,7 @@ class Built:
     calibration: Calibration | None
     notes: tuple[str, ...] = ()  # what else the user should know, a line each
     interrupted: bool = False
+    calibration_s: float = 0.0  # that learning took
 
 
 def build_index(
@@ -58,7 +61,7 @@ def build_index(
     150
     """
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
-    location = index if index is not None else default_index(folders)
+    location = located(index if index is not None else default_index(folders))
     once = load_once(backbone, say)
     summary = sync_folder(
         folders,
@@ -73,10 +76,11 @@ def build_index(
         return Built(summary, None, interrupted=summary.interrupted)
     if callable(progress):
         progress("learning probabilities", 0, 0)
+    began = time.monotonic()
     try:
         calibration = calibrate(location, backbone=once, wait_s=options.wait_s, stop=stop, say=say)
     except StoreError as error:  # all images are written; the next run learns
         return Built(summary, None, (f"the probability of a match was not learnt: {error}",))
     if calibration is None and summary.images >= FEWEST and stop():
         return Built(summary, None, (STOPPED,), interrupted=True)
-    return Built(summary, calibration)
+    return Built(summary, calibration, calibration_s=time.monotonic() - began)

@@ -6,25 +6,28 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from indexer.printable import printable, quoted
+from indexer.printable import pasted, printable, quoted
 from indexer.sync.options import SyncOptions
 from indexer.terminal import (
     BackboneOption,
     IndexOption,
     JsonOption,
     WaitOption,
+    complain,
     parse_moment,
     parse_numbers,
     parse_place,
     plural,
     say,
+    say_details,
+    shows_progress,
     stop_on_interrupt,
 )
 
@@ -32,12 +35,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from indexer.errors import ImageError
-    from indexer.sync.summary import Summary
 
     from .build import Built
     from .query.query import Region
     from .results import Result
     from .search import Searcher
+
+
+NO_RESULTS = 3  # exit status of a search that finds nothing
 
 
 def index(
@@ -114,12 +119,13 @@ def index(
         verify=verify,
         wait_s=wait,
     )
-    progress = not as_json and sys.stderr.isatty()
+    progress = shows_progress(as_json)
 
     def tell(built: "Built") -> None:
         if not dry_run and built.summary.images:
             remember_index(location)
-        print(json.dumps(asdict(built.summary)) if as_json else _summary_text(built.summary), flush=True)
+        values = {**asdict(built.summary), "calibration_s": built.calibration_s}
+        print(json.dumps(values) if as_json else _summary_text(built), flush=True)
         for note in built.notes:
             say(note)
 
@@ -138,7 +144,8 @@ def index(
         sys.exit(130)
 
 
-def _summary_text(summary: "Summary") -> str:
+def _summary_text(built: "Built") -> str:
+    summary = built.summary
     changes = summary.changes
     parts = [
         f"added {changes.added:,}" + (f" ({plural(changes.copies, 'copy', 'copies')})" if changes.copies else ""),
@@ -160,14 +167,20 @@ def _summary_text(summary: "Summary") -> str:
     if summary.interrupted:
         lines.append("stopped early: what was done is saved; run the same command again to go on")
     rate = f", {summary.images_per_s:.1f} images/s" if summary.embedded else ""
-    lines.append(f"{quoted(summary.index)}: {plural(summary.images, 'image')}; {summary.seconds:.1f} s{rate}")
+    learnt = f"; match probabilities in {built.calibration_s:.1f} s" if built.calibration_s >= 0.1 else ""
+    took = f"{summary.seconds:.1f} s{rate}{learnt}"
+    lines.append(f"{quoted(summary.index)}: {plural(summary.images, 'image')}; {took}")
     return "\n".join(lines)
 
 
 def search(
     images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE...", help="The query; several are views of one thing; a folder with --batch."),
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="The query: a file, an http(s) address, or - for standard input. Several are views of one thing; a"
+            " folder with --batch.",
+        ),
     ],
     index: IndexOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many results.")] = 10,
@@ -205,14 +218,28 @@ def search(
     rating: Annotated[
         int | None, typer.Option(min=-1, max=5, metavar="STARS", help="Only images with so many stars or more.")
     ] = None,
+    min_probability: Annotated[
+        float, typer.Option(min=0, max=1, metavar="P", help="Only results with this match probability or a higher one.")
+    ] = 0.0,
+    group: Annotated[bool, typer.Option("--group", help="Hide near-copies of a better result.")] = False,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Fetch also from addresses of this machine and its network.")
+    ] = False,
     as_json: JsonOption = False,
+    paths_only: Annotated[bool, typer.Option("--paths-only", help="Print a path a line, and nothing else.")] = False,
+    null: Annotated[bool, typer.Option("--null", "-0", help="The same, each path ended by a NUL byte.")] = False,
+    copy_to: Annotated[Path | None, typer.Option(metavar="DIR", help="Copy the results' files there.")] = None,
+    link_to: Annotated[Path | None, typer.Option(metavar="DIR", help="Link to the results' files from there.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of the results.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show that page in the browser.")] = False,
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one image of the first query and its results.")
     ] = None,
 ) -> None:
-    """Find the images of the same thing."""
+    """Find the images of the same thing.
+
+    Exit status 0 with results, 3 with none.
+    """
     numbers = parse_numbers(region, 4, "--region", "X,Y,W,H") if region else None
     box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
     moments = (parse_moment(after, "--after"), parse_moment(before, "--before"))
@@ -220,15 +247,19 @@ def search(
     together = len(images) > 1 or bool(like or unlike)
     if batch and (like or unlike):
         raise typer.BadParameter("--like and --not belong to one query, not to --batch", param_hint="--batch")
+    if as_json and (paths_only or null):
+        raise typer.BadParameter("choose one of --json, --paths-only and -0", param_hint="--json")
     from indexer.index.find_index import find_index
-    from indexer.store.protocol import Filter
+    from indexer.store.protocol import Filter, is_url
 
     from .options import SearchOptions
     from .query.query import MultiQuery
+    from .query.sources import STDIN, as_files
     from .search import Searcher
 
-    location = find_index(index, images, say=say)
-    with Searcher.open(location, say=say) as searcher:
+    near_images = [Path(image) for image in images if image != STDIN and not is_url(image)]
+    location = find_index(index, near_images, say=say)
+    with as_files(images, allow_private=allow_private) as files, Searcher.open(location, say=say_details) as searcher:
         where = Filter(
             under=tuple(under or ()),
             after=moments[0],
@@ -243,53 +274,100 @@ def search(
         if about_dates := searcher.index.about_dates(searcher.index.with_keys(where)):
             say(about_dates)
         if waiting := searcher.awaiting_refit():
-            say(f"{plural(waiting, 'image')} of the index await refitting; to finish: seenit index --index {location}")
-        options = SearchOptions(top, where, rerank, exact, include_self, expand, augment)
+            finish = f"seenit index --index {pasted(location)}"
+            say(f"{plural(waiting, 'image')} of the index await refitting; to finish: {finish}")
+        options = SearchOptions(
+            top, where, rerank, exact, include_self, expand, augment, min_probability=min_probability, group=group
+        )
+        if min_probability and searcher.calibration is None:
+            learn = f"seenit index --index {pasted(location)}"
+            say(f"no match probability is known yet, so nothing is found; to learn it: {learn}")
         answers: Iterator[tuple[str, list[Result] | ImageError]]
         if batch or not together:
-            queries = list(_query_files(images)) if batch else list(images)
+            queries = list(_query_files(list(files.values()))) if batch else list(files.values())
             answers = searcher.search_files(queries, options, region=box)
         else:
-            query = MultiQuery(tuple(images), tuple(like or ()), tuple(unlike or ()))
-            answers = iter([(str(images[0]), searcher.search(query, options, region=box))])
-        failed = _show(answers, searcher, batch, as_json, html, open_page, sheet, box)
-    if failed:
+            query = MultiQuery(tuple(files.values()), tuple(like or ()), tuple(unlike or ()))
+            answers = iter([(str(files[images[0]]), searcher.search(query, options, region=box))])
+        names = {str(path): source for source, path in files.items()}
+        form: _Form = "json" if as_json else "null" if null else "paths" if paths_only else "table"
+        shown = _Shown(form, batch, names, copy_to, link_to)
+        _show(answers, searcher, shown, html, open_page, sheet, box)
+    if shown.failed:
         sys.exit(1)
+    if not shown.found:
+        sys.exit(NO_RESULTS)
+
+
+_Form = Literal["table", "json", "paths", "null"]
+
+
+@dataclass
+class _Shown:
+    """How answers are printed and where their files go, and what came of it so far.
+
+    names   of the query files, as they were given
+    failed  queries that could not be read
+    found   results of all queries
+    """
+
+    form: _Form
+    batch: bool
+    names: dict[str, str]
+    copy_to: Path | None
+    link_to: Path | None
+    failed: int = 0
+    found: int = 0
+
+    def show(self, path: str, answer: "list[Result] | ImageError", number: int) -> bool:
+        """Print one answer; whether its query could be read."""
+        from indexer.errors import ImageError
+
+        from .show.collect import collect_results
+        from .show.text import json_line, results_table
+
+        name = self.names.get(path, path)
+        if self.form == "json":
+            print(json_line(name, answer), flush=True)
+        if isinstance(answer, ImageError):
+            self.failed += 1
+            complain(str(answer))
+            return False
+        if self.form in ("paths", "null"):
+            for result in answer:
+                print(result.path, end="\0" if self.form == "null" else "\n")
+            sys.stdout.flush()
+        elif self.form == "table":
+            print(results_table(name, answer, heading=self.batch), flush=True)
+        self.found += len(answer)
+        for folder, link in ((self.copy_to, False), (self.link_to, True)):
+            if folder is not None:
+                made = collect_results(answer, folder, link=link, prefix=f"{number:04}_" if self.batch else "")
+                say(f"{'linked' if link else 'copied'} {plural(len(made), 'file')} to {folder}")
+        return True
 
 
 def _show(
     answers: Iterator[tuple[str, "list[Result] | ImageError"]],
     searcher: "Searcher",
-    batch: bool,
-    as_json: bool,
+    shown: _Shown,
     html: Path | None,
     open_page: bool,
     sheet: Path | None,
     region: "Region | None",
-) -> int:
-    """Print every answer as it comes, and write the page; returns how many queries could not be read."""
-    from indexer.errors import ImageError
-
+) -> None:
+    """Print every answer as it comes, and write the page."""
     from .show.contact_sheet import contact_sheet
     from .show.results_page import PageQuery, write_results_page
-    from .show.text import json_line, page_query, results_table
-
-    failed = 0
+    from .show.text import page_query
 
     def readable() -> "Iterator[tuple[str, list[Result]]]":
-        nonlocal failed
-        for path, answer in answers:
-            if as_json:
-                print(json_line(path, answer), flush=True)
-            if isinstance(answer, ImageError):
-                failed += 1
-                say(str(answer))
-                continue
-            if not as_json:
-                print(results_table(path, answer, heading=batch), flush=True)
-            yield path, answer
+        for number, (path, answer) in enumerate(answers, start=1):
+            if shown.show(path, answer, number):
+                assert isinstance(answer, list)
+                yield path, answer
 
-    def shown() -> Iterator[PageQuery]:
+    def page_queries() -> Iterator[PageQuery]:
         for number, (path, answer) in enumerate(readable()):
             query = page_query(path, answer, region)
             if sheet is not None and number == 0:
@@ -301,14 +379,13 @@ def _show(
         html = Path(tempfile.mkdtemp(prefix="seenit-")) / "results.html"
     if html is not None:
         made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
-        write_results_page(html, shown(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
+        write_results_page(html, page_queries(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
         say(f"wrote {html}")
         if open_page:
             webbrowser.open(html.resolve().as_uri())
     else:
-        for _ in readable() if sheet is None else shown():
+        for _ in readable() if sheet is None else page_queries():
             pass
-    return failed
 
 
 def _query_files(images: Sequence[Path]) -> Iterator[Path]:
@@ -357,7 +434,7 @@ def explain(
 
     from .search import Searcher
 
-    with Searcher.open(find_index(index, [query], say=say), say=say) as searcher:
+    with Searcher.open(find_index(index, [query], say=say), say=say_details) as searcher:
         made_by = [f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"]
         if result is None:
             from .show.inspect import draw_inspection
@@ -439,7 +516,7 @@ def evaluate_retrieval(
     from .evaluate.evaluate import evaluate_retrieval as evaluate
     from .evaluate.evaluate import scores_table
 
-    progress = not as_json and sys.stderr.isatty()
+    progress = shows_progress(as_json)
     if benchmark is not None:
         if index is not None or len(sets) != 1:
             raise typer.BadParameter("--benchmark takes one folder and makes no index; leave out --index")

@@ -1,11 +1,14 @@
 """The command line as a user meets it: what it prints, where, and with which exit status."""
 
 import errno
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +22,7 @@ from PIL import Image
 
 import cli
 from indexer.index.index import Index
+from indexer.progress_bar import progress_bar
 from indexer.store.open import open_store
 from indexer.version import VERSION
 
@@ -115,6 +119,126 @@ def test_the_path_of_a_backbone_fetches_nothing(seenit: Seenit, monkeypatch: pyt
     monkeypatch.delenv("SEENIT_OFFLINE")
     monkeypatch.setattr("indexer.backbone.download.Download.run", lambda self: pytest.fail(f"fetches {self.url}"))
     assert_one_line_error(seenit("backbone", "path", "dinov2_vits14"), "seenit backbone fetch dinov2_vits14$")
+
+
+@pytest.mark.slow
+def test_results_for_other_programs(
+    indexed: Path, seenit: Seenit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = Path(shutil.copy(indexed / "a" / "2.jpg", tmp_path / "elsewhere.jpg"))
+    plain = seenit("search", query, "--top", 3, "--paths-only")
+    assert plain.out.splitlines()[0] == str(indexed / "a" / "2.jpg") and len(plain.out.splitlines()) == 3
+    assert seenit("search", query, "--top", 3, "-0").out == "".join(f"{path}\0" for path in plain.out.splitlines())
+    assert "backbone" not in plain.err and "backbone" in seenit("search", query, "-v").err
+    assert seenit("search", query, "-q").err == ""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(query.read_bytes())))
+    piped = seenit("search", "-", "--top", 1, "--json")
+    answer = json.loads(piped.out)
+    assert answer["query"] == "-" and answer["results"][0]["path"] == plain.out.splitlines()[0]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no image")))
+    assert_one_line_error(seenit("search", "-"), "standard input: not an image")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}/x.jpg"
+        assert_one_line_error(seenit("search", address), "own network; to fetch it all the same: --allow-private")
+        assert_one_line_error(seenit("search", address, "--allow-private"), "cannot fetch")
+
+
+@pytest.mark.slow
+def test_exit_status_3_and_conditions_on_results(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
+    query = indexed / "a" / "2.jpg"
+    assert seenit("search", query, "--after", "2099").code == 3
+    assert seenit("search", query, "--min-probability", 0.5, "--no-rerank").code == 1
+    shutil.copy(query, tmp_path / "q.jpg")
+    with Image.open(query) as image:
+        image.save(indexed / "again.jpg", quality=98)
+    seenit("index", indexed)
+    everything = seenit("search", tmp_path / "q.jpg", "--paths-only").out.splitlines()
+    assert {str(query), str(indexed / "again.jpg")} <= set(everything)
+    grouped = seenit("search", tmp_path / "q.jpg", "--paths-only", "--group").out.splitlines()
+    assert str(query) in grouped and str(indexed / "again.jpg") not in grouped
+    sure = seenit("search", tmp_path / "q.jpg", "--min-probability", 1, "--paths-only")
+    assert sure.code == (0 if sure.out else 3) and len(sure.out.splitlines()) < len(everything)
+
+
+@pytest.mark.slow
+def test_files_of_results_are_copied_and_linked_and_none_is_overwritten(
+    indexed: Path, seenit: Seenit, tmp_path: Path
+) -> None:
+    query, target = indexed / "a" / "2.jpg", tmp_path / "found"
+    target.mkdir()
+    for words in (["--copy-to", target], ["--copy-to", target], ["--link-to", target]):
+        assert seenit("search", query, "--include-self", "--top", 1, *words).code == 0
+    names = sorted(path.name for path in target.iterdir())
+    assert names == ["001_2 (2).jpg", "001_2 (3).jpg", "001_2.jpg"]
+    assert all(path.read_bytes() == query.read_bytes() for path in target.iterdir())
+    assert [path.is_symlink() for path in sorted(target.iterdir())] == [False, True, False]
+
+
+def test_a_folder_names_the_index_in_it_and_advice_can_be_pasted(
+    photos: Path, tiny_backbone: Path, seenit: Seenit, tmp_path: Path
+) -> None:
+    odd = photos.rename(tmp_path / "it's mine")
+    made = seenit("index", odd, "--backbone", tiny_backbone, "--resolution", 56, "--workers", 1)
+    assert "match probabilities in" in made.out
+    for words in (("info",), ("tag", "list"), ("index",), ("search", odd / "a" / "1.jpg")):
+        assert seenit(*words, "--index", odd).code == 0
+    assert not (odd / "index.sqlite").exists()
+    (tmp_path / "no index").mkdir()
+    refused = seenit("info", "--index", tmp_path / "no index")
+    assert shlex.split(refused.err.rpartition("seenit index ")[2]) == ["FOLDER", "--index", str(tmp_path / "no index")]
+
+
+def test_a_region_of_a_few_pixels_is_refused_with_a_reason(indexed: Path, seenit: Seenit) -> None:
+    refused = seenit("search", indexed / "a" / "1.jpg", "--region", "2,2,2,2")
+    assert_one_line_error(refused, "2 x 2 pixels, which is too little .* at least 14 x 14")
+
+
+def test_options_come_before_variables_and_those_before_the_file(
+    indexed: Path, seenit: Seenit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(os.environ["SEENIT_CONFIG"])
+    file.write_text(f'index = "{indexed}"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEENIT_STATE", str(tmp_path / "state"))
+    assert json.loads(seenit("info", "--json").out)["images"] == 8
+    monkeypatch.setenv("SEENIT_INDEX", str(tmp_path / "variable"))
+    assert_one_line_error(seenit("info"), "no index at .*variable")
+    assert_one_line_error(seenit("info", "--index", tmp_path / "option"), "no index at .*option")
+    for text, says in {"index = 3": "index is a text", "indx = 'a'": "unknown key 'indx'", "=": "no TOML"}.items():
+        file.write_text(text)
+        assert_one_line_error(seenit("info"), says)
+
+
+def test_off_a_terminal_progress_comes_in_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("indexer.progress_bar.time.monotonic", lambda: now[0])
+    with progress_bar(5000, "indexing", "img", True) as bar:
+        for _ in range(70):
+            now[0] += 1
+            bar.update(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["seenit: indexing: 300 of 5,000 img, 10.0/s", "seenit: indexing: 600 of 5,000 img, 10.0/s"]
+    with progress_bar(5, "indexing", "img", False) as bar:
+        now[0] += 99
+        bar.update(1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_of_a_shell(shell: str) -> None:
+    asked = {"COMP_WORDS": "seenit sea", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "seenit sea"}
+    environment = {
+        **os.environ,
+        **asked,
+        "_SEENIT_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    code = "import sys; sys.argv = ['seenit']; import cli; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "search" in done.stdout and "index" not in done.stdout.split(), done
 
 
 @pytest.mark.slow

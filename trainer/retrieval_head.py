@@ -25,6 +25,7 @@ from indexer.backbone.tensor_file import read_tensors
 from indexer.descriptor import whitening as descriptor
 from indexer.errors import SeenitError, os_reason
 from indexer.messages import Say, say_to_stderr
+from indexer.printable import pasted
 
 from .data.sources import ImageSource, open_source
 from .evaluate.probes import format_table
@@ -104,7 +105,7 @@ def train_head(
         return HeadSummary(before, after, None, len(seen))
     path = out / "backbone.safetensors"
     save_head(path, backbone, head, f"{len(seen)} photos, {num_views} views of each")
-    say(f"unseen photos gain ({scores}); use it by: seenit index FOLDER --backbone {path}")
+    say(f"unseen photos gain ({scores}); use it by: seenit index FOLDER --backbone {pasted(path)}")
     return HeadSummary(before, after, path, len(seen))
 
 

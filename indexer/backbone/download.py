@@ -16,10 +16,10 @@ from pathlib import Path
 
 import httpx
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from .. import web
 from ..errors import DownloadError, on_one_line, os_reason
+from ..progress_bar import progress_bar
 
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})  # worth another try
 
@@ -55,7 +55,7 @@ class Download:
     sha256: str | None = None  # the hex digest or its first digits, where known
     max_size: int = 8 << 30  # bytes; a longer file is refused, whatever the server announced
     check: Callable[[Path], object] | None = None  # of the complete file; what it raises counts as a spoilt file
-    progress: bool = True  # a bar on stderr if that is a terminal
+    progress: bool = True  # a bar on stderr, lines off a terminal
     patience: Patience = Patience()
 
     def run(self) -> Path:
@@ -134,8 +134,7 @@ class Download:
     def _write(self, chunks: Iterator[bytes], start: int, total: int | None) -> None:
         """Write the body at `start` of the part."""
         end, since, mark = start, time.monotonic(), start
-        hidden = None if self.progress else True  # None: shown on terminals only
-        bar = tqdm(desc=self.target.name, initial=start, total=total, unit="B", unit_scale=True, disable=hidden)
+        bar = progress_bar(total, self.target.name, "bytes", self.progress, initial=start, bytes_=True)
         with open(self._beside(".part"), "r+b" if start else "wb") as file, bar:
             file.seek(start)
             for chunk in chunks:

@@ -6,7 +6,6 @@ answer within two seconds it takes the shipped backbone, remembers that, and nev
 
 import json
 import re
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import httpx
 
 from ..errors import DownloadError, SeenitError, on_one_line
 from ..messages import Say, say_nothing
-from ..web import failure, http_client, refuse_web_page
+from ..web import failure, http_client, refuse_web_page, within
 from .cache import SHIPPED, backbone_path, cache_folder, file_in, local_path, official_url, unknown_name
 from .download import Patience
 from .vit import ARCHITECTURES
@@ -57,31 +56,22 @@ def would_be_fetched(spec: str | Path | None) -> bool:
 
 
 def probe(url: str, timeout_s: float = PROBE_S) -> None:
-    """Raise DownloadError unless the server answers for `url` within `timeout_s`, name resolution included.
-
-    It asks in a thread of its own, because resolving a name without a network can hang far beyond any timeout.
-    """
-    outcome: list[str] = []  # what went wrong, empty for nothing
+    """Raise DownloadError unless the server answers for `url` within `timeout_s`, name resolution included."""
 
     def ask() -> None:
-        try:
-            with http_client(timeout_s, timeout_s) as client:
-                answer = client.head(url).raise_for_status()
-                refuse_web_page(answer)
-            outcome.append("")
-        except httpx.HTTPStatusError as error:
-            outcome.append(f"the server answered {error.response.status_code}")
-        except httpx.HTTPError as error:
-            outcome.append(failure(error))
-        except Exception as error:  # of any kind; the thread must not print it
-            outcome.append(on_one_line(error))
+        with http_client(timeout_s, timeout_s) as client:
+            refuse_web_page(client.head(url).raise_for_status())
 
-    thread = threading.Thread(target=ask, daemon=True, name="seenit-probe")
-    thread.start()
-    thread.join(timeout_s)
-    wrong = outcome[0] if outcome else f"no answer within {timeout_s:g} s"
-    if wrong:
-        raise DownloadError(f"cannot reach {httpx.URL(url).host}: {wrong}")
+    try:
+        within(timeout_s, ask)
+        return
+    except httpx.HTTPStatusError as error:
+        wrong = f"the server answered {error.response.status_code}"
+    except httpx.HTTPError as error:
+        wrong = failure(error)
+    except Exception as error:  # of any kind: it is no reason to have no backbone
+        wrong = on_one_line(error)
+    raise DownloadError(f"cannot reach {httpx.URL(url).host}: {wrong}")
 
 
 def _choose_automatically(offline: bool, say: Say) -> Choice:

@@ -1,14 +1,12 @@
 """Moves an index from one store to another: embedded to server, server to embedded, or either to its like."""
 
-import sys
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..errors import SeenitError
+from ..progress_bar import progress_bar
 from ..store.open import open_store
 from ..store.protocol import Store
 from .index import WAIT_S
@@ -38,7 +36,7 @@ def _copy(source: Store, target: Store, progress: bool) -> int:
     target.ensure(schema)
     total = source.count()
     ids: set[str] = set()
-    with tqdm(total=total, unit=" records", disable=not progress, file=sys.stderr) as bar:
+    with progress_bar(total, "copying", "records", progress) as bar:
         records = source.scroll(vectors=True, batch=BATCH)
         while batch := list(islice(records, BATCH)):
             target.upsert(batch)

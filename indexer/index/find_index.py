@@ -30,8 +30,9 @@ def find_index(given: str | None, near: Sequence[Path] = (), say: Say = say_noth
     A `.seenit` that merely lies there counts only if it is this user's own, and is named by `say`: the folder of a
     query may be anybody's.
     """
-    if given or os.environ.get("SEENIT_INDEX"):
-        return given or os.environ["SEENIT_INDEX"]
+    if named := given or os.environ.get("SEENIT_INDEX"):
+        inside = Path(named) / ".seenit"  # of a folder of images its index
+        return str(inside) if not is_url(named) and is_index_folder(inside) else named
     for start in [Path.cwd(), *(path.absolute() for path in near)]:
         for folder in [start, *start.parents]:
             place = folder / ".seenit"

@@ -16,6 +16,7 @@ from ..errors import WAIT_S as WAIT_S
 from ..errors import ImageError, SeenitError
 from ..images.decode import read_image_file
 from ..images.metadata import content_id
+from ..printable import pasted
 from ..store.index_folder import is_index_folder
 from ..store.open import open_store
 from ..store.protocol import Filter, Record, Schema, Store, is_url
@@ -78,6 +79,7 @@ class Index:
         """
         if isinstance(location, Index):
             return location
+        location = located(location)
         if write and not is_url(location) and not is_index_folder(location):
             write = False  # makes nothing: opening it to read says what is missing
         store = open_store(location, write=write, wait_s=wait_s)
@@ -224,7 +226,7 @@ class Index:
             data = self.store.read_blob(MANIFEST_BLOB)
             if data is None:
                 raise SeenitError(
-                    f"no index at {self.location}; create one with: seenit index FOLDER --index {self.location}"
+                    f"no index at {self.location}; create one with: seenit index FOLDER --index {pasted(self.location)}"
                 )
             self.manifest: Manifest = parse_manifest(data, self.location)
             self._manifest_data = data
@@ -236,6 +238,11 @@ class Index:
 def is_index(location: str | Path) -> bool:
     """Whether an index is meant, rather than a folder of images: a URL, or a folder that holds an index's database."""
     return is_url(location) or is_index_folder(location)
+
+
+def located(location: str | Path) -> str | Path:
+    """Where an index is meant to be: a folder of images that has one in it as `.seenit` stands for that one."""
+    return location if is_url(location) else index_in(location) or location
 
 
 def index_in(folder: str | Path) -> Path | None:

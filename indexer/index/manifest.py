@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from ..errors import SeenitError
+from ..printable import pasted
 from ..store.protocol import Store
 from ..version import VERSION
 
@@ -45,7 +46,7 @@ def parse_manifest(data: bytes, location: object) -> Manifest:
     A field that is missing has its default and one that is not known is left out: what cannot be read rightly so raises
     FORMAT.
     """
-    damaged = f"the manifest of {location} is damaged; mend it with: seenit check --repair --index {location}"
+    damaged = f"the manifest of {location} is damaged; mend it with: seenit check --repair --index {pasted(location)}"
     try:
         values = json.loads(data)
         made_by = int(values["format"])

@@ -4,6 +4,7 @@ from ..backbone.backbone import Backbone
 from ..descriptor import whitening as descriptor
 from ..descriptor.whitening import DescriptorConfig, Whitening
 from ..errors import SeenitError
+from ..printable import pasted
 from ..store.protocol import Store
 from .manifest import Manifest
 
@@ -44,4 +45,4 @@ def read_whitening(store: Store, manifest: Manifest, config: DescriptorConfig) -
         if whitening.id == manifest.whitening_id and whitening.config == config:
             return whitening
         why = "its descriptor's statistics are not the ones it names"
-    raise SeenitError(f"the index at {store.location} cannot be used: {why}; {MEND.format(store.location)}")
+    raise SeenitError(f"the index at {store.location} cannot be used: {why}; {MEND.format(pasted(store.location))}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import filelock
 
 from ..errors import SeenitError, StoreError, first_line
+from ..printable import pasted
 from .lock import take_lock
 from .sqlite_schema import DATABASE_NAME, refuse_odd_files
 from .tag_copy import TAGS_NAME
@@ -44,7 +45,7 @@ def refuse_missing(folder: Path) -> None:
     if refuse_odd_files(folder):
         return
     refuse_first_version(folder)
-    raise SeenitError(f"no index at {folder}; create one with: seenit index FOLDER --index {folder}")
+    raise SeenitError(f"no index at {folder}; create one with: seenit index FOLDER --index {pasted(folder)}")
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from qdrant_client import models
 
 from ..errors import SeenitError, StoreError
+from ..printable import pasted
 from .payload import (
     INDEXED_FIELDS,
     LISTED_FIELDS,
@@ -78,7 +79,9 @@ class QdrantStore:
             if store._exists():
                 store._read_schema()  # says at once that the collection is not ours
             elif not store._blobs.exist() and not write:
-                raise SeenitError(f"no index at {location}; create one with: seenit index FOLDER --index {location}")
+                raise SeenitError(
+                    f"no index at {location}; create one with: seenit index FOLDER --index {pasted(location)}"
+                )
         except BaseException:
             connection.close()
             raise

@@ -6,7 +6,6 @@ puts the damaged file aside; images whose records were lost are embedded again b
 """
 
 import os
-import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -18,12 +17,12 @@ from typing import Any
 
 import apsw
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import SeenitError, StoreError, first_line
 from ..index.index import WAIT_S, Index
 from ..index.manifest import MANIFEST_BLOB, parse_manifest
-from ..printable import printable, quoted
+from ..printable import pasted, printable, quoted
+from ..progress_bar import progress_bar
 from ..terminal import plural
 from .index_folder import claim_folder, refuse_missing, remove_blank
 from .protocol import Record, Schema, StoredFile, is_url
@@ -74,7 +73,7 @@ class Repaired:
 
     @property
     def in_words(self) -> str:
-        rest = f"; to embed what was lost: seenit index --index {self.index}" if self.lost else ""
+        rest = f"; to embed what was lost: seenit index --index {pasted(self.index)}" if self.lost else ""
         return (
             f"{self.index}: kept {plural(self.images, 'image')}, {self.tags:,} of them tagged, lost {self.lost:,}; the"
             f" damaged database is kept as {self.kept_as}{rest}"
@@ -97,7 +96,7 @@ def check_index(location: str | Path, *, progress: bool = False) -> Checked:
             for (line,) in db.execute("PRAGMA integrity_check"):
                 if line != "ok":
                     found.append(str(line))
-        with Index.open(folder) as index, tqdm(total=index.count, disable=not progress, file=sys.stderr) as bar:
+        with Index.open(folder) as index, progress_bar(index.count, "checking", "records", progress) as bar:
             with index.store.snapshot():  # another process may write meanwhile
                 count = index.count
                 for name in index.store.blob_names():
@@ -176,7 +175,9 @@ def _salvage(
     kept = with_tags = written = 0
     with closing(SqliteStore.open(unfinished, write=True)) as target:
         batch: list[Record] = []
-        for row in tqdm(_rows(damaged, "records", _RECORD), unit=" records", disable=not progress, file=sys.stderr):
+        bar = progress_bar(None, "repairing", "records", progress)
+        for row in _rows(damaged, "records", _RECORD):
+            bar.update()
             written += 1
             record = _sound_record(damaged, row, cameras)
             if record is None:

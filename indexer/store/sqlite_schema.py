@@ -27,6 +27,7 @@ import apsw.sqlite_extra
 
 from ..atomic_file import last_bytes
 from ..errors import UnusableError
+from ..printable import pasted
 
 DATABASE_NAME = "index.sqlite"
 FORMAT = 2  # in PRAGMA user_version; 1 was the embedded engine of the first version
@@ -148,7 +149,7 @@ def check_schema(db: apsw.Connection, folder: Path) -> bool:
 
 def mend(folder: object) -> str:
     """The next step where an index is damaged."""
-    return f"mend it with: seenit check --repair --index {folder}"
+    return f"mend it with: seenit check --repair --index {pasted(folder)}"
 
 
 def refuse_odd_files(folder: Path) -> bool:

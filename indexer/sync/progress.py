@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from tqdm import tqdm
+from ..progress_bar import progress_bar
 
-# False: silence; True: a bar on stderr; a function: gets what is being done, how much of it is done, and of how much
+# False: silence; True: a bar on stderr, lines off a terminal; a function: gets what is being done, how much of it is
+# done, and of how much
 Progress: TypeAlias = bool | Callable[[str, int, int], None]
 
 
@@ -17,7 +18,7 @@ def stage(what: str, total: int, unit: str, progress: Progress) -> Iterator[Call
         progress(what, 0, total)
         yield lambda done, of: progress(what, done, of)
         return
-    with tqdm(total=total, unit=unit, desc=what, disable=not progress, leave=False, smoothing=0.1) as bar:
+    with progress_bar(total, what, unit.strip(), progress) as bar:
 
         def update(done: int, of: int) -> None:
             bar.total = of

@@ -19,6 +19,7 @@ from ..images.find import Unreadable
 from ..images.jobs import Batch, BeginsLikeImage, Broken, Changed, Decoded, Hashed, Job, NotAnImage, Outcome, Vanished
 from ..images.pool import DecodePool
 from ..index.files import set_files
+from ..index.index import located
 from ..index.manifest import MANIFEST_BLOB, Manifest, read_manifest, write_manifest
 from ..index.skipped import SkippedFile, write_skipped
 from ..messages import Say, say_nothing
@@ -76,7 +77,7 @@ def sync_folder(
     """
     started = time.monotonic()
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
-    location = index if index is not None else default_index(folders)
+    location = located(index if index is not None else default_index(folders))
     for folder in folders:
         if not Path(folder).is_dir():
             if Path(folder).exists():

@@ -1,16 +1,16 @@
 """`seenit duplicates`: parse, call, print. Heavy packages are imported inside, so that `seenit --help` stays quick."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from indexer.printable import printable, quoted
+from indexer.printable import pasted, quoted
+from indexer.terminal import say, shows_progress
 
 if TYPE_CHECKING:
     from .hardlink import Joined
@@ -75,16 +75,16 @@ def duplicates(
 
     location = index_at(where)
     options = DuplicateOptions(level, keep, tuple(prefer or ()), tuple(reference or ()))
-    with _progress(not as_json and sys.stderr.isatty()) as progress:
+    with _progress(shows_progress(as_json)) as progress:
         found = find_duplicates(location, options, progress=progress)
     values = values_of(found)
     if not as_json:
         print(duplicates_table(found), flush=True)
     for note in found.notes:
-        _say(note)
+        say(note)
     if html is not None:
         write_duplicates_page(html, found, [f"index {location}"], _usual_target(location))
-        _say(f"wrote {html}")
+        say(f"wrote {html}")
     if move_to is not None:
         _move(found, move_to, yes, as_json, values)
     elif hardlink:
@@ -112,7 +112,7 @@ def _apply(location: str, choices_file: Path, move_to: Path | None, yes: bool, a
         target = move_to if move_to is not None else Path(target_of(choices, index.roots))
         chosen = chosen_duplicates(choices, index)
     for line in chosen.left:
-        _say(f"left alone: {line}")
+        say(f"left alone: {line}")
     if not yes and not as_json:
         for group in chosen.found.groups:
             for file in group.spare:
@@ -130,7 +130,7 @@ def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: d
         check_target(found, target, index.roots)
     spare = [file for group in found.groups for file in group.spare]
     if yes:
-        moved = move_spare(found, target, _say)
+        moved = move_spare(found, target, say)
         _tell_moved(moved, "moved", as_json, values)
         _forget(found.index, moved.moved)
         return
@@ -155,7 +155,7 @@ def _forget(index: str, keys: tuple[str, ...]) -> None:
     try:
         forget_files(index, keys)
     except SeenitError as error:
-        _say(f"the index still names what was moved ({error}); bring it in line: seenit index --index {index}")
+        say(f"the index still names what was moved ({error}); bring it in line: seenit index --index {pasted(index)}")
 
 
 def _undo(manifest: Path, yes: bool, as_json: bool) -> None:
@@ -209,7 +209,7 @@ def _tell_moved(moved: "Moved", verb: str, as_json: bool, values: dict[str, obje
 
 def _tell_left(done: "Moved | Joined") -> None:
     for line in done.left:
-        _say(f"left alone: {line}")
+        say(f"left alone: {line}")
 
 
 def index_at(where: str | None) -> str:
@@ -220,24 +220,24 @@ def index_at(where: str | None) -> str:
     from indexer.store.protocol import is_url
 
     if where is None or is_url(where):
-        return find_index(where, say=_say)
+        return find_index(where, say=say)
     if (place := index_in(Path(where).expanduser())) is not None:
         return str(place)
-    raise SeenitError(f"no index at {where}; create one with: seenit index {where}")
+    raise SeenitError(f"no index at {where}; create one with: seenit index {pasted(where)}")
 
 
 @contextmanager
 def _progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each stage on stderr."""
-    from tqdm import tqdm
+    from indexer.progress_bar import LineBar, progress_bar
 
-    bars: dict[str, tqdm] = {}
+    bars: dict[str, Any | LineBar] = {}
 
     def report(what: str, done: int, total: int) -> None:
         if what not in bars or done == 0:  # a stage may come again
             for bar in bars.values():
                 bar.close()
-            bars[what] = tqdm(total=total, desc=what, disable=not shown, leave=False)
+            bars[what] = progress_bar(total, what, "done", shown)
         bars[what].update(done - bars[what].n)
 
     try:
@@ -249,7 +249,3 @@ def _progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def _files(number: int) -> str:
     return f"{number:,} {'file' if number == 1 else 'files'}"
-
-
-def _say(line: str) -> None:
-    print(f"seenit: {printable(line)}", file=sys.stderr)

@@ -10,6 +10,7 @@ import numpy as np
 from indexer.errors import SeenitError
 from indexer.index.index import WAIT_S, Index
 from indexer.index.keys import Roots
+from indexer.printable import pasted
 from indexer.store.protocol import Filter, Listed, Record, Store, StoredFile
 
 from .candidates import (
@@ -205,7 +206,7 @@ class _Search:
             gone = ", ".join(sorted(set(thumbnails.missing.values())))
             self.notes.append(
                 f"left out {len(thumbnails.missing)} that could not be looked at ({gone}); to bring the index in line:"
-                f" seenit index --index {self.store.location}"
+                f" seenit index --index {pasted(self.store.location)}"
             )
         found = empty_patterns(len(ids))
         there = [row for row in by_row if thumbnails.has(row)]

@@ -22,6 +22,7 @@ from indexer.errors import SeenitError, os_reason
 from indexer.images.find import open_regular
 from indexer.index.keys import Roots, relative_parts
 from indexer.messages import Say, say_nothing
+from indexer.printable import pasted
 
 from .files import PART, move_name, why_not_itself
 from .names import reach, why_not
@@ -106,7 +107,8 @@ def move_spare(found: Duplicates, target: str | Path, say: Say = say_nothing) ->
                     written = open(manifest, "x", encoding="ascii")  # noqa: SIM115 - closed below
                     _write_line(written, _head(found))
                     _sync_folder(top)
-                    say(f"every move is written down; to put all back: seenit duplicates --undo {manifest} --yes")
+                    put_back = f"seenit duplicates --undo {pasted(manifest)} --yes"
+                    say(f"every move is written down; to put all back: {put_back}")
                 _write_line(written, _line(file, names[file.key], top))
                 try:
                     with reach(file.root, file.path) as old, reach(top, names[file.key], make=True) as new:
@@ -117,7 +119,7 @@ def move_spare(found: Duplicates, target: str | Path, say: Say = say_nothing) ->
                 moved.append(file.key)
                 size += file.size
     except OSError as error:
-        put_back = f"; to put back what was moved: seenit duplicates --undo {manifest} --yes" if moved else ""
+        put_back = f"; to put back what was moved: seenit duplicates --undo {pasted(manifest)} --yes" if moved else ""
         raise SeenitError(f"cannot write {manifest}: {os_reason(error)}{put_back}") from None
     finally:
         if written is not None:

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from indexer.backbone.backbone import Backbone
 from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import decode_file
 from indexer.messages import Say, say_nothing
 from indexer.printable import printable
+from indexer.progress_bar import progress_bar
 
 from ..options import SearchOptions
 from ..query.query import Region
@@ -208,7 +207,7 @@ def _ask(
     """The first `top` answers to each query in each variant; junk among them is still in."""
     paths, searcher = list(regions), gallery.searcher
     rankings: dict[str, dict[Path, list[RankedAnswer]]] = {variant.name: {} for variant in variants}
-    with tqdm(total=len(paths), unit="query", disable=not progress, leave=False) as bar:
+    with progress_bar(len(paths), "searching", "queries", progress) as bar:
         for start in range(0, len(paths), QUERIES_AT_ONCE):
             group = paths[start : start + QUERIES_AT_ONCE]
             queries = searcher.encode(group, [regions[path] for path in group], include_self=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 QueryImage: TypeAlias = str | Path | Image.Image | np.ndarray | QueryCrop | IdentifiedImage
 Region: TypeAlias = tuple[float, float, float, float]
 
+MIN_REGION_PX = 14  # a patch of the backbone at full resolution; less would be enlarged out of almost nothing
 LIKE, DISLIKE = 0.75, 0.25  # how far a query moves, Rocchio's beta and gamma
 
 
@@ -79,10 +80,15 @@ def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, in
         x, y, w, h = x * width, y * height, w * width, h * height
     left, top = max(round(x), 0), max(round(y), 0)
     right, bottom = min(round(x + w), width), min(round(y + h), height)
-    if right - left < 2 or bottom - top < 2:
+    asked = ",".join(f"{value:g}" for value in region)
+    if right - left > 0 and bottom - top > 0 and min(right - left, bottom - top) < MIN_REGION_PX:
         raise SeenitError(
-            f"the region {','.join(f'{value:g}' for value in region)} leaves nothing of an image of {width}x{height}"
-            " pixels; give X,Y,W,H inside it"
+            f"the region {asked} is {right - left} x {bottom - top} pixels, which is too little to tell things apart;"
+            f" give one of at least {MIN_REGION_PX} x {MIN_REGION_PX}"
+        )
+    if right <= left or bottom <= top:
+        raise SeenitError(
+            f"the region {asked} leaves nothing of an image of {width}x{height} pixels; give X,Y,W,H inside it"
         )
     return left, top, right - left, bottom - top
 

@@ -1,7 +1,6 @@
 """`seenit curate`: parse, call, print."""
 
 import json
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from indexer.errors import SeenitError
-from indexer.printable import printable
+from indexer.terminal import say, shows_progress
 
 from .choices import (
     COPY,
@@ -115,15 +114,15 @@ def curate(
             work=work,
             html=html,
             workers=workers,
-            progress=not as_json and sys.stderr.isatty(),
-            say=_say,
+            progress=shows_progress(as_json),
+            say=say,
         )
     except KeyboardInterrupt:
-        _say("what was done is kept; run the same command again to go on")
+        say("what was done is kept; run the same command again to go on")
         raise
     print(json.dumps(as_dict(summary)) if as_json else describe_selection(summary))
     if html is not None:
-        _say(f"wrote {html}")
+        say(f"wrote {html}")
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
@@ -134,7 +133,3 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise typer.BadParameter(f"{text!r} is not whole numbers such as 1000,50,10", param_hint="--levels")
     return numbers
-
-
-def _say(line: str) -> None:
-    print(f"seenit: {printable(line)}", file=sys.stderr)

@@ -12,7 +12,6 @@ from hashlib import blake2b
 from pathlib import Path, PurePath
 
 import numpy as np
-from tqdm import tqdm
 
 from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
@@ -21,6 +20,7 @@ from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
 from indexer.messages import Say, say_nothing
+from indexer.progress_bar import progress_bar
 
 from ..data.sources import ImageRef, ImageSource, cut_square, square_job
 from .embeddings import Embeddings, unit_rows
@@ -172,7 +172,7 @@ def _pooled(
             one = slice(at, at + 1)
             pooled[int(image.path)] = PooledFeatures(together.parts[one], together.tokens[one], together.positions[one])
 
-    with tqdm(total=len(places), unit="image", desc=title, disable=not progress, dynamic_ncols=True) as bar:
+    with progress_bar(len(places), title, "images", progress) as bar:
         for outcome in pool.run(square_job(str(number), place) for number, place in enumerate(places)):
             bar.update(1)
             if not isinstance(outcome, Cut):

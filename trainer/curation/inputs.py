@@ -20,6 +20,7 @@ from indexer.index.index import Index, is_index
 from indexer.index.manifest import Manifest
 from indexer.index.statistics import check_backbone
 from indexer.messages import Say, say_nothing
+from indexer.printable import pasted
 
 from ..data.sources import ImageRef, ImageSource, open_source
 from .embed import Describer, Images, decoders_for, embed_pool, fit_describer
@@ -162,7 +163,9 @@ def _read_index(location: str, folder: Path, say: Say) -> IndexVectors:
     """Copy the vectors of an index to shards in `folder`; the index is closed at once."""
     with Index.open(location) as index, index.store.snapshot():
         if not index.count:
-            raise SeenitError(f"the index at {location} is empty; fill it with: seenit index FOLDER --index {location}")
+            raise SeenitError(
+                f"the index at {location} is empty; fill it with: seenit index FOLDER --index {pasted(location)}"
+            )
         return IndexVectors(location, index.manifest, index.whitening, _copy_vectors(index, folder, say))
 
 

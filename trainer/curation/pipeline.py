@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from indexer.errors import SeenitError
 from indexer.messages import Say, say_nothing
+from indexer.progress_bar import progress_bar
 
 from .balance import Tree, build_tree, draw, effective
 from .cells import build_cells
@@ -212,7 +212,7 @@ class _bar:
     """A progress bar that is told how much of how much is done."""
 
     def __init__(self, title: str, shown: bool) -> None:
-        self._bar = tqdm(desc=title, disable=not shown, dynamic_ncols=True)
+        self._bar = progress_bar(None, title, "done", shown)
 
     def __enter__(self) -> Callable[[int, int], object]:
         return self._set
