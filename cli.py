@@ -82,6 +82,7 @@ app.command(
     cls=SeenitCommand,
     epilog="Example: seenit demo demo   then: seenit index demo/photos; seenit search demo/queries --batch",
 )(retrieval_commands.demo)
+app.command(cls=SeenitCommand, epilog="Example: seenit embed ~/Pictures --out features.npy")(indexer_commands.embed)
 backbone_app.command("list", cls=SeenitCommand, epilog="Example: seenit backbone list")(indexer_commands.backbone_list)
 backbone_app.command(
     "import", cls=SeenitCommand, epilog="Example: seenit backbone import dinov2_vitb14_pretrain.pth --name my_vitb14"

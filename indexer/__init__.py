@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .backbone.backbone import Backbone as Backbone
     from .errors import SeenitError as SeenitError
+    from .folder_features import embed_folder as embed_folder
     from .index.index import Index as Index
     from .store.open import open_store as open_store
     from .store.protocol import Filter as Filter
@@ -24,6 +25,7 @@ _HOMES = {
     "Summary": "sync.summary",
     "SyncOptions": "sync.options",
     "Filter": "store.protocol",
+    "embed_folder": "folder_features",
     "open_store": "store.open",
     "sync_folder": "sync.sync",
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .printable import megabytes, printable, quoted
-from .terminal import IndexOption, JsonOption, WaitOption, plural, say, shows_progress
+from .terminal import BackboneOption, IndexOption, JsonOption, WaitOption, plural, say, shows_progress
 
 if TYPE_CHECKING:
     from .store.protocol import Record
@@ -146,6 +146,29 @@ def copy(
 
     count = copy_index(source, target, progress=shows_progress(), wait_s=wait)
     print(printable(f"copied {plural(count, 'image')} from {source} to {target}"))
+
+
+def embed(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: .npy, with the paths in FILE.txt, or .parquet.")],
+    backbone: BackboneOption = "auto",
+    resolution: Annotated[int, typer.Option(min=56, max=1036, metavar="PX", help="Images are seen at PX x PX.")] = 224,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
+) -> None:
+    """Write plain features of a folder's images.
+
+    The backbone's last CLS, L2-normalised; no index is made. Nothing is overwritten.
+    """
+    from .folder_features import check_target, embed_folder, save_features
+
+    check_target(out)
+    from .backbone.backbone import Backbone
+
+    loaded = Backbone.load(backbone, say=say)
+    found = embed_folder(folders, loaded, resolution=resolution, workers=workers, progress=shows_progress(), say=say)
+    written = save_features(found, out)
+    count, length = found.features.shape
+    print(f"{plural(count, 'image')}, {length} numbers each: {' and '.join(quoted(str(file)) for file in written)}")
 
 
 def backbone_list(as_json: JsonOption = False) -> None:
