@@ -25,7 +25,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-backbone_app = typer.Typer(help="The networks that describe images: list, fetch, import, path.", no_args_is_help=True)
+backbone_app = typer.Typer(
+    help="The networks that describe images: list, fetch, import, export, path.", no_args_is_help=True
+)
 tag_app = typer.Typer(help="Tags on images: add, remove, list, export, import.", no_args_is_help=True)
 evaluate_app = typer.Typer(
     help="How good retrieval is, or a backbone's features.",
@@ -90,6 +92,9 @@ backbone_app.command(
 backbone_app.command("fetch", cls=SeenitCommand, epilog="Example: seenit backbone fetch dinov2_vitb14")(
     indexer_commands.backbone_fetch
 )
+backbone_app.command(
+    "export", cls=SeenitCommand, epilog="Example: seenit backbone export dinov2_vits14 --onnx vits14.onnx"
+)(indexer_commands.backbone_export)
 backbone_app.command("path", cls=SeenitCommand, epilog="Example: seenit backbone path seenit_vits14")(
     indexer_commands.backbone_path_
 )

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .printable import megabytes, printable, quoted
-from .terminal import BackboneOption, IndexOption, JsonOption, WaitOption, plural, say, shows_progress
+from .terminal import (
+    BackboneOption,
+    IndexOption,
+    JsonOption,
+    WaitOption,
+    plural,
+    say,
+    say_details,
+    shows_progress,
+)
 
 if TYPE_CHECKING:
     from .store.protocol import Record
@@ -206,6 +215,22 @@ def backbone_fetch(name: Annotated[str, typer.Argument(help="An official backbon
     from .backbone.cache import backbone_path
 
     print(quoted(str(backbone_path(name, say=say))))
+
+
+def backbone_export(
+    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A backbone's name, or a weights file.")],
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to write; none is overwritten.")],
+) -> None:
+    """Write a backbone as an ONNX file.
+
+    For any number of images of any size in whole patches; the file's description tells the preprocessing.
+    """
+    from .backbone.backbone import Backbone
+    from .backbone.export_onnx import export_onnx, preprocessing_note
+
+    loaded = Backbone.load(name, device="cpu", say=say_details)
+    print(quoted(str(export_onnx(loaded, onnx))))
+    say(preprocessing_note(loaded.preprocessing, loaded.patch_size))
 
 
 def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:

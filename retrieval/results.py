@@ -8,6 +8,7 @@ import numpy as np
 
 from indexer.errors import SeenitError
 from indexer.images.metadata import Metadata
+from indexer.item_files import key_of
 
 from .rerank.evidence import Evidence
 
@@ -38,6 +39,11 @@ class Result:
     copies: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     evidence: Evidence | None = field(default=None, compare=False)
+
+    @property
+    def key(self) -> str | None:
+        """The key of an image that was added by `Index.add`; None for a file of an indexed folder."""
+        return key_of(self.path)
 
     @property
     def box_px(self) -> tuple[int, int, int, int] | None:
