@@ -29,7 +29,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-backbone_app = typer.Typer(help="The networks that describe images: list, fetch, import, path.", no_args_is_help=True)
+backbone_app = typer.Typer(
+    help="The networks that describe images: list, fetch, import, export, path.", no_args_is_help=True
+)
 tag_app = typer.Typer(help="Tags on images: add, remove, list, export, import.", no_args_is_help=True)
 evaluate_app = typer.Typer(
     help="How good retrieval is, or a backbone's features.",
@@ -73,9 +75,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "check": (indexer_commands.check, "--index ~/Pictures/.seenit        then: seenit check --repair"),
     "copy": (indexer_commands.copy, "~/Pictures/.seenit http://localhost:6333/photos"),
     "demo": (retrieval_commands.demo, "demo   then: seenit index demo/photos; seenit search demo/queries --batch"),
+    "embed": (indexer_commands.embed, "~/Pictures --out features.npy"),
     "backbone list": (indexer_commands.backbone_list, ""),
     "backbone import": (indexer_commands.backbone_import, "dinov2_vitb14_pretrain.pth --name my_vitb14"),
     "backbone fetch": (indexer_commands.backbone_fetch, "dinov2_vitb14"),
+    "backbone export": (indexer_commands.backbone_export, "dinov2_vits14 --onnx vits14.onnx"),
     "backbone path": (indexer_commands.backbone_path_, "seenit_vits14"),
     "tag add": (indexer_commands.tag_add, "holiday ~/Pictures/2023"),
     "tag remove": (indexer_commands.tag_remove, "holiday ~/Pictures/2023/receipts"),

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .backbone.backbone import Backbone as Backbone
     from .errors import SeenitError as SeenitError
+    from .folder_features import embed_folder as embed_folder
     from .index.index import Index as Index
+    from .items import Item as Item
+    from .items import add_items as add_items
+    from .items import delete_items as delete_items
     from .store.open import open_store as open_store
     from .store.protocol import Filter as Filter
     from .sync.options import SyncOptions as SyncOptions
@@ -20,10 +24,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "backbone.backbone",
     "Index": "index.index",
+    "Item": "items",
     "SeenitError": "errors",
     "Summary": "sync.summary",
     "SyncOptions": "sync.options",
     "Filter": "store.protocol",
+    "add_items": "items",
+    "delete_items": "items",
+    "embed_folder": "folder_features",
     "open_store": "store.open",
     "sync_folder": "sync.sync",
 }

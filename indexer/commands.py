@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .printable import megabytes, printable, quoted
-from .terminal import IndexOption, JsonOption, WaitOption, plural, say, shows_progress
+from .terminal import (
+    BackboneOption,
+    IndexOption,
+    JsonOption,
+    WaitOption,
+    plural,
+    say,
+    say_details,
+    shows_progress,
+)
 
 if TYPE_CHECKING:
     from .store.protocol import Record
@@ -148,6 +157,29 @@ def copy(
     print(printable(f"copied {plural(count, 'image')} from {source} to {target}"))
 
 
+def embed(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: .npy, with the paths in FILE.txt, or .parquet.")],
+    backbone: BackboneOption = "auto",
+    resolution: Annotated[int, typer.Option(min=56, max=1036, metavar="PX", help="Images are seen at PX x PX.")] = 224,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
+) -> None:
+    """Write plain features of a folder's images.
+
+    The backbone's last CLS, L2-normalised; no index is made. Nothing is overwritten.
+    """
+    from .folder_features import check_target, embed_folder, save_features
+
+    check_target(out)
+    from .backbone.backbone import Backbone
+
+    loaded = Backbone.load(backbone, say=say)
+    found = embed_folder(folders, loaded, resolution=resolution, workers=workers, progress=shows_progress(), say=say)
+    written = save_features(found, out)
+    count, length = found.features.shape
+    print(f"{plural(count, 'image')}, {length} numbers each: {' and '.join(quoted(str(file)) for file in written)}")
+
+
 def backbone_list(as_json: JsonOption = False) -> None:
     """The backbones by name, and which of them are here."""
     from .backbone.catalogue import list_backbones
@@ -183,6 +215,22 @@ def backbone_fetch(name: Annotated[str, typer.Argument(help="An official backbon
     from .backbone.cache import backbone_path
 
     print(quoted(str(backbone_path(name, say=say))))
+
+
+def backbone_export(
+    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A backbone's name, or a weights file.")],
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to write; none is overwritten.")],
+) -> None:
+    """Write a backbone as an ONNX file.
+
+    For any number of images of any size in whole patches; the file's description tells the preprocessing.
+    """
+    from .backbone.backbone import Backbone
+    from .backbone.export_onnx import export_onnx, preprocessing_note
+
+    loaded = Backbone.load(name, device="cpu", say=say_details)
+    print(quoted(str(export_onnx(loaded, onnx))))
+    say(preprocessing_note(loaded.preprocessing, loaded.patch_size))
 
 
 def backbone_path_(name: Annotated[str, typer.Argument(help="A backbone's name.")]) -> None:

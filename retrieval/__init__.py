@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .rerank.ranking import rerank_candidates as rerank_candidates
     from .results import Explained as Explained
     from .results import Result as Result
+    from .results import to_pandas as to_pandas
     from .search import Searcher as Searcher
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "build_index": "build",
     "match_images": "match",
     "rerank_candidates": "rerank.ranking",
+    "to_pandas": "results",
 }
 __all__ = sorted(_HOMES)
 

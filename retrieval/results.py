@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer.errors import SeenitError
 from indexer.images.metadata import Metadata
+from indexer.item_files import key_of
 
 from .rerank.evidence import Evidence
+
+if TYPE_CHECKING:
+    import pandas
 
 NOTHING = "nothing in the index meets these conditions"
 NO_MATCH = "nothing in the index is a match"
@@ -34,6 +40,36 @@ class Result:
     tags: tuple[str, ...] = ()
     evidence: Evidence | None = field(default=None, compare=False)
 
+    @property
+    def key(self) -> str | None:
+        """The key of an image that was added by `Index.add`; None for a file of an indexed folder."""
+        return key_of(self.path)
+
+    @property
+    def box_px(self) -> tuple[int, int, int, int] | None:
+        """x, y, width, height of the thing in pixels of the upright image; None where no place was found."""
+        if self.evidence is None or self.evidence.box is None:
+            return None
+        x, y, w, h = self.evidence.box
+        across, down = self.metadata.width, self.metadata.height
+        left, top = round(x * across), round(y * down)
+        return left, top, round((x + w) * across) - left, round((y + h) * down) - top
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in JSON's types, with the fields of the JSON that the command line prints.
+
+        >>> from retrieval import Searcher
+        >>> with Searcher.open("photos") as searcher:  # doctest: +SKIP
+        ...     rows = [result.to_dict() for result in searcher.search("query.jpg")]
+        """
+        from .show.schema import found_image  # here, since it describes this class
+
+        return found_image(self).model_dump(mode="json")
+
+    def __repr__(self) -> str:
+        why = f", {self.evidence.in_words}" if self.evidence else ""
+        return f"Result({self.rank}, {self.score:.3f}, {self.path!r}{why})"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -55,6 +91,23 @@ class Explained:
     evidence: Evidence
     query_similarity: np.ndarray
     image_similarity: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Explained({self.evidence.in_words!r})"
+
+
+def to_pandas(results: Sequence[Result]) -> "pandas.DataFrame":
+    """Results as a table, a row each, with the fields of `Result.to_dict`; SeenitError where pandas is missing.
+
+    >>> from retrieval import Searcher, to_pandas
+    >>> with Searcher.open("photos") as searcher:  # doctest: +SKIP
+    ...     table = to_pandas(searcher.search("query.jpg"))
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise SeenitError("tables of results need pandas; install it with: pip install pandas") from None
+    return pandas.DataFrame([result.to_dict() for result in results])
 
 
 def note_on(results: Sequence[Result]) -> str:

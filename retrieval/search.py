@@ -104,6 +104,9 @@ class Searcher:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"Searcher({self.index!r})"
+
     def search(
         self, query: Query, options: SearchOptions = SearchOptions(), *, region: Region | None = None
     ) -> list[Result]:

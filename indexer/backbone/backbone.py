@@ -115,6 +115,57 @@ class Backbone:
                 replace(o, cls=o.cls.float(), registers=o.registers.float(), patches=o.patches.float()) for o in outputs
             ]
 
+    def __call__(self, images: np.ndarray | Tensor) -> Tensor:
+        """The CLS after the final norm, as a plain feature extractor.
+
+        images   (B, H, W, 3) uint8 RGB, or (B, 3, H, W) floating point with mean and deviation taken out, as the
+                 reference takes them; H and W multiples of the patch size
+        returns  (B, D) float32, on the backbone's device
+
+        >>> from indexer import Backbone
+        >>> import numpy as np
+        >>> backbone = Backbone.load("auto")  # doctest: +SKIP
+        >>> backbone(np.zeros((2, 224, 224, 3), np.uint8)).shape  # doctest: +SKIP
+        torch.Size([2, 384])
+        """
+        return self.forward_features(images)["x_norm_clstoken"]
+
+    def forward_features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
+        """All tokens of the last block, by the keys of the reference implementation.
+
+        images   as in a call of the backbone
+        returns  x_norm_clstoken (B, D), x_norm_regtokens (B, R, D), x_norm_patchtokens (B, N, D) after the final norm;
+                 x_prenorm (B, 1 + R + N, D) before it; all float32, on the backbone's device
+        Raises ValueError for images of another shape or type.
+        """
+        with torch.inference_mode():
+            (last,) = self.model.intermediate(self._as_input(images), [self.depth - 1], False)
+            raw = torch.cat([last.cls[:, None], last.registers, last.patches], dim=1)  # (B, 1 + R + N, D)
+            normed = self.model.norm(raw).float()
+            first = 1 + self.architecture.num_registers
+            return {
+                "x_norm_clstoken": normed[:, 0],
+                "x_norm_regtokens": normed[:, 1:first],
+                "x_norm_patchtokens": normed[:, first:],
+                "x_prenorm": raw.float(),
+            }
+
+    def _as_input(self, images: np.ndarray | Tensor) -> Tensor:
+        """(B, 3, H, W), with mean and deviation taken out, in the type that the network computes in."""
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+        if images.ndim == 4 and images.dtype == torch.uint8 and images.shape[-1] == 3:
+            return self._normalised(images)
+        if images.ndim == 4 and images.is_floating_point() and images.shape[1] == 3:
+            return images.to(self.device, self.dtype)
+        raise ValueError(
+            f"images are {images.dtype} {tuple(images.shape)}; uint8 (B, H, W, 3) or normalised (B, 3, H, W) is needed"
+        )
+
+    def __repr__(self) -> str:
+        network = f"{self.architecture.depth} blocks of {self.embed_dim}, patches of {self.patch_size} px"
+        return f"Backbone({self.name!r}, {network}, {self.device}, {str(self.dtype).removeprefix('torch.')})"
+
     def _normalised(self, pixels: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) with mean and deviation taken out."""
         mean, std = (torch.tensor(v, device=self.device) for v in (self.preprocessing.mean, self.preprocessing.std))

@@ -5,6 +5,7 @@ descriptor's statistics and the calibration.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from ..backbone.backbone import Backbone
     from ..descriptor.embedder import Embedder
     from ..descriptor.whitening import Whitening
+    from ..items import Item
+    from ..sync.summary import Summary
 
 
 _FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
@@ -205,6 +208,30 @@ class Index:
             made_by=self.manifest.seenit,
             format=self.manifest.format,
         )
+
+    def add(self, items: "Sequence[Item]", *, backbone: "Backbone | str | Path | None" = None) -> "Summary":
+        """Take in images that are not files of an indexed folder; see `indexer.items.add_items`.
+
+        The index must not be open for writing here or elsewhere.
+
+        >>> import numpy as np
+        >>> from indexer import Index, Item
+        >>> with Index.open("photos") as index:  # doctest: +SKIP
+        ...     index.add([Item("frame 7", np.zeros((480, 640, 3), np.uint8), tags=("camera",))])
+        """
+        from ..items import add_items
+
+        summary = add_items(self.location, items, backbone=backbone)
+        self.refresh()
+        return summary
+
+    def delete(self, keys: Sequence[str]) -> int:
+        """Remove added images by their keys; how many there were. Files of indexed folders are not touched."""
+        from ..items import delete_items
+
+        count = delete_items(self.location, keys)
+        self.refresh()
+        return count
 
     def close(self) -> None:
         """Safe to call twice."""

@@ -20,6 +20,7 @@ from .tag_copy import TAGS_NAME
 
 # Kinds of drive that share no memory between the machines that use them.
 NETWORK_DRIVES = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "9p", "fuse.sshfs", "fuse.rclone", "davfs")
+ITEMS = "items"  # the folder of images that were added by themselves
 _OURS = {DATABASE_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")} | {TAGS_NAME, "lock", "lock.json"}
 
 
@@ -56,7 +57,7 @@ def refuse_foreign(folder: Path) -> None:
         if refuse_odd_files(folder):
             return
         refuse_first_version(folder)
-        others = [name for name in os.listdir(folder) if name not in _OURS and not _unfinished(name)]
+        others = [name for name in os.listdir(folder) if name not in {*_OURS, ITEMS} and not _unfinished(name)]
     except FileNotFoundError:
         return
     except OSError as error:

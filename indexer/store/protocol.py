@@ -53,6 +53,10 @@ class Record:
     global_vector: np.ndarray | None = None
     patches: bytes | None = None
 
+    def __repr__(self) -> str:
+        name = self.files[0].key if self.files else "no file"
+        return f"Record({self.id!r}, {name!r}, {self.metadata.width} x {self.metadata.height})"
+
 
 @dataclass(frozen=True)
 class Listed:

@@ -12,6 +12,7 @@ from ..images.jobs import Job, Kind, Outcome
 from ..index.keys import Roots, relative_parts
 from ..index.manifest import Manifest
 from ..index.skipped import read_skipped
+from ..item_files import items_folder
 from ..store.protocol import Store, StoredFile, is_url
 from .ledger import Ledger
 from .options import SyncOptions
@@ -55,6 +56,9 @@ def scopes_of(
     absorbed: set[str] = set()
     for folder in folders:
         inside = [key for key in roots.keys(folder) if key.split("/")[0] not in absorbed]
+        if Path(folder).absolute() == items_folder(location).absolute():
+            # a root of its own even where a folder above is one: that one leaves hidden folders such as .seenit out
+            inside = [key for key in inside if "/" not in key]
         if not inside:
             within = {key for key, path in roots.folders.items() if relative_parts(path, str(Path(folder).absolute()))}
             absorbed |= within

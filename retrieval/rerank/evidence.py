@@ -39,6 +39,9 @@ class Evidence:
     box: Box | None = None
     query_box: Box | None = None
 
+    def __repr__(self) -> str:
+        return f"Evidence({self.in_words!r})"
+
     @property
     def verdict(self) -> Verdict | None:
         """In a word; None where nothing is calibrated, so that there is no verdict."""

@@ -149,7 +149,7 @@ def search_answer(
         query=query,
         note=note_on(results) or None,
         asked=asked,
-        results=tuple(map(_found_image, results)),
+        results=tuple(map(found_image, results)),
         seconds=seconds,
     )
 
@@ -189,7 +189,8 @@ def json_schemas(models: Sequence[type[Answer]] = PUBLISHED) -> dict[str, dict[s
     return {schema_name(model): model.model_json_schema(mode="serialization") for model in models}
 
 
-def _found_image(result: Result) -> FoundImage:
+def found_image(result: Result) -> FoundImage:
+    """One result as JSON has it."""
     metadata, evidence = result.metadata, result.evidence
     return FoundImage(
         rank=result.rank,

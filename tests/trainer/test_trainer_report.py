@@ -96,13 +96,37 @@ def test_a_curve_spans_its_values_and_says_what_is_missing() -> None:
     drawn = curve("loss", [(0, 1.0), (5, float("nan")), (10, 3.0)])
     points = [tuple(map(float, point.split(","))) for point in drawn.points.split()]
     assert len(points) == 2 and points[0][0] < points[1][0] and points[0][1] > points[1][1]
-    assert drawn.caption == "loss: 3 (1 not finite)" and (drawn.first_step, drawn.last_step) == (0, 10)
-    assert (drawn.low, drawn.high) == ("1", "3")
+    assert drawn.caption == "loss: 3 (1 not finite)"
+    assert [number for _, number in drawn.y_ticks] == ["1", "1.5", "2", "2.5", "3"]
+    assert [step for _, step in drawn.x_ticks] == ["0", "5", "10"]
+    assert float(drawn.y_ticks[0][0]) == points[0][1] and float(drawn.x_ticks[-1][0]) == points[1][0]
     nothing = curve("loss", [(0, float("inf"))])
     assert "no finite value" in nothing.caption and not nothing.points
     assert len(curve("flat", [(1, 2.0)]).points.split()) == 1
     long = curve("long", [(n, float(n % 7)) for n in range(10_000)])
     assert len(long.points) < 20_000
+
+
+@pytest.mark.parametrize(
+    "low, high", [(1.0, 3.0), (-1.2e-5, 3.4e-5), (123_456.7, 123_456.9), (2.0, 2.0), (0.0, 1e9), (-7e5, 3)]
+)
+@pytest.mark.parametrize("steps", [(4, 8), (0, 1), (7, 7), (1, 625_000), (999_000, 1_000_000)])
+def test_no_number_of_an_axis_is_cut_or_overlaps(low: float, high: float, steps: tuple[int, int]) -> None:
+    drawn = curve("loss", [(steps[0], low), (steps[1], high)])
+    assert 1 <= len(drawn.y_ticks) <= 6 and 1 <= len(drawn.x_ticks) <= 6
+    assert len({number for _, number in drawn.y_ticks}) == len(drawn.y_ticks)
+    for y, number in drawn.y_ticks:
+        assert 6 * len(number) <= drawn.left - 6 and 6 <= float(y) <= drawn.height - 6
+    assert all(re.fullmatch(r"[\d,]+", step) for _, step in drawn.x_ticks)  # whole steps
+    ends = [float(x) for x, _ in drawn.x_ticks]
+    widths = [6 * len(f"step {step}" if n == 0 else step) for n, (_, step) in enumerate(drawn.x_ticks)]
+    starts = [
+        x if n == 0 else x - (width if n == len(ends) - 1 else width / 2)
+        for n, (x, width) in enumerate(zip(ends, widths, strict=True))
+    ]
+    for n in range(1, len(ends)):
+        assert starts[n] >= starts[n - 1] + widths[n - 1]
+    assert starts[-1] + widths[-1] <= drawn.width
 
 
 def test_equal_patches_have_equal_colours() -> None:

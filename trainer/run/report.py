@@ -16,7 +16,9 @@ from typing import Any
 from indexer.errors import SeenitError, os_reason
 from indexer.pages.render import write_page
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 420, 180, 64, 22  # pixels of a curve; margins for the numbers beside it
+WIDTH, HEIGHT, TOP, RIGHT, BOTTOM = 420, 180, 12, 12, 24  # pixels of a curve and of the margins around it
+CHARACTER_PX = 7  # at most, of a number's digits at 11 px; the left margin is as wide as its longest number
+TICKS = 4  # at most, of an axis
 MAX_POINTS = 800  # of a curve; neighbours are averaged
 MAX_STEPS_SHOWN = 6  # of images
 
@@ -31,14 +33,14 @@ class Curve:
     caption: str
     points: str = ""
     last: tuple[str, str] = ("", "")
-    low: str = ""
-    high: str = ""
-    first_step: int = 0
-    last_step: int = 0
+    y_ticks: tuple[tuple[str, str], ...] = ()  # where it stands from the top, and its number
+    x_ticks: tuple[tuple[str, str], ...] = ()  # where it stands from the left, and its step
     width: int = WIDTH
     height: int = HEIGHT
-    left: int = LEFT
+    left: int = 0
+    top: int = TOP
     base: int = HEIGHT - BOTTOM
+    right: int = WIDTH - RIGHT
 
 
 def write_report(out: str | Path, *, title: str = "", notes: Sequence[str] = ()) -> Path:
@@ -92,13 +94,17 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> Curve:
     if not finite:
         return Curve(name, f"{name}: no finite value")
     drawn = _thinned(finite)
-    first, last = drawn[0][0], drawn[-1][0]
+    first, last = finite[0][0], finite[-1][0]
     low, high = min(v for _, v in drawn), max(v for _, v in drawn)
-    span = high - low or abs(high) or 1.0
+    if low == high:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    numbers = ticks(low, high)
+    texts = _texts(numbers, high - low)
+    left = 8 + CHARACTER_PX * max(map(len, texts))
 
     def place(step: float, value: float) -> tuple[str, str]:
-        x = LEFT + (step - first) / max(last - first, 1) * (WIDTH - LEFT - 8)
-        y = 8 + (1 - (value - low) / span) * (HEIGHT - BOTTOM - 16)
+        x = left + (step - first) / max(last - first, 1) * (WIDTH - RIGHT - left)
+        y = TOP + (high - value) / (high - low) * (HEIGHT - BOTTOM - TOP)
         return f"{x:.1f}", f"{y:.1f}"
 
     missing = f" ({len(points) - len(finite)} not finite)" if len(finite) < len(points) else ""
@@ -107,11 +113,37 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> Curve:
         f"{name}: {finite[-1][1]:.4g}{missing}",
         " ".join(",".join(place(*point)) for point in drawn),
         place(*drawn[-1]),
-        f"{low:.3g}",
-        f"{high:.3g}",
-        finite[0][0],
-        finite[-1][0],
+        tuple((place(first, number)[1], text) for number, text in zip(numbers, texts, strict=True)),
+        tuple((place(step, low)[0], f"{step:,}") for step in _step_ticks(first, last)),
+        left=left,
     )
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At most TICKS + 1 round numbers from low to high, evenly spaced: multiples of 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / TICKS
+    if not 1e-300 < raw < 1e300:  # no power of ten to count in
+        return [low, high]
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw * (1 - 1e-9))
+    return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _texts(numbers: Sequence[float], span: float) -> list[str]:
+    """Each number in as few digits as tell it exactly, for the axis' own scale."""
+    for digits in range(3, 18):
+        texts = [f"{number:.{digits}g}" for number in numbers]
+        if all(abs(float(text) - number) <= 1e-6 * span for text, number in zip(texts, numbers, strict=True)):
+            break
+    return texts
+
+
+def _step_ticks(first: int, last: int) -> list[int]:
+    """Whole steps among them the first one; round ones behind it, none so near that their numbers touch."""
+    if first == last:
+        return [first]
+    apart = (last - first) * 0.22  # as wide as "step 123,456"
+    return [first, *(round(step) for step in ticks(first, last) if step == round(step) and step - first > apart)]
 
 
 def _series(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:

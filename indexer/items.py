@@ -1,0 +1,144 @@
+"""Images that are no files of an indexed folder, each with its caller's own key, taken into an index and out of it.
+
+What is surprising: their bytes are kept as files in the index's own folder, which then is one more indexed folder. So
+they are embedded, fitted anew, verified and searched on the very path of `sync_folder`, and a killed call is continued
+by the next one.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from .atomic_file import atomic_file
+from .backbone.load_once import LoadOnce
+from .errors import SeenitError, os_reason
+from .images.decode import SNIFF_BYTES, read_image_file, sniff
+from .index.index import located
+from .index.tags import change_tags
+from .item_files import items_folder, stem_of
+from .messages import Say, say_nothing
+from .store.protocol import is_url
+from .sync.options import SyncOptions
+from .sync.progress import Progress
+from .sync.summary import Summary
+from .sync.sync import sync_folder
+
+if TYPE_CHECKING:
+    from .backbone.backbone import Backbone
+
+ItemImage: TypeAlias = "np.ndarray | Image.Image | bytes | str | Path"
+MAX_BYTES, TIMEOUT_S = 100_000_000, 30.0  # of an image at an address, as for queries
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """An image to be added.
+
+    key    the caller's own name for it, unique in the index
+    image  a uint8 array (H, W, 3) or (H, W), a PIL image, the bytes of an image file, a path, or an http(s) address
+    tags   to be put on it
+    """
+
+    key: str
+    image: "ItemImage"
+    tags: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Item({self.key!r}, {type(self.image).__name__})"
+
+
+def add_items(
+    index: str | Path,
+    items: Sequence[Item],
+    *,
+    backbone: "Backbone | LoadOnce | str | Path | None" = None,
+    options: SyncOptions = SyncOptions(),
+    progress: Progress = False,
+    say: Say = say_nothing,
+) -> Summary:
+    """Add images to an index, which is made if it is not there; the arguments are those of `sync_folder`.
+
+    An item whose key is there replaces that image; the same image again changes nothing. All items are written before
+    the first is embedded, so after a break the same call goes on.
+    Raises SeenitError for an index on a server, a key that is given twice, or what is no image; nothing was written.
+    """
+    folder = _folder(index)
+    stems = [stem_of(item.key) for item in items]
+    if len(set(stems)) < len(stems):
+        raise SeenitError("a key is given twice; give each item a key of its own")
+    data = [_bytes_of(item) for item in items]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [_write(folder, stem, one) for stem, one in zip(stems, data, strict=True)]
+    except OSError as error:
+        raise SeenitError(f"cannot write in {folder}: {os_reason(error)}; make it writable") from None
+    summary = sync_folder(folder, folder.parent, options=options, backbone=backbone, progress=progress, say=say)
+    for path, item in zip(paths, items, strict=True):
+        if item.tags:
+            change_tags(folder.parent, [path], lambda tags, item=item: tags | set(item.tags))  # type: ignore[misc]
+    return summary
+
+
+def delete_items(index: str | Path, keys: Sequence[str]) -> int:
+    """Remove added images by their keys; how many there were. Unknown keys are passed over."""
+    folder = _folder(index)
+    there = [path for key in keys for path in _files(folder, stem_of(key))]
+    for path in there:
+        path.unlink()
+    if there:
+        sync_folder(folder, folder.parent, options=SyncOptions(allow_empty=True))
+    return len(there)
+
+
+def _folder(index: str | Path) -> Path:
+    if is_url(index):
+        raise SeenitError(f"{index} is on a server, which keeps no images; add them to an index in a folder")
+    return items_folder(located(index))
+
+
+def _files(folder: Path, stem: str) -> list[Path]:
+    """The files of a key: one, or none."""
+    if not folder.is_dir():
+        return []
+    return [folder / name for name in os.listdir(folder) if os.path.splitext(name)[0] == stem]
+
+
+def _write(folder: Path, stem: str, data: bytes) -> Path:
+    """The key's file, written unless it holds that already."""
+    target = folder / f"{stem}.{(sniff(data[:SNIFF_BYTES]) or '').lower()}"
+    if not target.is_file() or target.read_bytes() != data:
+        with atomic_file(target) as file:
+            file.write(data)
+    for other in _files(folder, stem):
+        if other != target:
+            other.unlink()  # the same key, which held an image of another format
+    return target
+
+
+def _bytes_of(item: Item) -> bytes:
+    image: Any = item.image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise SeenitError(f"item {item.key!r} is an array {image.dtype} {image.shape}; uint8 (H, W, 3) is needed")
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        file = io.BytesIO()
+        image.convert("RGB").save(file, "PNG", compress_level=1)
+        return file.getvalue()
+    if isinstance(image, (str, Path)):
+        image = _fetched(image) if is_url(image) else read_image_file(os.path.expanduser(image))
+    if not isinstance(image, bytes) or sniff(image[:SNIFF_BYTES]) is None:
+        raise SeenitError(f"item {item.key!r} is not an image of a format that is read here")
+    return image
+
+
+def _fetched(url: str | Path) -> bytes:
+    from .web import fetch_bytes  # here, since most items are none
+
+    return fetch_bytes(str(url), max_bytes=MAX_BYTES, timeout_s=TIMEOUT_S)
