@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,8 @@ def serve(
     from .server import Server, allow_many_files, listen
     from .service import ServeOptions, Service
 
-    faulthandler.enable()  # a crash in a library ends the process without a word otherwise
+    with suppress(OSError, ValueError, RuntimeError):  # where stderr is no file
+        faulthandler.enable()  # a crash in a library ends the process without a word otherwise
     access = Access(host, token, tuple(allow_host or ()))
     options = ServeOptions(read_only=read_only, watch=watch, move_to=str(move_to.absolute()) if move_to else None)
     allow_many_files()

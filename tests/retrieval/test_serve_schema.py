@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis.errors import Unsatisfiable
 from serving import running
 
-EXAMPLES = 10  # of each route and kind of data
+EXAMPLES = 3  # of each route and kind of data
 NOT_DRAWN = {"/api/tasks/events"}  # its answer does not end
 
 
