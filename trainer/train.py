@@ -303,10 +303,12 @@ def _record(run: Run, numbers: Tensor, last: Losses, norm: Tensor, pace: Schedul
     if not finite:
         return None  # its embeddings would spoil those remembered
     targets = None if isinstance(run.teacher, FeatureTeacher) else last.targets
-    run.watch.remember(last.teacher_cls, targets)
+    # a frozen teacher cannot collapse, and may be of another width: then it is the student that is watched
+    watched = last.teacher_cls if run.teacher is run.average else last.student_cls
+    run.watch.remember(watched, targets)
     if (run.step + 1) % LOOK_EVERY:
         return None
-    signs = run.watch.measure(last.student_cls, last.teacher_cls, targets)
+    signs = run.watch.measure(last.student_cls, watched, targets)
     run.metrics[-1] |= signs.as_metrics()
     run.rank = signs.effective_rank
     return signs

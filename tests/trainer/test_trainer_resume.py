@@ -235,3 +235,18 @@ def test_a_run_can_be_distilled(images: Path, whole_run: Path, tmp_path: Path) -
     assert 0 < run(images, tmp_path / "features", features).loss < 5
     with pytest.raises(SeenitError, match=r"no backbone is called|no weights file"):
         run(images, tmp_path / "none", tiny(distill_from="nobody.safetensors"))
+
+
+@pytest.mark.parametrize("teacher", ["backbone", "run with heads"])
+def test_a_student_may_be_of_another_width_than_its_teacher(
+    images: Path, whole_run: Path, tmp_path: Path, teacher: str
+) -> None:
+    """Eleven steps: the watch for collapse compares embeddings every ten."""
+    narrow = save_tiny(tmp_path / "narrow.safetensors")
+    if teacher == "backbone":
+        done = run(images, tmp_path / "out", tiny(steps=11, distill_from=str(narrow), alarms=False))
+    else:
+        config = tiny(steps=11, distill_from=str(whole_run), alarms=False)
+        done = run(images, tmp_path / "out", config, from_backbone=narrow)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert done.steps == 11 and 0 < lines[9]["agreement"] <= 1 and lines[9]["spread"] > 0

@@ -83,8 +83,8 @@ def cross_entropy(scores: Tensor, targets: Tensor, temperature: float) -> Tensor
 
     -sum_k targets[k] log softmax(scores / temperature)[k]
 
-    Written out, autograd would keep several float32 copies of all scores for the way back: at 131,072 prototypes more
-    than everything else in a step. Only scores and targets themselves are kept here.
+    Written out, there would be up to five float32 copies of all scores at a time, on the way back and forth: for 600
+    patches and 131,072 prototypes 1.5 GB beside the scores, where this takes 0.3. Only scores and targets are kept.
     """
     return _CrossEntropy.apply(scores, targets, temperature)
 

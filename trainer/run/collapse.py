@@ -43,7 +43,7 @@ class CollapseSigns:
     spread: float  # one minus the squared length of the mean unit embedding, 0 where all are one
     target_entropy: float  # of the teacher's assignments over its largest value; 1: it says nothing of any image
     usage: float  # entropy of the mean assignment over its largest value; 0: one prototype for everything
-    agreement: float  # cosine of student and teacher on two views of an image
+    agreement: float  # cosine of student and teacher on two views of an image; of a distilled student with itself
     contrast: float  # that, less the cosine on two images
 
     def as_metrics(self) -> dict[str, float]:
@@ -57,7 +57,7 @@ class CollapseMonitor:
         self.steps = steps
         self.patience = patience
         self.nan_patience = NAN_PATIENCE_FLOAT16 if float16 else NAN_PATIENCE
-        self.embeddings = torch.empty(0)  # (<= MEMORY, D), of the teacher
+        self.embeddings = torch.empty(0)  # (<= MEMORY, D), of the teacher, or of a distilled student
         self.mean_target = torch.empty(0)  # (K,)
         self.highest_spread = 0.0
         self.highest_rank = 1.0
@@ -81,9 +81,9 @@ class CollapseMonitor:
         self.embeddings = tensors["watch.embeddings"].clone()
         self.mean_target = tensors["watch.mean_target"].clone()
 
-    def remember(self, teacher_cls: Tensor, targets: Tensor | None) -> None:
-        """Take in a batch: teacher_cls (2 * B, D), targets (2 * B, K) where there are any."""
-        first = teacher_cls[: len(teacher_cls) // 2].float()
+    def remember(self, watched_cls: Tensor, targets: Tensor | None) -> None:
+        """Take in a batch: watched_cls (2 * B, D), targets (2 * B, K) where there are any."""
+        first = watched_cls[: len(watched_cls) // 2].float()
         known = self.embeddings.reshape(-1, first.shape[1]).to(first.device)
         self.embeddings = torch.cat([known, first])[-MEMORY:]
         if targets is None:
@@ -92,13 +92,14 @@ class CollapseMonitor:
         known = self.mean_target.to(mean.device)
         self.mean_target = mean if known.shape != mean.shape else torch.lerp(known, mean, 0.05)
 
-    def measure(self, student_cls: Tensor, teacher_cls: Tensor, targets: Tensor | None) -> CollapseSigns:
-        """Measure; student_cls and teacher_cls (2 * B, D), targets (2 * B, K) of the last batch.
+    def measure(self, student_cls: Tensor, watched_cls: Tensor, targets: Tensor | None) -> CollapseSigns:
+        """Measure; student_cls and watched_cls (2 * B, D), targets (2 * B, K) of the last batch.
 
-        Where a distilled student follows features there are no targets, and no numbers on them.
+        watched_cls  the teacher's; the student's own where it is distilled. One that follows features has no targets,
+                     and no numbers on them.
         """
         unit = F.normalize(self.embeddings, dim=1)
-        mine, theirs = F.normalize(student_cls.float(), dim=1), F.normalize(teacher_cls.float(), dim=1)
+        mine, theirs = F.normalize(student_cls.float(), dim=1), F.normalize(watched_cls.float(), dim=1)
         crossed = theirs.roll(len(theirs) // 2, 0)  # the other view of the same image
         numbers = [
             1 - unit.mean(0).square().sum(),
