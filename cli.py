@@ -25,6 +25,10 @@ class _PipeBroke(Exception):
     """A BrokenPipeError that typer does not see: it would end the process with status 1 and without a word."""
 
 
+class _Interrupted(Exception):
+    """A KeyboardInterrupt, likewise."""
+
+
 class _Commands(TyperGroup):
     def make_context(self, *values: Any, **named: Any) -> Any:  # prints the help
         try:
@@ -37,6 +41,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise _PipeBroke from error
+        except KeyboardInterrupt:
+            raise _Interrupted from None
 
 
 app = typer.Typer(
@@ -161,7 +167,7 @@ def main() -> None:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except MemoryError:
         _fail("not enough memory; close other programs or take a smaller --backbone")
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         say("stopped")
         sys.exit(130)
 
