@@ -13,7 +13,7 @@ import typer
 
 from indexer import commands as indexer_commands
 from indexer.common_options import SeenitCommand
-from indexer.pipes import PipeBroke, PipedCommands, is_read
+from indexer.pipes import Interrupted, PipeBroke, PipedCommands, is_read
 from indexer.terminal import complain, set_verbosity
 from retrieval import commands as retrieval_commands
 from retrieval.duplicates import commands as duplicates_commands
@@ -134,7 +134,7 @@ def main() -> None:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except MemoryError:
         _fail("not enough memory; close other programs or take a smaller --backbone")
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         complain("stopped")
         sys.exit(130)
 

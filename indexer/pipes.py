@@ -1,4 +1,4 @@
-"""Standard output as a pipe: whether somebody still reads it, and a pipe that broke told from another's."""
+"""How a command ends that is interrupted, or whose output nobody reads any more: typer would end it without a word."""
 
 import select
 from typing import Any, TextIO
@@ -8,6 +8,10 @@ from typer.core import TyperGroup
 
 class PipeBroke(Exception):
     """A BrokenPipeError that typer does not see: it would end the process with status 1 and without a word."""
+
+
+class Interrupted(Exception):
+    """A KeyboardInterrupt, likewise."""
 
 
 class PipedCommands(TyperGroup):
@@ -22,6 +26,8 @@ class PipedCommands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise PipeBroke from error
+        except KeyboardInterrupt:
+            raise Interrupted from None
 
 
 def is_read(stream: TextIO) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # imported where used: most tests need none of it
     from indexer.store.protocol import Store
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start: several run at once, on few cores
 TINY = Architecture(patch_size=14, embed_dim=32, depth=4, num_heads=2, image_size=112)
 
 

@@ -633,6 +633,15 @@ def test_a_pipe_that_breaks_elsewhere_is_told(seenit: Seenit, monkeypatch: pytes
     assert (run.code, run.out) == (1, "") and "ended too early" in run.err and run.err.count("\n") == 1
 
 
+def test_ctrl_c_before_the_work_begins_is_told(seenit: Seenit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("indexer.index.index.Index.open", interrupted)
+    run = seenit("info", "--index", "x")
+    assert (run.code, run.out, run.err) == (130, "", "seenit: stopped\n")
+
+
 @pytest.mark.parametrize("words", [("backbone", "list"), ("--help",)])
 def test_a_reader_that_has_seen_enough_is_no_error(words: tuple[str, ...]) -> None:
     reading, writing = os.pipe()

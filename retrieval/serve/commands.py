@@ -64,8 +64,10 @@ def serve(
     with listen(host, port) as listening, Service.open(index_at(where), options, say) as service:
         bound = int(listening.getsockname()[1])
         url = printed_url(host, bound)
-        say(f"serving {service.index.location} at {url}; Ctrl-C ends it")
-        if open_page:  # the token is not handed to the browser's command line, where others see it
-            webbrowser.open(f"{url}#token={access.new_code()}" if token else url)
-        Server(service, access, bound).run([listening])
+        server = Server(service, access, bound)
+        with server.capture_signals():  # whoever reads the line may end the server at once
+            say(f"serving {service.index.location} at {url}; Ctrl-C ends it")
+            if open_page:  # the token is not handed to the browser's command line, where others see it
+                webbrowser.open(f"{url}#token={access.new_code()}" if token else url)
+            server.run([listening])
         say("finishing what runs")

@@ -200,6 +200,14 @@ def test_a_graceful_stop_finishes_what_runs(library: Path, number: signal.Signal
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_may_be_ended_as_soon_as_it_tells_its_address(library: Path, number: signal.Signals) -> None:
+    process, _ = start([str(library / ".seenit"), "--read-only"])
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "finishing" in err, (process.returncode, err)
+
+
 def test_a_search_that_runs_is_answered_before_the_end(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began = threading.Event()
     search_batch = Searcher.search_batch
