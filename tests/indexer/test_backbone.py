@@ -294,7 +294,7 @@ def test_auto_where_names_never_resolve(shipped: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(backbone_choice, "PROBE_S", 0.2)
     began = time.monotonic()
     assert load("auto")[0].name == SHIPPED
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     hanging.set()
 
 
