@@ -1,16 +1,17 @@
 """What curation is worth on a pool that is unbalanced and full of copies by construction.
 
-    python tests/benchmarks/curation_worth.py ../shared/data --work FOLDER [--steps 300]
+    python tests/benchmarks/curation_worth.py ../shared/data --work FOLDER [--steps 300] [--set KEY=VALUE ...]
+        [--photos FOLDER --most 400 --size 600]
 
-From the ten classes of `imagenette_probe`: the first class whole, the others ever fewer down to a hundredth, and of
-each image three copies with edits. Printed for the pool, for a random list and for the curated list of equal size:
-how many classes of equal frequency have the same entropy, and how many images have a copy in the list. With --steps a
-small network is trained on both lists from random weights, as often as there are seeds, and judged by k-NN.
+From the ten classes of `imagenette_probe`, or from another folder with a folder a class: the first class whole, the
+others ever fewer down to a hundredth, and of each image three copies with edits. Printed for the pool, for a random
+list and for the curated list of equal size: how many classes of equal frequency have the same entropy, and how many
+images have a copy in the list. With --steps a small network is trained on both lists from random weights, as often as
+there are seeds, and judged on the probe's photos: by k-NN, and by finding photos from synthetic views of them.
 """
 
 import argparse
 import csv
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -25,8 +26,10 @@ from trainer.config import make_config
 from trainer.curation.balance import effective
 from trainer.curation.choices import Choices
 from trainer.curation.pipeline import curate, describe_selection
+from trainer.data.sources import open_source
 from trainer.evaluate.labelled import LabelledImages, embed_labelled
 from trainer.evaluate.probes import knn
+from trainer.evaluate.views import JUDGED_DIFFICULTY, embed_views, view_retrieval
 from trainer.train import train
 
 COPIES = 3  # of each image, each with two edits
@@ -41,10 +44,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=60, help="images in each list")
     parser.add_argument("--steps", type=int, default=0, help="of training; 0: none")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--photos", type=Path, help="a folder of photos per class to make the pool of")
+    parser.add_argument("--most", type=int, default=1_000_000, help="photos of the most frequent class")
+    parser.add_argument("--set", action="append", default=[], help="of the trained network's configuration")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    images = labelled(args.data / "imagenette_probe", "train")
+    images = by_class(args.photos) if args.photos else labelled(args.data / "imagenette_probe", "train")
+    images = {name: paths[: args.most] for name, paths in images.items()}
     pool = args.work / "pool"
     if not pool.is_dir():
         make_pool(images, pool)
@@ -74,6 +81,11 @@ def labelled(folder: Path, role: str) -> dict[str, list[Path]]:
         rows = [entry for entry in csv.DictReader(file) if entry["role"] == role]
     classes = sorted({entry["instance"] for entry in rows})
     return {name: [folder / entry["path"] for entry in rows if entry["instance"] == name] for name in classes}
+
+
+def by_class(folder: Path) -> dict[str, list[Path]]:
+    """Paths by class, of a folder of photos per class."""
+    return {one.name: sorted(path for path in one.iterdir()) for one in sorted(folder.iterdir()) if one.is_dir()}
 
 
 def make_pool(images: dict[str, list[Path]], folder: Path) -> None:
@@ -129,21 +141,34 @@ def missed_copies(fates: Path) -> int:
 
 def compare_training(args: argparse.Namespace, lists: dict[str, list[list[str]]]) -> None:
     splits = {role: labelled(args.data / "imagenette_probe", role) for role in ("train", "val")}
-    scores: dict[str, list[float]] = {"random": [], "curated": []}
+    scores: dict[str, list[tuple[float, float]]] = {"random": [], "curated": []}
     for seed in range(args.seeds):
         for name, collected in scores.items():
-            paths = lists[name][seed]
             listed = args.work / f"{name}_{seed}.txt"
-            listed.write_text("".join(f"{path}\n" for path in paths))
-            config = make_config("tiny", changes={"steps": args.steps, "batch_size": 16, "seed": seed})
+            listed.write_text("".join(f"{path}\n" for path in lists[name][seed]))
+            changes = ["batch_size=16", *args.set, f"steps={args.steps}", f"seed={seed}"]
+            config = make_config("tiny", changes=changes)
             out = args.work / f"run_{name}_{seed}"
             done = train(listed, out, config, progress=False, resume=True, say=lambda line: None)
-            collected.append(accuracy(done.backbone, splits))
-            print(f"seed {seed} {name}: {args.steps} steps, k-NN {collected[-1]:.3f}", flush=True)
-    print(json.dumps({name: [round(score, 4) for score in found] for name, found in scores.items()}))
+            found = accuracy(done.backbone, splits, config.global_size), found_again(done.backbone, splits)
+            collected.append(found)
+            print(f"seed {seed} {name}: k-NN {found[0]:.3f}, retrieval {found[1]:.3f}", flush=True)
+    print("list       k-NN  retrieval (mean reciprocal rank)   (means over seeds, and their spread)")
+    for name, collected in scores.items():
+        values = np.array(collected)
+        mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
+        print(f"{name:9} {mean[0]:.3f} ± {spread[0]:.3f}  {mean[1]:.3f} ± {spread[1]:.3f}")
 
 
-def accuracy(backbone: Path, splits: dict[str, dict[str, list[Path]]]) -> float:
+def found_again(backbone: Path, splits: dict[str, dict[str, list[Path]]]) -> float:
+    """Mean reciprocal rank of photos of the probe for synthetic views of them."""
+    loaded = Backbone.load(backbone, say=lambda line: None)
+    photos = [path for paths in splits["val"].values() for path in paths[::2]]
+    views = embed_views(loaded, open_source(photos), num_views=2, difficulty=JUDGED_DIFFICULTY, resolution=112)
+    return view_retrieval(views).mean_reciprocal_rank
+
+
+def accuracy(backbone: Path, splits: dict[str, dict[str, list[Path]]], resolution: int) -> float:
     """k-NN on the classes' images, half of them for speed."""
     loaded = Backbone.load(backbone, say=lambda line: None)
     features = []
@@ -152,7 +177,7 @@ def accuracy(backbone: Path, splits: dict[str, dict[str, list[Path]]]) -> float:
         images = LabelledImages(
             tuple(str(path) for path, _ in some), tuple(number for _, number in some), tuple(classes)
         )
-        features.append(embed_labelled(loaded, images, resolution=56))
+        features.append(embed_labelled(loaded, images, resolution=resolution))
     return knn(*features).best
 
 
