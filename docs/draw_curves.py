@@ -14,16 +14,12 @@ COLUMNS = 2
 
 
 def panel(number: int, run: str, drawn: Curve) -> str:
-    """One curve with its caption and the ends of its axes, as in a run's report."""
-    texts = [
-        (0, -6, "start", f"{run}: {drawn.caption}"),
-        (drawn.left - 6, 14, "end", drawn.high),
-        (drawn.left - 6, drawn.base, "end", drawn.low),
-        (drawn.left, drawn.height - 6, "start", f"step {drawn.first_step}"),
-        (drawn.width - 8, drawn.height - 6, "end", f"step {drawn.last_step}"),
-    ]
+    """One curve with its caption and axes, as in a run's report."""
+    texts: list[tuple[float, float, str, str]] = [(drawn.left, -4, "start", f"{run}: {drawn.caption}")]
+    texts += [(drawn.left - 6, float(y) + 4, "end", text) for y, text in drawn.y_ticks]
+    texts += [(float(x), drawn.height - 6, "middle", text) for x, text in drawn.x_ticks]
     labels = "".join(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>' for x, y, anchor, text in texts)
-    axis = f'<path d="M{drawn.left} 4V{drawn.base}H{drawn.width}" fill="none" stroke="#888"/>'
+    axis = f'<path d="M{drawn.left} {drawn.top}V{drawn.base}H{drawn.right}" fill="none" stroke="#888"/>'
     line = f'<polyline points="{drawn.points}" fill="none" stroke="#2a6fb0" stroke-width="1.5"/>'
     x, y = GAP + number % COLUMNS * (drawn.width + GAP), 2 * GAP + number // COLUMNS * (drawn.height + 2 * GAP)
     return f'<g transform="translate({x},{y})">{axis}{line}{labels}</g>'
