@@ -29,9 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-backbone_app = typer.Typer(
-    help="The networks that describe images: list, fetch, import, export, path.", no_args_is_help=True
-)
+backbone_app = typer.Typer(help="Networks for images: list, fetch, import, export, path.", no_args_is_help=True)
 tag_app = typer.Typer(help="Tags on images: add, remove, list, export, import.", no_args_is_help=True)
 evaluate_app = typer.Typer(
     help="How good retrieval is, or a backbone's features.",

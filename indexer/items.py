@@ -19,10 +19,11 @@ from .atomic_file import atomic_file
 from .backbone.load_once import LoadOnce
 from .errors import SeenitError, os_reason
 from .images.decode import SNIFF_BYTES, read_image_file, sniff
-from .index.index import located
-from .index.tags import change_tags
+from .images.metadata import content_id
+from .index.place import located
 from .item_files import items_folder, stem_of
 from .messages import Say, say_nothing
+from .store.open import open_store
 from .store.protocol import is_url
 from .sync.options import SyncOptions
 from .sync.progress import Progress
@@ -75,14 +76,25 @@ def add_items(
     data = [_bytes_of(item) for item in items]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [_write(folder, stem, one) for stem, one in zip(stems, data, strict=True)]
+        for stem, one in zip(stems, data, strict=True):
+            _write(folder, stem, one)
     except OSError as error:
         raise SeenitError(f"cannot write in {folder}: {os_reason(error)}; make it writable") from None
     summary = sync_folder(folder, folder.parent, options=options, backbone=backbone, progress=progress, say=say)
-    for path, item in zip(paths, items, strict=True):
-        if item.tags:
-            change_tags(folder.parent, [path], lambda tags, item=item: tags | set(item.tags))  # type: ignore[misc]
+    _put_tags(folder.parent, {content_id(one): item.tags for one, item in zip(data, items, strict=True) if item.tags})
     return summary
+
+
+def _put_tags(index: Path, tags: dict[str, tuple[str, ...]]) -> None:
+    """Add tags to records, by content id."""
+    if not tags:
+        return
+    store = open_store(index, write=True)
+    try:
+        there = store.tags_of(list(tags))
+        store.set_tags({id: tuple(sorted({*there.get(id, ()), *new})) for id, new in tags.items()})
+    finally:
+        store.close()
 
 
 def delete_items(index: str | Path, keys: Sequence[str]) -> int:
@@ -109,7 +121,7 @@ def _files(folder: Path, stem: str) -> list[Path]:
     return [folder / name for name in os.listdir(folder) if os.path.splitext(name)[0] == stem]
 
 
-def _write(folder: Path, stem: str, data: bytes) -> Path:
+def _write(folder: Path, stem: str, data: bytes) -> None:
     """The key's file, written unless it holds that already."""
     target = folder / f"{stem}.{(sniff(data[:SNIFF_BYTES]) or '').lower()}"
     if not target.is_file() or target.read_bytes() != data:
@@ -118,7 +130,6 @@ def _write(folder: Path, stem: str, data: bytes) -> Path:
     for other in _files(folder, stem):
         if other != target:
             other.unlink()  # the same key, which held an image of another format
-    return target
 
 
 def _bytes_of(item: Item) -> bytes:

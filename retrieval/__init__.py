@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from .rerank.ranking import rerank_candidates as rerank_candidates
     from .results import Explained as Explained
     from .results import Result as Result
-    from .results import to_pandas as to_pandas
     from .search import Searcher as Searcher
+    from .tables import to_dicts as to_dicts
+    from .tables import to_pandas as to_pandas
 
 _HOMES = {
     "Built": "build",
@@ -35,7 +36,8 @@ _HOMES = {
     "build_index": "build",
     "match_images": "match",
     "rerank_candidates": "rerank.ranking",
-    "to_pandas": "results",
+    "to_dicts": "tables",
+    "to_pandas": "tables",
 }
 __all__ = sorted(_HOMES)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from indexer.backbone.load_once import LoadOnce, load_once
 from indexer.errors import StoreError
 from indexer.index.calibration import Calibration
-from indexer.index.index import located
+from indexer.index.place import located
 from indexer.messages import Say, say_nothing
 from indexer.sync.options import SyncOptions
 from indexer.sync.progress import Progress

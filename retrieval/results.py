@@ -2,18 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.errors import SeenitError
 from indexer.images.metadata import Metadata
 from indexer.item_files import key_of
 
 from .rerank.evidence import Evidence
-
-if TYPE_CHECKING:
-    import pandas
 
 NOTHING = "nothing in the index meets these conditions"
 NO_MATCH = "nothing in the index is a match"
@@ -55,17 +50,6 @@ class Result:
         left, top = round(x * across), round(y * down)
         return left, top, round((x + w) * across) - left, round((y + h) * down) - top
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result in JSON's types, with the fields of the JSON that the command line prints.
-
-        >>> from retrieval import Searcher
-        >>> with Searcher.open("photos") as searcher:  # doctest: +SKIP
-        ...     rows = [result.to_dict() for result in searcher.search("query.jpg")]
-        """
-        from .show.schema import found_image  # here, since it describes this class
-
-        return found_image(self).model_dump(mode="json")
-
     def __repr__(self) -> str:
         why = f", {self.evidence.in_words}" if self.evidence else ""
         return f"Result({self.rank}, {self.score:.3f}, {self.path!r}{why})"
@@ -94,20 +78,6 @@ class Explained:
 
     def __repr__(self) -> str:
         return f"Explained({self.evidence.in_words!r})"
-
-
-def to_pandas(results: Sequence[Result]) -> "pandas.DataFrame":
-    """Results as a table, a row each, with the fields of `Result.to_dict`; SeenitError where pandas is missing.
-
-    >>> from retrieval import Searcher, to_pandas
-    >>> with Searcher.open("photos") as searcher:  # doctest: +SKIP
-    ...     table = to_pandas(searcher.search("query.jpg"))
-    """
-    try:
-        import pandas
-    except ImportError:
-        raise SeenitError("tables of results need pandas; install it with: pip install pandas") from None
-    return pandas.DataFrame([result.to_dict() for result in results])
 
 
 def note_on(results: Sequence[Result]) -> str:

@@ -24,6 +24,7 @@ from ..store.protocol import Filter, Record, Schema, Store, is_url
 from .calibration import CALIBRATION_BLOB, Calibration, parse_calibration
 from .keys import Roots
 from .manifest import MANIFEST_BLOB, Manifest, parse_manifest
+from .place import located
 from .skipped import SkippedFile, read_skipped
 
 if TYPE_CHECKING:
@@ -265,13 +266,3 @@ class Index:
 def is_index(location: str | Path) -> bool:
     """Whether an index is meant, rather than a folder of images: a URL, or a folder that holds an index's database."""
     return is_url(location) or is_index_folder(location)
-
-
-def located(location: str | Path) -> str | Path:
-    """Where an index is meant to be: a folder of images that has one in it as `.seenit` stands for that one."""
-    return location if is_url(location) else index_in(location) or location
-
-
-def index_in(folder: str | Path) -> Path | None:
-    """The index at a folder, or inside it as `.seenit`; None where there is neither."""
-    return next((place for place in (Path(folder) / ".seenit", Path(folder)) if is_index_folder(place)), None)

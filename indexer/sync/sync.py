@@ -19,8 +19,8 @@ from ..images.find import Unreadable
 from ..images.jobs import Batch, BeginsLikeImage, Broken, Changed, Decoded, Hashed, Job, NotAnImage, Outcome, Vanished
 from ..images.pool import DecodePool
 from ..index.files import set_files
-from ..index.index import located
 from ..index.manifest import MANIFEST_BLOB, Manifest, read_manifest, write_manifest
+from ..index.place import located
 from ..index.skipped import SkippedFile, write_skipped
 from ..messages import Say, say_nothing
 from ..printable import quoted

@@ -216,7 +216,7 @@ def index_at(where: str | None) -> str:
     """The index that is named, or that of a folder; without either the usual one."""
     from indexer.errors import SeenitError
     from indexer.index.find_index import find_index
-    from indexer.index.index import index_in
+    from indexer.index.place import index_in
     from indexer.store.protocol import is_url
 
     if where is None or is_url(where):

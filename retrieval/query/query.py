@@ -81,7 +81,8 @@ def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, in
     left, top = max(round(x), 0), max(round(y), 0)
     right, bottom = min(round(x + w), width), min(round(y + h), height)
     asked = ",".join(f"{value:g}" for value in region)
-    if right - left > 0 and bottom - top > 0 and min(right - left, bottom - top) < MIN_REGION_PX:
+    shown = ((right - left, width), (bottom - top, height))
+    if all(side > 0 for side, _ in shown) and any(side < min(MIN_REGION_PX, whole) for side, whole in shown):
         raise SeenitError(
             f"the region {asked} is {right - left} x {bottom - top} pixels, which is too little to tell things apart;"
             f" give one of at least {MIN_REGION_PX} x {MIN_REGION_PX}"

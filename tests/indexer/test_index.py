@@ -18,9 +18,10 @@ from indexer.backbone.load_once import LoadOnce
 from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS, DescriptorConfig
 from indexer.errors import LockedError, SeenitError
 from indexer.index.find_index import find_index
-from indexer.index.index import Index, index_in, is_index
+from indexer.index.index import Index, is_index
 from indexer.index.keys import Roots
 from indexer.index.manifest import Manifest, parse_manifest, write_manifest
+from indexer.index.place import index_in
 from indexer.store.protocol import Filter
 from indexer.sync.options import SyncOptions
 from retrieval import Searcher, build_index

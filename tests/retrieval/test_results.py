@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from indexer.images.metadata import Metadata
-from retrieval import Evidence, Result, to_pandas
+from retrieval import Evidence, Result, to_dicts, to_pandas
 from retrieval.show.schema import FoundImage
 
 METADATA = Metadata(400, 200, "JPEG", keywords=("tower",), rating=4, title="A title")
@@ -25,7 +25,7 @@ def test_a_box_in_pixels() -> None:
 
 
 def test_a_dictionary_and_a_table_hold_what_the_json_does() -> None:
-    values = result((0.25, 0.5, 0.5, 0.25)).to_dict()
+    (values,) = to_dicts([result((0.25, 0.5, 0.5, 0.25))])
     assert FoundImage.model_validate_json(json.dumps(values)).model_dump(mode="json") == values
     assert (values["probability"], values["keywords"], values["rating"]) == (pytest.approx(0.9), ["tower"], 4)
     table = to_pandas([result(None, rank) for rank in (1, 2)])

@@ -124,9 +124,12 @@ def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_
 
 
 def test_cut_is_clipped_to_the_image() -> None:
-    pixels = np.arange(20 * 10 * 3, dtype=np.uint8).reshape(20, 10, 3)
-    assert read_query(pixels, (-5, 5, 10, 100), 56).pixels.shape == (15, 5, 3)
+    pixels = np.arange(40 * 20 * 3, dtype=np.uint8).reshape(40, 20, 3)
+    assert read_query(pixels, (-5, 5, 20, 100), 56).pixels.shape == (35, 15, 3)
     assert read_query(pixels, (0, 0, 1, 1), 56).pixels.shape == pixels.shape
+    assert read_query(pixels[:4, :4], (0, 0, 1, 1), 56).pixels.shape == (4, 4, 3)  # all of a small image
+    with pytest.raises(SeenitError, match="5 x 35 pixels, which is too little"):
+        read_query(pixels, (-5, 5, 10, 100), 56)
 
 
 def test_bad_queries(index: Path, tmp_path: Path) -> None:
