@@ -135,7 +135,7 @@ class CloseLook:
             return Closer(pair.first, pair.second, why=f"may be a copy: it could not be compared ({error.reason})")
         found = self._measure(pair).told()
         only = shows_more(first.image, pair.transform), shows_more(second.image, inverse_numpy(pair.transform))
-        lesser, better = lesser_of(pair, first, second)
+        lesser, better = lesser_of(pair, first, second, only)
         return Closer(pair.first, pair.second, found.places, *only, "" if found.can_tell else MAY_BE, lesser, better)
 
     def _rival_of(self, contest: Contest) -> int | None:

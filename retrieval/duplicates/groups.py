@@ -51,6 +51,11 @@ class Pair:
     stays: str = ""
 
     @property
+    def is_copy(self) -> bool:
+        """Whether pixels confirmed it, so that the way from one to the other is known."""
+        return self.level == "near" and self.transform is not None
+
+    @property
     def share_most(self) -> bool:
         """Whether each shows most of the other: a cut-out and a collage do not."""
         return min(self.overlap) >= HOLDS_MORE
@@ -68,11 +73,13 @@ class Star:
     """A keeper, the members that are given up for it, and those that only share something with it.
 
     members, related  pairs whose `first` is the keeper
+    instead_of        the row in whose place the keeper was taken, see `stars`; the keeper itself where it came first
     """
 
     keeper: int
     members: tuple[Pair, ...]
     related: tuple[Pair, ...]
+    instead_of: int
 
 
 def stars(
@@ -101,12 +108,11 @@ def stars(
     found = []
     waiting = list(reversed(order))
     while waiting:
-        keeper = waiting[-1]
-        if keeper in taken:
+        row = waiting[-1]
+        if row in taken:
             waiting.pop()
             continue
-        if by_detail:
-            keeper = _most_confirmed(keeper, beside, taken, sizes, lesser, ranks)
+        keeper = _most_confirmed(row, beside, taken, sizes, lesser, ranks) if by_detail else row
         taken.add(keeper)
         members, related = [], []
         apart = _side_by_side(beside[keeper])
@@ -121,7 +127,7 @@ def stars(
                 taken.add(pair.second)
                 members.append(pair)
         if members or related:
-            found.append(Star(keeper, tuple(members), tuple(related)))
+            found.append(Star(keeper, tuple(members), tuple(related), row))
     return _without_repeats(found)
 
 
@@ -133,19 +139,24 @@ def _most_confirmed(
     lesser: Container[int],
     rank: Mapping[int, int],
 ) -> int:
-    """The row itself, or a free copy of it with as much detail that shares most with more free images."""
+    """The row itself, or a free copy of it with as much detail that shares most with more free images.
 
-    def copies(row: int) -> list[Pair]:
-        return [pair for pair in beside[row] if pair.level == "near" and not pair.stays and pair.second not in taken]
+    What was told apart at full resolution counts as well: it is known only of pairs that were looked at, and an image
+    that was not would win.
+    """
+
+    def confirmed(row: int) -> list[Pair]:
+        return [pair for pair in beside[row] if pair.is_copy and pair.second not in taken]
 
     detailed = [
         pair.second
-        for pair in copies(row)
-        if zoom_of(pair, sizes) >= AS_DETAILED
+        for pair in confirmed(row)
+        if not pair.stays
+        and zoom_of(pair, sizes) >= AS_DETAILED
         and pair.second not in lesser
         and rank.get(pair.second, 0) == rank.get(row, 0)
     ]
-    return max([row, *detailed], key=lambda one: sum(pair.share_most for pair in copies(one)))
+    return max([row, *detailed], key=lambda one: sum(pair.share_most for pair in confirmed(one)))
 
 
 def _side_by_side(pairs: Sequence[Pair]) -> set[int]:
@@ -227,5 +238,5 @@ def _without_repeats(found: list[Star]) -> list[Star]:
         related = tuple(pair for pair in star.related if frozenset((pair.first, pair.second)) not in told)
         told |= {frozenset((pair.first, pair.second)) for pair in (*star.members, *related)}
         if star.members or related:
-            kept.append(Star(star.keeper, star.members, related))
+            kept.append(replace(star, related=related))
     return kept

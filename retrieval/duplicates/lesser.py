@@ -40,8 +40,13 @@ class OpenedImage:
         return 3 * self.image.width * self.image.height + (self.jpeg.luma.nbytes if self.jpeg else 0)
 
 
-def lesser_of(pair: Pair, first: OpenedImage, second: OpenedImage) -> tuple[int | None, str]:
-    """Which of two copies is no keeper beside the other one, and what makes the other one better."""
+def lesser_of(
+    pair: Pair, first: OpenedImage, second: OpenedImage, only: tuple[bool, bool] = (False, False)
+) -> tuple[int | None, str]:
+    """Which of two copies is no keeper beside the other one, and what makes the other one better.
+
+    only  whether the first, and the second, shows something at its sides that the other one lacks
+    """
     assert pair.transform is not None
     of_first, of_second = _colour(first.image), _colour(second.image)
     if min(of_first, of_second) < GREY and max(of_first, of_second) > COLOURED:
@@ -66,6 +71,8 @@ def lesser_of(pair: Pair, first: OpenedImage, second: OpenedImage) -> tuple[int 
         around = pair.overlap[number] <= FRAMED and pair.overlap[1 - number] >= COVERED
         if around and detail >= AS_DETAILED and _is_framed(image, way):
             return row, "it shows as much without a frame or empty corners"
+        if around and 1 / detail >= AS_DETAILED and only[number]:
+            return (pair.second if number == 0 else pair.first), "it shows more at its sides"
     return None, ""
 
 

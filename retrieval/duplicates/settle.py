@@ -76,7 +76,7 @@ class Settling:
         self._pairs = list(pairs)
         while True:
             found = self._stars()
-            if unseen := self._unseen(found):
+            if unseen := list(self._unseen(found)):
                 self._look_at(unseen)
             elif contested := list(self._contested(found)):
                 self._judge(contested)
@@ -113,7 +113,7 @@ class Settling:
 
     def _copies(self) -> list[Pair]:
         """What was confirmed in pixels; those that differ with the reason."""
-        return [self._told(pair) for pair in self._pairs if pair.level == "near" and pair.transform is not None]
+        return [self._told(pair) for pair in self._pairs if pair.is_copy]
 
     def _told(self, pair: Pair) -> Pair:
         return replace(pair, stays=reason) if (reason := self._why_apart(pair)) else pair
@@ -155,13 +155,13 @@ class Settling:
             return "its folder comes after the keeper's, but it shows more detail"
         return ""
 
-    def _unseen(self, found: Sequence[Star]) -> list[Pair]:
-        return [
-            pair
-            for star in found
-            for pair in star.members
-            if pair.level == "near" and pair.transform is not None and self.closer_of(pair) is None
-        ]
+    def _unseen(self, found: Sequence[Star]) -> Iterator[Pair]:
+        """Members that were not yet looked at beside their keeper. One that took another's place is held against that
+        one first: it may well have been made from it, and what was looked at beside it would be looked at again.
+        """
+        for star in found:
+            unseen = [pair for pair in star.members if pair.is_copy and self.closer_of(pair) is None]
+            yield from [pair for pair in unseen if pair.second == star.instead_of] or unseen
 
     def _look_at(self, unseen: Sequence[Pair]) -> None:
         report = self._report("looking closely", len(unseen))
@@ -179,6 +179,8 @@ class Settling:
                 rivals.setdefault(second, []).append((first, turned))
         for star in found:
             for pair in star.members:
+                if not pair.is_copy:
+                    continue  # another photo of the motif
                 unjudged = [
                     (rival, places)
                     for rival, places in rivals.get(star.keeper, [])[:MOST_RIVALS]

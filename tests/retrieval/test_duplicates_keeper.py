@@ -16,12 +16,16 @@ from indexer.sync.options import SyncOptions
 from indexer.sync.sync import sync_folder
 from retrieval.duplicates import DuplicateOptions, Duplicates, find_duplicates
 from retrieval.duplicates import find as find_module
-from retrieval.duplicates.groups import Pair
+from retrieval.duplicates.closely import Closer
+from retrieval.duplicates.find import _Proof
+from retrieval.duplicates.groups import Pair, Star
 from retrieval.duplicates.keeper import Folders, keeping_order, why_before
+from retrieval.duplicates.lesser import OpenedImage, lesser_of
+from retrieval.duplicates.local import Place
 from retrieval.duplicates.present import as_json, duplicates_table, write_duplicates_page
 from retrieval.duplicates.provenance import made_from, read_jpeg
 from retrieval.duplicates.raw_pairs import beside_raw, shots
-from retrieval.duplicates.settle import better_first
+from retrieval.duplicates.settle import Settling, better_first
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +167,39 @@ def test_copies_of_a_copy_belong_to_the_image_that_is_kept_in_its_place(tmp_path
         scene(1).convert("L").save(tmp_path / f"grey{n}.png", compress_level=n)
     found = searched(tmp_path, tiny_backbone)
     assert names(found) == [("original.jpg", ["grey0.png", "grey1.png", "grey2.png"])]
+
+
+def test_a_crop_is_not_kept_in_place_of_the_whole(tmp_path: Path) -> None:
+    """It shares most with as many as the whole does, and shows less."""
+    whole = scene(2, 400, 300)
+    whole.save(tmp_path / "whole.jpg", quality=85)
+    ImageOps.mirror(whole).crop((30, 20, 370, 280)).save(tmp_path / "crop.png")
+    whole.resize((200, 150)).save(tmp_path / "small.jpg")
+    found = searched(tmp_path, None)
+    assert names(found) == [("whole.jpg", ["crop.png", "small.jpg"])]
+    first, second = (
+        OpenedImage(Image.open(tmp_path / name).convert("RGB"), None, True) for name in ("whole.jpg", "crop.png")
+    )
+    way = np.array([[-400 / 340, 0, 370 / 340], [0, 300 / 260, -20 / 260]])
+    cut = Pair(0, 1, "near", 0.9, way, (340 * 260 / 120_000, 1.0))
+    assert lesser_of(cut, first, second, (True, False)) == (1, "it shows more at its sides")
+    assert lesser_of(cut.turned(), second, first, (False, True)) == (1, "it shows more at its sides")
+    large = OpenedImage(second.image.resize((680, 520)), None, True)  # what it shows it shows better
+    assert lesser_of(cut, first, large, (True, False)) == (None, "")
+
+
+def test_other_photos_of_a_motif_are_held_against_no_rival() -> None:
+    records = {
+        row: Record(str(row), (StoredFile(f"0/{row}.jpg", 1, 0),), Metadata(80, 60, "JPEG"), "w") for row in range(4)
+    }
+    settling = Settling(
+        records, DuplicateOptions(), Folders(), str, _Proof.__new__(_Proof), lambda what, total: lambda done: None, 1
+    )
+    box = (0.4, 0.4, 0.2, 0.2)
+    settling._closer[0, 3] = Closer(0, 3, (Place(box, box),))
+    copy, photo = Pair(0, 1, "near", 0.9, SAME, (1.0, 1.0)), Pair(0, 2, "scene", 0.9, None, (0.0, 0.0))
+    ((contested, rivals),) = settling._contested([Star(0, (copy, photo), (), 0)])
+    assert contested is copy and [rival for rival, _ in rivals] == [3]
 
 
 def test_formats_at_equal_detail() -> None:
