@@ -14,6 +14,7 @@ import numpy as np
 
 from .atomic_file import atomic_path
 from .errors import SeenitError, os_reason
+from .images.batches import of_one_shape
 from .images.find import FoundFile, find_files
 from .images.jobs import Decoded, Job, NotAnImage
 from .images.pool import DecodePool
@@ -59,28 +60,23 @@ def embed_folder(
     files = [found.path for found in find_files(folders) if isinstance(found, FoundFile)]
     rows: dict[str, np.ndarray] = {}
     skipped: list[str] = []
-    waiting: dict[tuple[int, ...], list[Decoded]] = {}
 
-    def forward(images: list[Decoded]) -> None:
-        features = backbone(np.stack([image.pixels for image in images])).cpu().numpy()  # (B, D)
-        features /= np.linalg.norm(features, axis=1, keepdims=True)
-        rows.update(zip([image.path for image in images], features, strict=True))
+    def decoded() -> Iterator[Decoded]:
+        for outcome in pool.run(Job(path) for path in files):
+            bar.update()
+            if isinstance(outcome, Decoded):
+                yield outcome
+            elif not isinstance(outcome, NotAnImage):
+                skipped.append(f"{outcome.path}: {getattr(outcome, 'reason', 'it changed or went away')}")
 
     with (
         DecodePool(workers, resolution=resolution, patch_size=backbone.patch_size) as pool,
         progress_bar(len(files), "embedding", "images", progress) as bar,
     ):
-        for outcome in pool.run(Job(path) for path in files):
-            bar.update()
-            if isinstance(outcome, Decoded):
-                batch = waiting.setdefault(outcome.pixels.shape, [])
-                batch.append(outcome)
-                if len(batch) == BATCH:
-                    forward(waiting.pop(outcome.pixels.shape))
-            elif not isinstance(outcome, NotAnImage):
-                skipped.append(f"{outcome.path}: {getattr(outcome, 'reason', 'it changed or went away')}")
-        for batch in waiting.values():
-            forward(batch)
+        for images in of_one_shape(decoded(), BATCH):
+            features = backbone(np.stack([image.pixels for image in images])).cpu().numpy()  # (B, D)
+            features /= np.linalg.norm(features, axis=1, keepdims=True)
+            rows.update(zip([image.path for image in images], features, strict=True))
     for line in skipped:
         say(f"skipped {line}")
     if not rows:

@@ -5,7 +5,7 @@ ones. The whole ranking counts. The paper does not say at which size images are 
 every query, is seen at about `resolution` x `resolution` pixels in its own shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from indexer.backbone.backbone import Backbone
 from indexer.errors import ImageError, SeenitError
+from indexer.images.batches import of_one_shape
 from indexer.images.jobs import Decoded, Job
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import preprocess
 from indexer.messages import Say, say_nothing
+from indexer.progress_bar import progress_bar
 
 from ..query.encoder import read_query
 from ..query.query import Region
@@ -51,7 +52,7 @@ def evaluate_benchmark(
     folder       holds gnd_NAME.pkl and the images in jpg, or a folder NAME with both, as their authors publish them
     distractors  a manifest or a folder of images to be added to the gallery
     resolution   pixels, see above
-    progress     a bar on stderr
+    progress     tell how far it is on stderr
 
     An image of the gallery that cannot be read is never found, a query is left out; both are reported. Raises
     SeenitError in one line for everything else.
@@ -84,29 +85,23 @@ def _embed_gallery(
     """The images that can be read, and their unit vectors (n, D)."""
     paths: list[Path] = []
     vectors: list[Tensor] = []
-    waiting: dict[tuple[int, ...], list[Decoded]] = {}
-    most = max(1, round(BATCH_PIXELS / resolution**2))
 
-    def embed(batch: list[Decoded]) -> None:
-        paths.extend(Path(decoded.path) for decoded in batch)
-        vectors.append(_unit_cls(backbone, np.stack([decoded.pixels for decoded in batch])))
+    def decoded() -> Iterator[Decoded]:
+        for outcome in pool.run(Job(str(path)) for path in dict.fromkeys(images)):
+            bar.update(1)
+            if isinstance(outcome, Decoded):
+                yield outcome
+            else:
+                reason = getattr(outcome, "reason", type(outcome).__name__.lower())
+                say(f"{outcome.path} cannot be read and counts as never found: {reason}")
 
     with (
         DecodePool(workers, resolution=resolution, patch_size=backbone.patch_size) as pool,
-        tqdm(total=len(images), unit="image", disable=not progress, leave=False) as bar,
+        progress_bar(len(images), "embedding", "images", progress) as bar,
     ):
-        for outcome in pool.run(Job(str(path)) for path in dict.fromkeys(images)):
-            bar.update(1)
-            if not isinstance(outcome, Decoded):
-                reason = getattr(outcome, "reason", type(outcome).__name__.lower())
-                say(f"{outcome.path} cannot be read and counts as never found: {reason}")
-                continue
-            batch = waiting.setdefault(outcome.pixels.shape, [])
-            batch.append(outcome)
-            if len(batch) == most:
-                embed(waiting.pop(outcome.pixels.shape))
-        for batch in waiting.values():
-            embed(batch)
+        for batch in of_one_shape(decoded(), max(1, round(BATCH_PIXELS / resolution**2))):
+            paths.extend(Path(image.path) for image in batch)
+            vectors.append(_unit_cls(backbone, np.stack([image.pixels for image in batch])))
     if not paths:
         raise SeenitError(f"none of the {len(images)} images of the gallery can be read; give images that can")
     return paths, torch.cat(vectors)

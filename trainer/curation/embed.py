@@ -6,7 +6,7 @@ expect.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePath
@@ -17,6 +17,7 @@ from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.whitening import PooledFeatures, Whitening
 from indexer.errors import SeenitError
+from indexer.images.batches import of_one_shape
 from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
 from indexer.messages import Say, say_nothing
@@ -164,29 +165,25 @@ def _pooled(
     pooled: dict[int, PooledFeatures] = {}
     pixels: dict[int, int] = {}
     broken: dict[int, str] = {}
-    waiting: dict[tuple[int, ...], list[Cut]] = {}
 
-    def forward(batch: list[Cut]) -> None:
-        together = embedder.pooled([image.pixels for image in batch])
-        for at, image in enumerate(batch):
-            one = slice(at, at + 1)
-            pooled[int(image.path)] = PooledFeatures(together.parts[one], together.tokens[one], together.positions[one])
-
-    with progress_bar(len(places), title, "images", progress) as bar:
+    def cut() -> Iterator[Cut]:
         for outcome in pool.run(square_job(str(number), place) for number, place in enumerate(places)):
             bar.update(1)
-            if not isinstance(outcome, Cut):
+            if isinstance(outcome, Cut):
+                pixels[int(outcome.path)] = outcome.width * outcome.height
+                yield outcome
+            else:
                 # a job has no file of its name, so that the pool calls it vanished when its decoder dies
                 reason = outcome.reason if isinstance(outcome, Broken) else "its decoder crashed or took too long"
                 broken[int(outcome.path)] = reason
-                continue
-            pixels[int(outcome.path)] = outcome.width * outcome.height
-            batch = waiting.setdefault(outcome.pixels.shape, [])
-            batch.append(outcome)
-            if len(batch) == BATCH:
-                forward(waiting.pop(outcome.pixels.shape))
-        for batch in waiting.values():
-            forward(batch)
+
+    with progress_bar(len(places), title, "images", progress) as bar:
+        for batch in of_one_shape(cut(), BATCH):
+            together = embedder.pooled([image.pixels for image in batch])
+            for at, image in enumerate(batch):
+                one = slice(at, at + 1)
+                features = PooledFeatures(together.parts[one], together.tokens[one], together.positions[one])
+                pooled[int(image.path)] = features
     return pooled, pixels, broken
 
 

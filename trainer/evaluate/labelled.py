@@ -17,6 +17,7 @@ from indexer.backbone.backbone import Backbone
 from indexer.backbone.layouts import Preprocessing
 from indexer.backbone.vit import TokenFeatures, VisionTransformer
 from indexer.errors import SeenitError
+from indexer.images.batches import of_one_shape
 from indexer.images.decode import is_image
 from indexer.images.find import Unreadable, find_files
 from indexer.images.jobs import Decoded, Job
@@ -128,21 +129,20 @@ def embed_dataset(
     for index, path in enumerate(paths):
         places.setdefault(path, []).append(index)
     size = max(1, round(BATCH_PIXELS / resolution**2))
-    waiting: dict[tuple[int, ...], list[Decoded]] = {}
+
+    def decoded() -> Iterator[Decoded]:
+        for outcome in pool.run(Job(path) for path in places):
+            bar.update(1)
+            if isinstance(outcome, Decoded):
+                yield outcome
+            else:
+                say(f"left out {outcome.path}: {getattr(outcome, 'reason', type(outcome).__name__.lower())}")
+
     with (
         DecodePool(workers, resolution=resolution, patch_size=patch, mode=mode) as pool,
         tqdm(total=len(places), unit="photo", disable=not progress, dynamic_ncols=True) as bar,
     ):
-        for outcome in pool.run(Job(path) for path in places):
-            bar.update(1)
-            if not isinstance(outcome, Decoded):
-                say(f"left out {outcome.path}: {getattr(outcome, 'reason', type(outcome).__name__.lower())}")
-                continue
-            batch = waiting.setdefault(outcome.pixels.shape, [])
-            batch.append(outcome)
-            if len(batch) == size:
-                yield _forward(backbone, waiting.pop(outcome.pixels.shape), layers, places)
-        for batch in waiting.values():
+        for batch in of_one_shape(decoded(), size):
             yield _forward(backbone, batch, layers, places)
 
 
