@@ -20,6 +20,7 @@ from .backbone.load_once import LoadOnce
 from .errors import SeenitError, os_reason
 from .images.decode import SNIFF_BYTES, read_image_file, sniff
 from .images.metadata import content_id
+from .images.remote import fetch_image
 from .index.place import located
 from .item_files import items_folder, stem_of
 from .messages import Say, say_nothing
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .backbone.backbone import Backbone
 
 ItemImage: TypeAlias = "np.ndarray | Image.Image | bytes | str | Path"
-MAX_BYTES, TIMEOUT_S = 100_000_000, 30.0  # of an image at an address, as for queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +143,7 @@ def _bytes_of(item: Item) -> bytes:
         image.convert("RGB").save(file, "PNG", compress_level=1)
         return file.getvalue()
     if isinstance(image, (str, Path)):
-        image = _fetched(image) if is_url(image) else read_image_file(os.path.expanduser(image))
+        image = fetch_image(str(image)) if is_url(image) else read_image_file(os.path.expanduser(image))
     if not isinstance(image, bytes) or sniff(image[:SNIFF_BYTES]) is None:
         raise SeenitError(f"item {item.key!r} is not an image of a format that is read here")
     return image
-
-
-def _fetched(url: str | Path) -> bytes:
-    from .web import fetch_bytes  # here, since most items are none
-
-    return fetch_bytes(str(url), max_bytes=MAX_BYTES, timeout_s=TIMEOUT_S)

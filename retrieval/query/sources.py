@@ -8,11 +8,10 @@ from pathlib import Path
 
 from indexer.errors import ImageError
 from indexer.images.decode import SNIFF_BYTES, sniff
+from indexer.images.remote import MAX_BYTES, fetch_image
 from indexer.store.protocol import is_url
 
 STDIN = "-"
-MAX_BYTES = 100_000_000  # of one image; chosen, not measured: phones' largest photos have some 30 MB
-TIMEOUT_S = 30.0  # for one address; likewise
 
 
 @contextmanager
@@ -29,7 +28,11 @@ def as_files(sources: Sequence[str], *, allow_private: bool = False) -> Iterator
             if source != STDIN and not is_url(source):
                 files[source] = Path(source)
                 continue
-            data = sys.stdin.buffer.read(MAX_BYTES + 1) if source == STDIN else _fetched(source, allow_private)
+            data = (
+                sys.stdin.buffer.read(MAX_BYTES + 1)
+                if source == STDIN
+                else fetch_image(source, allow_private=allow_private)
+            )
             name = "standard input" if source == STDIN else source
             if len(data) > MAX_BYTES:
                 raise ImageError(name, f"larger than {MAX_BYTES / 1e6:.0f} MB")
@@ -38,9 +41,3 @@ def as_files(sources: Sequence[str], *, allow_private: bool = False) -> Iterator
             files[source] = Path(folder) / f"query-{number}"
             files[source].write_bytes(data)
         yield files
-
-
-def _fetched(url: str, allow_private: bool) -> bytes:
-    from indexer.web import fetch_bytes  # here, since most queries are files
-
-    return fetch_bytes(url, max_bytes=MAX_BYTES, timeout_s=TIMEOUT_S, allow_private=allow_private)
