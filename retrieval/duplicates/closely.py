@@ -3,16 +3,17 @@
 import math
 import os
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import TypeVar
 
 from indexer.errors import ImageError
 from indexer.images.decode import decode, read_image_file
 
+from ..bounded_cache import BoundedCache
 from ..geometry import inverse_numpy
 from ..rerank.rerank import one_threaded_workers
 from .groups import Pair
@@ -86,15 +87,8 @@ class Contest:
     rivals: tuple[tuple[Pair, tuple[Place, ...]], ...]
 
 
-class _Sized(Protocol):
-    @property
-    def bytes(self) -> int: ...
-
-
 X = TypeVar("X", Pair, Contest)
 Y = TypeVar("Y")
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V", bound=_Sized)
 
 
 class CloseLook:
@@ -112,8 +106,8 @@ class CloseLook:
         self._sizes = sizes
         self._workers = workers or os.cpu_count() or 1
         self._room = _Room(PIXELS_AT_ONCE)
-        self._images: _Kept[int, OpenedImage] = _Kept(IMAGE_BYTES)
-        self._measured: _Kept[tuple[int, int], Measured] = _Kept(MEASURED_BYTES)
+        self._images: BoundedCache[int, OpenedImage] = BoundedCache(IMAGE_BYTES, lambda one: one.bytes)
+        self._measured: BoundedCache[tuple[int, int], Measured] = BoundedCache(MEASURED_BYTES, lambda one: one.bytes)
 
     def compare(self, pairs: Sequence[Pair]) -> Iterator[Closer]:
         """What is to be said of each pair with a transform. What cannot be read any more cannot be told."""
@@ -162,11 +156,11 @@ class CloseLook:
             first, second = self._opened(pair.first).image, self._opened(pair.second).image
             return measure_locally(first, second, transform)
 
-        return self._measured.get((pair.first, pair.second), measured)
+        return self._measured.get_or_make((pair.first, pair.second), measured)
 
     def _opened(self, row: int) -> OpenedImage:
         """ImageError where it cannot be read any more."""
-        return self._images.get(row, lambda: _read(self._path_of(row)))
+        return self._images.get_or_make(row, lambda: _read(self._path_of(row)))
 
     def _pixels(self, pair: Pair) -> int:
         """Of the frame, at most."""
@@ -212,28 +206,6 @@ class _Room:
             with self._changed:
                 self._taken -= amount
                 self._changed.notify_all()
-
-
-class _Kept(Generic[K, V]):
-    """The values that were asked for last, up to a number of bytes."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._bytes, self._values, self._lock = most, 0, OrderedDict[K, V](), threading.Lock()
-
-    def get(self, key: K, make: Callable[[], V]) -> V:
-        """Two threads that ask for what is not there both make it."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
-        with self._lock:
-            if key not in self._values:
-                self._bytes += value.bytes
-            self._values[key] = value
-            while self._bytes > self._most:
-                self._bytes -= self._values.popitem(last=False)[1].bytes
-        return value
 
 
 def _ordered(pair: Pair) -> Pair:

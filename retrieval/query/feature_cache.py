@@ -4,12 +4,11 @@ Whoever looks at results asks again with the same image: with another filter, a 
 most of a query's time, and what it gives depends on the image's bytes, the region and the whitening alone.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..bounded_cache import BoundedCache
 from .crops import QueryCrop
 
 if TYPE_CHECKING:
@@ -55,34 +54,11 @@ class KeptFeatures:
         return sum(crop.vector.nbytes + crop.tokens.nbytes + crop.frame.nbytes for crop in self.crops)
 
 
-class FeatureCache:
-    """Features by key, those that were not asked for longest dropped first; may be used from any thread."""
+class FeatureCache(BoundedCache[FeatureKey, KeptFeatures]):
+    """Features by key, up to a number of bytes."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[FeatureKey, KeptFeatures] = OrderedDict()
-        self.num_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, key: FeatureKey) -> KeptFeatures | None:
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
+        super().__init__(max_bytes, lambda kept: kept.num_bytes)
 
     def put(self, key: FeatureKey, crops: "Sequence[CropFeatures]", size: tuple[int, int]) -> None:
-        """Keep them; what is larger than the whole cache is not kept."""
-        kept = KeptFeatures(tuple(crops), size)
-        if kept.num_bytes > self._max_bytes:
-            return
-        with self._lock:
-            if (before := self._kept.pop(key, None)) is not None:
-                self.num_bytes -= before.num_bytes
-            self._kept[key] = kept
-            self.num_bytes += kept.num_bytes
-            while self.num_bytes > self._max_bytes:
-                self.num_bytes -= self._kept.popitem(last=False)[1].num_bytes
+        self.keep(key, KeptFeatures(tuple(crops), size))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retrieval.duplicates.closely import CloseLook, Contest, _Kept, _Room
+from retrieval.bounded_cache import BoundedCache
+from retrieval.duplicates.closely import CloseLook, Contest, _Room
 from retrieval.duplicates.groups import Pair
 from retrieval.duplicates.lesser import shows_more
 from retrieval.duplicates.local import PixelBox, Place, compare_locally
@@ -113,10 +114,10 @@ def test_what_was_not_asked_for_longest_is_dropped() -> None:
     class Thing:
         bytes = 4
 
-    kept, made = _Kept[int, Thing](10), []
+    kept, made = BoundedCache[int, Thing](10, lambda one: one.bytes), []
 
     def ask(key: int) -> None:
-        kept.get(key, lambda: made.append(key) or Thing())  # type: ignore[func-returns-value]
+        kept.get_or_make(key, lambda: made.append(key) or Thing())  # type: ignore[func-returns-value]
 
     for key in (1, 2, 1, 3, 1, 2):
         ask(key)
