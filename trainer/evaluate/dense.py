@@ -20,7 +20,7 @@ from indexer.messages import Say, say_to_stderr
 
 from .dense_sets import IGNORED, ImagePairs, read_target
 from .depth_bins import STEPS as BINS_STEPS
-from .depth_bins import fit_bins
+from .depth_bins import fit_bins, known_depths
 from .labelled import embed_dataset
 from .probes import format_table
 
@@ -190,7 +190,7 @@ def depth(
         for index, target in enumerate(score_on.targets):
             guess = guess_of(score_on, index)  # (R, R)
             truth = torch.from_numpy(target)
-            known = _known(truth, max_depth)
+            known = known_depths(truth, max_depth)
             guess, truth = guess[known].double(), truth[known].double()
             squares += float((guess - truth).square().sum())
             within += float((torch.maximum(guess / truth, truth / guess) < 1.25).sum())
@@ -231,10 +231,6 @@ def _fit_bins(features: DenseFeatures, max_depth: float, steps: int, seed: int) 
     return guess
 
 
-def _known(truth: Tensor, max_depth: float) -> Tensor:
-    return truth.isfinite() & (truth > 0) & (truth <= max_depth)
-
-
 @dataclass(frozen=True)
 class _Head:
     """(N, D) patches -> (N, outputs)"""
@@ -272,7 +268,7 @@ def _fit_classes(features: DenseFeatures, num_classes: int, steps: int, seed: in
 
 def _fit_depth(features: DenseFeatures, max_depth: float) -> _Head:
     targets = [torch.from_numpy(target) for target in features.targets]
-    known = torch.stack([_known(target, max_depth) for target in targets])  # (n, R, R)
+    known = torch.stack([known_depths(target, max_depth) for target in targets])  # (n, R, R)
     logs = torch.stack([t.log() for t in targets]).where(known, 0.0)
     block = features.resolution // features.side
     counts = F.avg_pool2d(known[:, None].float(), block).flatten()  # (P,)
@@ -291,7 +287,7 @@ def _fit_depth(features: DenseFeatures, max_depth: float) -> _Head:
 
 def _extremes(features: DenseFeatures, max_depth: float) -> tuple[float, float]:
     """The least and the greatest known depth."""
-    known = torch.cat([truth[_known(truth, max_depth)] for truth in map(torch.from_numpy, features.targets)])
+    known = torch.cat([truth[known_depths(truth, max_depth)] for truth in map(torch.from_numpy, features.targets)])
     if not len(known):
         raise SeenitError("the depth maps say nothing; give maps of metres above 0")
     return float(known.min()), float(known.max())

@@ -75,7 +75,7 @@ def fit_bins(
     cls      (n, D)
     targets  n arrays (R, R) of metres
     """
-    usable = [n for n, target in enumerate(targets) if _known(torch.from_numpy(target), max_depth).sum() > 1]
+    usable = [n for n, target in enumerate(targets) if known_depths(torch.from_numpy(target), max_depth).sum() > 1]
     if not usable:
         raise SeenitError(f"the depth maps say next to nothing up to {max_depth:g} m; give maps of metres above 0")
     features = _beside_cls(patches, cls).flatten(0, 1)  # (n * N, 2 * D)
@@ -90,7 +90,7 @@ def fit_bins(
         drawn = torch.randperm(len(usable), generator=generator)[:IMAGES_A_STEP].tolist()
         chosen = [usable[n] for n in drawn]
         truth = torch.from_numpy(np.stack([targets[n] for n in chosen]))  # (b, R, R)
-        known = _known(truth, max_depth)
+        known = known_depths(truth, max_depth)
         guess = head(patches[chosen].float(), cls[chosen].float(), truth.shape[-1])
         loss = scale_invariant_loss(guess[known], truth[known])
         optimiser.zero_grad()
@@ -105,5 +105,6 @@ def _beside_cls(patches: Tensor, cls: Tensor) -> Tensor:
     return torch.cat([patches, cls[:, None].to(patches.dtype).expand_as(patches)], -1)
 
 
-def _known(truth: Tensor, max_depth: float) -> Tensor:
+def known_depths(truth: Tensor, max_depth: float) -> Tensor:
+    """Which pixels of a map of metres count."""
     return truth.isfinite() & (truth > 0) & (truth <= max_depth)
