@@ -165,3 +165,12 @@ def peer(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Qdrant
         monkeypatch.delenv(name, raising=False)
     with QdrantPeer() as peer:
         yield peer
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of ten drawn photos, which runs of the trainer are tried on."""
+    folder = tmp_path_factory.mktemp("images")
+    for n in range(10):
+        draw_photo(folder / f"{n}.jpg", n)
+    return folder

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import draw_photo
 from test_trainer_resume import tiny
 from test_trainer_step import assert_same_gradients, batch_of, config_with, gradients, network
 from torch import Tensor
@@ -65,14 +64,6 @@ class Waits(TorchDispatchMode):
         if name in WAITING or by_flags:
             self.found.append(name)
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for n in range(10):
-        draw_photo(folder / f"{n}.jpg", n)
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -31,14 +31,6 @@ from trainer.train import train
 HIGH_RES = {"high_res_share": 0.5, "high_res_global_size": 84, "high_res_local_size": 42}
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for n in range(10):
-        draw_photo(folder / f"{n}.jpg", n)
-    return folder
-
-
 def test_the_stage_of_high_resolution_has_schedules_of_its_own() -> None:
     config = make_config("vitl14", changes={"steps": 625_000, "high_res_share": 0.016})
     start = config.high_res_start

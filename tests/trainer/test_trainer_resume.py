@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import draw_photo, save_tiny
+from conftest import save_tiny
 from safetensors.torch import load_file
 
 from indexer.backbone.backbone import Backbone
@@ -53,14 +53,6 @@ def newest_snapshot(out: Path) -> Path:
 def same_bits(one: Path, two: Path) -> bool:
     a, b = load_file(one), load_file(two)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for n in range(10):
-        draw_photo(folder / f"{n}.jpg", n)
-    return folder
 
 
 @pytest.fixture(scope="module")
