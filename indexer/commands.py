@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .printable import megabytes, printable, quoted
+from .printable import megabytes, plural, printable, quoted
 from .terminal import (
     BackboneOption,
     IndexOption,
     JsonOption,
     WaitOption,
-    plural,
     say,
     say_details,
     shows_progress,

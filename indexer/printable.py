@@ -36,6 +36,10 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(_escape, text)
 
 
+def plural(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def megabytes(count: int) -> str:
     """Bytes as MB, or kB where they are few."""
     return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"

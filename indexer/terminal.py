@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from .printable import megabytes as megabytes
 from .printable import printable
 
 # Of a place that may be asked for, here and over HTTP
@@ -63,10 +62,6 @@ def say_details(line: str) -> None:
 def shows_progress(as_json: bool = False) -> bool:
     """Whether a command tells how far it is."""
     return not as_json and _verbosity >= 0
-
-
-def plural(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 @contextmanager

@@ -21,9 +21,8 @@ import numpy as np
 from ..errors import SeenitError, StoreError, first_line
 from ..index.index import WAIT_S, Index
 from ..index.manifest import MANIFEST_BLOB, parse_manifest
-from ..printable import pasted, printable, quoted
+from ..printable import pasted, plural, printable, quoted
 from ..progress_bar import progress_bar
-from ..terminal import plural
 from .index_folder import claim_folder, refuse_missing, remove_blank
 from .protocol import Record, Schema, StoredFile, is_url
 from .sqlite_errors import sqlite_errors

@@ -23,11 +23,10 @@ from ..index.manifest import MANIFEST_BLOB, Manifest, read_manifest, write_manif
 from ..index.place import located
 from ..index.skipped import SkippedFile, write_skipped
 from ..messages import Say, say_nothing
-from ..printable import quoted
+from ..printable import plural, quoted
 from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
 from ..store.open import open_store
 from ..store.protocol import Store, StoredFile, is_url
-from ..terminal import plural
 from .ledger import Ledger
 from .options import SyncOptions
 from .progress import Progress, stage

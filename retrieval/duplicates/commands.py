@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from indexer.printable import pasted, quoted
+from indexer.printable import megabytes, pasted, quoted
 from indexer.terminal import say, shows_progress
 
 if TYPE_CHECKING:
@@ -122,7 +122,6 @@ def _apply(location: str, choices_file: Path, move_to: Path | None, yes: bool, a
 
 def _move(found: "Duplicates", target: Path, yes: bool, as_json: bool, values: dict[str, object]) -> None:
     from indexer.index.index import Index
-    from indexer.terminal import megabytes
 
     from .move import check_target, move_spare
 
@@ -159,8 +158,6 @@ def _forget(index: str, keys: tuple[str, ...]) -> None:
 
 
 def _undo(manifest: Path, yes: bool, as_json: bool) -> None:
-    from indexer.terminal import megabytes
-
     from .move import read_moves, undo_moves, what_to_undo
 
     found = read_moves(manifest)
@@ -180,8 +177,6 @@ def _undo(manifest: Path, yes: bool, as_json: bool) -> None:
 
 
 def _hardlink(found: "Duplicates", yes: bool, as_json: bool, values: dict[str, object]) -> None:
-    from indexer.terminal import megabytes
-
     from .hardlink import join_same_bytes, same_bytes
 
     if yes:
@@ -200,8 +195,6 @@ def _hardlink(found: "Duplicates", yes: bool, as_json: bool, values: dict[str, o
 
 
 def _tell_moved(moved: "Moved", verb: str, as_json: bool, values: dict[str, object]) -> None:
-    from indexer.terminal import megabytes
-
     _tell_left(moved)
     values[verb.replace(" ", "_")] = asdict(moved)
     print(json.dumps(values) if as_json else f"{verb} {_files(moved.files)}, {megabytes(moved.size)}")

@@ -13,9 +13,8 @@ from markupsafe import Markup
 
 from indexer.errors import ImageError
 from indexer.pages.render import data_uri, write_page
-from indexer.printable import printable, quoted
+from indexer.printable import megabytes, plural, printable, quoted
 from indexer.store.protocol import Record
-from indexer.terminal import megabytes, plural
 
 from ..show.results_page import TEMPLATES, thumbnail
 from .options import LEVELS
