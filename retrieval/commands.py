@@ -3,28 +3,23 @@
 import json
 import signal
 import sys
-import tempfile
-import webbrowser
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from indexer.printable import pasted, printable, quoted
+from indexer.printable import pasted, plural, printable, quoted
 from indexer.sync.options import SyncOptions
 from indexer.terminal import (
     BackboneOption,
     IndexOption,
     JsonOption,
     WaitOption,
-    complain,
     parse_moment,
     parse_numbers,
     parse_place,
-    plural,
     say,
     say_details,
     shows_progress,
@@ -37,9 +32,7 @@ if TYPE_CHECKING:
     from indexer.errors import ImageError
 
     from .build import Built
-    from .query.query import Region
     from .results import Result
-    from .search import Searcher
 
 
 NO_RESULTS = 3  # exit status of a search that finds nothing
@@ -256,6 +249,7 @@ def search(
     from .query.query import MultiQuery
     from .query.sources import STDIN, as_files
     from .search import Searcher
+    from .show.answers import Form, ShownAnswers, show_answers
 
     near_images = [Path(image) for image in images if image != STDIN and not is_url(image)]
     location = find_index(index, near_images, say=say)
@@ -290,102 +284,13 @@ def search(
             query = MultiQuery(tuple(files.values()), tuple(like or ()), tuple(unlike or ()))
             answers = iter([(str(files[images[0]]), searcher.search(query, options, region=box))])
         names = {str(path): source for source, path in files.items()}
-        form: _Form = "json" if as_json else "null" if null else "paths" if paths_only else "table"
-        shown = _Shown(form, batch, names, copy_to, link_to)
-        _show(answers, searcher, shown, html, open_page, sheet, box)
+        form: Form = "json" if as_json else "null" if null else "paths" if paths_only else "table"
+        shown = ShownAnswers(form, batch, names, copy_to, link_to)
+        show_answers(answers, searcher, shown, html, open_page, sheet, box)
     if shown.failed:
         sys.exit(1)
     if not shown.found:
         sys.exit(NO_RESULTS)
-
-
-_Form = Literal["table", "json", "paths", "null"]
-
-
-@dataclass
-class _Shown:
-    """How answers are printed and where their files go, and what came of it so far.
-
-    names   of the query files, as they were given
-    failed  queries that could not be read
-    found   results of all queries
-    """
-
-    form: _Form
-    batch: bool
-    names: dict[str, str]
-    copy_to: Path | None
-    link_to: Path | None
-    failed: int = 0
-    found: int = 0
-
-    def show(self, path: str, answer: "list[Result] | ImageError", number: int) -> bool:
-        """Print one answer; whether its query could be read."""
-        from indexer.errors import ImageError
-
-        from .show.collect import collect_results
-        from .show.text import json_line, results_table
-
-        name = self.names.get(path, path)
-        if self.form == "json":
-            print(json_line(name, answer), flush=True)
-        if isinstance(answer, ImageError):
-            self.failed += 1
-            complain(str(answer))
-            return False
-        if self.form in ("paths", "null"):
-            for result in answer:
-                print(result.path, end="\0" if self.form == "null" else "\n")
-            sys.stdout.flush()
-        elif self.form == "table":
-            print(results_table(name, answer, heading=self.batch), flush=True)
-        self.found += len(answer)
-        for folder, link in ((self.copy_to, False), (self.link_to, True)):
-            if folder is not None:
-                made = collect_results(answer, folder, link=link, prefix=f"{number:04}_" if self.batch else "")
-                say(f"{'linked' if link else 'copied'} {plural(len(made), 'file')} to {folder}")
-        return True
-
-
-def _show(
-    answers: Iterator[tuple[str, "list[Result] | ImageError"]],
-    searcher: "Searcher",
-    shown: _Shown,
-    html: Path | None,
-    open_page: bool,
-    sheet: Path | None,
-    region: "Region | None",
-) -> None:
-    """Print every answer as it comes, and write the page."""
-    from .show.contact_sheet import contact_sheet
-    from .show.results_page import PageQuery, write_results_page
-    from .show.text import page_query
-
-    def readable() -> "Iterator[tuple[str, list[Result]]]":
-        for number, (path, answer) in enumerate(answers, start=1):
-            if shown.show(path, answer, number):
-                assert isinstance(answer, list)
-                yield path, answer
-
-    def page_queries() -> Iterator[PageQuery]:
-        for number, (path, answer) in enumerate(readable()):
-            query = page_query(path, answer, region)
-            if sheet is not None and number == 0:
-                contact_sheet(query, sheet)
-                say(f"wrote {sheet}")
-            yield query
-
-    if html is None and open_page:
-        html = Path(tempfile.mkdtemp(prefix="seenit-")) / "results.html"
-    if html is not None:
-        made_by = f"index {searcher.store.location}, backbone {searcher.manifest.backbone}"
-        write_results_page(html, page_queries(), made_by=[made_by, f"{datetime.now():%Y-%m-%d %H:%M}"])
-        say(f"wrote {html}")
-        if open_page:
-            webbrowser.open(html.resolve().as_uri())
-    else:
-        for _ in readable() if sheet is None else page_queries():
-            pass
 
 
 def _query_files(images: Sequence[Path]) -> Iterator[Path]:
