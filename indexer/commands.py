@@ -170,10 +170,7 @@ def embed(
     from .folder_features import check_target, embed_folder, save_features
 
     check_target(out)
-    from .backbone.backbone import Backbone
-
-    loaded = Backbone.load(backbone, say=say)
-    found = embed_folder(folders, loaded, resolution=resolution, workers=workers, progress=shows_progress(), say=say)
+    found = embed_folder(folders, backbone, resolution=resolution, workers=workers, progress=shows_progress(), say=say)
     written = save_features(found, out)
     count, length = found.features.shape
     print(f"{plural(count, 'image')}, {length} numbers each: {' and '.join(quoted(str(file)) for file in written)}")
@@ -274,7 +271,7 @@ def tag_list(index: IndexOption = None, as_json: JsonOption = False) -> None:
 def tag_export(
     index: IndexOption = None,
     xmp: Annotated[
-        bool, typer.Option("--xmp", help="Write PHOTO.xmp beside each tagged image instead; none is overwritten.")
+        bool, typer.Option("--xmp", help="Write PHOTO.jpg.xmp beside each tagged image; only its own are replaced.")
     ] = False,
 ) -> None:
     """All tags as JSON by content id, for `seenit tag import`.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .atomic_file import atomic_path
+from .backbone.load_once import LoadOnce, load_once
 from .errors import SeenitError, os_reason
 from .images.batches import of_one_shape
 from .images.find import FoundFile, find_files
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 BATCH = 8  # images in one forward, as when indexing
 SUFFIXES = (".npy", ".parquet")
+NO_IMAGES = "no images that can be read in {}; name a folder with images"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class FolderFeatures:
 
 def embed_folder(
     folders: str | Path | Sequence[str | Path],
-    backbone: "Backbone",
+    backbone: "Backbone | LoadOnce | str | Path",
     *,
     resolution: int = 224,
     workers: int | None = None,
@@ -51,13 +53,16 @@ def embed_folder(
 ) -> FolderFeatures:
     """The last CLS of every image below folders, seen at about resolution x resolution pixels in its own aspect.
 
+    backbone  a loaded one, or one that is loaded, and fetched if need be, once there are files to embed
     SeenitError where a folder is not there or holds no image that can be read.
 
-    >>> from indexer import Backbone
-    >>> features = embed_folder("photos", Backbone.load("auto")).features  # doctest: +SKIP
+    >>> features = embed_folder("photos", "auto").features  # doctest: +SKIP
     """
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     files = [found.path for found in find_files(folders) if isinstance(found, FoundFile)]
+    if not files:
+        raise SeenitError(NO_IMAGES.format(", ".join(map(str, folders))))
+    loaded = load_once(backbone, say).load("auto", fetch=True)
     rows: dict[str, np.ndarray] = {}
     skipped: list[str] = []
 
@@ -70,17 +75,17 @@ def embed_folder(
                 skipped.append(f"{outcome.path}: {getattr(outcome, 'reason', 'it changed or went away')}")
 
     with (
-        DecodePool(workers, resolution=resolution, patch_size=backbone.patch_size) as pool,
+        DecodePool(workers, resolution=resolution, patch_size=loaded.patch_size) as pool,
         progress_bar(len(files), "embedding", "images", progress) as bar,
     ):
         for images in of_one_shape(decoded(), BATCH):
-            features = backbone(np.stack([image.pixels for image in images])).cpu().numpy()  # (B, D)
+            features = loaded(np.stack([image.pixels for image in images])).cpu().numpy()  # (B, D)
             features /= np.linalg.norm(features, axis=1, keepdims=True)
             rows.update(zip([image.path for image in images], features, strict=True))
     for line in skipped:
         say(f"skipped {line}")
     if not rows:
-        raise SeenitError(f"no images that can be read in {', '.join(map(str, folders))}; name a folder with images")
+        raise SeenitError(NO_IMAGES.format(", ".join(map(str, folders))))
     paths = tuple(path for path in files if path in rows)
     return FolderFeatures(paths, np.stack([rows[path] for path in paths]), tuple(skipped))
 

@@ -9,6 +9,7 @@ import torch
 from conftest import draw_photo
 
 from indexer import Backbone, SeenitError, embed_folder
+from indexer.backbone.load_once import LoadOnce
 from indexer.folder_features import save_features
 from indexer.images.jobs import Decoded, Job, Settings, read_image
 
@@ -76,3 +77,12 @@ def test_a_folder_without_images(tmp_path: Path, backbone: Backbone) -> None:
     assert (
         repr(embed_folder(tmp_path, backbone, resolution=56, workers=1)) == "FolderFeatures(1 images, 32 numbers each)"
     )
+
+
+def test_a_mistyped_folder_is_told_before_a_backbone_is_loaded(tmp_path: Path) -> None:
+    asked = LoadOnce("dinov2_vits14")
+    (tmp_path / "empty").mkdir()
+    for name in ("nosuch", "empty"):
+        with pytest.raises(SeenitError, match=name):
+            embed_folder(tmp_path / name, asked)
+    assert not asked.is_loaded
