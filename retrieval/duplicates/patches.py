@@ -36,7 +36,7 @@ class Moves:
 def moves_between(first: bytes, others: Sequence[bytes]) -> Moves:
     """Compare an image's packed patches with those of others."""
     one, many = batch_patches([first]), batch_patches(others)
-    pairs = mutual_pairs(one.tokens[0], many.tokens, many.mask)
+    pairs = mutual_pairs(one.tokens[0], many.tokens)
     rows, cols = one.grids[0]
     cells = torch.tensor([grid[::-1] for grid in many.grids], dtype=torch.float32)  # (B, 2) columns, rows
     inlier_weight, total, transforms = [], [], []

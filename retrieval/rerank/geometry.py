@@ -30,7 +30,8 @@ APART = 1.5  # patches that lie closer together fix no turn
 class Pairs:
     """Mutual nearest neighbours of B candidates' patches among a query's.
 
-    cosine   (B, M)  float32, of each candidate patch with its nearest in the query; 0 where that is not mutual
+    cosine   (B, M)  float32, of each candidate patch with its nearest in the query; 0 where that is not mutual, or
+                     where none is above 0
     nearest  (B, M)  int64, index of it among the query's patches
     """
 
@@ -54,31 +55,34 @@ class Inliers:
     transform: Tensor
 
 
-def mutual_pairs(query: Tensor, gallery: Tensor, mask: Tensor) -> Pairs:
+def mutual_pairs(query: Tensor, gallery: Tensor) -> Pairs:
     """Pair each candidate's patches with the query's.
 
-    query    (N, D)     L2-normalised
-    gallery  (B, M, D)  L2-normalised, zero-padded
-    mask     (B, M)     True where the patch is real
-    Both in float32, or in bfloat16, which costs a cosine its third digit.
+    query    (N, D)     float32, L2-normalised
+    gallery  (B, M, D)  float32, L2-normalised, zero-padded
 
     for b, m: nearest[b, m] = argmax_n query[n] . gallery[b, m]; mutual where m is in turn the best for that n
     """
-    return mutual_of(gallery @ query.T, mask)
+    return mutual_of(gallery @ query.T)
 
 
-def mutual_of(similarity: Tensor, mask: Tensor) -> Pairs:
+def mutual_of(similarity: Tensor) -> Pairs:
     """`mutual_pairs` of cosines that are at hand.
 
-    similarity  (B, M, N)  of each candidate patch with each of the query's; rows of padding are overwritten
-    mask        (B, M)     True where the patch is real
+    similarity  (B, M, N)  float32, of each candidate patch with each of the query's; 0 of padding
+
+    Where it counts, above 0, a float32 is larger where its bits are as a whole number. So each cosine's last bits give
+    way to n, and one pass finds the best and which it is, three times as fast as a maximum with its place. It costs a
+    cosine up to 2^-15 of its size where there are 256 patches.
     """
-    if not mask.all():
-        similarity.masked_fill_(~mask[..., None], -2.0)
-    cosine, nearest = similarity.max(2)  # (B, M)
-    best_of_query = similarity.amax(1)  # (B, N)
-    mutual = cosine >= best_of_query.gather(1, nearest)
-    return Pairs(torch.where(mutual & mask, cosine.float(), 0.0), nearest)
+    count = similarity.shape[2]
+    below = (1 << max(count - 1, 1).bit_length()) - 1  # the bits that hold n
+    keys = similarity.clamp(min=0).view(torch.int32)
+    keys.bitwise_and_(~below).bitwise_or_(torch.arange(count, dtype=torch.int32))
+    best, best_of_query = keys.amax(2), keys.amax(1)  # (B, M), (B, N)
+    nearest = best.bitwise_and(below).long()
+    mutual = best >= best_of_query.gather(1, nearest)
+    return Pairs(torch.where(mutual, best.bitwise_and(~below).view(torch.float32), 0.0), nearest)
 
 
 def find_inliers(cosine: Tensor, start: Tensor, end: Tensor) -> Inliers:

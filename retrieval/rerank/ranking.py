@@ -13,12 +13,13 @@ from indexer.store.protocol import Hit
 
 from ..query.query import EncodedQuery
 from .evidence import Evidence
-from .fuse import fuse_scores
+from .fuse import INLIER_SCALE, fuse_scores, saturate
 from .neighbours import best_cosine
-from .rerank import NO_MATCH, Comparison, to_evidence
+from .rerank import NO_MATCH, Comparison, glance, to_evidence
 
 if TYPE_CHECKING:
     from indexer.descriptor.embedder import Indexed
+    from indexer.descriptor.features import CropFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +60,20 @@ def rerank_candidates(query: EncodedQuery, candidates: "Sequence[Indexed]") -> l
     return [Reranked(int(hit.id), hit.score, _evidence(ranked, place)) for place, hit in enumerate(ranked.hits)]
 
 
-def rank_by_patches(packed: Mapping[str, bytes], query: EncodedQuery, hits: Sequence[Hit]) -> Ranked:
+def rank_by_patches(
+    packed: Mapping[str, bytes], query: EncodedQuery, hits: Sequence[Hit], deep: int | None = None
+) -> Ranked:
     """The hits by cosine and patches together; what one has in common with a disliked image does not count.
 
     packed  patches by id, of the hits that have any
+    deep    hits that are compared with all of the query's patches, the best by a glance at all of them; the others
+            follow, without evidence. None: all
     """
     views = [view for view in query.views if len(view.tokens)]
-    hits = sorted(hits, key=lambda hit: hit.id not in packed)  # those without patches last
+    if not views or not any(hit.id in packed for hit in hits):
+        return Ranked(list(hits))
+    hits, others = _at_a_glance(packed, views, hits, len(hits) if deep is None else deep)
     of_hits = [packed[hit.id] for hit in hits if hit.id in packed]
-    if not views or not of_hits:
-        return Ranked(hits)
     comparison = Comparison(views, of_hits)
     by_patches = np.stack([comparison.inlier_weight, comparison.distinctiveness])  # (2, candidates)
     if unlike := [view for view in query.unlike if len(view.tokens)]:
@@ -77,7 +82,26 @@ def rank_by_patches(packed: Mapping[str, bytes], query: EncodedQuery, hits: Sequ
     by_patches = np.pad(by_patches, ((0, 0), (0, len(hits) - len(of_hits))))
     scores = fuse_scores(np.array([hit.score for hit in hits]), *by_patches)
     order = np.argsort(-scores, kind="stable").tolist()
-    return Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
+    ranked = [replace(hits[n], score=float(scores[n])) for n in order]
+    rest = np.minimum.accumulate([ranked[-1].score, *(hit.score / 2 for hit in others)])[
+        1:
+    ]  # half is the patches' part
+    ranked += [replace(hit, score=float(score)) for hit, score in zip(others, rest, strict=True)]
+    return Ranked(ranked, comparison, [*order, *range(len(order), len(ranked))])
+
+
+def _at_a_glance(
+    packed: Mapping[str, bytes], views: "Sequence[CropFeatures]", hits: Sequence[Hit], count: int
+) -> tuple[list[Hit], list[Hit]]:
+    """The `count` most promising hits in their order, those without patches last; and the others, best first."""
+    hits = sorted(hits, key=lambda hit: hit.id not in packed)
+    if len(hits) <= count:
+        return hits, []
+    common = glance(views, [packed[hit.id] for hit in hits if hit.id in packed])
+    common = np.pad(common, (0, len(hits) - len(common)))
+    promise = np.array([hit.score for hit in hits]) + saturate(common, INLIER_SCALE)
+    order = np.argsort(-promise, kind="stable").tolist()
+    return [hits[n] for n in sorted(order[:count])], [hits[n] for n in order[count:]]
 
 
 def _evidence(ranked: Ranked, place: int) -> Evidence:

@@ -216,7 +216,7 @@ def support_alone(views: list[CropFeatures], packed: list[bytes]) -> Agreement:
 def pairs_alone(views: list[CropFeatures], packed: list[bytes]) -> Agreement:
     """What all mutual pairs are worth, wherever they point; a third of them, for the scale of inliers ofes."""
     candidates = batch_patches(packed)
-    of_views = [match.mutual_pairs(torch.from_numpy(view.tokens), candidates.tokens, candidates.mask) for view in views]
+    of_views = [match.mutual_pairs(torch.from_numpy(view.tokens), candidates.tokens) for view in views]
     support = torch.stack([(one.cosine - match.FLOOR).clamp(min=0).sum(1) for one in of_views]).amax(0).numpy() / 3
     return support, support * (DISTINCTIVENESS_SCALE / INLIER_SCALE)
 

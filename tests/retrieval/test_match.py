@@ -12,9 +12,11 @@ from indexer.descriptor.patch_codec import BITS, PatchTokens, pack_patches, unpa
 from indexer.errors import SeenitError
 from indexer.index.calibration import Calibration
 from retrieval.calibrate import learn
+from retrieval.rerank import products
 from retrieval.rerank.fuse import fuse_scores
 from retrieval.rerank.geometry import ELSEWHERE, FLOOR, Pairs, distinctiveness_of, far_apart, find_inliers, mutual_pairs
 from retrieval.rerank.patches import patches_at
+from retrieval.rerank.products import Factors, cosines
 from retrieval.rerank.rerank import CHUNK, Comparison, map_threads, to_evidence
 
 
@@ -56,16 +58,59 @@ def test_mutual_pairs_against_the_slow_loop() -> None:
     rng = np.random.default_rng(1)
     query, gallery = unit(rng, 9, 16), unit(rng, 3, 7, 16)
     real = [7, 4, 1]
-    mask = torch.tensor([[m < count for m in range(7)] for count in real])
-    pairs = mutual_pairs(torch.from_numpy(query), torch.from_numpy(gallery), mask)
+    for b, count in enumerate(real):
+        gallery[b, count:] = 0
+    pairs = mutual_pairs(torch.from_numpy(query), torch.from_numpy(gallery))
     for b, count in enumerate(real):
         similarity = query @ gallery[b, :count].T  # (9, count)
         for m in range(7):
-            if m < count and similarity[similarity[:, m].argmax()].argmax() == m:
+            if m < count and similarity[similarity[:, m].argmax()].argmax() == m and similarity[:, m].max() > 0:
                 assert pairs.nearest[b, m] == similarity[:, m].argmax()
                 assert pairs.cosine[b, m] == pytest.approx(similarity[:, m].max(), abs=1e-6)
             else:
                 assert pairs.cosine[b, m] == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 1024])
+def test_the_nearest_is_found_among_any_number_of_patches(count: int) -> None:
+    query = torch.from_numpy(unit(np.random.default_rng(count), count, 32))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    pairs = mutual_pairs(query, query[order][None])
+    assert pairs.nearest[0].tolist() == order.tolist() and pairs.cosine.min() > 0.999
+    nothing = mutual_pairs(query, -query[None]) if count == 1 else mutual_pairs(query, torch.zeros(2, 3, 32))
+    assert not nothing.cosine.any()
+
+
+def test_cosines_in_whole_numbers_are_those_in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    query, gallery = torch.from_numpy(unit(rng, 35, 192)), torch.from_numpy(unit(rng, 3, 20, 192))
+    gallery[:, :10] = torch.nn.functional.normalize(gallery[:, :10] * 0.2 + query[:10], dim=-1)
+    gallery[2, 15:] = 0
+    exact = gallery @ query.T
+    for bytes_are_quick in (True, False):  # on every machine both
+        monkeypatch.setattr(products, "multiplies_bytes", lambda told=bytes_are_quick: told)
+        found = cosines(Factors.of(gallery), Factors.of(query))
+        assert found.dtype == torch.float32 and (found - exact).abs().max() < 0.01
+    assert (found - exact).abs().max() < 1e-6
+    spiky = torch.zeros(1, 1, 192)
+    spiky[..., 3] = 1  # far beyond what most entries are
+    monkeypatch.setattr(products, "multiplies_bytes", lambda: True)
+    assert (cosines(Factors.of(spiky), Factors.of(query)) - spiky @ query.T).abs().max() < 0.01
+
+
+def test_a_product_of_bytes_that_is_not_there_or_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "best_dtype", lambda device: torch.bfloat16)
+    wrong = torch.zeros(8, 16, dtype=torch.int32)
+
+    def refused(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not built with it")
+
+    for stand_in in (refused, lambda left, right: wrong):
+        products.multiplies_bytes.cache_clear()
+        monkeypatch.setattr(torch, "_int_mm", stand_in)
+        assert not products.multiplies_bytes()
+    monkeypatch.undo()
+    products.multiplies_bytes.cache_clear()
 
 
 def assert_near(got: object, want: object, atol: float) -> None:
@@ -113,7 +158,7 @@ def test_distinctiveness_is_what_stands_out_from_elsewhere() -> None:
     lawn = torch.nn.functional.normalize(torch.ones(16) + 0.05 * torch.randn(30, 16), dim=1)
     at = patches_at((5, 6))
     gallery_at = torch.cat([at[[0, 7, 14, 15, 22, 29]], torch.rand(3, 2)]).expand(3, -1, -1)
-    pairs = mutual_pairs(query, gallery, torch.ones(3, 9, dtype=torch.bool))
+    pairs = mutual_pairs(query, gallery)
     inliers = find_inliers(pairs.cosine, at[pairs.nearest], gallery_at)
     found = distinctiveness_of(inliers.is_inlier, pairs, gallery @ query.T, far_apart(at))
     for b in range(3):
@@ -123,7 +168,7 @@ def test_distinctiveness_is_what_stands_out_from_elsewhere() -> None:
             others = [float(gallery[b, m] @ query[k]) for k in range(30) if torch.dist(at[k], at[n]) > ELSEWHERE]
             expected += max(float(pairs.cosine[b, m]) - max(0.0, *others), 0.0)
         assert found[b] == pytest.approx(expected, abs=1e-5) and found[b] > 2
-    of_lawn = mutual_pairs(lawn, lawn[None], torch.ones(1, 30, dtype=torch.bool))
+    of_lawn = mutual_pairs(lawn, lawn[None])
     alike = find_inliers(of_lawn.cosine, at[of_lawn.nearest], at[None])
     assert alike.weight[0] > 10
     assert distinctiveness_of(alike.is_inlier, of_lawn, (lawn @ lawn.T)[None], far_apart(at))[0] < 2

@@ -8,9 +8,12 @@ from PIL import Image
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.features import CropFeatures
+from indexer.descriptor.patch_codec import PatchTokens, pack_patches
 from indexer.errors import ImageError, SeenitError
+from indexer.store.protocol import Hit
 from retrieval import EncodedQuery, MultiQuery, QueryEncoder, match_images, rerank_candidates
 from retrieval.rerank.neighbours import ALPHA, augment_vector, expand_query
+from retrieval.rerank.ranking import rank_by_patches
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -73,3 +76,22 @@ def test_expansion_and_augmentation_are_the_formulas() -> None:
     assert expand_query(query, neighbours[:0]) is query
     with_itself = np.concatenate([vector[None], neighbours])
     np.testing.assert_allclose(augment_vector(vector, with_itself), mixed, atol=1e-5)
+
+
+def test_a_glance_finds_what_is_worth_a_comparison() -> None:
+    """Sixty candidates by a cosine that says nothing; six show the query's thing."""
+    rng = np.random.default_rng(0)
+    cells = np.stack(np.divmod(np.arange(64), 8), 1).astype(np.uint8)
+
+    thing = unit(rng, 64, 64)
+    of_all = [thing if n % 10 == 7 else unit(rng, 64, 64) for n in range(60)]
+    packed = {str(n): pack_patches(PatchTokens(one, cells, (8, 8)), 2) for n, one in enumerate(of_all)}
+    hits = [Hit(str(n), 0.5 - n / 1000) for n in range(60)] + [Hit("without patches", 0.1)]
+    query = EncodedQuery((CropFeatures(np.zeros(4, np.float32), thing, (8, 8)),))
+    thorough, quick = rank_by_patches(packed, query, hits), rank_by_patches(packed, query, hits, deep=10)
+    assert quick.hits[:6] == thorough.hits[:6] and {int(hit.id) % 10 for hit in quick.hits[:6]} == {7}
+    assert sorted(hit.id for hit in quick.hits) == sorted(hit.id for hit in hits)
+    scores = [hit.score for hit in quick.hits]
+    assert scores == sorted(scores, reverse=True)
+    assert quick.consistency(0) == thorough.consistency(0) > 0.5 and quick.consistency(60) == 0
+    assert quick.comparison is not None and not len(quick.comparison.match(quick.rows[30]).pairs)
