@@ -9,6 +9,7 @@ Not run yet: both CUDA paths. Tests hold what they are given against the plain p
 """
 
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,10 +20,8 @@ try:
     import xformers.ops as xformers_ops
 except ImportError:  # an optional extra, for CUDA only
     xformers_ops = None
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # it is young
-    varlen_attn = None  # type: ignore[assignment]
+
+HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None  # it is young
 
 # How images lie behind each other in a packed (T, ...) tensor: groups of (number of images, tokens per image).
 Layout = tuple[tuple[int, int], ...]
@@ -91,20 +90,29 @@ def _two_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _has_varlen(query: Tensor) -> bool:
     """Whether torch's kernel for sequences of different lengths takes these tensors."""
-    if varlen_attn is None or not query.is_cuda or query.dtype not in HALF:
+    if not HAS_VARLEN or not query.is_cuda or query.dtype not in HALF:
         return False
     ampere = torch.version.hip is None and torch.cuda.get_device_capability(query.device) >= (8, 0)
     return ampere and query.shape[-1] % 8 == 0
 
 
 def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler: half of what importing torch takes
+
     borders, longest = _borders(layout, query.device), max(length for _, length in layout)
     out = varlen_attn(query, key, value, borders, borders, longest, longest)  # (T, h, d)
     assert isinstance(out, Tensor)
     return out
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def prepare_to_compile() -> None:
+    """Tell torch.compile what is constant here; to be called before blocks are compiled.
+
+    It is no decorator, since that imports torch's compiler, which a search does without.
+    """
+    torch.compiler.assume_constant_result(_borders)
+
+
 def _borders(layout: Layout, device: torch.device) -> Tensor:
     """Where each image's tokens begin, and where the last one's end; the same tensor for all blocks and steps.
 

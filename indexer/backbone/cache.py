@@ -22,7 +22,7 @@ from ..errors import CheckpointError, DownloadError, SeenitError
 from ..messages import Say, say_nothing
 from ..printable import megabytes
 from .checkpoint import load_checkpoint
-from .download import Download, Patience
+from .patience import Patience
 from .vit import ARCHITECTURES, Architecture, VisionTransformer
 
 SHIPPED = "seenit_vits14"
@@ -53,6 +53,8 @@ def backbone_path(
 
     def check(path: Path) -> None:
         check_architecture(load_checkpoint(path).architecture, name)
+
+    from .download import Download  # here, since weights that are on the disk need no network
 
     expected = 4 * count_parameters(architecture)  # bytes, in float32
     say(f"fetching backbone {name}, about {megabytes(expected)}, from {url} to {cache_folder()}; this is done once")

@@ -34,9 +34,9 @@ def _works(dtype: torch.dtype) -> bool:
     """Try the operators on a small matrix and compare with the plain ones."""
     with torch.no_grad():
         ramp = torch.linspace(-1, 1, 64 * 32).reshape(64, 32).to(dtype)  # (T, D)
-        linear = nn.utils.skip_init(nn.Linear, 32, 64).to(dtype)  # draws no random numbers
-        linear.weight.copy_(ramp.flip(0) / 4)
-        linear.bias.fill_(0.5)
+        linear = nn.Linear(32, 64, device="meta")  # draws no random numbers
+        linear.weight = nn.Parameter(ramp.flip(0) / 4)
+        linear.bias = nn.Parameter(torch.full((64,), 0.5, dtype=dtype))
         residual = torch.ones(64, 64, dtype=dtype)
         try:
             fused = _FusedLinear(linear, activation="gelu")(ramp), _FusedLinear(linear).plus(residual, ramp)

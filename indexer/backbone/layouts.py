@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,30 @@ class Checkpoint:
     hash: str  # 32 hex digits, the first 128 bits of BLAKE2b of the file's bytes
     architecture: Architecture
     preprocessing: Preprocessing
-    state: dict[str, Tensor]  # official names; floating point, as precise as the file
+    state: Mapping[str, Tensor]  # official names; floating point, as precise as the file; see `EightBit`
     extra: dict[str, Tensor] = field(default_factory=dict)  # names begin with EXTRA_PREFIX
     provenance: dict[str, str] = field(default_factory=dict)
+
+
+class EightBit(Mapping[str, Tensor]):
+    """Named tensors of which some are kept as 8-bit rows with a scale each; reading one of those makes it float32 anew.
+
+    tensors  official names; (out, in) int8 where `scales` has the name
+    scales   (out, 1) float32
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
+        self.tensors, self.scales = tensors, scales
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.tensors[name]
+        return value * self.scales[name] if name in self.scales else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
 
 def infer_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
@@ -109,14 +130,17 @@ def _own_layout(digest: str, tensors: dict[str, Tensor], description: str) -> Ch
         raise _Mismatch(f"its description cannot be read ({on_one_line(error)})") from error
     extra = {key: value for key, value in tensors.items() if key.startswith(EXTRA_PREFIX)}
     state = {key: value for key, value in tensors.items() if key not in extra}
+    scales: dict[str, Tensor] = {}
     for key in [key for key in state if key + _SCALE_SUFFIX in state]:
         scale = state.pop(key + _SCALE_SUFFIX)  # (out, 1)
-        if state[key].dtype != torch.int8 or state[key].ndim != 2 or scale.shape != (len(state[key]), 1):
+        fits = state[key].dtype == torch.int8 and state[key].ndim == 2 and scale.shape == (len(state[key]), 1)
+        if not fits or scale.dtype not in _DTYPES:
             raise _Mismatch(f"{key} and its scale do not fit each other")
-        state[key] = state[key].float() * scale
-    _check_state(state, architecture)
+        scales[key] = scale.float()
+    _check_state(state, architecture, eight_bit=scales)
     _check_finite(extra)
-    return Checkpoint(name, digest, architecture, preprocessing, state, extra, provenance)
+    whole = EightBit(state, scales) if scales else state
+    return Checkpoint(name, digest, architecture, preprocessing, whole, extra, provenance)
 
 
 def _architecture_from(values: Any) -> Architecture:
@@ -207,8 +231,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _check_state(state: Mapping[str, Tensor], architecture: Architecture) -> None:
-    """Names, shapes and values must be those of the architecture, nothing missing, nothing over."""
+def _check_state(
+    state: Mapping[str, Tensor], architecture: Architecture, eight_bit: Mapping[str, Tensor] | None = None
+) -> None:
+    """Names, shapes and values must be those of the architecture, nothing missing, nothing over.
+
+    eight_bit  scales (out, 1) of those that are int8
+    """
+    scales = eight_bit or {}
     if architecture.depth > len(state):  # before a network of a million claimed blocks is built
         raise _Mismatch(f"it claims {architecture.depth} blocks and has {len(state)} tensors")
     try:
@@ -225,14 +255,15 @@ def _check_state(state: Mapping[str, Tensor], architecture: Architecture) -> Non
     for name, shape in expected.items():
         if state[name].shape != shape:
             raise _Mismatch(f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(shape)}")
-        if state[name].dtype not in _DTYPES:
+        if state[name].dtype not in _DTYPES and name not in scales:
             raise _Mismatch(f"{name} holds {state[name].dtype} instead of floating-point numbers")
     _check_finite(state)
+    _check_finite({name: scale * 128 for name, scale in scales.items()})  # the largest values that they make
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and value.numel() and not torch.stack(value.aminmax()).isfinite().all():
             raise _Mismatch(f"{name} holds values that are infinite or not a number")
 
 

@@ -10,13 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from ..errors import DownloadError, SeenitError, on_one_line
 from ..messages import Say, say_nothing
-from ..web import failure, http_client, refuse_web_page, within
 from .cache import SHIPPED, backbone_path, cache_folder, file_in, local_path, official_url, unknown_name
-from .download import Patience
+from .patience import Patience
 from .vit import ARCHITECTURES
 
 PREFERRED = "dinov2_vits14"  # what `auto` wants
@@ -57,6 +54,9 @@ def would_be_fetched(spec: str | Path | None) -> bool:
 
 def probe(url: str, timeout_s: float = PROBE_S) -> None:
     """Raise DownloadError unless the server answers for `url` within `timeout_s`, name resolution included."""
+    import httpx  # here, since a backbone that is on the disk needs no network
+
+    from ..web import failure, http_client, refuse_web_page, within
 
     def ask() -> None:
         with http_client(timeout_s, timeout_s) as client:

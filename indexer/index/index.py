@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Self
 
 from ..errors import WAIT_S as WAIT_S
 from ..errors import ImageError, SeenitError
-from ..images.decode import read_image_file
 from ..images.metadata import content_id
 from ..printable import pasted
 from ..store.index_folder import is_index_folder
@@ -169,6 +168,8 @@ class Index:
 
     def record_of(self, path: str | Path) -> Record:
         """What the index holds of an image file's content, without vectors; SeenitError where it does not hold it."""
+        from ..images.decode import read_image_file
+
         try:
             id = content_id(read_image_file(os.path.abspath(os.path.expanduser(path))))
         except ImageError as error:

@@ -21,14 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss as _faiss
 import numpy as np
 import platformdirs
 
 from ..atomic_file import atomic_file, read_plain
+from .faiss_library import faiss
 
 FORMAT = 1
-faiss: Any = _faiss  # its own types do not know what its Python classes take
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ def load_graph(index_id: str, dim: int, epochs: list[Epoch], *, writable: bool =
         for name, crc in ((about.graph, about.graph_crc), (about.numbers, about.numbers_crc)):
             if Path(name).name != name or not _own(folder / name, stat.S_ISREG) or _crc(folder / name) != crc:
                 return None
-        index = faiss.read_index(str(folder / about.graph), 0 if writable else faiss.IO_FLAG_MMAP_IFC)
+        index = faiss().read_index(str(folder / about.graph), 0 if writable else faiss().IO_FLAG_MMAP_IFC)
         numbers = np.load(folder / about.numbers, mmap_mode="r", allow_pickle=False)
-        right = isinstance(index, faiss.IndexHNSWSQ) and index.d == dim and numbers.shape == (index.ntotal,)
+        right = isinstance(index, faiss().IndexHNSWSQ) and index.d == dim and numbers.shape == (index.ntotal,)
         right = right and len(numbers) > 0 and int(numbers[-1]) == about.last_number
         return Graph(index, numbers, about.epoch, about.last_number) if right else None
     except (OSError, ValueError, TypeError, RuntimeError, RecursionError):
@@ -112,7 +111,7 @@ def save_graph(index_id: str, location: str, graph: Graph) -> None:
     part = secrets.token_hex(8)
     names = (f"graph-{part}.faiss", f"numbers-{part}.npy")
     try:
-        faiss.write_index(graph.index, str(folder / names[0]))
+        faiss().write_index(graph.index, str(folder / names[0]))
         np.save(folder / names[1], np.asarray(graph.numbers, np.int64), allow_pickle=False)
         about = _About(
             format=FORMAT,

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .neighbour_cache import Epoch, Graph, faiss, given_by, load_graph, save_graph
+from .faiss_library import faiss
+from .neighbour_cache import Epoch, Graph, given_by, load_graph, save_graph
 from .protocol import BuildProgress, never, no_progress
 
 # Q queries, G numbers in a vector, N records
@@ -221,7 +222,7 @@ def _extended(state: _State, source: Source) -> _State:
     if len(blocks) >= BLOCKS:
         last = state.graph.last_number if state.graph else 0
         blocks = []
-    index = faiss.IndexScalarQuantizer(source.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    index = faiss().IndexScalarQuantizer(source.dim, faiss().ScalarQuantizer.QT_fp16, faiss().METRIC_INNER_PRODUCT)
     index.is_trained = True  # half precision has nothing to learn
     numbers = []
     while len((found := source.vectors_after(last, CHUNK)).numbers):
@@ -246,7 +247,7 @@ def _candidates(state: _State, queries: np.ndarray, wanted: int, allowed: np.nda
         if mask is not None and not mask.any():
             continue
         selector = None if mask is None else _selector(mask)
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+        parameters = None if selector is None else faiss().SearchParameters(sel=selector)
         found, places = block.index.search(queries, min(wanted, len(block.numbers)), params=parameters)
         scores.append(np.where(places < 0, -np.inf, found))
         columns.append(np.where(places < 0, -1, block.numbers[places]))
@@ -264,16 +265,16 @@ def _in_graph(
     wanted = min(wanted, len(graph.numbers))
     ef = EF_SEARCH if len(graph.numbers) < LARGE else EF_SEARCH_LARGE
     if allowed is None:
-        parameters = faiss.SearchParametersHNSW(efSearch=max(ef, wanted))
+        parameters = faiss().SearchParametersHNSW(efSearch=max(ef, wanted))
         cosine, places = graph.index.search(queries, wanted, params=parameters)
     else:
         mask = np.isin(graph.numbers, allowed, assume_unique=True)
         selector = _selector(mask)
         if mask.mean() < NARROW:
-            codes = faiss.downcast_index(graph.index.storage)
-            cosine, places = codes.search(queries, wanted, params=faiss.SearchParameters(sel=selector))
+            codes = faiss().downcast_index(graph.index.storage)
+            cosine, places = codes.search(queries, wanted, params=faiss().SearchParameters(sel=selector))
         else:
-            parameters = faiss.SearchParametersHNSW(efSearch=max(ef, 2 * wanted), sel=selector)
+            parameters = faiss().SearchParametersHNSW(efSearch=max(ef, 2 * wanted), sel=selector)
             cosine, places = graph.index.search(queries, wanted, params=parameters)
     return np.where(places < 0, -np.inf, cosine), np.where(places < 0, -1, np.asarray(graph.numbers)[places])
 
@@ -282,20 +283,20 @@ def _in_graph(
 def _threads_for(queries: np.ndarray) -> Iterator[None]:
     """FAISS divides queries among threads. With few queries that gains little, and on a busy machine a search waits for
     the system to run the others, 30 ms for a scan of 1. The number is this thread's own and is put back."""
-    threads = faiss.omp_get_max_threads()
+    threads = faiss().omp_get_max_threads()
     if threads == 1 or len(queries) >= QUERIES_A_THREAD * threads:
         yield
         return
-    faiss.omp_set_num_threads(1)
+    faiss().omp_set_num_threads(1)
     try:
         yield
     finally:
-        faiss.omp_set_num_threads(threads)
+        faiss().omp_set_num_threads(threads)
 
 
 def _selector(mask: np.ndarray) -> Any:
     """FAISS's own form of (N,) bool."""
-    return faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    return faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
 
 
 def _rescored(source: Source, queries: np.ndarray, candidates: np.ndarray, top: int) -> Hits:
@@ -343,6 +344,6 @@ def _chunks(source: Source, allowed: np.ndarray | None) -> Iterator[Found]:
 
 def _new_graph(source: Source) -> tuple[Any, list[np.ndarray]]:
     """An empty graph whose codes are fitted to the first vectors, which are in no order of content."""
-    index = faiss.IndexHNSWSQ(source.dim, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT)
+    index = faiss().IndexHNSWSQ(source.dim, faiss().ScalarQuantizer.QT_8bit, LINKS, faiss().METRIC_INNER_PRODUCT)
     index.train(source.vectors_after(0, TRAINED_ON).vectors.astype(np.float32))
     return index, []

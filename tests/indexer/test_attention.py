@@ -11,8 +11,9 @@ from torch import Tensor
 from indexer.backbone import attention as attention_module
 from indexer.backbone.vit import Architecture, VisionTransformer
 
-real_kernel: Any = vars(attention_module)["varlen_attn"]
-pytestmark = pytest.mark.skipif(real_kernel is None, reason="this torch has no attention for different lengths")
+varlen = pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no attention for different lengths")
+real_kernel: Any = varlen.varlen_attn
+KERNEL = "torch.nn.attention.varlen.varlen_attn"
 LAYOUT = ((4, 17), (1, 9), (6, 5))
 
 
@@ -37,7 +38,7 @@ def test_borders_are_where_images_begin_and_the_last_one_ends() -> None:
 
 
 def test_the_kernel_is_given_what_the_plain_path_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_module, "varlen_attn", slow_kernel)
+    monkeypatch.setattr(KERNEL, slow_kernel)
     torch.manual_seed(0)
     qkv = torch.randn(4 * 17 + 9 + 6 * 5, 3, 2, 16, requires_grad=True)
     gradients = []
@@ -59,7 +60,7 @@ def test_a_packed_forward_uses_it_for_crops_of_two_sizes_only(monkeypatch: pytes
     model = VisionTransformer(Architecture(embed_dim=32, depth=2, num_heads=2, image_size=56))
     large, small = torch.randn(2, 3, 56, 56), torch.randn(3, 3, 28, 28)
     plain = model.forward_packed([large, small])
-    monkeypatch.setattr(attention_module, "varlen_attn", counting_kernel)
+    monkeypatch.setattr(KERNEL, counting_kernel)
     monkeypatch.setattr(attention_module, "_has_varlen", lambda query: True)
     packed = model.forward_packed([large, small])
     assert len(calls) == 2  # one a block

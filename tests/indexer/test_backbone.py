@@ -21,10 +21,10 @@ from indexer.backbone.backbone import Backbone
 from indexer.backbone.cache import SHIPPED, backbone_path, cache_folder, local_path, official_url
 from indexer.backbone.catalogue import list_backbones
 from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
-from indexer.backbone.download import Patience
 from indexer.backbone.import_weights import import_backbone
 from indexer.backbone.layouts import Preprocessing
 from indexer.backbone.load_once import LoadOnce
+from indexer.backbone.patience import Patience
 from indexer.backbone.resolve import PREFERRED
 from indexer.backbone.vit import ARCHITECTURES, Architecture, VisionTransformer
 from indexer.errors import CheckpointError, DownloadError, SeenitError

@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from indexer.backbone.download import Download, Patience
+from indexer.backbone.download import Download
+from indexer.backbone.patience import Patience
 from indexer.backbone.resolve import probe
 from indexer.errors import DownloadError
 from indexer.web import http_client

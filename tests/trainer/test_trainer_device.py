@@ -509,7 +509,8 @@ def test_borders_are_constants_of_compiled_blocks(monkeypatch: pytest.MonkeyPatc
         graphs.append(graph.code)
         return graph.forward
 
-    monkeypatch.setattr(attention_module, "varlen_attn", kernel)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    attention_module.prepare_to_compile()
     monkeypatch.setattr(attention_module, "_has_varlen", lambda query: True)
     model = VisionTransformer(Architecture(embed_dim=16, depth=2, num_heads=2, image_size=56))
     given = [torch.randn(2, 3, 56, 56), torch.randn(3, 3, 28, 28)]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from indexer.backbone.attention import prepare_to_compile
 from indexer.backbone.vit import TokenFeatures, VisionTransformer
 
 from ..config import Config
@@ -276,6 +277,8 @@ def prepare_blocks(
     Compiled by hand on a CPU: the losses of three steps were those of plain blocks, with and without recomputing.
     """
     backbone.half_residual = half_residual
+    if compiled:
+        prepare_to_compile()
     for block in backbone.blocks:
         if recompute:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
