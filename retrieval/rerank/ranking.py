@@ -15,7 +15,7 @@ from ..query.query import EncodedQuery
 from .evidence import Evidence
 from .fuse import fuse_scores
 from .neighbours import best_cosine
-from .rerank import NO_MATCH, Comparison, to_evidence
+from .rerank import NO_MATCH, Comparison, Match, to_evidence
 
 if TYPE_CHECKING:
     from indexer.descriptor.embedder import Indexed
@@ -23,15 +23,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Candidates, best first; `rows` says where each stands in the comparison; without one there are none."""
+    """Candidates, best first; `compared` names for each the comparison and its place there, () without patches."""
 
     hits: list[Hit]
-    comparison: Comparison | None = None
-    rows: Sequence[int] = ()
+    compared: Sequence[tuple[Comparison, int]] = ()
 
     def consistency(self, n: int) -> float:
         """Of the patches of hit number n, in [0, 1)."""
-        return self.comparison.consistency(self.rows[n]) if self.comparison else 0.0
+        if not self.compared:
+            return 0.0
+        comparison, row = self.compared[n]
+        return comparison.consistency(row)
+
+    def match(self, n: int) -> Match | None:
+        """What hit number n has in common with the query; None where patches were not compared."""
+        if not self.compared:
+            return None
+        comparison, row = self.compared[n]
+        return comparison.match(row)
 
 
 @dataclass(frozen=True)
@@ -77,10 +86,8 @@ def rank_by_patches(packed: Mapping[str, bytes], query: EncodedQuery, hits: Sequ
     by_patches = np.pad(by_patches, ((0, 0), (0, len(hits) - len(of_hits))))
     scores = fuse_scores(np.array([hit.score for hit in hits]), *by_patches)
     order = np.argsort(-scores, kind="stable").tolist()
-    return Ranked([replace(hits[n], score=float(scores[n])) for n in order], comparison, order)
+    return Ranked([replace(hits[n], score=float(scores[n])) for n in order], [(comparison, n) for n in order])
 
 
 def _evidence(ranked: Ranked, place: int) -> Evidence:
-    if ranked.comparison is None:
-        return to_evidence(NO_MATCH, None)
-    return to_evidence(ranked.comparison.match(ranked.rows[place]), None)
+    return to_evidence(ranked.match(place) or NO_MATCH, None)
