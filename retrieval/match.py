@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .query.encoder import QueryEncoder, read_query
 from .query.query import QueryImage, Region
-from .rerank.evidence import Evidence
+from .rerank.evidence import CONVINCING_SCORE, Evidence
 
 if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
@@ -64,4 +64,9 @@ def match_images(
     (query,) = encoder.encode([a], [region])
     candidate = embedder.indexed(pixels[1], whitening)
     (found,) = rerank_candidates(query, [candidate])
+    if found.score < CONVINCING_SCORE:
+        (turned,) = encoder.turned([query])
+        (by_turned,) = rerank_candidates(turned, [candidate])
+        if by_turned.score >= CONVINCING_SCORE:
+            query, found = turned, by_turned
     return ImageMatch(found.score, best_cosine(query, candidate.view.vector), found.evidence)

@@ -30,7 +30,7 @@ from .options import SearchOptions
 from .query.encoder import QueryEncoder
 from .query.feature_cache import FeatureCache, FeatureKey, KeptFeatures
 from .query.query import EncodedQuery, Query, QueryImage, Region
-from .rerank.evidence import Evidence
+from .rerank.evidence import CONVINCING_SCORE, MATCH_PROBABILITY, Evidence
 from .results import Candidate, Explained, Result
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from indexer.descriptor.whitening import Whitening
 
     from .rerank.ranking import Ranked
-    from .rerank.rerank import Comparison
     from .show.inspect import Inspection
 
 RERANKED = 100  # candidates at least that are compared patch by patch; time is linear in them, see search_speed.py
@@ -53,6 +52,7 @@ PATCHES_AT_ONCE = 20_000  # images whose patches are held in memory while querie
 # resized copies .87 and more, cropped ones .53 to .8 (nine of ten over .62), different photos .51 at most
 GROUP_COSINE = 0.6
 GROUPED_FROM = 10  # times as many candidates as results are looked at for a better spread; not tuned
+
 TRIES = 5  # to describe queries by statistics that hold until their answers are there
 
 
@@ -190,9 +190,11 @@ class Searcher:
 
     def candidates(self, queries: Sequence[Query]) -> list[list[Candidate]]:
         """All that is compared patch by patch with each query, best first."""
-        asked = self.encode(queries, include_self=True)
+        asked, options = self.encode(queries, include_self=True), SearchOptions(RERANKED)
         with self.store.snapshot():
-            ranked = self._ranked(asked, SearchOptions(RERANKED))
+            ranked = self._ranked(asked, options)
+            doubtful = self._doubtful(asked, ranked, options)
+        self._take_turned(asked, ranked, doubtful, self.encoder.turned([asked[n] for n in doubtful]), options)
         return [
             [Candidate(hit.id, hit.score, found.consistency(n)) for n, hit in enumerate(found.hits)] for found in ranked
         ]
@@ -217,12 +219,22 @@ class Searcher:
         id = image_id or (content_id(read_image_file(image)) if isinstance(image, (str, Path)) else "")
         # where the image is in the index, it is compared as searches do it
         packed = self.store.patches([id] if id else []).get(id, seen.packed)
-        ranked = rank_by_patches({id: packed}, asked, [Hit(id, best_cosine(asked, seen.view.vector))])
-        assert ranked.comparison is not None, "both are images, which have patches"
+
+        def compare(asked: EncodedQuery) -> "Ranked":
+            return rank_by_patches({id: packed}, asked, [Hit(id, best_cosine(asked, seen.view.vector))])
+
+        ranked, views = compare(asked), asked.views
+        if asked.sources and not self._match_at(ranked, 0):
+            (turned,) = self.encoder.turned([asked])
+            by_turned = compare(turned)
+            if self._match_at(by_turned, 0):
+                ranked, views = by_turned, (*views, *turned.views)
+        evidence = self._evidence(ranked, 0)
+        assert evidence is not None, "both are images, which have patches"
         return Explained(
-            self._evidence(ranked.comparison, 0, ranked.hits[0].score),
-            query_similarity_map(asked.views, seen.view),
-            np.max([similarity_map(seen.view, view) for view in asked.views], axis=0),
+            evidence,
+            query_similarity_map(views, seen.view),
+            np.max([similarity_map(seen.view, view) for view in views], axis=0),
         )
 
     def inspect(self, image: QueryImage) -> "Inspection":
@@ -248,9 +260,21 @@ class Searcher:
         for _ in range(TRIES):
             self.index.refresh()
             asked = encode()  # no read is open meanwhile: this takes the backbone
+            if not asked:
+                return []
             with self.store.snapshot():
-                if not self.index.refresh():
-                    return self._answers(asked, options)
+                if self.index.refresh():
+                    continue
+                ranked = self._ranked(asked, options)
+                doubtful = self._doubtful(asked, ranked, options)
+                if not doubtful:
+                    return self._answers(asked, ranked, options)
+            turned = self.encoder.turned([asked[n] for n in doubtful])
+            with self.store.snapshot():
+                if self.index.refresh():
+                    continue
+                self._take_turned(asked, ranked, doubtful, turned, options)
+                return self._answers(asked, ranked, options)
         raise SeenitError(f"the index at {self.index.location} is being refitted again and again; search again later")
 
     def _ready(self) -> "tuple[Embedder, Whitening]":
@@ -269,11 +293,57 @@ class Searcher:
         self._backbone = load_once(backbone, self._say)
         self._embedder = self.index.embedder(self._backbone.load(self.manifest.backbone))
 
-    def _answers(self, asked: Sequence[EncodedQuery], options: SearchOptions) -> list[list[Result]]:
-        """Results for each query. A record's cosine is that of the crop that it resembles most."""
-        if not asked:
+    def _doubtful(self, asked: Sequence[EncodedQuery], ranked: "Sequence[Ranked]", options: SearchOptions) -> list[int]:
+        """Which queries are to be looked at turned: those with an image and no match, where patches can prove one."""
+        if not options.rerank:
             return []
-        ranked = self._ranked(asked, options)
+        return [n for n, one in enumerate(asked) if one.sources and not self._has_match(one, ranked[n])]
+
+    def _take_turned(
+        self,
+        asked: list[EncodedQuery],
+        ranked: "list[Ranked]",
+        doubtful: Sequence[int],
+        turned: Sequence[EncodedQuery],
+        options: SearchOptions,
+    ) -> None:
+        """Add to the doubtful queries and their candidates what their turned crops prove, in place."""
+        from .rerank.turned import take_proven
+
+        if not doubtful:
+            return
+        for n, query, found in zip(doubtful, turned, self._ranked(turned, options), strict=True):
+            ranked[n] = both = take_proven(ranked[n], found, self._is_match)
+            places = [place for place in range(len(both.hits)) if self._match_at(both, place)]
+            turns = {match.turn for match in map(both.match, places) if match is not None}
+            views = tuple(view for view in query.views if view.turn in turns)
+            asked[n] = replace(asked[n], views=asked[n].views + views)  # for what expansion asks again
+
+    def _has_match(self, asked: EncodedQuery, ranked: "Ranked") -> bool:
+        """Whether a query has found a match, its own files not counted."""
+        return any(
+            self._match_at(ranked, n) and not self._is_own(hit.id, asked.exclude_paths)
+            for n, hit in enumerate(ranked.hits)
+        )
+
+    def _is_own(self, id: str, exclude_paths: Sequence[str]) -> bool:
+        """Whether all files of a record are the query's own."""
+        files = [file for record in self.store.retrieve([id] if exclude_paths else []) for file in record.files]
+        return bool(files) and not self._other_paths([file.key for file in files], exclude_paths)
+
+    def _match_at(self, ranked: "Ranked", n: int) -> bool:
+        return self._is_match(ranked.hits[n].score, ranked.consistency(n))
+
+    def _is_match(self, score: float, consistency: float) -> bool:
+        known = self.calibration
+        return (
+            score >= CONVINCING_SCORE if known is None else known.probability(score, consistency) >= MATCH_PROBABILITY
+        )
+
+    def _answers(
+        self, asked: Sequence[EncodedQuery], ranked: "list[Ranked]", options: SearchOptions
+    ) -> list[list[Result]]:
+        """Results for each query from its candidates, with query expansion where that is asked for."""
         if options.expand:
             asked = [self._expanded(one, found, options.expand) for one, found in zip(asked, ranked, strict=True)]
             ranked = self._ranked(asked, options)
@@ -288,7 +358,7 @@ class Searcher:
         ]
 
     def _ranked(self, asked: Sequence[EncodedQuery], options: SearchOptions) -> "list[Ranked]":
-        """The candidates of each query in their order."""
+        """The candidates of each query in their order. A record's cosine is that of the crop that it resembles most."""
         from .rerank.ranking import Ranked, rank_by_patches
         from .rerank.rerank import map_threads
 
@@ -353,12 +423,10 @@ class Searcher:
             if options.where.under:
                 inside = [key for key in keys if any(key.startswith(folder + "/") for folder in options.where.under)]
                 keys = inside + [key for key in keys if key not in inside]
-            paths = [self.roots.path(key) for key in keys]
-            paths = [path for path in paths if not any(_same_path(path, one) for one in exclude_paths)]
+            paths = self._other_paths(keys, exclude_paths)
             if record is None or not paths:
                 continue
-            comparison = ranked.comparison
-            evidence = None if comparison is None else self._evidence(comparison, ranked.rows[n], hit.score)
+            evidence = self._evidence(ranked, n)
             if options.min_probability and ((evidence and evidence.probability) or 0) < options.min_probability:
                 continue
             if options.group and record.global_vector is not None:
@@ -381,12 +449,18 @@ class Searcher:
                 break
         return results
 
-    def _evidence(self, comparison: "Comparison", row: int, score: float) -> Evidence:
+    def _other_paths(self, keys: Sequence[str], exclude_paths: Sequence[str]) -> list[str]:
+        paths = [self.roots.path(key) for key in keys]
+        return [path for path in paths if not any(_same_path(path, one) for one in exclude_paths)]
+
+    def _evidence(self, ranked: "Ranked", n: int) -> Evidence | None:
+        """Of hit number n; None where patches were not compared."""
+        match, known = ranked.match(n), self.calibration
+        if match is None:
+            return None
         from .rerank.rerank import to_evidence
 
-        known = self.calibration
-        probability = known.probability(score, comparison.consistency(row)) if known else None
-        return to_evidence(comparison.match(row), probability)
+        return to_evidence(match, known.probability(ranked.hits[n].score, ranked.consistency(n)) if known else None)
 
 
 def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:

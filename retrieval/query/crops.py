@@ -32,20 +32,33 @@ class QueryCrop:
 
     pixels  (H, W, 3) uint8
     frame   (2, 3) float32, affine: fractions of the whole image = frame @ (x, y, 1), fractions of this part
+    turn    the nearest quarter turn in which it shows the image: degrees clockwise, 0, 90, 180 or 270
     """
 
     pixels: np.ndarray
     frame: np.ndarray
+    turn: int = 0
 
 
 def query_crops(image: np.ndarray) -> list[QueryCrop]:
     """The parts of (H, W, 3) uint8 pixels that a query is searched by: the whole, its middle, that turned level."""
-    crops = [QueryCrop(image, WHOLE), QueryCrop(middle(image), middle_frame(image))]
+    return [QueryCrop(image, WHOLE), middle_crop(image), *level_crops(image)]
+
+
+def middle_crop(image: np.ndarray) -> QueryCrop:
+    return QueryCrop(middle(image), middle_frame(image))
+
+
+def level_crops(image: np.ndarray) -> list[QueryCrop]:
+    """The middle of (H, W, 3) pixels turned level, both ways; none where the edges do not run aslant."""
     degrees, peak = edge_turn(image)
-    if abs(degrees) > LEAST_TURN and peak > LEAST_PEAK:
-        for turn in (degrees, degrees - math.copysign(90, degrees)):
-            turned = np.asarray(Image.fromarray(image).rotate(turn, Image.Resampling.BICUBIC))
-            crops.append(QueryCrop(np.ascontiguousarray(middle(turned)), middle_frame(image, turn)))
+    if abs(degrees) <= LEAST_TURN or peak <= LEAST_PEAK:
+        return []
+    crops = []
+    for turn in (degrees, degrees - math.copysign(90, degrees)):
+        turned = np.asarray(Image.fromarray(image).rotate(turn, Image.Resampling.BICUBIC))
+        frame, quarter = middle_frame(image, turn), round(-turn / 90) * 90 % 360
+        crops.append(QueryCrop(np.ascontiguousarray(middle(turned)), frame, quarter))
     return crops
 
 

@@ -18,7 +18,18 @@ from indexer.images.preprocess import detail_px, preprocess
 
 from .crops import MIDDLE, QueryCrop, query_crops
 from .feature_cache import FeatureCache, FeatureKey, IdentifiedImage
-from .query import EncodedQuery, MultiQuery, Query, QueryImage, Region, box_in_pixels, combined, unit_vector
+from .query import (
+    EncodedQuery,
+    MultiQuery,
+    Query,
+    QueryImage,
+    QuerySource,
+    Region,
+    box_in_pixels,
+    combined,
+    unit_vector,
+)
+from .turned import turned_crops
 
 if TYPE_CHECKING:
     from indexer.descriptor.embedder import Embedder
@@ -76,14 +87,26 @@ class QueryEncoder:
                 assert isinstance(query, EncodedQuery)
                 encoded.append(query)
                 continue
-            wanted, likes, dislikes = (
+            seen, *further = (
                 [next(of_images) for _ in some] for some in (several.images, several.likes, several.dislikes)
             )
+            wanted, likes, dislikes = ([one.crops for one in some] for some in (seen, *further))
             own = [str(one) for one in (*several.images, *several.likes) if isinstance(one, (str, Path))]
             own += several.exclude_paths
             exclude_paths = () if include_self else tuple(map(os.path.abspath, own))
-            encoded.append(combined(wanted, likes, dislikes, exclude_paths))
+            sources = tuple(one.source for one in seen if one.source is not None)
+            encoded.append(combined(wanted, likes, dislikes, exclude_paths, sources))
         return encoded
+
+    def turned(self, queries: Sequence[EncodedQuery]) -> list[EncodedQuery]:
+        """Each query by its quarter turned crops alone, see `turned_crops`; the network sees all of them in batches.
+
+        A query without `sources` has no views then.
+        """
+        of_sources = iter(
+            self._features([(source, None) for query in queries for source in query.sources], turned=True)
+        )
+        return [query.seen_by([view for _ in query.sources for view in next(of_sources).crops]) for query in queries]
 
     def decode_files(self, paths: Sequence[str], pool: DecodePool, *, include_self: bool = False) -> "FileQueries":
         """Image files decoded in the processes of `query_pool`, to be encoded as often as is needed."""
@@ -100,64 +123,71 @@ class QueryEncoder:
         """A whole query image, (H, W, 3) uint8, at the size from which it is cropped."""
         return read_query(image, None, self._resolution).pixels
 
-    def _of_wholes(self, pixels: Sequence[np.ndarray]) -> list[list[CropFeatures]]:
-        """The features of every crop of whole images."""
-        if not pixels:
-            return []
-        embedder, whitening = self._ready()
-        crops = [query_crops(image) for image in pixels]
-        views = iter(embedder.describe([crop.pixels for of_image in crops for crop in of_image], whitening))
-        return [[replace(next(views), frame=crop.frame) for crop in of_image] for of_image in crops]
+    def _features(
+        self, images: Sequence[tuple[QueryImage, Region | None]], *, turned: bool = False
+    ) -> "list[_ImageFeatures]":
+        """The features of every crop of each image; what is known is not computed, nor is anything twice.
 
-    def _features(self, images: Sequence[tuple[QueryImage, Region | None]]) -> list[list[CropFeatures]]:
-        """The features of every crop of each image; what is known is not computed, nor is anything twice."""
-        found: dict[int | FeatureKey, Sequence[CropFeatures]] = {}  # an identified image by its key, others by number
+        turned  of the quarter turned crops in place of the upright ones
+        """
+        found: dict[int | FeatureKey, _ImageFeatures] = {}  # an identified image by its key, others by number
         wanted: dict[int | FeatureKey, tuple[QueryImage, Region | None]] = {}
         keys: list[int | FeatureKey] = []
         for n, (image, region) in enumerate(images):
-            key = self._key(image, region) if isinstance(image, IdentifiedImage) else n
+            key = self._key(image, region, turned) if isinstance(image, IdentifiedImage) else n
             keys.append(key)
             if isinstance(key, FeatureKey) and (kept := self._kept.get(key)) is not None:
-                found[key] = kept.crops
+                assert isinstance(image, IdentifiedImage)
+                found[key] = _ImageFeatures(kept.crops, image)
             elif key not in wanted:
                 wanted[key] = image, region
-        computed = self._computed([(_decoded(image), region) for image, region in wanted.values()])
-        for (key, (image, _)), crops in zip(wanted.items(), computed, strict=True):
-            found[key] = crops
+        computed = self._computed([(_decoded(image), region) for image, region in wanted.values()], turned)
+        for (key, (image, _)), features in zip(wanted.items(), computed, strict=True):
+            found[key] = features
             if isinstance(key, FeatureKey) and isinstance(image, IdentifiedImage):
-                self._kept.put(key, crops, image.size)
-        return [list(found[key]) for key in keys]
+                found[key] = replace(features, source=image)
+                self._kept.put(key, features.crops, image.size)
+        return [found[key] for key in keys]
 
-    def _key(self, image: IdentifiedImage, region: Region | None) -> FeatureKey:
+    def _key(self, image: IdentifiedImage, region: Region | None, turned: bool) -> FeatureKey:
         if region is not None:
             raise SeenitError("an identified image names its own region; leave the other one out")
-        return FeatureKey(image.id, image.region, self._ready()[1].id)
+        return FeatureKey(image.id, image.region, self._ready()[1].id, turned)
 
-    def _computed(self, images: Sequence[tuple[QueryImage, Region | None]]) -> list[list[CropFeatures]]:
-        views: list[list[CropFeatures]] = [[] for _ in images]
-        wholes: dict[int, np.ndarray] = {}
-        parts: dict[int, QueryCrop] = {}
+    def _computed(self, images: Sequence[tuple[QueryImage, Region | None]], turned: bool) -> "list[_ImageFeatures]":
+        """The features of images; a vector has a view without patches, and no turned one."""
+        found: dict[int, _ImageFeatures] = {}
+        sources: dict[int, QueryCrop] = {}
         for n, (image, region) in enumerate(images):
             if isinstance(image, np.ndarray) and image.ndim == 1:
-                views[n] = [CropFeatures(unit_vector(image), np.empty((0, 0), np.float32), (0, 0))]
-            elif isinstance(image, QueryCrop) and region is None and image.frame is not WHOLE:
-                parts[n] = image
-            elif region is None:
-                wholes[n] = self.pixels(image)
+                found[n] = _ImageFeatures((CropFeatures(unit_vector(image), np.empty((0, 0), np.float32), (0, 0)),))
             else:
-                parts[n] = read_query(image, region, self._resolution)
-        for n, of_image in zip(wholes, self._of_wholes(list(wholes.values())), strict=True):
-            views[n] = of_image
-        if parts:
-            embedder, whitening = self._ready()
-            of_parts = embedder.describe([part.pixels for part in parts.values()], whitening)
-            for (n, part), view in zip(parts.items(), of_parts, strict=True):
-                views[n] = [replace(view, frame=part.frame)]
-        if wrong := {len(view.vector) for of_image in views for view in of_image} - {self._dim}:
+                sources[n] = read_query(image, region, self._resolution)
+        cut = turned_crops if turned else upright_crops
+        described = self._described([cut(source) for source in sources.values()])
+        for (n, source), crops in zip(sources.items(), described, strict=True):
+            found[n] = _ImageFeatures(tuple(crops), source)
+        if wrong := {len(view.vector) for one in found.values() for view in one.crops} - {self._dim}:
             raise SeenitError(
                 f"a query vector has length {min(wrong)}, the index's have {self._dim}; take those of Searcher.embed"
             )
-        return views
+        return [found[n] for n in range(len(images))]
+
+    def _described(self, crops: Sequence[Sequence[QueryCrop]]) -> list[list[CropFeatures]]:
+        """The features of the crops of several images, all in the same batches."""
+        if not crops:
+            return []
+        embedder, whitening = self._ready()
+        views = iter(embedder.describe([crop.pixels for of_image in crops for crop in of_image], whitening))
+        return [[replace(next(views), frame=crop.frame, turn=crop.turn) for crop in of_image] for of_image in crops]
+
+
+@dataclass(frozen=True, eq=False)
+class _ImageFeatures:
+    """The features of an image's crops, and what further crops can be cut of; a vector has none."""
+
+    crops: tuple[CropFeatures, ...]
+    source: QuerySource | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +222,11 @@ def as_multi(query: Query) -> MultiQuery | None:
 def full_size_px(resolution: int) -> int:
     """How large a whole query image is read: its middle keeps as many pixels as the backbone sees."""
     return round(resolution / MIDDLE)
+
+
+def upright_crops(source: QueryCrop) -> list[QueryCrop]:
+    """What is seen of a query image at first: the crops of a whole one, a region as it is."""
+    return query_crops(source.pixels) if source.frame is WHOLE else [source]
 
 
 def read_query(query: QueryImage, region: Region | None, resolution: int) -> QueryCrop:

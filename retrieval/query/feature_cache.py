@@ -14,7 +14,7 @@ from .crops import QueryCrop
 if TYPE_CHECKING:
     from indexer.descriptor.features import CropFeatures
 
-MAX_BYTES = 128 << 20  # 160 to 320 images at 224 px, of two to four crops of some 200 kB each; not tuned
+MAX_BYTES = 128 << 20  # 160 to 320 images at 224 px, of two to four crops of some 200 kB each, 60 turned; not tuned
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ class FeatureKey:
     id: str
     region: tuple[float, float, float, float] | None
     whitening_id: str
+    turned: bool = False  # of the quarter turned crops
 
 
 @dataclass(frozen=True, eq=False)

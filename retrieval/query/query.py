@@ -46,14 +46,23 @@ class EncodedQuery:
     views          the features of the images' crops
     unlike         those of disliked images
     exclude_paths  paths of the query's own files, which are no answers
+    sources        the images, or the regions of them, for `QueryEncoder.turned`; a vector is none
+    shift          (G,) float32, by which likes and dislikes have moved the views' vectors; None without any
     """
 
     views: "tuple[CropFeatures, ...]"
     unlike: "tuple[CropFeatures, ...]" = ()
     exclude_paths: tuple[str, ...] = ()
+    sources: "tuple[QuerySource, ...]" = ()
+    shift: np.ndarray | None = None
+
+    def seen_by(self, views: "Sequence[CropFeatures]") -> "EncodedQuery":
+        """The same query by other crops of its images, moved as its own were."""
+        return replace(self, views=_moved(views, self.shift))
 
 
 Query: TypeAlias = QueryImage | MultiQuery | EncodedQuery
+QuerySource: TypeAlias = QueryCrop | IdentifiedImage
 
 
 def combined(
@@ -61,16 +70,19 @@ def combined(
     likes: "Sequence[Sequence[CropFeatures]]",
     unlike: "Sequence[Sequence[CropFeatures]]",
     exclude_paths: tuple[str, ...],
+    sources: tuple[QuerySource, ...] = (),
 ) -> EncodedQuery:
     """All views as one query, moved towards what is liked and away from what is not (Rocchio, 1971)."""
-    shift = np.float32(0)
+    shift = None
+    if likes or unlike:
+        shift = np.zeros_like((*likes, *unlike)[0][0].vector)
     if likes:
         shift = shift + LIKE * np.mean([views[0].vector for views in likes], axis=0)
     if unlike:
         shift = shift - DISLIKE * np.mean([views[0].vector for views in unlike], axis=0)
-    towards = (view for of_image in (*wanted, *likes) for view in of_image)
-    views = tuple(replace(view, vector=unit_vector(view.vector + shift)) for view in towards)
-    return EncodedQuery(views, tuple(view for of_image in unlike for view in of_image), exclude_paths)
+    towards = [view for of_image in (*wanted, *likes) for view in of_image]
+    away = tuple(view for of_image in unlike for view in of_image)
+    return EncodedQuery(_moved(towards, shift), away, exclude_paths, sources, shift)
 
 
 def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, int, int]:
@@ -92,6 +104,11 @@ def box_in_pixels(region: Region, width: int, height: int) -> tuple[int, int, in
             f"the region {asked} leaves nothing of an image of {width}x{height} pixels; give X,Y,W,H inside it"
         )
     return left, top, right - left, bottom - top
+
+
+def _moved(views: "Sequence[CropFeatures]", shift: np.ndarray | None) -> "tuple[CropFeatures, ...]":
+    moved = 0 if shift is None else shift
+    return tuple(replace(view, vector=unit_vector(view.vector + moved)) for view in views)
 
 
 def unit_vector(vector: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 MATCH_PROBABILITY = 0.5  # match probability from which on a result is a match
+CONVINCING_SCORE = 0.45  # from which on it counts as one where nothing is calibrated, to decide on turned crops
 
 Box = tuple[float, float, float, float]  # x, y, width, height as fractions of the image, in [0, 1]
 Verdict = Literal["same", "perhaps", "no match"]
@@ -29,6 +30,7 @@ class Evidence:
                  too few inliers to tell
     box          of the thing in the result
     query_box    of the part of the query that was found
+    turn         the nearest quarter turn in which the query was found: degrees clockwise, 0, 90, 180 or 270
     """
 
     probability: float | None
@@ -38,6 +40,7 @@ class Evidence:
     transform: np.ndarray | None = None
     box: Box | None = None
     query_box: Box | None = None
+    turn: int = 0
 
     def __repr__(self) -> str:
         return f"Evidence({self.in_words!r})"
@@ -53,8 +56,10 @@ class Evidence:
 
     @property
     def reason(self) -> str:
-        """What the verdict rests on: `97 % probable, 34 inliers`."""
+        """What the verdict rests on: `97 % probable, 34 inliers`, and perhaps `, turned by 90 degrees`."""
         patches = "1 inlier" if self.num_inliers == 1 else f"{self.num_inliers} inliers"
+        if self.turn:
+            patches += f", turned by {self.turn} degrees"
         return patches if self.probability is None else f"{percent(self.probability)} probable, {patches}"
 
     @property

@@ -15,7 +15,7 @@ from ..query.query import EncodedQuery
 from .evidence import Evidence
 from .fuse import INLIER_SCALE, fuse_scores, saturate
 from .neighbours import best_cosine
-from .rerank import NO_MATCH, Comparison, glance, to_evidence
+from .rerank import NO_MATCH, Comparison, Match, glance, to_evidence
 
 if TYPE_CHECKING:
     from indexer.descriptor.embedder import Indexed
@@ -24,15 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Candidates, best first; `rows` says where each stands in the comparison; without one there are none."""
+    """Candidates, best first; `compared` names for each the comparison and its place there, () without patches."""
 
     hits: list[Hit]
-    comparison: Comparison | None = None
-    rows: Sequence[int] = ()
+    compared: Sequence[tuple[Comparison, int]] = ()
 
     def consistency(self, n: int) -> float:
         """Of the patches of hit number n, in [0, 1)."""
-        return self.comparison.consistency(self.rows[n]) if self.comparison else 0.0
+        if not self.compared:
+            return 0.0
+        comparison, row = self.compared[n]
+        return comparison.consistency(row)
+
+    def match(self, n: int) -> Match | None:
+        """What hit number n has in common with the query; None where patches were not compared."""
+        if not self.compared:
+            return None
+        comparison, row = self.compared[n]
+        return comparison.match(row)
 
 
 @dataclass(frozen=True)
@@ -83,11 +92,10 @@ def rank_by_patches(
     scores = fuse_scores(np.array([hit.score for hit in hits]), *by_patches)
     order = np.argsort(-scores, kind="stable").tolist()
     ranked = [replace(hits[n], score=float(scores[n])) for n in order]
-    rest = np.minimum.accumulate([ranked[-1].score, *(hit.score / 2 for hit in others)])[
-        1:
-    ]  # half is the patches' part
+    # half of a score is the patches' part
+    rest = np.minimum.accumulate([ranked[-1].score, *(hit.score / 2 for hit in others)])[1:]
     ranked += [replace(hit, score=float(score)) for hit, score in zip(others, rest, strict=True)]
-    return Ranked(ranked, comparison, [*order, *range(len(order), len(ranked))])
+    return Ranked(ranked, [(comparison, n) for n in (*order, *range(len(order), len(ranked)))])
 
 
 def _at_a_glance(
@@ -105,6 +113,4 @@ def _at_a_glance(
 
 
 def _evidence(ranked: Ranked, place: int) -> Evidence:
-    if ranked.comparison is None:
-        return to_evidence(NO_MATCH, None)
-    return to_evidence(ranked.comparison.match(ranked.rows[place]), None)
+    return to_evidence(ranked.match(place) or NO_MATCH, None)

@@ -37,6 +37,7 @@ class Match:
     pairs      (S, 5) float32: x, y in the query, x, y in the candidate, as fractions, and the cosine; best first
     transform  (2, 3) float32, affine from fractions of the query to those of the candidate; None without inliers
     query_patch, patch  width and height of a patch, as fractions of the query and of the candidate
+    turn       of the query's crop, see `CropFeatures`
     """
 
     inlier_weight: float
@@ -44,6 +45,7 @@ class Match:
     transform: np.ndarray | None
     query_patch: tuple[float, float] = (0.0, 0.0)
     patch: tuple[float, float] = (0.0, 0.0)
+    turn: int = 0
 
 
 NO_MATCH = Match(0.0, np.empty((0, 5), np.float32), None)
@@ -252,6 +254,7 @@ def _match(n: int, v: int, query: _Query, compared: _Compared, inlier_weight: fl
         transform=np.concatenate([scaled, moved], axis=1),
         query_patch=(float(wide), float(high)),
         patch=(1 / float(cells[0]), 1 / float(cells[1])),
+        turn=view.turn,
     )
 
 
@@ -265,6 +268,7 @@ def to_evidence(match: Match, probability: float | None) -> Evidence:
         transform=match.transform,
         box=box_of(match.pairs[:, 2:4], match.patch),
         query_box=box_of(match.pairs[:, :2], match.query_patch),
+        turn=match.turn,
     )
 
 

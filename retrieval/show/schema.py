@@ -26,6 +26,7 @@ def _text(value: object) -> str:
 Text = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 JsonBox: TypeAlias = tuple[Fraction, Fraction, Fraction, Fraction]  # x, y, width, height
+Turn = Literal[0, 90, 180, 270]
 VerdictWord = Literal["same", "perhaps", "no match"]
 
 
@@ -62,6 +63,7 @@ class FoundImage(Answer):
     num_inliers: int | None = Field(None, description="null where patches were not compared")
     box: JsonBox | None = Field(None, description="of the thing in this image")
     query_box: JsonBox | None = Field(None, description="of the part of the query that was found")
+    turn: Turn | None = Field(None, description="quarter turn, clockwise, in which the query was found")
     width: int = Field(description="pixels of the upright image")
     height: int
     format: str
@@ -126,6 +128,7 @@ class Explanation(Answer):
     reason: str = Field(description="`97 % probable, 34 inliers`")
     box: JsonBox | None = None
     query_box: JsonBox | None = None
+    turn: Turn = Field(0, description="quarter turn, clockwise, in which the query was found")
     transform: tuple[tuple[float, float, float], tuple[float, float, float]] | None = Field(
         None, description="affine, from fractions of the query to those of the image"
     )
@@ -167,6 +170,7 @@ def explanation(query: str, image: str, found: Explained, *, similarity: bool = 
         reason=evidence.reason,
         box=_box(evidence.box),
         query_box=_box(evidence.query_box),
+        turn=evidence.turn,
         transform=None if evidence.transform is None else evidence.transform.tolist(),
         pairs=evidence.pairs.tolist(),
         query_similarity=_rows(found.query_similarity) if similarity else None,
@@ -203,6 +207,7 @@ def found_image(result: Result) -> FoundImage:
         num_inliers=evidence.num_inliers if evidence else None,
         box=_box(evidence.box) if evidence else None,
         query_box=_box(evidence.query_box) if evidence else None,
+        turn=evidence.turn if evidence else None,
         width=metadata.width,
         height=metadata.height,
         format=metadata.format,

@@ -94,4 +94,5 @@ def test_a_glance_finds_what_is_worth_a_comparison() -> None:
     scores = [hit.score for hit in quick.hits]
     assert scores == sorted(scores, reverse=True)
     assert quick.consistency(0) == thorough.consistency(0) > 0.5 and quick.consistency(60) == 0
-    assert quick.comparison is not None and not len(quick.comparison.match(quick.rows[30]).pairs)
+    told = quick.match(30)
+    assert told is not None and not len(told.pairs)

@@ -111,6 +111,7 @@ function facts(result) {
   return [
     result.probability !== null && `score ${result.score.toFixed(3)}`,
     result.num_inliers !== null && count(result.num_inliers, "inlier"),
+    Boolean(result.turn) && `turned by ${result.turn} degrees`,
     pixels(result),
     day(result.taken_at),
     result.camera,
