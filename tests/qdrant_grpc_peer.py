@@ -88,8 +88,19 @@ class _Collections(collections_service_pb2_grpc.CollectionsServicer):
         vectors = (
             GrpcToRest.convert_vectors_config(request.vectors_config) if request.HasField("vectors_config") else {}
         )
-        body = models.CreateCollection(vectors=vectors, on_disk_payload=request.on_disk_payload)
+        body = models.CreateCollection(
+            vectors=vectors,
+            on_disk_payload=request.on_disk_payload,
+            shard_number=request.shard_number if request.HasField("shard_number") else None,
+            replication_factor=request.replication_factor if request.HasField("replication_factor") else None,
+        )
         self._peer.ask(context, "PUT", request.collection_name, body)
+        return protocol.CollectionOperationResponse(result=True)
+
+    def Update(self, request: Any, context: Any) -> Any:
+        change = GrpcToRest.convert_optimizers_config_diff(request.optimizers_config)
+        body = models.UpdateCollection(optimizers_config=change)
+        self._peer.ask(context, "PATCH", request.collection_name, body)
         return protocol.CollectionOperationResponse(result=True)
 
     def Get(self, request: Any, context: Any) -> Any:
@@ -104,7 +115,10 @@ class _Points(points_service_pb2_grpc.PointsServicer):
 
     def CreateFieldIndex(self, request: Any, context: Any) -> Any:
         kind = protocol.FieldType.Name(request.field_type).removeprefix("FieldType").lower()
-        body = models.CreateFieldIndex(field_name=request.field_name, field_schema=models.PayloadSchemaType(kind))
+        schema: Any = models.PayloadSchemaType(kind)
+        if request.HasField("field_index_params"):
+            schema = GrpcToRest.convert_payload_schema_params(request.field_index_params)
+        body = models.CreateFieldIndex(field_name=request.field_name, field_schema=schema)
         self._peer.ask(context, "PUT", f"{request.collection_name}/index", body)
         return _updated()
 

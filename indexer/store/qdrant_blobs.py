@@ -22,9 +22,11 @@ _IDS = uuid.UUID("6b0d2f3c-8f0e-4c6e-9d57-0b1d5d2a7c11")  # namespace of the poi
 class QdrantBlobs:
     """See `store.Store` on blobs. The collection is made by the first `write`."""
 
-    def __init__(self, connection: Connection, collection: str) -> None:
+    def __init__(self, connection: Connection, collection: str, replicas: int | None = None) -> None:
+        """replicas: nodes that hold the blobs, where the collection is made; None leaves it to the server."""
         self._connection = connection
         self._collection = collection
+        self._replicas = replicas
 
     def exist(self) -> bool:
         return self._connection.exists(self._collection)
@@ -48,7 +50,7 @@ class QdrantBlobs:
 
     def write(self, name: str, data: bytes) -> None:
         if not self.exist():
-            self._connection.create(self._collection, {})
+            self._connection.create(self._collection, {}, shards=1, replicas=self._replicas)
         before = self._head(name)
         pieces = [data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
         head = {"name": name, "digest": _digest(data), "pieces": len(pieces)}

@@ -10,7 +10,7 @@ may overwrite each other; let one machine index a collection.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar
@@ -21,7 +21,6 @@ from qdrant_client import models
 from ..errors import SeenitError, StoreError
 from ..printable import pasted
 from .payload import (
-    INDEXED_FIELDS,
     LISTED_FIELDS,
     PATCHES_FIELD,
     as_rfc3339,
@@ -37,6 +36,16 @@ from .payload import (
 from .protocol import Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize
 from .qdrant_address import Address
 from .qdrant_blobs import QdrantBlobs
+from .qdrant_collection import (
+    BULK_RECORDS,
+    Layout,
+    lowered,
+    missing_indexes,
+    raised,
+    search_params,
+    threshold_of,
+    vector_params,
+)
 from .qdrant_connection import Connection, WithPayload
 from .qdrant_filter import qdrant_filter
 
@@ -45,7 +54,6 @@ REQUEST_BYTES = 2_400_000
 QUERY_NUMBERS = 500_000  # of the queries' vectors per request, likewise
 # Points per request, so that requests and answers keep to a few MB.
 POINTS_WITH_VECTORS, POINTS_WITHOUT, POINTS_PER_PAGE = 100, 500, 1000
-HNSW_EF_SEARCH = 256  # not tuned: no server was at hand
 
 V = TypeVar("V")
 
@@ -53,13 +61,20 @@ V = TypeVar("V")
 class QdrantStore:
     """See `store.Store`."""
 
-    def __init__(self, connection: Connection, collection: str) -> None:
+    def __init__(
+        self, connection: Connection, collection: str, layout: Layout = Layout(), *, write: bool = True
+    ) -> None:
+        """Use `open`. layout: of a collection that is made."""
         self.location = connection.location
         self._connection = connection
         self._collection = collection
-        self._blobs = QdrantBlobs(connection, f"{collection}.seenit")
+        self._layout = layout
+        self._write = write
+        self._blobs = QdrantBlobs(connection, f"{collection}.seenit", layout.replicas)
         self._schema: Schema | None = None
         self._seen = False  # once it is there it stays
+        self._threshold = 0  # of the collection, as last read or set; see qdrant_collection
+        self._loaded = 0  # records since the graph was last left to the server
 
     @classmethod
     def open(cls, location: str, *, write: bool = False, wait_s: float = 10.0) -> "QdrantStore":
@@ -75,7 +90,7 @@ class QdrantStore:
         location = location.partition("?")[0]
         connection = Connection.open(address, location, write=write, wait_s=wait_s)
         try:
-            store = cls(connection, address.collection)
+            store = cls(connection, address.collection, address.layout, write=write)
             if store._exists():
                 store._read_schema()  # says at once that the collection is not ours
             elif not store._blobs.exist() and not write:
@@ -92,6 +107,8 @@ class QdrantStore:
 
     def close(self) -> None:
         """Close the index; safe to call twice."""
+        with suppress(StoreError):  # whoever writes next does it
+            self._leave_graph_to_server(patient=False)
         self._connection.close()
 
     # Blobs
@@ -116,7 +133,12 @@ class QdrantStore:
 
     def ensure(self, schema: Schema) -> None:
         if not self._exists():
-            self._connection.create(self._collection, _vector_params(schema))
+            self._connection.create(
+                self._collection,
+                vector_params(schema),
+                shards=self._layout.shards,
+                replicas=self._layout.replicas,
+            )
         there = self._read_schema()
         if there != schema:
             raise StoreError(
@@ -125,12 +147,13 @@ class QdrantStore:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `:memory:` says that it has no payload indexes
-            for field, kind in INDEXED_FIELDS.items():
-                self._connection.index_field(self._collection, field, models.PayloadSchemaType(kind))
+            for field, params in missing_indexes(self._connection.describe(self._collection)).items():
+                self._connection.index_field(self._collection, field, params)
         self._schema = schema
 
     def _read_schema(self) -> Schema:
-        vectors = self._connection.vectors_of(self._collection)
+        info = self._connection.describe(self._collection)
+        vectors = info.config.params.vectors
         if isinstance(vectors, dict) and set(vectors) == {"global", "patches"}:
             raise StoreError(
                 f"the index at {self.location} was made by another version of seenit; remove it and index again"
@@ -141,6 +164,7 @@ class QdrantStore:
             or vectors["global"].distance != models.Distance.COSINE
         ):
             raise StoreError(f"the collection at {self.location} was not made by seenit; name another one")
+        self._threshold = threshold_of(info)
         return Schema(vectors["global"].size)
 
     def upsert(self, records: Sequence[Record]) -> None:
@@ -153,6 +177,22 @@ class QdrantStore:
                 for record in batch
             ]
             self._connection.upsert(self._collection, points)
+            self._count_load(len(points))
+
+    def _count_load(self, count: int) -> None:
+        """Once much is loaded, the server links it at the end."""
+        before, self._loaded = self._loaded, self._loaded + count
+        wanted = raised(self._threshold)
+        if before < BULK_RECORDS <= self._loaded and wanted != self._threshold:
+            with suppress(StoreError):  # a key may forbid it; loading then takes longer
+                self._connection.set_indexing_threshold(self._collection, wanted, patient=False)
+                self._threshold = wanted
+
+    def _leave_graph_to_server(self, *, patient: bool) -> None:
+        """Undo what `_count_load` did, here or in a process that was killed."""
+        before, self._threshold, self._loaded = self._threshold, lowered(self._threshold), 0
+        if self._write and self._threshold != before:
+            self._connection.set_indexing_threshold(self._collection, self._threshold, patient=patient)
 
     def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
         self._set_payload({id: files_payload(of_record) for id, of_record in files.items()})
@@ -223,7 +263,7 @@ class QdrantStore:
                 query=query,
                 using="global",
                 filter=condition,
-                params=models.SearchParams(hnsw_ef=max(HNSW_EF_SEARCH, top), exact=exact),
+                params=search_params(top, exact),
                 limit=top,
                 with_payload=False,
                 with_vector=False,
@@ -265,21 +305,11 @@ class QdrantStore:
         progress: Callable[[int, int], None] = lambda done, total: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Nothing to do: a server mends its graph by itself, in the background."""
+        """A server mends its graph by itself, in the background, once it is told that a load is over."""
+        self._leave_graph_to_server(patient=True)
 
     def size(self) -> StoreSize:
         return StoreSize()
-
-
-def _vector_params(schema: Schema) -> dict[str, models.VectorParams]:
-    return {
-        "global": models.VectorParams(
-            size=schema.global_dim,
-            distance=models.Distance.COSINE,
-            datatype=models.Datatype.FLOAT16,
-            hnsw_config=models.HnswConfigDiff(m=16, ef_construct=128),
-        ),
-    }
 
 
 def _payload(vectors: bool) -> WithPayload:
