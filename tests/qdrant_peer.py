@@ -30,7 +30,6 @@ import qdrant_edge as edge
 from pydantic import TypeAdapter, ValidationError
 from qdrant_client.http import models
 
-
 SERVERS_THRESHOLD = 20_000  # kB; what the peer links from by itself
 _INDEX_PARAMS = (
     models.KeywordIndexParams,
@@ -235,8 +234,10 @@ def _vector_params(vector: models.VectorParams) -> edge.EdgeVectorParams:
         edge.Distance.Cosine,
         on_disk=vector.on_disk,
         datatype=getattr(edge.VectorStorageDatatype, datatypes[vector.datatype and vector.datatype.value]),
-        quantization_config=vector.quantization_config and _quantization(vector.quantization_config),
-        hnsw_config=hnsw and edge.HnswIndexConfig(16 if hnsw.m is None else hnsw.m, hnsw.ef_construct or 100, 10_000),
+        quantization_config=_quantization(vector.quantization_config) if vector.quantization_config else None,
+        hnsw_config=edge.HnswIndexConfig(16 if hnsw.m is None else hnsw.m, hnsw.ef_construct or 100, 10_000)
+        if hnsw
+        else None,
     )
 
 
@@ -375,8 +376,11 @@ def _search_params(params: models.SearchParams) -> edge.SearchParams:
     return edge.SearchParams(
         hnsw_ef=params.hnsw_ef,
         exact=bool(params.exact),
-        quantization=quantization
-        and edge.QuantizationSearchParams(bool(quantization.ignore), quantization.rescore, quantization.oversampling),
+        quantization=edge.QuantizationSearchParams(
+            bool(quantization.ignore), quantization.rescore, quantization.oversampling
+        )
+        if quantization
+        else None,
     )
 
 

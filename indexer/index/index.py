@@ -71,6 +71,7 @@ class Index:
     def __init__(self, store: Store) -> None:
         """Use `open`. SeenitError where the store holds no manifest yet, or none that can be read."""
         self.store = store
+        self._revision: object = None  # of a server's index, when it was last refreshed
         self._read()
 
     @classmethod
@@ -126,6 +127,11 @@ class Index:
     def refresh(self) -> bool:
         """Take over what another process has changed; whether queries have to be embedded again."""
         whitening = self.manifest.whitening_id
+        if is_url(self.location):  # one request in place of four; a server has no snapshot that this must be read in
+            revision = self.store.revision()
+            if revision == self._revision:
+                return False
+            self._revision = revision
         if self.store.read_blob(MANIFEST_BLOB) != self._manifest_data:
             self._read()
             if self.manifest.whitening_id != whitening:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
 from ..errors import SeenitError, StoreError
-from .qdrant_collection import Layout
+from .qdrant_collection import SERVERS_OWN, Layout
 
 KEY_VARIABLES = ("SEENIT_API_KEY", "QDRANT_API_KEY")
 _EXTRAS = ("grpc=N", "shards=N", "replicas=N")
@@ -24,7 +24,7 @@ class Address:
     prefix: str | None  # path before the collection, of a server behind a proxy
     collection: str
     grpc_port: int | None  # vectors travel by gRPC where given
-    layout: Layout = Layout()  # of a collection that is made
+    layout: Layout = SERVERS_OWN  # of a collection that is made
 
     @classmethod
     def parse(cls, location: str) -> "Address":

@@ -38,6 +38,9 @@ class Layout:
     replicas: int | None = None
 
 
+SERVERS_OWN = Layout()
+
+
 def vector_params(schema: Schema) -> dict[str, models.VectorParams]:
     """The vector `global`: its float16 numbers on the disk, in memory one byte for each of them, and the graph."""
     return {

@@ -20,10 +20,14 @@ from qdrant_client import models
 
 from ..errors import SeenitError, StoreError
 from ..printable import pasted
+from .attributes import Attributes
 from .payload import (
+    ATTRIBUTES_FIELD,
     LISTED_FIELDS,
     PATCHES_FIELD,
     as_rfc3339,
+    attributes_from,
+    attributes_payload,
     batches,
     checked_vectors,
     files_payload,
@@ -33,11 +37,12 @@ from .payload import (
     record_payload,
     tags_payload,
 )
-from .protocol import Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize
+from .protocol import SERVING, Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize
 from .qdrant_address import Address
 from .qdrant_blobs import QdrantBlobs
 from .qdrant_collection import (
     BULK_RECORDS,
+    SERVERS_OWN,
     Layout,
     lowered,
     missing_indexes,
@@ -62,7 +67,7 @@ class QdrantStore:
     """See `store.Store`."""
 
     def __init__(
-        self, connection: Connection, collection: str, layout: Layout = Layout(), *, write: bool = True
+        self, connection: Connection, collection: str, layout: Layout = SERVERS_OWN, *, write: bool = True
     ) -> None:
         """Use `open`. layout: of a collection that is made."""
         self.location = connection.location
@@ -118,6 +123,16 @@ class QdrantStore:
 
     def write_blob(self, name: str, data: bytes) -> None:
         self._blobs.write(name, data)
+        if not name.startswith(SERVING):
+            self._blobs.revise()
+
+    def delete_blob(self, name: str) -> None:
+        self._blobs.delete(name)
+        if not name.startswith(SERVING):
+            self._blobs.revise()
+
+    def revision(self) -> object:
+        return self._blobs.revision()
 
     def blob_names(self) -> list[str]:
         return self._blobs.names()
@@ -178,6 +193,8 @@ class QdrantStore:
             ]
             self._connection.upsert(self._collection, points)
             self._count_load(len(points))
+        if records:
+            self._blobs.revise()
 
     def _count_load(self, count: int) -> None:
         """Once much is loaded, the server links it at the end."""
@@ -208,15 +225,30 @@ class QdrantStore:
     def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
         self._set_payload({id: tags_payload(of_record) for id, of_record in tags.items()})
 
+    def set_attributes(self, attributes: dict[str, Attributes]) -> None:
+        self._set_payload({id: attributes_payload(of_record) for id, of_record in attributes.items()})
+
+    def attributes_of(self, ids: Sequence[str]) -> dict[str, Attributes]:
+        found: dict[str, Attributes] = {}
+        for some in _chunks(dict.fromkeys(ids), POINTS_WITHOUT):
+            for id, point in self._points(some, payload=[ATTRIBUTES_FIELD]).items():
+                if of_record := attributes_from(id, point.payload, self.location):
+                    found[id] = of_record
+        return found
+
     def _set_payload(self, payloads: dict[str, dict[str, Any]]) -> None:
         for some in _chunks(payloads, POINTS_WITHOUT):
             known = self._points(some, payload=False)  # a server refuses ids that it does not hold
             self._connection.set_payloads(self._collection, {id: payloads[id] for id in some if id in known})
+        if payloads:
+            self._blobs.revise()
 
     def delete(self, ids: Sequence[str]) -> None:
         if self._exists():
             for some in _chunks(ids, POINTS_WITHOUT):
                 self._connection.delete(self._collection, some)
+            if ids:
+                self._blobs.revise()
 
     def scroll(self, where: Filter = Filter(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         limit = min(batch, POINTS_WITH_VECTORS if vectors else POINTS_PER_PAGE)
