@@ -6,6 +6,7 @@ qdrant-client into the REST request of the same meaning. Each entry of `faults` 
     "drop"            ends before anything is done, with the status that a lost connection gives the client
     "drop after"      the work is done, then likewise
     "stall"           no answer for the peer's `stall_s`
+    "half"            the first half of a batch is done, then INTERNAL, as of a node that dies at it
     grpc.StatusCode   that status, nothing is done
     GrpcRefusal       likewise, with words and trailing metadata of its own
 """
@@ -20,7 +21,7 @@ from qdrant_client import grpc as protocol
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from qdrant_client.grpc import collections_service_pb2_grpc, points_service_pb2_grpc
 from qdrant_client.http import models
-from qdrant_peer import QdrantPeer
+from qdrant_peer import QdrantPeer, half_of
 
 _CODES = {400: grpc.StatusCode.INVALID_ARGUMENT, 404: grpc.StatusCode.NOT_FOUND, 409: grpc.StatusCode.ALREADY_EXISTS}
 
@@ -39,10 +40,7 @@ class QdrantGrpcPeer:
         self.peer = peer
         self.faults: list[str | grpc.StatusCode | GrpcRefusal] = []
         self.calls: list[str] = []  # "METHOD path" of the REST request that each call means, spoiled ones too
-        self._server = grpc.server(ThreadPoolExecutor(4))
-        collections_service_pb2_grpc.add_CollectionsServicer_to_server(_Collections(self), self._server)
-        points_service_pb2_grpc.add_PointsServicer_to_server(_Points(self), self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._bind(0)
 
     def __enter__(self) -> "QdrantGrpcPeer":
         self._server.start()
@@ -50,6 +48,21 @@ class QdrantGrpcPeer:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(None).wait()
+
+    def _bind(self, port: int) -> int:
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        collections_service_pb2_grpc.add_CollectionsServicer_to_server(_Collections(self), self._server)
+        points_service_pb2_grpc.add_PointsServicer_to_server(_Points(self), self._server)
+        return self._server.add_insecure_port(f"127.0.0.1:{port}")
+
+    def go_away(self) -> None:
+        """End the connections and refuse new ones."""
+        self._server.stop(None).wait()
+
+    def come_back(self) -> None:
+        """Serve again what was held before, at the same port."""
+        self._bind(self.port)
+        self._server.start()
 
     def ask(self, context: grpc.ServicerContext, method: str, path: str, body: BaseModel | None = None) -> Any:
         """The result of a REST request; a failure ends the call with the status of the same meaning."""
@@ -68,9 +81,11 @@ class QdrantGrpcPeer:
         if self.peer.api_key is not None and key != self.peer.api_key:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "Must provide an API key or an Authorization bearer token")
         data = b"" if body is None else body.model_dump_json(exclude_none=True).encode()
-        status, answer = self.peer.answer(method, f"/collections/{path}", data)
+        status, answer = self.peer.answer(method, f"/collections/{path}", half_of(data) if fault == "half" else data)
         if status != 200:
             context.abort(_CODES[status], answer["status"]["error"])
+        if fault == "half":
+            context.abort(grpc.StatusCode.INTERNAL, "Service internal error: the node went away")
         if fault == "drop after":
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         return answer["result"]

@@ -7,6 +7,7 @@ which refuse unknown fields, and is answered in that description's shapes. It ca
     "drop"         the connection closes before anything is done
     "drop after"   the work is done, then the connection closes without an answer
     "stall"        no answer for `stall_s`
+    "drip"         the work is done, the answer comes a piece at a time, within `drip_s` in all
     "half"         the first half of a batch is done, then 500, as of a node that dies at it
     500, 503, ...  that status, nothing is done
     Refusal        likewise, with words and headers of its own
@@ -30,6 +31,7 @@ import qdrant_edge as edge
 from pydantic import TypeAdapter, ValidationError
 from qdrant_client.http import models
 
+DRIPS = 20  # pieces of an answer that comes slowly
 SERVERS_THRESHOLD = 20_000  # kB; what the peer links from by itself
 _INDEX_PARAMS = (
     models.KeywordIndexParams,
@@ -54,6 +56,7 @@ class QdrantPeer:
         self.faults: list[str | int | Refusal] = []
         self.refuse: dict[str, int] = {}  # the status that requests with a method are refused with, always
         self.stall_s = 5.0
+        self.drip_s = 2.0
         self.requests: list[str] = []  # "METHOD path" of each request, spoiled ones too
         self.largest_body = 0
         self.collections: dict[str, _Collection] = {}
@@ -157,15 +160,17 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
             if peer.api_key is not None and self.headers.get("api-key") != peer.api_key:
                 self._send(401, {"status": {"error": "Must provide an API key or an Authorization bearer token"}})
                 return
-            answer = peer.answer(self.command, self.path, _half(body) if fault == "half" else body)
+            answer = peer.answer(self.command, self.path, half_of(body) if fault == "half" else body)
             if fault == "half" and answer[0] == 200:
                 answer = 500, {"status": {"error": "Service internal error: the node went away"}}
             if fault == "drop after":
                 self.close_connection = True
                 return
-            self._send(*answer)
+            self._send(*answer, drip_s=peer.drip_s if fault == "drip" else 0.0)
 
-        def _send(self, status: int, answer: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        def _send(
+            self, status: int, answer: Any, headers: Mapping[str, str] = MappingProxyType({}), drip_s: float = 0.0
+        ) -> None:
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
@@ -173,7 +178,10 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            pieces = DRIPS if drip_s else 1
+            for piece in range(pieces):
+                time.sleep(drip_s / pieces)
+                self.wfile.write(data[len(data) * piece // pieces : len(data) * (piece + 1) // pieces])
 
         do_GET = do_PUT = do_POST = do_PATCH = _serve
 
@@ -183,7 +191,7 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _half(body: bytes) -> bytes:
+def half_of(body: bytes) -> bytes:
     """The request with the first half of its points or operations."""
     request = json.loads(body)
     (name,) = {"points", "operations"} & set(request)

@@ -223,8 +223,11 @@ class Index:
 
         >>> import numpy as np
         >>> from indexer import Index, Item
-        >>> with Index.open("photos") as index:  # doctest: +SKIP
-        ...     index.add([Item("frame 7", np.zeros((480, 640, 3), np.uint8), tags=("camera",))])
+        >>> frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        >>> with Index.open("photos") as index:
+        ...     summary = index.add([Item("frame 7", frame, tags=("camera",), attributes={"lens": 35})])
+        >>> summary.changes.added
+        1
         """
         from ..items import add_items
 

@@ -57,8 +57,10 @@ from .qdrant_filter import qdrant_filter
 # Of records per request: at most 12 MB as JSON, where a number of a vector takes 20 bytes; a server takes 32 MB.
 REQUEST_BYTES = 2_400_000
 QUERY_NUMBERS = 500_000  # of the queries' vectors per request, likewise
+QUERIES, HITS = 256, 40_000  # per request; a batch of the command line is 128 queries with 100 candidates each
 # Points per request, so that requests and answers keep to a few MB.
 POINTS_WITH_VECTORS, POINTS_WITHOUT, POINTS_PER_PAGE = 100, 500, 1000
+POINTS_WITH_PATCHES = 400  # 1.7 MB of balanced patches, 26 MB of full ones; see server_speed.py
 
 V = TypeVar("V")
 
@@ -304,13 +306,13 @@ class QdrantStore:
         )
         return [
             [Hit(str(point.id), point.score) for point in points]
-            for some in _chunks(requests, max(1, min(100, QUERY_NUMBERS // queries.shape[1], 20_000 // top)))
+            for some in _chunks(requests, max(1, min(QUERIES, QUERY_NUMBERS // queries.shape[1], HITS // top)))
             for points in self._connection.query(self._collection, some)
         ]
 
     def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
-        for some in _chunks(dict.fromkeys(ids), POINTS_WITH_VECTORS):
+        for some in _chunks(dict.fromkeys(ids), POINTS_WITH_PATCHES):
             for id, point in self._points(some, payload=[PATCHES_FIELD]).items():
                 packed = patches_from(id, point.payload, self.location)
                 if packed is not None:

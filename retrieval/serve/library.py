@@ -140,9 +140,8 @@ class Library:
         """What is known where it still holds, or is so young that reading again would be most of the work there is."""
         state, now = self.state(), time.monotonic()
         changes = self._index.store.read_blob(CHANGES) if is_url(self._index.location) else None
-        if known is not None and known.changes == changes:
-            if known.state == state or now - known.read_at < YOUNG * known.took_s:
-                return known
+        if known is not None and known.changes == changes and (known.state == state or known.is_young(now)):
+            return known
         if state != self._refreshed:
             self._refresh()
             self._refreshed = state
@@ -159,6 +158,9 @@ class _Kept(Generic[Value]):
     changes: bytes | None  # by its servers, before
     read_at: float
     took_s: float
+
+    def is_young(self, now: float) -> bool:
+        return now - self.read_at < YOUNG * self.took_s
 
 
 def _read(index: Index, where: Filter) -> Listing:

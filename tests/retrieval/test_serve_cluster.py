@@ -21,6 +21,7 @@ from indexer.index.copy import copy_index
 from indexer.index.index import Index
 from indexer.store.open import open_store
 from indexer.store.protocol import SERVING
+from retrieval import Searcher
 from retrieval.build import build_index
 from retrieval.duplicates.find import find_duplicates
 from retrieval.duplicates.options import DuplicateOptions
@@ -220,6 +221,21 @@ def test_a_session_is_good_for_all_servers_of_the_index(address: str) -> None:
     assert access_to(f"{address}2", "127.0.0.1", token).session != access_to(address, "127.0.0.1", token).session
     of_folder = [access_to("/photos/.seenit", "127.0.0.1", token).session for _ in range(2)]
     assert of_folder[0] != of_folder[1], "of an index in a folder a session ends with its process"
+
+
+def test_a_search_asks_the_server_as_often_for_many_queries_as_for_one(
+    address: str, peer: QdrantPeer, folder: Path
+) -> None:
+    queries = sorted((folder / "a").iterdir())
+    with Searcher.open(address) as searcher:
+        searcher.search_batch(queries)  # what is asked once for all
+        counts = []
+        for count in (1, 8):
+            before = len(peer.requests)
+            assert all(searcher.search_batch(queries[:count]))
+            counts.append(len(peer.requests) - before)
+    asked = [request.rpartition("/photos")[2] for request in peer.requests[-counts[1] :]]
+    assert counts[0] == counts[1] <= 6, asked
 
 
 # ---- tasks ----
