@@ -8,6 +8,7 @@ qdrant-client into the REST request of the same meaning. Each entry of `faults` 
     "stall"           no answer for the peer's `stall_s`
     "half"            the first half of a batch is done, then INTERNAL, as of a node that dies at it
     grpc.StatusCode   that status, nothing is done
+    None              it is served as it should be
     GrpcRefusal       likewise, with words and trailing metadata of its own
 """
 
@@ -38,7 +39,7 @@ class QdrantGrpcPeer:
 
     def __init__(self, peer: QdrantPeer) -> None:
         self.peer = peer
-        self.faults: list[str | grpc.StatusCode | GrpcRefusal] = []
+        self.faults: list[str | grpc.StatusCode | GrpcRefusal | None] = []
         self.calls: list[str] = []  # "METHOD path" of the REST request that each call means, spoiled ones too
         self.port = self._bind(0)
 

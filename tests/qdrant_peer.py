@@ -10,6 +10,7 @@ which refuse unknown fields, and is answered in that description's shapes. It ca
     "drip"         the work is done, the answer comes a piece at a time, within `drip_s` in all
     "half"         the first half of a batch is done, then 500, as of a node that dies at it
     500, 503, ...  that status, nothing is done
+    None           it is served as it should be
     Refusal        likewise, with words and headers of its own
 """
 
@@ -31,6 +32,7 @@ import qdrant_edge as edge
 from pydantic import TypeAdapter, ValidationError
 from qdrant_client.http import models
 
+NO_SPACE = "Service internal error: No space left on device: WAL buffer size exceeds available disk space"
 DRIPS = 20  # pieces of an answer that comes slowly
 SERVERS_THRESHOLD = 20_000  # kB; what the peer links from by itself
 _INDEX_PARAMS = (
@@ -53,8 +55,9 @@ class QdrantPeer:
 
     def __init__(self, api_key: str | None = None) -> None:
         self.api_key = api_key
-        self.faults: list[str | int | Refusal] = []
+        self.faults: list[str | int | Refusal | None] = []
         self.refuse: dict[str, int] = {}  # the status that requests with a method are refused with, always
+        self.full = False  # whether writes find no room
         self.stall_s = 5.0
         self.drip_s = 2.0
         self.requests: list[str] = []  # "METHOD path" of each request, spoiled ones too
@@ -156,6 +159,9 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
                 fault = Refusal(fault, f"told to answer {fault}")
             if isinstance(fault, Refusal):
                 self._send(fault.status, {"status": {"error": fault.error}}, fault.headers)
+                return
+            if peer.full and (self.command == "PUT" or self.path.partition("?")[0].endswith("/points/batch")):
+                self._send(500, {"status": {"error": NO_SPACE}})
                 return
             if peer.api_key is not None and self.headers.get("api-key") != peer.api_key:
                 self._send(401, {"status": {"error": "Must provide an API key or an Authorization bearer token"}})

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "benchmarks")]  # so that it also runs as a file
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
 from store_speed import clustered, record_chunks
 
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Schema, Store
 
+TESTS = Path(__file__).parents[1]
 WARM_UP = 10
 CANDIDATES, AT_ONCE, TOP = 100, 16, 100  # as a search asks: candidates of a query, queries of a batch, neighbours
 
