@@ -88,6 +88,7 @@ def _image_values(record: "Record", paths: list[str]) -> dict[str, object]:
         **asdict(metadata),
         "taken_at": metadata.taken_at.isoformat() if metadata.taken_at else None,
         "tags": list(record.tags),
+        "attributes": dict(record.attributes),
     }
 
 
@@ -107,6 +108,7 @@ def _image_text(record: "Record", paths: list[str]) -> str:
         "keywords": ", ".join(metadata.keywords),
         "rating": metadata.rating,
         "tags": ", ".join(record.tags),
+        "attributes": ", ".join(f"{name}={json.dumps(value)}" for name, value in record.attributes.items()),
     }
     lines = [f"{name:<15} {printable(str(value))}" for name, value in shown.items() if value]
     return "\n".join([*lines, *(f"{'file':<15} {quoted(path)}" for path in paths)])

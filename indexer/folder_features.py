@@ -56,7 +56,9 @@ def embed_folder(
     backbone  a loaded one, or one that is loaded, and fetched if need be, once there are files to embed
     SeenitError where a folder is not there or holds no image that can be read.
 
-    >>> features = embed_folder("photos", "auto").features  # doctest: +SKIP
+    >>> found = embed_folder("photos", "auto")
+    >>> len(found.paths) == len(found.features)
+    True
     """
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     files = [found.path for found in find_files(folders) if isinstance(found, FoundFile)]

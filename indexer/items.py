@@ -2,12 +2,13 @@
 
 What is surprising: their bytes are kept as files in the index's own folder, which then is one more indexed folder. So
 they are embedded, fitted anew, verified and searched on the very path of `sync_folder`, and a killed call is continued
-by the next one.
+by the next one. For an index on a server that folder is one of this machine's, see `item_files`.
 """
 
 import io
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,6 +25,7 @@ from .images.remote import fetch_image
 from .index.place import located
 from .item_files import items_folder, stem_of
 from .messages import Say, say_nothing
+from .store.attributes import Attributes, checked_attributes
 from .store.open import open_store
 from .store.protocol import is_url
 from .sync.options import SyncOptions
@@ -44,11 +46,16 @@ class Item:
     key    the caller's own name for it, unique in the index
     image  a uint8 array (H, W, 3) or (H, W), a PIL image, the bytes of an image file, a path, or an http(s) address
     tags   to be put on it
+    attributes  a JSON object to be kept with it in place of what was kept before; None: leave that as it is. Filters
+                ask for its values, see `store.attributes`
+
+    Items of the same bytes are one record: it has the tags and attributes of all of them, of one name the last.
     """
 
     key: str
     image: "ItemImage"
     tags: tuple[str, ...] = ()
+    attributes: Attributes | None = None
 
     def __repr__(self) -> str:
         return f"Item({self.key!r}, {type(self.image).__name__})"
@@ -67,51 +74,61 @@ def add_items(
 
     An item whose key is there replaces that image; the same image again changes nothing. All items are written before
     the first is embedded, so after a break the same call goes on.
-    Raises SeenitError for an index on a server, a key that is given twice, or what is no image; nothing was written.
+    Raises SeenitError for a key that is given twice, what is no image or no attributes; nothing was written.
     """
-    folder = _folder(index)
+    location = located(index)
     stems = [stem_of(item.key) for item in items]
     if len(set(stems)) < len(stems):
         raise SeenitError("a key is given twice; give each item a key of its own")
+    attributes = [
+        None if item.attributes is None else checked_attributes(item.attributes, f"item {item.key!r}") for item in items
+    ]
     data = [_bytes_of(item) for item in items]
+    folder: Path | None = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = items_folder(location, make=True)
+        assert folder is not None, "it is made"
         for stem, one in zip(stems, data, strict=True):
             _write(folder, stem, one)
     except OSError as error:
-        raise SeenitError(f"cannot write in {folder}: {os_reason(error)}; make it writable") from None
-    summary = sync_folder(folder, folder.parent, options=options, backbone=backbone, progress=progress, say=say)
-    _put_tags(folder.parent, {content_id(one): item.tags for one, item in zip(data, items, strict=True) if item.tags})
+        where = folder or "the folder of added images"
+        raise SeenitError(f"cannot write in {where}: {os_reason(error)}; make it writable") from None
+    summary = sync_folder(folder, location, options=options, backbone=backbone, progress=progress, say=say)
+    tags: dict[str, set[str]] = {}
+    given: dict[str, dict[str, Any]] = {}
+    for item, of_item, id in zip(items, attributes, map(content_id, data), strict=True):
+        if item.tags:
+            tags.setdefault(id, set()).update(item.tags)
+        if of_item is not None:
+            given.setdefault(id, {}).update(of_item)
+    _describe(location, tags, dict(given), options.wait_s)
     return summary
 
 
-def _put_tags(index: Path, tags: dict[str, tuple[str, ...]]) -> None:
-    """Add tags to records, by content id."""
-    if not tags:
+def _describe(index: str | Path, tags: dict[str, set[str]], attributes: dict[str, Attributes], wait_s: float) -> None:
+    """Add tags to records and replace their attributes, by content id."""
+    if not tags and not attributes:
         return
-    store = open_store(index, write=True)
-    try:
+    with closing(open_store(index, write=True, wait_s=wait_s)) as store:
         there = store.tags_of(list(tags))
-        store.set_tags({id: tuple(sorted({*there.get(id, ()), *new})) for id, new in tags.items()})
-    finally:
-        store.close()
+        wanted = {id: tuple(sorted({*there.get(id, ()), *new})) for id, new in tags.items()}
+        if changed := {id: of_record for id, of_record in wanted.items() if of_record != there.get(id)}:
+            store.set_tags(changed)
+        known = store.attributes_of(list(attributes))
+        if new_ones := {id: of_record for id, of_record in attributes.items() if of_record != known.get(id, {})}:
+            store.set_attributes(new_ones)
 
 
 def delete_items(index: str | Path, keys: Sequence[str]) -> int:
     """Remove added images by their keys; how many there were. Unknown keys are passed over."""
-    folder = _folder(index)
-    there = [path for key in keys for path in _files(folder, stem_of(key))]
+    location = located(index)
+    folder = items_folder(location)
+    there = [path for key in keys for path in _files(folder, stem_of(key))] if folder else []
     for path in there:
         path.unlink()
-    if there:
-        sync_folder(folder, folder.parent, options=SyncOptions(allow_empty=True))
+    if there and folder:
+        sync_folder(folder, location, options=SyncOptions(allow_empty=True))
     return len(there)
-
-
-def _folder(index: str | Path) -> Path:
-    if is_url(index):
-        raise SeenitError(f"{index} is on a server, which keeps no images; add them to an index in a folder")
-    return items_folder(located(index))
 
 
 def _files(folder: Path, stem: str) -> list[Path]:

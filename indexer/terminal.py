@@ -116,6 +116,22 @@ def parse_moment(text: str | None, option: str) -> datetime | None:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
+def attribute_of(text: str) -> tuple[str, str]:
+    """A name and a value out of NAME=VALUE; ValueError where it is none. The value may hold further `=`."""
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise ValueError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def parse_attributes(texts: list[str], option: str) -> tuple[tuple[str, str], ...]:
+    """`attribute_of` for an option of a command that may be given several times."""
+    try:
+        return tuple(map(attribute_of, texts))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
 def moment_of(text: str) -> datetime:
     """The start of a year, month or day, or a full ISO moment; UTC unless it says otherwise. ValueError for no date."""
     for form in ("%Y", "%Y-%m", "%Y-%m-%d"):

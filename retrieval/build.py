@@ -56,9 +56,9 @@ def build_index(
     rounds.
 
     >>> from retrieval import build_index
-    >>> built = build_index("photos")  # doctest: +SKIP
-    >>> built.summary.images  # doctest: +SKIP
-    150
+    >>> built = build_index("photos")
+    >>> built.summary.images, built.summary.changes.unchanged
+    (10, 11)
     """
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     location = located(index if index is not None else default_index(folders))

@@ -17,6 +17,7 @@ from indexer.terminal import (
     IndexOption,
     JsonOption,
     WaitOption,
+    parse_attributes,
     parse_moment,
     parse_numbers,
     parse_place,
@@ -211,6 +212,10 @@ def search(
     rating: Annotated[
         int | None, typer.Option(min=-1, max=5, metavar="STARS", help="Only images with so many stars or more.")
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Only added images with this attribute; repeat for several."),
+    ] = None,
     min_probability: Annotated[
         float, typer.Option(min=0, max=1, metavar="P", help="Only results with this match probability or a higher one.")
     ] = 0.0,
@@ -237,6 +242,7 @@ def search(
     box = (numbers[0], numbers[1], numbers[2], numbers[3]) if numbers else None
     moments = (parse_moment(after, "--after"), parse_moment(before, "--before"))
     place = parse_place(near, "--near") if near else None
+    attributes = parse_attributes(where or [], "--where")
     together = len(images) > 1 or bool(like or unlike)
     if batch and (like or unlike):
         raise typer.BadParameter("--like and --not belong to one query, not to --batch", param_hint="--batch")
@@ -254,7 +260,7 @@ def search(
     near_images = [Path(image) for image in images if image != STDIN and not is_url(image)]
     location = find_index(index, near_images, say=say)
     with as_files(images, allow_private=allow_private) as files, Searcher.open(location, say=say_details) as searcher:
-        where = Filter(
+        conditions = Filter(
             under=tuple(under or ()),
             after=moments[0],
             before=moments[1],
@@ -263,15 +269,16 @@ def search(
             tags=tuple(tag or ()),
             keywords=tuple(keyword or ()),
             rating=rating,
+            attributes=attributes,
             file_dates=file_dates,
         )
-        if about_dates := searcher.index.about_dates(searcher.index.with_keys(where)):
+        if about_dates := searcher.index.about_dates(searcher.index.with_keys(conditions)):
             say(about_dates)
         if waiting := searcher.awaiting_refit():
             finish = f"seenit index --index {pasted(location)}"
             say(f"{plural(waiting, 'image')} of the index await refitting; to finish: {finish}")
         options = SearchOptions(
-            top, where, rerank, exact, include_self, expand, augment, min_probability=min_probability, group=group
+            top, conditions, rerank, exact, include_self, expand, augment, min_probability=min_probability, group=group
         )
         if min_probability and searcher.calibration is None:
             learn = f"seenit index --index {pasted(location)}"

@@ -48,7 +48,7 @@ def match_images(
     carries none it has little to go by, and an index of more images tells more.
     Raises ImageError for a file that cannot be read.
 
-    >>> match_images("query.jpg", "photos/one.jpg").evidence.num_inliers > 0  # doctest: +SKIP
+    >>> match_images("query.jpg", "photo.jpg").evidence.num_inliers > 0
     True
     """
     from indexer.backbone.load_once import load_once

@@ -7,6 +7,7 @@ import numpy as np
 
 from indexer.images.metadata import Metadata
 from indexer.item_files import key_of
+from indexer.store.attributes import Attributes
 
 from .rerank.evidence import Evidence
 
@@ -23,6 +24,7 @@ class Result:
     score    in [-1, 1], higher is more similar: cosine of the global descriptors, fused with the patches' when reranked
     id       content id of the image
     copies   the other files with the same bytes
+    attributes  what was given with an added image, a JSON object
     evidence why it is a match or none; None where patches were not compared
     """
 
@@ -34,6 +36,7 @@ class Result:
     copies: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     evidence: Evidence | None = field(default=None, compare=False)
+    attributes: Attributes = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> str | None:

@@ -442,6 +442,7 @@ class Searcher:
                     metadata=record.metadata,
                     copies=tuple(paths[1:]),
                     tags=record.tags,
+                    attributes=record.attributes,
                     evidence=evidence,
                 )
             )

@@ -16,8 +16,10 @@ def to_dicts(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Each result in JSON's types, with the fields of the JSON that `seenit search --json` prints.
 
     >>> from retrieval import Searcher, to_dicts
-    >>> with Searcher.open("photos") as searcher:  # doctest: +SKIP
+    >>> with Searcher.open("photos") as searcher:
     ...     rows = to_dicts(searcher.search("query.jpg"))
+    >>> rows[0]["rank"], sorted(rows[0])[:3]
+    (1, ['attributes', 'box', 'camera'])
     """
     return [found_image(result).model_dump(mode="json") for result in results]
 
@@ -26,8 +28,10 @@ def to_pandas(results: Sequence[Result]) -> "pandas.DataFrame":
     """Results as a table, a row each, with the columns of `to_dicts`; SeenitError where pandas is missing.
 
     >>> from retrieval import Searcher, to_pandas
-    >>> with Searcher.open("photos") as searcher:  # doctest: +SKIP
+    >>> with Searcher.open("photos") as searcher:
     ...     table = to_pandas(searcher.search("query.jpg"))
+    >>> list(table["rank"])[:3]
+    [1, 2, 3]
     """
     try:
         import pandas

@@ -31,6 +31,7 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """No test reads or writes the user's own cache and state, or reaches for the network."""
     monkeypatch.setenv("SEENIT_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("SEENIT_STATE", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("SEENIT_ITEMS", str(tmp_path_factory.mktemp("items")))
     monkeypatch.setenv("SEENIT_OFFLINE", "1")
     monkeypatch.setenv("SEENIT_CONFIG", str(tmp_path_factory.mktemp("config") / "config.toml"))
     monkeypatch.delenv("SEENIT_INDEX", raising=False)

@@ -6,7 +6,9 @@ qdrant-client into the REST request of the same meaning. Each entry of `faults` 
     "drop"            ends before anything is done, with the status that a lost connection gives the client
     "drop after"      the work is done, then likewise
     "stall"           no answer for the peer's `stall_s`
+    "half"            the first half of a batch is done, then INTERNAL, as of a node that dies at it
     grpc.StatusCode   that status, nothing is done
+    None              it is served as it should be
     GrpcRefusal       likewise, with words and trailing metadata of its own
 """
 
@@ -20,7 +22,7 @@ from qdrant_client import grpc as protocol
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from qdrant_client.grpc import collections_service_pb2_grpc, points_service_pb2_grpc
 from qdrant_client.http import models
-from qdrant_peer import QdrantPeer
+from qdrant_peer import QdrantPeer, half_of
 
 _CODES = {400: grpc.StatusCode.INVALID_ARGUMENT, 404: grpc.StatusCode.NOT_FOUND, 409: grpc.StatusCode.ALREADY_EXISTS}
 
@@ -37,12 +39,9 @@ class QdrantGrpcPeer:
 
     def __init__(self, peer: QdrantPeer) -> None:
         self.peer = peer
-        self.faults: list[str | grpc.StatusCode | GrpcRefusal] = []
+        self.faults: list[str | grpc.StatusCode | GrpcRefusal | None] = []
         self.calls: list[str] = []  # "METHOD path" of the REST request that each call means, spoiled ones too
-        self._server = grpc.server(ThreadPoolExecutor(4))
-        collections_service_pb2_grpc.add_CollectionsServicer_to_server(_Collections(self), self._server)
-        points_service_pb2_grpc.add_PointsServicer_to_server(_Points(self), self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._bind(0)
 
     def __enter__(self) -> "QdrantGrpcPeer":
         self._server.start()
@@ -50,6 +49,21 @@ class QdrantGrpcPeer:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(None).wait()
+
+    def _bind(self, port: int) -> int:
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        collections_service_pb2_grpc.add_CollectionsServicer_to_server(_Collections(self), self._server)
+        points_service_pb2_grpc.add_PointsServicer_to_server(_Points(self), self._server)
+        return self._server.add_insecure_port(f"127.0.0.1:{port}")
+
+    def go_away(self) -> None:
+        """End the connections and refuse new ones."""
+        self._server.stop(None).wait()
+
+    def come_back(self) -> None:
+        """Serve again what was held before, at the same port."""
+        self._bind(self.port)
+        self._server.start()
 
     def ask(self, context: grpc.ServicerContext, method: str, path: str, body: BaseModel | None = None) -> Any:
         """The result of a REST request; a failure ends the call with the status of the same meaning."""
@@ -68,9 +82,11 @@ class QdrantGrpcPeer:
         if self.peer.api_key is not None and key != self.peer.api_key:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "Must provide an API key or an Authorization bearer token")
         data = b"" if body is None else body.model_dump_json(exclude_none=True).encode()
-        status, answer = self.peer.answer(method, f"/collections/{path}", data)
+        status, answer = self.peer.answer(method, f"/collections/{path}", half_of(data) if fault == "half" else data)
         if status != 200:
             context.abort(_CODES[status], answer["status"]["error"])
+        if fault == "half":
+            context.abort(grpc.StatusCode.INTERNAL, "Service internal error: the node went away")
         if fault == "drop after":
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         return answer["result"]
@@ -88,8 +104,19 @@ class _Collections(collections_service_pb2_grpc.CollectionsServicer):
         vectors = (
             GrpcToRest.convert_vectors_config(request.vectors_config) if request.HasField("vectors_config") else {}
         )
-        body = models.CreateCollection(vectors=vectors, on_disk_payload=request.on_disk_payload)
+        body = models.CreateCollection(
+            vectors=vectors,
+            on_disk_payload=request.on_disk_payload,
+            shard_number=request.shard_number if request.HasField("shard_number") else None,
+            replication_factor=request.replication_factor if request.HasField("replication_factor") else None,
+        )
         self._peer.ask(context, "PUT", request.collection_name, body)
+        return protocol.CollectionOperationResponse(result=True)
+
+    def Update(self, request: Any, context: Any) -> Any:
+        change = GrpcToRest.convert_optimizers_config_diff(request.optimizers_config)
+        body = models.UpdateCollection(optimizers_config=change)
+        self._peer.ask(context, "PATCH", request.collection_name, body)
         return protocol.CollectionOperationResponse(result=True)
 
     def Get(self, request: Any, context: Any) -> Any:
@@ -104,7 +131,10 @@ class _Points(points_service_pb2_grpc.PointsServicer):
 
     def CreateFieldIndex(self, request: Any, context: Any) -> Any:
         kind = protocol.FieldType.Name(request.field_type).removeprefix("FieldType").lower()
-        body = models.CreateFieldIndex(field_name=request.field_name, field_schema=models.PayloadSchemaType(kind))
+        schema: Any = models.PayloadSchemaType(kind)
+        if request.HasField("field_index_params"):
+            schema = GrpcToRest.convert_payload_schema_params(request.field_index_params)
+        body = models.CreateFieldIndex(field_name=request.field_name, field_schema=schema)
         self._peer.ask(context, "PUT", f"{request.collection_name}/index", body)
         return _updated()
 

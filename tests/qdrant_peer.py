@@ -7,8 +7,10 @@ which refuse unknown fields, and is answered in that description's shapes. It ca
     "drop"         the connection closes before anything is done
     "drop after"   the work is done, then the connection closes without an answer
     "stall"        no answer for `stall_s`
+    "drip"         the work is done, the answer comes a piece at a time, within `drip_s` in all
     "half"         the first half of a batch is done, then 500, as of a node that dies at it
     500, 503, ...  that status, nothing is done
+    None           it is served as it should be
     Refusal        likewise, with words and headers of its own
 """
 
@@ -30,6 +32,16 @@ import qdrant_edge as edge
 from pydantic import TypeAdapter, ValidationError
 from qdrant_client.http import models
 
+NO_SPACE = "Service internal error: No space left on device: WAL buffer size exceeds available disk space"
+DRIPS = 20  # pieces of an answer that comes slowly
+SERVERS_THRESHOLD = 20_000  # kB; what the peer links from by itself
+_INDEX_PARAMS = (
+    models.KeywordIndexParams,
+    models.DatetimeIndexParams,
+    models.GeoIndexParams,
+    models.IntegerIndexParams,
+)
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -43,8 +55,11 @@ class QdrantPeer:
 
     def __init__(self, api_key: str | None = None) -> None:
         self.api_key = api_key
-        self.faults: list[str | int | Refusal] = []
+        self.faults: list[str | int | Refusal | None] = []
+        self.refuse: dict[str, int] = {}  # the status that requests with a method are refused with, always
+        self.full = False  # whether writes find no room
         self.stall_s = 5.0
+        self.drip_s = 2.0
         self.requests: list[str] = []  # "METHOD path" of each request, spoiled ones too
         self.largest_body = 0
         self.collections: dict[str, _Collection] = {}
@@ -134,7 +149,7 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
             if peer.away:
                 self.close_connection = True
                 return
-            fault = peer.faults.pop(0) if peer.faults else None
+            fault: str | int | Refusal | None = peer.faults.pop(0) if peer.faults else peer.refuse.get(self.command)
             if fault == "stall":
                 peer.stall()
             if fault in ("drop", "stall"):
@@ -145,18 +160,23 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
             if isinstance(fault, Refusal):
                 self._send(fault.status, {"status": {"error": fault.error}}, fault.headers)
                 return
+            if peer.full and (self.command == "PUT" or self.path.partition("?")[0].endswith("/points/batch")):
+                self._send(500, {"status": {"error": NO_SPACE}})
+                return
             if peer.api_key is not None and self.headers.get("api-key") != peer.api_key:
                 self._send(401, {"status": {"error": "Must provide an API key or an Authorization bearer token"}})
                 return
-            answer = peer.answer(self.command, self.path, _half(body) if fault == "half" else body)
+            answer = peer.answer(self.command, self.path, half_of(body) if fault == "half" else body)
             if fault == "half" and answer[0] == 200:
                 answer = 500, {"status": {"error": "Service internal error: the node went away"}}
             if fault == "drop after":
                 self.close_connection = True
                 return
-            self._send(*answer)
+            self._send(*answer, drip_s=peer.drip_s if fault == "drip" else 0.0)
 
-        def _send(self, status: int, answer: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        def _send(
+            self, status: int, answer: Any, headers: Mapping[str, str] = MappingProxyType({}), drip_s: float = 0.0
+        ) -> None:
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
@@ -164,9 +184,12 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            pieces = DRIPS if drip_s else 1
+            for piece in range(pieces):
+                time.sleep(drip_s / pieces)
+                self.wfile.write(data[len(data) * piece // pieces : len(data) * (piece + 1) // pieces])
 
-        do_GET = do_PUT = do_POST = _serve
+        do_GET = do_PUT = do_POST = do_PATCH = _serve
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -174,7 +197,7 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _half(body: bytes) -> bytes:
+def half_of(body: bytes) -> bytes:
     """The request with the first half of its points or operations."""
     request = json.loads(body)
     (name,) = {"points", "operations"} & set(request)
@@ -191,23 +214,51 @@ class _Collection:
         vectors = request.vectors or {}
         assert isinstance(vectors, dict), "the peer knows named vectors only"
         self.vectors = vectors
-        # Edge wants some vector; a collection without any gets a sparse one that no point uses.
-        self.shard = edge.EdgeShard.create(
-            str(path),
-            edge.EdgeConfig(vectors={name: _vector_params(vector) for name, vector in vectors.items()})
-            if vectors
-            else edge.EdgeConfig(sparse_vectors={"none": edge.EdgeSparseVectorParams()}),
-        )
+        self.optimizers = request.optimizers_config or models.OptimizersConfigDiff()
+        self.indexes: dict[str, models.PayloadIndexInfo] = {}
+        self._path = path
+        self.shard = edge.EdgeShard.create(str(path), self._config())
+
+    def change_optimizers(self, change: models.OptimizersConfigDiff) -> None:
+        """As a server does, and the work that a server does in the background is done at once."""
+        self.optimizers = self.optimizers.model_copy(update=change.model_dump(exclude_none=True))
+        self.shard.close()
+        self.shard = edge.EdgeShard.load(str(self._path), self._config())
+        if self.threshold_kb < 10**9:
+            self.shard.optimize()
+
+    @property
+    def threshold_kb(self) -> int:
+        threshold = self.optimizers.indexing_threshold
+        return SERVERS_THRESHOLD if threshold is None else threshold
+
+    def _config(self) -> edge.EdgeConfig:
+        optimizers = edge.EdgeOptimizersConfig(indexing_threshold=self.threshold_kb)
+        if not self.vectors:  # Edge wants some vector; a collection without any gets a sparse one that no point uses
+            return edge.EdgeConfig(sparse_vectors={"none": edge.EdgeSparseVectorParams()}, optimizers=optimizers)
+        vectors = {name: _vector_params(vector) for name, vector in self.vectors.items()}
+        return edge.EdgeConfig(vectors=vectors, on_disk_payload=self.request.on_disk_payload, optimizers=optimizers)
 
 
-def _vector_params(vector: Any) -> edge.EdgeVectorParams:
+def _vector_params(vector: models.VectorParams) -> edge.EdgeVectorParams:
     hnsw = vector.hnsw_config
     datatypes = {None: "Float32", "float32": "Float32", "float16": "Float16"}
     return edge.EdgeVectorParams(
         vector.size,
         edge.Distance.Cosine,
+        on_disk=vector.on_disk,
         datatype=getattr(edge.VectorStorageDatatype, datatypes[vector.datatype and vector.datatype.value]),
-        hnsw_config=hnsw and edge.HnswIndexConfig(16 if hnsw.m is None else hnsw.m, hnsw.ef_construct or 100, 10_000),
+        quantization_config=_quantization(vector.quantization_config) if vector.quantization_config else None,
+        hnsw_config=edge.HnswIndexConfig(16 if hnsw.m is None else hnsw.m, hnsw.ef_construct or 100, 10_000)
+        if hnsw
+        else None,
+    )
+
+
+def _quantization(config: Any) -> edge.ScalarQuantizationConfig:
+    assert isinstance(config, models.ScalarQuantization), "the peer knows int8 only"
+    return edge.ScalarQuantizationConfig(
+        edge.ScalarType.Int8, quantile=config.scalar.quantile, always_ram=config.scalar.always_ram
     )
 
 
@@ -215,30 +266,57 @@ def _vector_params(vector: Any) -> edge.EdgeVectorParams:
 
 
 def _describe(collection: _Collection, body: bytes) -> Any:
-    params = models.CollectionParams(vectors=collection.vectors, on_disk_payload=collection.request.on_disk_payload)
+    asked = collection.request
+    params = models.CollectionParams(
+        vectors=collection.vectors,
+        shard_number=asked.shard_number,
+        replication_factor=asked.replication_factor,
+        on_disk_payload=asked.on_disk_payload,
+    )
     info = models.CollectionInfo(
         status=models.CollectionStatus.GREEN,
         optimizer_status=models.OptimizersStatusOneOf.OK,
         points_count=collection.shard.count(edge.CountRequest()),
+        indexed_vectors_count=collection.shard.info().indexed_vectors_count,
         segments_count=1,
         config=models.CollectionConfig(
             params=params,
             hnsw_config=models.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000),
             wal_config=models.WalConfig(wal_capacity_mb=32, wal_segments_ahead=0),
             optimizer_config=models.OptimizersConfig(
-                deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0, flush_interval_sec=5
+                deleted_threshold=0.2,
+                vacuum_min_vector_number=1000,
+                default_segment_number=0,
+                flush_interval_sec=5,
+                indexing_threshold=collection.threshold_kb,
             ),
         ),
-        payload_schema={},
+        payload_schema=collection.indexes,
     )
     return json.loads(info.model_dump_json())
 
 
+def _change(collection: _Collection, body: bytes) -> Any:
+    request = models.UpdateCollection.model_validate_json(body)
+    assert request.optimizers_config is not None, "the peer knows changes of the optimizers only"
+    collection.change_optimizers(request.optimizers_config)
+    return True
+
+
 def _index_field(collection: _Collection, body: bytes) -> Any:
     request = models.CreateFieldIndex.model_validate_json(body)
-    assert isinstance(request.field_schema, models.PayloadSchemaType), "the peer knows plain indexes only"
-    kind = getattr(edge.PayloadSchemaType, request.field_schema.value.capitalize())
-    collection.shard.update(edge.UpdateOperation.create_field_index(request.field_name, kind))
+    asked = request.field_schema
+    if isinstance(asked, models.PayloadSchemaType):
+        kind, schema = asked.value, getattr(edge.PayloadSchemaType, asked.value.capitalize())
+    else:
+        assert asked is not None and isinstance(asked, _INDEX_PARAMS), "the peer knows four kinds of indexes"
+        kind = asked.type.value
+        given = asked.model_dump(exclude_none=True, exclude={"type"})
+        schema = getattr(edge, f"{kind.capitalize()}IndexParams")(**given)
+    collection.shard.update(edge.UpdateOperation.create_field_index(request.field_name, schema))
+    of_kind = models.PayloadSchemaType(kind)
+    params = None if isinstance(asked, models.PayloadSchemaType) else asked
+    collection.indexes[request.field_name] = models.PayloadIndexInfo(data_type=of_kind, params=params, points=0)
     return _done()
 
 
@@ -301,9 +379,22 @@ def _query(request: Any) -> edge.QueryRequest:
         limit=request.limit or 10,
         query=edge.Query.Nearest(vector, using=request.using),
         filter=_filter(request.filter),
-        params=params and edge.SearchParams(hnsw_ef=params.hnsw_ef, exact=bool(params.exact)),
+        params=params and _search_params(params),
         with_payload=_payload(request.with_payload),
         with_vector=request.with_vector or False,
+    )
+
+
+def _search_params(params: models.SearchParams) -> edge.SearchParams:
+    quantization = params.quantization
+    return edge.SearchParams(
+        hnsw_ef=params.hnsw_ef,
+        exact=bool(params.exact),
+        quantization=edge.QuantizationSearchParams(
+            bool(quantization.ignore), quantization.rescore, quantization.oversampling
+        )
+        if quantization
+        else None,
     )
 
 
@@ -314,6 +405,7 @@ def _count(collection: _Collection, body: bytes) -> Any:
 
 _ACTIONS: dict[str, Callable[[_Collection, bytes], Any]] = {
     "GET ": _describe,
+    "PATCH ": _change,
     "PUT index": _index_field,
     "PUT points": _upsert,
     "POST points": _retrieve,

@@ -43,6 +43,14 @@ def make_record(number: int) -> Record:
         tags=("even",) if number % 2 == 0 else ("odd", "straße"),
         global_vector=unit(rng, 16),
         patches=rng.bytes(1000 + number),
+        attributes={
+            "sku": f"A {number}",
+            "price": number / 2,
+            "colours": ["red", "日本"][: number % 3],
+            "deep": {"x": 1},
+        }
+        if number % 4 == 0
+        else {},
     )
 
 

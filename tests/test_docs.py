@@ -6,6 +6,7 @@ before its fence; its commands are parsed all the same.
 """
 
 import ast
+import doctest
 import importlib
 import io
 import os
@@ -177,6 +178,23 @@ def test_the_examples_of_a_page_run(page: str, request: pytest.FixtureRequest, m
             run_shell(block, monkeypatch)
         else:
             exec(compile("\n" * block.line + block.text, block.page.name, "exec"), names)
+
+
+DOCTESTS = sorted(
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    for package in ("indexer", "retrieval", "trainer")
+    for path in (ROOT / package).rglob("*.py")
+    if ">>>" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", DOCTESTS)
+def test_the_examples_of_docstrings_run(module: str, workspace: Path) -> None:
+    found = importlib.import_module(module)
+    assert "doctest: +SKIP" not in Path(str(found.__file__)).read_text(encoding="utf-8"), "an example is run or is none"
+    failed, run = doctest.testmod(found)
+    assert run and not failed
 
 
 SCRIPTS = [  # with arguments, and what each prints

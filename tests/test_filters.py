@@ -57,6 +57,12 @@ TAGS = [
 ]
 KEYWORDS = [tag for tag in TAGS if tag.isprintable()]  # XML and IPTC are decoded, they hold no lone surrogates
 DATE_SOURCES = ["exif", "exif", "xmp", "name", "file", "file", None, "later"]
+ATTRIBUTES: list[Any] = [
+    ("sku", "A 1"), ("sku", "a 1"), ("sku", "A"), ("sku", 1), ("sku", "1"), ("sku", 1.0), ("sku", 1.5), ("sku", True),
+    ("sku", "true"), ("sku", None), ("sku", ""), ("a=b", "c"), ("a", "b=c"), ("o'brien", '"quoted"'), ("日本", "é"),
+    ("日本", "e\u0301"), ("%", "_"), ("$.sku", "A 1"), ("long", "x" * 5000), ("long", "x" * 5001), ("\udc80", "\udc80"),
+    ("list", [1, "two", None]), ("list", "two"), ("list", []), ("list", [[1], {"two": 1}]), ("sku", {"A 1": 1}),
+]  # fmt: skip
 FITS = ["fit-a", "fit-b", "FIT-A", "fit%"]
 ZONES = [UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12)), timezone(timedelta(hours=5, minutes=45))]
 PLACES = [
@@ -91,6 +97,7 @@ def draw_records(rng: random.Random) -> list[Record]:
             tags=tuple(rng.sample(TAGS, rng.choice([0, 1, 2, 5]))),
             global_vector=vectors[number],
             patches=b"",
+            attributes=dict(rng.sample(ATTRIBUTES, rng.choice([0, 1, 2, 5, 9]))),
         )
         for number in range(NUM_RECORDS)
     ]
@@ -120,6 +127,7 @@ def draw_place(rng: random.Random) -> tuple[float, float]:
 def draw_condition(rng: random.Random, records: list[Record]) -> Filter:
     """One condition or several; their values are mostly those of records."""
     names = ["under", "after", "before", "camera", "near", "tags", "keywords", "rating", "not_whitening_id", "not_ids"]
+    names.append("attributes")
     drawn = rng.sample(names, rng.choice([1, 1, 1, 2, 2, 3, 10]))
     where = replace(Filter(), **{name: draw_value(rng, name, rng.choice(records)) for name in drawn})
     return replace(where, file_dates=rng.random() < 0.5)
@@ -141,11 +149,25 @@ def draw_value(rng: random.Random, name: str, record: Record) -> Any:
     if name == "keywords":
         drawn = rng.sample(record.metadata.keywords or KEYWORDS, 1) + rng.choice([[], [], ["holiday"], ["unknown"]])
         return tuple(rng.choice([word, word.upper(), word.title()]) for word in drawn)
+    if name == "attributes":
+        return draw_attributes(rng, record)
     if name == "rating":
         return rng.choice([-1, 0, 1, 2, 3, 4, 5])
     if name == "not_whitening_id":
         return rng.choice([*FITS, "unknown"])
     return tuple({record.id, *(content_id(b"filters %d" % rng.randrange(200)) for _ in range(rng.randrange(40)))})
+
+
+def draw_attributes(rng: random.Random, record: Record) -> tuple[tuple[str, Any], ...]:
+    """Mostly those of the record, some of them as texts."""
+    held = [
+        (name, one)
+        for name, value in [*record.attributes.items(), rng.choice(ATTRIBUTES)]
+        for one in (value if isinstance(value, list) else [value])
+        if not isinstance(one, (list, dict))
+    ]
+    drawn = rng.sample(held, min(len(held), rng.choice([1, 1, 2]))) or [("sku", "A 1")]
+    return tuple((name, value if rng.random() < 0.5 else plain(value)) for name, value in drawn)
 
 
 def draw_folder(rng: random.Random, record: Record) -> str:
@@ -187,10 +209,24 @@ def meets(record: Record, where: Filter) -> bool:
         and (where.near is None or is_within(record.metadata.gps, *where.near))
         and set(where.tags) <= set(record.tags)
         and {one.casefold() for one in where.keywords} <= {one.casefold() for one in record.metadata.keywords}
+        and all(has(record, name, value) for name, value in where.attributes)
         and (where.rating is None or (record.metadata.rating is not None and record.metadata.rating >= where.rating))
         and record.whitening_id != where.not_whitening_id
         and record.id not in where.not_ids
     )
+
+
+def has(record: Record, name: str, value: str) -> bool:
+    there = record.attributes.get(name, [])
+    plains = [one for one in (there if isinstance(there, list) else [there]) if not isinstance(one, (list, dict))]
+    return value in map(plain, plains)
+
+
+def plain(value: object) -> str:
+    """A value as it is compared: 1, 1.0 and "1" are one, and so are true and "true"."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def is_from(taken_at: datetime | None, border: datetime) -> bool:

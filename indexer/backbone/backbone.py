@@ -124,9 +124,10 @@ class Backbone:
 
         >>> from indexer import Backbone
         >>> import numpy as np
-        >>> backbone = Backbone.load("auto")  # doctest: +SKIP
-        >>> backbone(np.zeros((2, 224, 224, 3), np.uint8)).shape  # doctest: +SKIP
-        torch.Size([2, 384])
+        >>> backbone = Backbone.load("auto")
+        >>> features = backbone(np.zeros((2, 224, 224, 3), np.uint8))
+        >>> tuple(features.shape) == (2, backbone.embed_dim)
+        True
         """
         return self.forward_features(images)["x_norm_clstoken"]
 

@@ -4,6 +4,10 @@ Surprising: the position embeddings are stretched by two matrix products instead
 cannot say with torch's arithmetic: each row of the matrices holds the bicubic weights of one row or column of patches.
 """
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -98,7 +102,8 @@ def export_onnx(backbone: Backbone, file: str | Path) -> Path:
     SeenitError where `onnxscript` is missing, or where the file is there or cannot be written.
 
     >>> from indexer import Backbone
-    >>> export_onnx(Backbone.load("auto"), "backbone.onnx")  # doctest: +SKIP
+    >>> export_onnx(Backbone.load("auto"), "backbone.onnx").name
+    'backbone.onnx'
     """
     file = Path(file)
     if file.exists() or file.is_symlink():
@@ -116,7 +121,7 @@ def export_onnx(backbone: Backbone, file: str | Path) -> Path:
     size = backbone.patch_size
     batch, rows, cols = torch.export.Dim("batch"), torch.export.Dim("rows", min=2), torch.export.Dim("cols", min=2)
     try:
-        with atomic_path(file) as temporary:
+        with atomic_path(file) as temporary, _quietly():
             program = torch.onnx.export(
                 network,
                 (torch.zeros(2, 3, 5 * size, 3 * size),),
@@ -139,6 +144,20 @@ def export_onnx(backbone: Backbone, file: str | Path) -> Path:
             f"{backbone.name} cannot be one ONNX file ({first_line(error)}); take a smaller one"
         ) from None
     return file
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's words on torchvision, whose operators no backbone has, and on names that torch itself uses."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*treespec")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def preprocessing_note(preprocessing: Preprocessing, patch_size: int) -> str:

@@ -1,14 +1,21 @@
-"""Moves an index from one store to another: embedded to server, server to embedded, or either to its like."""
+"""Moves an index from one store to another: embedded to server, server to embedded, or either to its like.
 
+Added images go with it: their files are the index's own, see `item_files`.
+"""
+
+import os
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from ..errors import SeenitError
+from ..atomic_file import atomic_file
+from ..errors import SeenitError, os_reason
+from ..item_files import items_folder
 from ..progress_bar import progress_bar
 from ..store.open import open_store
-from ..store.protocol import Store
+from ..store.protocol import SERVING, Store
 from .index import WAIT_S
 from .keys import Roots
 from .manifest import MANIFEST_BLOB, read_manifest, write_manifest
@@ -20,7 +27,8 @@ def copy_index(source: str | Path, target: str | Path, *, progress: bool = False
     """Make the index at `target` hold what the one at `source` holds, and return the number of records.
 
     May be repeated after a break: records that are there already are written again, records that only `target` holds
-    are removed. The manifest is written last, so a copy that was broken off does not pass for an index.
+    are removed, and so are its added images. The manifest is written last, so a copy that was broken off does not pass
+    for an index.
     SeenitError where `source` holds no index, where `target` holds one of other dims, or where the counts differ.
     """
     with closing(open_store(source)) as with_source:
@@ -51,11 +59,52 @@ def _copy(source: Store, target: Store, progress: bool) -> int:
         target.set_tags(gone)
     for name in source.blob_names():
         data = source.read_blob(name)
-        if name != MANIFEST_BLOB and data is not None:
+        if name != MANIFEST_BLOB and not name.startswith(SERVING) and data is not None:
             target.write_blob(name, data)
     # Folders are written relative to an index that lies inside them; the copy lies elsewhere.
     there, here = Roots(source.location, manifest.roots), Roots(target.location, {})
-    roots = {key: here.stored_form(folder) for key, folder in there.folders.items()}
+    folders = _copy_items(source.location, target.location, there.folders)
+    roots = {key: here.stored_form(folder) for key, folder in folders.items()}
     target.optimize()
     write_manifest(target, replace(manifest, roots=roots))
     return total
+
+
+def _copy_items(source: str, target: str, folders: dict[str, str]) -> dict[str, str]:
+    """Copy the files of added images, times included, and return the indexed folders with theirs at its new place.
+
+    Where this machine has none of them, as of an index on a server that another one added to, nothing changes.
+    """
+    there = items_folder(source)
+    keys = [key for key, folder in folders.items() if there is not None and os.path.abspath(there) == folder]
+    if there is None or not keys or there.is_symlink() or not there.is_dir():
+        return folders
+    try:
+        here = items_folder(target, make=True)
+        assert here is not None, "it is made"
+        names = {entry.name for entry in os.scandir(there) if entry.is_file(follow_symlinks=False)}
+        for name in names:
+            _copy_item(there / name, here / name)
+        for entry in os.scandir(here):
+            if entry.name not in names and entry.is_file(follow_symlinks=False):
+                os.unlink(entry)  # of an item that the source does not hold; its record is removed, too
+    except OSError as error:
+        raise SeenitError(f"cannot copy the added images of {source}: {os_reason(error)}; run the copy again") from None
+    return folders | {key: os.path.abspath(here) for key in keys}
+
+
+def _copy_item(source: Path, target: Path) -> None:
+    with open(source, "rb", opener=_open_plain) as file:
+        status = os.fstat(file.fileno())
+        if target.exists() and not target.is_symlink():
+            present = os.lstat(target)
+            if (present.st_size, present.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
+                return
+        with atomic_file(target) as copy:
+            shutil.copyfileobj(file, copy)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """An index may be somebody else's: a link in it is not followed, and a pipe not waited for."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))

@@ -70,6 +70,7 @@ class Index:
     def __init__(self, store: Store) -> None:
         """Use `open`. SeenitError where the store holds no manifest yet, or none that can be read."""
         self.store = store
+        self._revision: object = None  # of a server's index, when it was last refreshed
         self._read()
 
     @classmethod
@@ -125,6 +126,11 @@ class Index:
     def refresh(self) -> bool:
         """Take over what another process has changed; whether queries have to be embedded again."""
         whitening = self.manifest.whitening_id
+        if is_url(self.location):  # one request in place of four; a server has no snapshot that this must be read in
+            revision = self.store.revision()
+            if revision == self._revision:
+                return False
+            self._revision = revision
         if self.store.read_blob(MANIFEST_BLOB) != self._manifest_data:
             self._read()
             if self.manifest.whitening_id != whitening:
@@ -218,8 +224,11 @@ class Index:
 
         >>> import numpy as np
         >>> from indexer import Index, Item
-        >>> with Index.open("photos") as index:  # doctest: +SKIP
-        ...     index.add([Item("frame 7", np.zeros((480, 640, 3), np.uint8), tags=("camera",))])
+        >>> frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        >>> with Index.open("photos") as index:
+        ...     summary = index.add([Item("frame 7", frame, tags=("camera",), attributes={"lens": 35})])
+        >>> summary.changes.added
+        1
         """
         from ..items import add_items
 

@@ -8,6 +8,7 @@ its own.
 """
 
 import base64
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..images.metadata import Metadata
+from .attributes import Attributes, terms_of
 from .protocol import Listed, Record, Schema, StoredFile, folder_keys
 
 # Payload fields that filters read, and the kind of index that answers them.
@@ -29,6 +31,7 @@ INDEXED_FIELDS = {
     "tags": "keyword",
     "keyword_words": "keyword",
     "rating": "integer",
+    "attribute_terms": "keyword",
     "whitening_id": "keyword",
 }
 
@@ -38,6 +41,7 @@ METRES_PER_DEGREE = 111_195.0  # of latitude, on the sphere that engines reckon 
 
 LISTED_FIELDS = ["files", "whitening_id"]  # what `listed_from` needs
 PATCHES_FIELD = "patches"  # most of a payload's bytes, so read only where it is asked for
+ATTRIBUTES_FIELD = "attributes"
 _FOREIGN = "record {id} in {location} is not one that seenit wrote; remove it, or index into a new place"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WRITTEN_SURROGATE = re.compile("\x00(d[89a-f][0-9a-f]{2})")
@@ -101,6 +105,13 @@ def tags_payload(tags: Iterable[str]) -> dict[str, Any]:
     return {"tags": [to_engine(tag) for tag in tags]}
 
 
+def attributes_payload(attributes: Attributes) -> dict[str, Any]:
+    """As JSON in ASCII, which takes any text and any depth, and as what the filter reads."""
+    if not attributes:
+        return {ATTRIBUTES_FIELD: None, "attribute_terms": None}
+    return {ATTRIBUTES_FIELD: json.dumps(dict(attributes)), "attribute_terms": terms_of(attributes)}
+
+
 def record_payload(record: Record) -> dict[str, Any]:
     """Everything of a record but its id and its vector; what is not known is left out."""
     metadata = record.metadata
@@ -135,6 +146,8 @@ def record_payload(record: Record) -> dict[str, Any]:
     for name in ("title", "caption"):
         if (text := getattr(metadata, name)) is not None:
             payload[name] = to_engine(text)
+    if record.attributes:
+        payload |= attributes_payload(record.attributes)
     if record.patches is not None:
         payload[PATCHES_FIELD] = base64.b64encode(record.patches).decode()
     return payload
@@ -209,9 +222,25 @@ def patches_from(id: str, payload: Mapping[str, Any] | None, location: str) -> b
         raise StoreError(_FOREIGN.format(id=id, location=location)) from None
 
 
+def attributes_from(id: str, payload: Mapping[str, Any] | None, location: str) -> Attributes:
+    """`record_from` for a payload of ATTRIBUTES_FIELD alone; empty where the record has none."""
+    try:
+        return _attributes_from(payload or {})
+    except (TypeError, ValueError):
+        raise StoreError(_FOREIGN.format(id=id, location=location)) from None
+
+
 def _patches_from(payload: Mapping[str, Any]) -> bytes | None:
     text = payload.get(PATCHES_FIELD)
     return None if text is None else base64.b64decode(text, validate=True)
+
+
+def _attributes_from(payload: Mapping[str, Any]) -> Attributes:
+    text = payload.get(ATTRIBUTES_FIELD)
+    values = {} if text is None else json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("attributes are a JSON object")
+    return values
 
 
 def _files_from(payload: Mapping[str, Any]) -> tuple[StoredFile, ...]:
@@ -248,4 +277,5 @@ def _record_from(id: str, payload: Mapping[str, Any], vectors: Any) -> Record:
         tags=tuple(from_engine(tag) for tag in payload["tags"]),
         global_vector=None if global_vector is None else np.asarray(global_vector, np.float32),  # (G,)
         patches=_patches_from(payload),
+        attributes=_attributes_from(payload),
     )

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from ..images.metadata import Metadata
+from .attributes import Attributes, Conditions, conditions_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Record:
     global_vector  (G,)  float32, L2-normalised; None where vectors were not asked for
     patches        the packed patch tokens, see patch_codec.pack_patches; opaque to a store; None likewise, or where
                    the record has none
+    attributes     what a caller gave, a JSON object
     """
 
     id: str  # a UUID in its 36-character form, see content_id
@@ -52,6 +54,7 @@ class Record:
     tags: tuple[str, ...] = ()
     global_vector: np.ndarray | None = None
     patches: bytes | None = None
+    attributes: Attributes = field(default_factory=dict, hash=False)
 
     def __repr__(self) -> str:
         name = self.files[0].key if self.files else "no file"
@@ -93,6 +96,7 @@ class Filter:
     not_ids: tuple[str, ...] = ()  # never these records
     keywords: tuple[str, ...] = ()  # of the image's own metadata, all of them, case ignored
     rating: int | None = None  # of the image's own metadata: so many stars or more
+    attributes: Conditions = ()  # a caller's own, all of them; a mapping serves too; see `attributes` on values
     file_dates: bool = False  # whether `after` and `before` go by files' times too; else only by REAL_DATES
 
     def __post_init__(self) -> None:
@@ -100,6 +104,7 @@ class Filter:
             value = getattr(self, name)
             one = isinstance(value, (str, Path))
             object.__setattr__(self, name, (str(value),) if one else tuple(map(str, value)))
+        object.__setattr__(self, "attributes", conditions_of(self.attributes))
 
     def __bool__(self) -> bool:
         return self != Filter()
@@ -115,6 +120,8 @@ class StoreSize:
 
     parts: dict[str, int] = field(default_factory=dict)
 
+
+SERVING = "serve."  # begins the names of blobs by which servers of one index know of each other; no part of the index
 
 BuildProgress = Callable[[int, int], None]  # how much is done, and of how much
 
@@ -142,7 +149,16 @@ class Store(Protocol):
 
     def write_blob(self, name: str, data: bytes) -> None: ...
 
+    def delete_blob(self, name: str) -> None:
+        """Nothing where there is none."""
+
     def blob_names(self) -> list[str]: ...
+
+    def revision(self) -> object:
+        """What changes with every write but those of blobs that SERVING begins; quick, for it is asked at every turn.
+
+        Values are compared within one process, for equality.
+        """
 
     def schema(self) -> Schema | None:
         """The dims of the vector, None before the first `ensure`; StoreError where another version made the index."""
@@ -156,7 +172,7 @@ class Store(Protocol):
     def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
         """Replace the list of files of existing records, by id; all else of them stays.
 
-        Ids that the store does not hold are left out, here and in `set_dates`, `set_tags` and `delete`.
+        Ids that the store does not hold are left out, here and in the other `set_...` and in `delete`.
         """
 
     def set_dates(self, dates: dict[str, tuple[datetime | None, str | None]]) -> None:
@@ -164,6 +180,12 @@ class Store(Protocol):
 
     def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
         """Replace the tags of existing records, by id; a store with a second copy remembers the other ids' too."""
+
+    def set_attributes(self, attributes: dict[str, Attributes]) -> None:
+        """Replace the attributes of existing records, by id; all else of them stays."""
+
+    def attributes_of(self, ids: Sequence[str]) -> dict[str, Attributes]:
+        """The attributes of records that have any, by id."""
 
     def tags_of(self, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The tags of records, by id; also of records that are gone, where the store remembers them."""

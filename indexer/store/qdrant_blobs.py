@@ -2,10 +2,13 @@
 
 A blob travels in pieces, each a point, for a server limits its requests. A head point names the content's hash and the
 number of its pieces; it is written after them, so a reader finds the old content or the new one and never a mixture.
+One more point, the revision, is written anew after every change of the index, so that whoever keeps something in memory
+knows when to read again.
 """
 
 import base64
 import hashlib
+import secrets
 import uuid
 from typing import Any
 
@@ -22,12 +25,21 @@ _IDS = uuid.UUID("6b0d2f3c-8f0e-4c6e-9d57-0b1d5d2a7c11")  # namespace of the poi
 class QdrantBlobs:
     """See `store.Store` on blobs. The collection is made by the first `write`."""
 
-    def __init__(self, connection: Connection, collection: str) -> None:
+    def __init__(self, connection: Connection, collection: str, replicas: int | None = None) -> None:
+        """replicas: nodes that hold the blobs, where the collection is made; None leaves it to the server."""
         self._connection = connection
         self._collection = collection
+        self._replicas = replicas
+        self._seen = False  # once it is there it stays
 
     def exist(self) -> bool:
-        return self._connection.exists(self._collection)
+        self._seen = self._seen or self._connection.exists(self._collection)
+        return self._seen
+
+    def _make(self) -> None:
+        if not self.exist():
+            self._connection.create(self._collection, {}, shards=1, replicas=self._replicas)
+            self._seen = True
 
     def read(self, name: str) -> bytes | None:
         if not self.exist():
@@ -47,8 +59,7 @@ class QdrantBlobs:
         raise StoreError(f"{name} of the index at {self._connection.location} is damaged; index again")
 
     def write(self, name: str, data: bytes) -> None:
-        if not self.exist():
-            self._connection.create(self._collection, {})
+        self._make()
         before = self._head(name)
         pieces = [data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
         head = {"name": name, "digest": _digest(data), "pieces": len(pieces)}
@@ -57,6 +68,21 @@ class QdrantBlobs:
         self._write(_id(name), head)
         if before and before["digest"] != head["digest"]:
             self._connection.delete(self._collection, _piece_ids(name, before))
+
+    def delete(self, name: str) -> None:
+        head = self._head(name) if self.exist() else None
+        if head is not None:
+            self._connection.delete(self._collection, [_id(name), *_piece_ids(name, head)])
+
+    def revise(self) -> None:
+        """The index was changed."""
+        self._make()
+        self._write(_REVISION_ID, {"revision": secrets.token_hex(8)})
+
+    def revision(self) -> str:
+        """Of the index's last change; empty before the first one."""
+        points = self._connection.retrieve(self._collection, [_REVISION_ID]) if self.exist() else []
+        return str(points[0].payload["revision"]) if points else ""
 
     def names(self) -> list[str]:
         names: list[str] = []
@@ -81,6 +107,9 @@ def _piece_ids(name: str, head: dict[str, Any]) -> list[str]:
 
 def _id(name: str, *piece: str | int) -> str:
     return str(uuid.uuid5(_IDS, "/".join(map(str, (name, *piece)))))
+
+
+_REVISION_ID = _id("", "revision")
 
 
 def _digest(data: bytes) -> str:

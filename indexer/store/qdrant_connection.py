@@ -94,25 +94,47 @@ class Connection:
     def exists(self, collection: str) -> bool:
         return self._call("open the collection", lambda: self._client.collection_exists(collection))
 
-    def create(self, collection: str, vectors: dict[str, models.VectorParams]) -> None:
+    def create(
+        self,
+        collection: str,
+        vectors: dict[str, models.VectorParams],
+        *,
+        shards: int | None = None,
+        replicas: int | None = None,
+    ) -> None:
+        """shards, replicas: None leaves it to the server."""
         try:
             self._call(
                 "create the collection",
-                lambda: self._client.create_collection(collection, vectors_config=vectors, on_disk_payload=True),
+                lambda: self._client.create_collection(
+                    collection,
+                    vectors_config=vectors,
+                    shard_number=shards,
+                    replication_factor=replicas,
+                    on_disk_payload=True,
+                ),
             )
         except StoreError:
             if not self.exists(collection):  # else the first try had done it before its connection dropped
                 raise
 
-    def vectors_of(self, collection: str) -> Any:
-        """The collection's own description of its vectors: models.VectorParams, or a dict of them by name."""
-        info = self._call("read the collection's description", lambda: self._client.get_collection(collection))
-        return info.config.params.vectors
+    def describe(self, collection: str) -> models.CollectionInfo:
+        return self._call("read the collection's description", lambda: self._client.get_collection(collection))
 
-    def index_field(self, collection: str, field: str, kind: models.PayloadSchemaType) -> None:
+    def set_indexing_threshold(self, collection: str, threshold_kb: int, *, patient: bool) -> None:
+        """patient: whether a failure is worth repeating."""
+        change = models.OptimizersConfigDiff(indexing_threshold=threshold_kb)
+        self._call(
+            "set when the server links vectors",
+            lambda: self._client.update_collection(collection, optimizers_config=change),
+            None if patient else 0.0,
+        )
+
+    def index_field(self, collection: str, field: str, params: Any) -> None:
+        """params: one of models' classes of index parameters."""
         self._call(
             "make an index of a payload field",
-            lambda: self._client.create_payload_index(collection, field, kind, wait=True),
+            lambda: self._client.create_payload_index(collection, field, params, wait=True),
         )
 
     # Writes
@@ -176,8 +198,11 @@ class Connection:
             "count records", lambda: self._client.count(collection, count_filter=condition, exact=True)
         ).count
 
-    def _call(self, doing: str, request: Callable[[], V]) -> V:
-        """The request's answer; repeated while that may help, then StoreError in one line."""
+    def _call(self, doing: str, request: Callable[[], V], retry_s: float | None = None) -> V:
+        """The request's answer; repeated while that may help, then StoreError in one line.
+
+        retry_s  for so long at most; None: as for every request
+        """
         started = time.monotonic()
         pause_s = FIRST_PAUSE_S
         while True:
@@ -188,7 +213,8 @@ class Connection:
             except FAILURES as error:
                 failure = failure_of(error)
             self._answered = self._answered or failure.answered
-            limit_s = self.retry_s if self._answered else min(self.retry_s, failure.patience_s)
+            limit_s = self.retry_s if retry_s is None else retry_s
+            limit_s = limit_s if self._answered else min(limit_s, failure.patience_s)
             wait_s = max(pause_s * random.uniform(0.5, 1.0), failure.wait_s)
             if not failure.passing or time.monotonic() + wait_s > started + limit_s:
                 message = f"cannot {doing} at {self.location}: {failure.reason}; {failure.next_step}"

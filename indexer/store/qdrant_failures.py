@@ -72,11 +72,13 @@ def _http_failure(error: Exception) -> RequestFailure:
     if not isinstance(error, UnexpectedResponse):
         return _no_answer(error.source if isinstance(error, ResponseHandlingException) else error)
     status = error.status_code or 0
-    if status in (401, 403):
-        return RequestFailure(f"the server refuses the API key ({status})", f"set ${KEY_VARIABLES[0]} to a valid one")
+    if status == 401:
+        return RequestFailure("the server refuses the API key (401)", f"set ${KEY_VARIABLES[0]} to a valid one")
     if status == 404:
         return RequestFailure("the collection is gone (404)", "check the address, or index again")
     said = first_line(error.content.decode("utf-8", "replace")) or error.reason_phrase
+    if status == 403:
+        return _forbidden(f"403: {said}")
     if _NO_SPACE in said.lower() or status == 507:
         return _full_disk(f"{status}: {said}")
     if status == 429 or status >= 500:
@@ -107,8 +109,10 @@ def _no_answer(cause: Exception) -> RequestFailure:
 
 def _grpc_failure(error: grpc.RpcError) -> RequestFailure:
     code, said = error.code(), first_line(error.details() or "")
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+    if code == grpc.StatusCode.UNAUTHENTICATED:
         return RequestFailure("the server refuses the API key", f"set ${KEY_VARIABLES[0]} to a valid one")
+    if code == grpc.StatusCode.PERMISSION_DENIED:
+        return _forbidden(said)
     if _NO_SPACE in said.lower():
         return _full_disk(said)
     if code == grpc.StatusCode.UNAVAILABLE:
@@ -124,6 +128,12 @@ def _grpc_failure(error: grpc.RpcError) -> RequestFailure:
     return RequestFailure(
         f"{code.name.lower().replace('_', ' ')} ({said})", "check the address and the server's log", passing
     )
+
+
+def _forbidden(said: str) -> RequestFailure:
+    """The key's rights do not reach so far, or the server has a limit that is reached."""
+    next_step = f"set ${KEY_VARIABLES[0]} to a key that may do this, or raise the server's limits"
+    return RequestFailure(f"the server forbids it ({said})", next_step)
 
 
 def _full_disk(said: str) -> RequestFailure:

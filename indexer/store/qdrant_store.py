@@ -10,7 +10,7 @@ may overwrite each other; let one machine index a collection.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar
@@ -20,11 +20,14 @@ from qdrant_client import models
 
 from ..errors import SeenitError, StoreError
 from ..printable import pasted
+from .attributes import Attributes
 from .payload import (
-    INDEXED_FIELDS,
+    ATTRIBUTES_FIELD,
     LISTED_FIELDS,
     PATCHES_FIELD,
     as_rfc3339,
+    attributes_from,
+    attributes_payload,
     batches,
     checked_vectors,
     files_payload,
@@ -34,18 +37,30 @@ from .payload import (
     record_payload,
     tags_payload,
 )
-from .protocol import Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize
+from .protocol import SERVING, Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize
 from .qdrant_address import Address
 from .qdrant_blobs import QdrantBlobs
+from .qdrant_collection import (
+    BULK_RECORDS,
+    SERVERS_OWN,
+    Layout,
+    lowered,
+    missing_indexes,
+    raised,
+    search_params,
+    threshold_of,
+    vector_params,
+)
 from .qdrant_connection import Connection, WithPayload
 from .qdrant_filter import qdrant_filter
 
 # Of records per request: at most 12 MB as JSON, where a number of a vector takes 20 bytes; a server takes 32 MB.
 REQUEST_BYTES = 2_400_000
 QUERY_NUMBERS = 500_000  # of the queries' vectors per request, likewise
+QUERIES, HITS = 256, 40_000  # per request; a batch of the command line is 128 queries with 100 candidates each
 # Points per request, so that requests and answers keep to a few MB.
 POINTS_WITH_VECTORS, POINTS_WITHOUT, POINTS_PER_PAGE = 100, 500, 1000
-HNSW_EF_SEARCH = 256  # not tuned: no server was at hand
+POINTS_WITH_PATCHES = 400  # 1.7 MB of balanced patches, 26 MB of full ones; see server_speed.py
 
 V = TypeVar("V")
 
@@ -53,13 +68,20 @@ V = TypeVar("V")
 class QdrantStore:
     """See `store.Store`."""
 
-    def __init__(self, connection: Connection, collection: str) -> None:
+    def __init__(
+        self, connection: Connection, collection: str, layout: Layout = SERVERS_OWN, *, write: bool = True
+    ) -> None:
+        """Use `open`. layout: of a collection that is made."""
         self.location = connection.location
         self._connection = connection
         self._collection = collection
-        self._blobs = QdrantBlobs(connection, f"{collection}.seenit")
+        self._layout = layout
+        self._write = write
+        self._blobs = QdrantBlobs(connection, f"{collection}.seenit", layout.replicas)
         self._schema: Schema | None = None
         self._seen = False  # once it is there it stays
+        self._threshold = 0  # of the collection, as last read or set; see qdrant_collection
+        self._loaded = 0  # records since the graph was last left to the server
 
     @classmethod
     def open(cls, location: str, *, write: bool = False, wait_s: float = 10.0) -> "QdrantStore":
@@ -75,7 +97,7 @@ class QdrantStore:
         location = location.partition("?")[0]
         connection = Connection.open(address, location, write=write, wait_s=wait_s)
         try:
-            store = cls(connection, address.collection)
+            store = cls(connection, address.collection, address.layout, write=write)
             if store._exists():
                 store._read_schema()  # says at once that the collection is not ours
             elif not store._blobs.exist() and not write:
@@ -92,6 +114,8 @@ class QdrantStore:
 
     def close(self) -> None:
         """Close the index; safe to call twice."""
+        with suppress(StoreError):  # whoever writes next does it
+            self._leave_graph_to_server(patient=False)
         self._connection.close()
 
     # Blobs
@@ -101,6 +125,16 @@ class QdrantStore:
 
     def write_blob(self, name: str, data: bytes) -> None:
         self._blobs.write(name, data)
+        if not name.startswith(SERVING):
+            self._blobs.revise()
+
+    def delete_blob(self, name: str) -> None:
+        self._blobs.delete(name)
+        if not name.startswith(SERVING):
+            self._blobs.revise()
+
+    def revision(self) -> object:
+        return self._blobs.revision()
 
     def blob_names(self) -> list[str]:
         return self._blobs.names()
@@ -116,7 +150,12 @@ class QdrantStore:
 
     def ensure(self, schema: Schema) -> None:
         if not self._exists():
-            self._connection.create(self._collection, _vector_params(schema))
+            self._connection.create(
+                self._collection,
+                vector_params(schema),
+                shards=self._layout.shards,
+                replicas=self._layout.replicas,
+            )
         there = self._read_schema()
         if there != schema:
             raise StoreError(
@@ -125,12 +164,13 @@ class QdrantStore:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `:memory:` says that it has no payload indexes
-            for field, kind in INDEXED_FIELDS.items():
-                self._connection.index_field(self._collection, field, models.PayloadSchemaType(kind))
+            for field, params in missing_indexes(self._connection.describe(self._collection)).items():
+                self._connection.index_field(self._collection, field, params)
         self._schema = schema
 
     def _read_schema(self) -> Schema:
-        vectors = self._connection.vectors_of(self._collection)
+        info = self._connection.describe(self._collection)
+        vectors = info.config.params.vectors
         if isinstance(vectors, dict) and set(vectors) == {"global", "patches"}:
             raise StoreError(
                 f"the index at {self.location} was made by another version of seenit; remove it and index again"
@@ -141,6 +181,7 @@ class QdrantStore:
             or vectors["global"].distance != models.Distance.COSINE
         ):
             raise StoreError(f"the collection at {self.location} was not made by seenit; name another one")
+        self._threshold = threshold_of(info)
         return Schema(vectors["global"].size)
 
     def upsert(self, records: Sequence[Record]) -> None:
@@ -153,6 +194,24 @@ class QdrantStore:
                 for record in batch
             ]
             self._connection.upsert(self._collection, points)
+            self._count_load(len(points))
+        if records:
+            self._blobs.revise()
+
+    def _count_load(self, count: int) -> None:
+        """Once much is loaded, the server links it at the end."""
+        before, self._loaded = self._loaded, self._loaded + count
+        wanted = raised(self._threshold)
+        if before < BULK_RECORDS <= self._loaded and wanted != self._threshold:
+            with suppress(StoreError):  # a key may forbid it; loading then takes longer
+                self._connection.set_indexing_threshold(self._collection, wanted, patient=False)
+                self._threshold = wanted
+
+    def _leave_graph_to_server(self, *, patient: bool) -> None:
+        """Undo what `_count_load` did, here or in a process that was killed."""
+        before, self._threshold, self._loaded = self._threshold, lowered(self._threshold), 0
+        if self._write and self._threshold != before:
+            self._connection.set_indexing_threshold(self._collection, self._threshold, patient=patient)
 
     def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
         self._set_payload({id: files_payload(of_record) for id, of_record in files.items()})
@@ -168,15 +227,30 @@ class QdrantStore:
     def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
         self._set_payload({id: tags_payload(of_record) for id, of_record in tags.items()})
 
+    def set_attributes(self, attributes: dict[str, Attributes]) -> None:
+        self._set_payload({id: attributes_payload(of_record) for id, of_record in attributes.items()})
+
+    def attributes_of(self, ids: Sequence[str]) -> dict[str, Attributes]:
+        found: dict[str, Attributes] = {}
+        for some in _chunks(dict.fromkeys(ids), POINTS_WITHOUT):
+            for id, point in self._points(some, payload=[ATTRIBUTES_FIELD]).items():
+                if of_record := attributes_from(id, point.payload, self.location):
+                    found[id] = of_record
+        return found
+
     def _set_payload(self, payloads: dict[str, dict[str, Any]]) -> None:
         for some in _chunks(payloads, POINTS_WITHOUT):
             known = self._points(some, payload=False)  # a server refuses ids that it does not hold
             self._connection.set_payloads(self._collection, {id: payloads[id] for id in some if id in known})
+        if payloads:
+            self._blobs.revise()
 
     def delete(self, ids: Sequence[str]) -> None:
         if self._exists():
             for some in _chunks(ids, POINTS_WITHOUT):
                 self._connection.delete(self._collection, some)
+            if ids:
+                self._blobs.revise()
 
     def scroll(self, where: Filter = Filter(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         limit = min(batch, POINTS_WITH_VECTORS if vectors else POINTS_PER_PAGE)
@@ -223,7 +297,7 @@ class QdrantStore:
                 query=query,
                 using="global",
                 filter=condition,
-                params=models.SearchParams(hnsw_ef=max(HNSW_EF_SEARCH, top), exact=exact),
+                params=search_params(top, exact),
                 limit=top,
                 with_payload=False,
                 with_vector=False,
@@ -232,13 +306,13 @@ class QdrantStore:
         )
         return [
             [Hit(str(point.id), point.score) for point in points]
-            for some in _chunks(requests, max(1, min(100, QUERY_NUMBERS // queries.shape[1], 20_000 // top)))
+            for some in _chunks(requests, max(1, min(QUERIES, QUERY_NUMBERS // queries.shape[1], HITS // top)))
             for points in self._connection.query(self._collection, some)
         ]
 
     def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
-        for some in _chunks(dict.fromkeys(ids), POINTS_WITH_VECTORS):
+        for some in _chunks(dict.fromkeys(ids), POINTS_WITH_PATCHES):
             for id, point in self._points(some, payload=[PATCHES_FIELD]).items():
                 packed = patches_from(id, point.payload, self.location)
                 if packed is not None:
@@ -265,21 +339,11 @@ class QdrantStore:
         progress: Callable[[int, int], None] = lambda done, total: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Nothing to do: a server mends its graph by itself, in the background."""
+        """A server mends its graph by itself, in the background, once it is told that a load is over."""
+        self._leave_graph_to_server(patient=True)
 
     def size(self) -> StoreSize:
         return StoreSize()
-
-
-def _vector_params(schema: Schema) -> dict[str, models.VectorParams]:
-    return {
-        "global": models.VectorParams(
-            size=schema.global_dim,
-            distance=models.Distance.COSINE,
-            datatype=models.Datatype.FLOAT16,
-            hnsw_config=models.HnswConfigDiff(m=16, ef_construct=128),
-        ),
-    }
 
 
 def _payload(vectors: bool) -> WithPayload:

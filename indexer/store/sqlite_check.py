@@ -28,7 +28,7 @@ from .protocol import Record, Schema, StoredFile, is_url
 from .sqlite_errors import sqlite_errors
 from .sqlite_filter import from_bytes, id_text
 from .sqlite_readers import open_reader
-from .sqlite_rows import metadata_of, record_crc
+from .sqlite_rows import attributes_of_more, metadata_of, record_crc
 from .sqlite_schema import DATABASE_NAME, connect, mend, select
 from .sqlite_store import SqliteStore
 from .tag_copy import TAGS_NAME, read_tags
@@ -214,10 +214,11 @@ def _sound_record(db: apsw.Connection, row: tuple[Any, ...], cameras: dict[int, 
         if record_crc(record_id, whitening_id, vector, patches) != crc:
             return None
         metadata = metadata_of(width, height, format, taken_at, cameras.get(camera), latitude, longitude, more)
+        attributes = attributes_of_more(more)
     except (apsw.Error, IndexError, TypeError, ValueError, OverflowError):
         return None
     values = np.frombuffer(vector, "<f2").astype(np.float32)
-    return Record(record_id, (), metadata, whitening_id, global_vector=values, patches=patches)
+    return Record(record_id, (), metadata, whitening_id, global_vector=values, patches=patches, attributes=attributes)
 
 
 def _rows(db: apsw.Connection, table: str, columns: str, *, numbered: bool = True) -> Iterator[tuple[Any, ...]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..images.metadata import Metadata
+from .attributes import Attributes, terms_of
 from .protocol import Filter, Listed, Record, StoredFile
 from .sqlite_filter import condition, from_bytes, id_bytes, id_text, moment_of
 from .sqlite_schema import mend, select
@@ -70,7 +71,12 @@ def read_records(db: apsw.Connection, numbers: Sequence[int], vectors: bool, loc
     for number, id, whitening_id, crc, *of_metadata, vector, packed in rows:
         try:
             record = Record(
-                id_text(id), files.get(number, ()), metadata_of(*of_metadata), whitening_id, tags.get(number, ())
+                id_text(id),
+                files.get(number, ()),
+                metadata_of(*of_metadata),
+                whitening_id,
+                tags.get(number, ()),
+                attributes=attributes_of_more(of_metadata[-1]),
             )
             if vectors:
                 if vector is None or record_crc(record.id, whitening_id, vector, packed) != crc:
@@ -137,6 +143,8 @@ def read_held_tags(db: apsw.Connection) -> dict[str, tuple[str, ...]]:
     return {id: tuple(sorted(tags)) for id, tags in held.items()}
 
 
+_ATTRIBUTES, _TERMS = "attributes", "attribute_terms"  # in `more`: what a caller gave, and what a filter compares
+
 _MORE_TYPES: dict[str, type] = {
     "date_source": str,
     "frames": int,
@@ -149,10 +157,30 @@ _MORE_TYPES: dict[str, type] = {
 }
 
 
-def more_of(metadata: Metadata) -> str:
-    """The fields of metadata without a column of their own, as JSON; those that have their default are left out."""
+def more_of(metadata: Metadata, attributes: Attributes) -> str:
+    """The fields of metadata without a column of their own, and the attributes, as JSON; without those that have their
+    default."""
     values = asdict(metadata)
-    return json.dumps({name: values[name] for name in _MORE_TYPES if values[name] != getattr(Metadata, name)})
+    fields = {name: values[name] for name in _MORE_TYPES if values[name] != getattr(Metadata, name)}
+    return with_attributes(json.dumps(fields), attributes)
+
+
+def with_attributes(more: str, attributes: Attributes) -> str:
+    """The further fields of a row with these attributes in place of those that it had."""
+    fields = {name: value for name, value in json.loads(more).items() if name not in (_ATTRIBUTES, _TERMS)}
+    if attributes:
+        fields |= {_ATTRIBUTES: dict(attributes), _TERMS: terms_of(attributes)}
+    return json.dumps(fields)
+
+
+def attributes_of_more(more: str) -> Attributes:
+    """The attributes among the further fields of a row; ValueError where they are none."""
+    if f'"{_ATTRIBUTES}"' not in more:  # most rows have none, and need not be parsed twice
+        return {}
+    found = json.loads(more).get(_ATTRIBUTES, {})
+    if not isinstance(found, dict):
+        raise ValueError("its attributes are none")
+    return found
 
 
 def metadata_of(

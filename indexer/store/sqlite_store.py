@@ -19,6 +19,7 @@ import filelock
 import numpy as np
 
 from ..errors import StoreError, UnusableError
+from .attributes import Attributes
 from .index_folder import claim_folder, refuse_missing, shares_memory
 from .neighbour_cache import graph_bytes
 from .neighbours import Neighbours
@@ -33,6 +34,7 @@ from .sqlite_filter import (
 )
 from .sqlite_readers import Readers
 from .sqlite_rows import (
+    attributes_of_more,
     numbers_of,
     numbers_where,
     read_held_tags,
@@ -41,6 +43,7 @@ from .sqlite_rows import (
     read_records,
     set_meta,
     tags_by_number,
+    with_attributes,
 )
 from .sqlite_schema import DATABASE_NAME, check_schema, connect, create, mend, select, set_journal
 from .sqlite_source import VectorSource
@@ -138,6 +141,14 @@ class SqliteStore:
         with self._transaction(f"write {name} to") as db:
             db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", (name, data, zlib.crc32(data)))
 
+    def delete_blob(self, name: str) -> None:
+        with self._transaction(f"remove {name} of") as db:
+            db.execute("DELETE FROM blobs WHERE name = ?", (name,))
+
+    def revision(self) -> object:
+        """Size and time of the database and of its log."""
+        return tuple(_stamp(self._folder / name) for name in (DATABASE_NAME, f"{DATABASE_NAME}-wal"))
+
     def blob_names(self) -> list[str]:
         with self._reading("read") as db:
             return [name for (name,) in select(db, "SELECT name FROM blobs ORDER BY name")]
@@ -214,6 +225,21 @@ class SqliteStore:
                 db.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", tag_rows(number, tags[id]))
         self._tags.remember(tags)
         self._tags.write()
+
+    def set_attributes(self, attributes: dict[str, Attributes]) -> None:
+        with self._transaction("update records of") as db:
+            for id, number in numbers_of(db, attributes).items():
+                more = select(db, "SELECT more FROM records WHERE number = ?", (number,)).fetchone()[0]
+                changed = with_attributes(more, attributes[id])
+                db.execute("UPDATE records SET more = ? WHERE number = ?", (changed, number))
+
+    def attributes_of(self, ids: Sequence[str]) -> dict[str, Attributes]:
+        with self._reading("read attributes of") as db:
+            numbers = numbers_of(db, ids)
+            wanted = apsw.carray(np.fromiter(numbers.values(), np.int64)) if numbers else None
+            rows = select(db, "SELECT id, more FROM records WHERE number IN carray(?)", (wanted,)) if numbers else ()
+            found = {id_text(id): attributes_of_more(more) for id, more in rows}
+        return {id: attributes for id, attributes in found.items() if attributes}
 
     def remembered_tags(self) -> Tags:
         return dict(self._tags.read())
@@ -371,3 +397,11 @@ class SqliteStore:
         """The tags of all records that are there and have any."""
         with self.snapshot_of_own() as db:
             return read_held_tags(db)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

@@ -50,7 +50,7 @@ def _record_row(number: int, record: Record, vector: np.ndarray, cameras: dict[s
         None if metadata.taken_at is None else microseconds(metadata.taken_at),
         None if metadata.camera is None else cameras[metadata.camera],
         *gps,
-        more_of(metadata),
+        more_of(metadata, record.attributes),
         record_crc(record.id, record.whitening_id, vector.tobytes(), record.patches),
     )
 

@@ -54,9 +54,10 @@ def scopes_of(
     roots = Roots(location, known)
     scopes: list[str] = list(known) if not folders else []
     absorbed: set[str] = set()
+    added = items_folder(location)
     for folder in folders:
         inside = [key for key in roots.keys(folder) if key.split("/")[0] not in absorbed]
-        if Path(folder).absolute() == items_folder(location).absolute():
+        if added is not None and Path(folder).absolute() == added.absolute():
             # a root of its own even where a folder above is one: that one leaves hidden folders such as .seenit out
             inside = [key for key in inside if "/" not in key]
         if not inside:

@@ -106,7 +106,8 @@ class Writer:
         assert self._whitening is not None
         vectors, tokens = apply(pooled, self._whitening)
         bits = self._whitening.config.token_bits
-        tags = self._store.tags_of([image.id for image in images])
+        ids = [image.id for image in images]
+        tags, attributes = self._store.tags_of(ids), self._store.attributes_of(ids)
         for n, image in enumerate(images):
             self._records.append(
                 Record(
@@ -115,6 +116,7 @@ class Writer:
                     metadata=image.metadata,
                     whitening_id=self._whitening.id,
                     tags=tags.get(image.id, ()),
+                    attributes=attributes.get(image.id, {}),
                     global_vector=vectors[n],
                     patches=pack_patches(PatchTokens(tokens[n], pooled.positions[n].numpy(), image.grid), bits),
                 )

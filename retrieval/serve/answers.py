@@ -59,6 +59,7 @@ class ImageInfo(Answer):
     camera: Text | None
     gps: tuple[float, float] | None
     tags: tuple[Text, ...]
+    attributes: dict[str, Any]
     bytes: int
     frames: int
     raw: bool
@@ -285,6 +286,7 @@ def image_values(record: Record, roots: Roots) -> dict[str, Any]:
         "camera": metadata.camera,
         "gps": metadata.gps,
         "tags": record.tags,
+        "attributes": dict(record.attributes),
         "bytes": record.files[0].size if record.files else 0,
         "frames": metadata.frames,
         "raw": metadata.raw,

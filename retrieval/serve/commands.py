@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from indexer.terminal import say
+from indexer.terminal import IndexOption, say
 
 PORT = 8765
 
@@ -18,6 +18,7 @@ def serve(
     where: Annotated[
         str | None, typer.Argument(metavar="[INDEX|FOLDER|URL]", help="An index, or a folder that was indexed.")
     ] = None,
+    index: IndexOption = None,
     host: Annotated[str, typer.Option(help="The address to listen at; all but the loopback need a token.")] = (
         "127.0.0.1"
     ),
@@ -40,6 +41,8 @@ def serve(
     """A web page and a REST API over an index, until Ctrl-C."""
     if read_only and watch:
         raise typer.BadParameter("--watch changes the index, --read-only forbids it", param_hint="--watch")
+    if where is not None and index is not None:
+        raise typer.BadParameter("name the index once, with or without --index", param_hint="--index")
     # torch's threads wait for work by spinning, on a core that decoders and other programs want. With this, read when
     # torch is loaded, they sleep. serve_load.py on a machine with ten busy processes: 240 core-ms a search, not 1,280
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -52,16 +55,17 @@ def serve(
 
         raise SeenitError("seenit serve needs a web server; install it with: pip install 'seenit[web]'") from None
     from ..duplicates.commands import index_at
-    from .security import Access, printed_url
+    from .security import access_to, printed_url
     from .server import Server, allow_many_files, listen
     from .service import ServeOptions, Service
 
     with suppress(OSError, ValueError, RuntimeError):  # where stderr is no file
         faulthandler.enable()  # a crash in a library ends the process without a word otherwise
-    access = Access(host, token, tuple(allow_host or ()))
+    location = index_at(where if where is not None else index)
+    access = access_to(location.partition("?")[0], host, token, tuple(allow_host or ()))
     options = ServeOptions(read_only=read_only, watch=watch, move_to=str(move_to.absolute()) if move_to else None)
     allow_many_files()
-    with listen(host, port) as listening, Service.open(index_at(where), options, say) as service:
+    with listen(host, port) as listening, Service.open(location, options, say) as service:
         bound = int(listening.getsockname()[1])
         url = printed_url(host, bound)
         server = Server(service, access, bound)

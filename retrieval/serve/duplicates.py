@@ -7,12 +7,14 @@ byte is compared first, and a manifest is written that puts all back.
 import os
 import re
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
-from indexer.errors import SeenitError
+import filelock
+
+from indexer.errors import LockedError, SeenitError, os_reason
 from indexer.index.index import Index
 
 from ..duplicates.options import DuplicateOptions
@@ -28,36 +30,15 @@ from .answers import (
     MovedAnswer,
     duplicate_values,
 )
+from .kept_run import KeptRun, Run
 from .refusal import Refusal
 from .requests import ApplyBody, DuplicatesBody
 from .tasks import Handle, Outcome, Stopped
 
 MANIFEST = re.compile(r"seenit-moved-[0-9-]{1,40}\.jsonl")
 MOST_MANIFESTS = 20  # that are listed
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is kept; its groups are numbered from 0."""
-
-    id: str
-    found: Duplicates
-    finished_at: datetime
-
-    def answer(self) -> DuplicatesRun:
-        spare = [file for group in self.found.groups for file in group.spare]
-        return DuplicatesRun(
-            id=self.id,
-            level=self.found.options.level,
-            keep=self.found.options.keep,
-            images=self.found.images,
-            seconds=round(self.found.seconds, 3),
-            notes=self.found.notes,
-            groups=len(self.found.groups),
-            spare_files=len(spare),
-            spare_bytes=sum(file.size for file in spare),
-            finished_at=self.finished_at.isoformat(timespec="seconds"),
-        )
+LOCK_NAME = ".seenit-moving.lock"
+LOCK_WAIT_S = 10.0  # for another process that moves files
 
 
 class DuplicateReview:
@@ -71,9 +52,7 @@ class DuplicateReview:
         self._index = index
         self.move_to = move_to
         self._lock = threading.Lock()  # one change of files at a time
-        self._run: Run | None = None
-        self._runs = 0
-        self._moved: set[str] = set()  # keys of the run's files that were moved
+        self._kept = KeptRun(index)
 
     def find(self, body: DuplicatesBody, handle: Handle) -> Outcome:
         """Look for duplicates and keep what was found; the work of a task."""
@@ -87,20 +66,15 @@ class DuplicateReview:
 
         options = DuplicateOptions(level=body.level, keep=body.keep)
         found = find_duplicates(self._index.location, options, progress=progress)
-        with self._lock:
-            self._runs += 1
-            self._run = Run(str(self._runs), found, datetime.now(UTC))
-            self._moved = set()
-            run = self._run
-        return Outcome(summary(found), run.answer().model_dump(), found.notes)
+        run = self._kept.put(found)
+        return Outcome(summary(found), _run_answer(run).model_dump(), found.notes)
 
     def page(self, offset: int, limit: int) -> DuplicatesAnswer:
         """Groups of the last run, and what can be undone."""
-        with self._lock:
-            run, moved = self._run, set(self._moved)
-        groups = run.found.groups if run else ()
+        run = self._kept.read()
+        groups, moved = (run.found.groups, run.moved) if run else ((), frozenset())
         return DuplicatesAnswer(
-            run=run.answer() if run else None,
+            run=_run_answer(run) if run else None,
             total=len(groups),
             offset=offset,
             groups=tuple(
@@ -115,23 +89,16 @@ class DuplicateReview:
 
         target = self._target()
         with self._lock:
-            if self._run is None or self._run.id != body.run:
-                raise Refusal(409, "the choices belong to another run; look at the groups again")
-            chosen: dict[int, set[str]] = {}
-            for choice in body.choices:
-                chosen.setdefault(choice.group, set()).update(choice.move)
-            groups = tuple(
-                narrowed for number, keys in sorted(chosen.items()) if (narrowed := self._narrowed(number, keys))
-            )
-            found = replace(self._run.found, groups=groups)
+            run, found = self._chosen(body)
             check_target(found, target, self._index.roots)
-            spare = [file for group in groups for file in group.spare]
+            spare = [file for group in found.groups for file in group.spare]
             if body.dry_run or not spare:
                 return _moved(body.dry_run, len(spare), sum(file.size for file in spare), target)
-            notes: list[str] = []
-            moved = move_spare(found, target)
-            self._moved |= set(moved.moved)
-            notes += self._forget(found.index, moved.moved)
+            with _alone_in(target):
+                run, found = self._chosen(body)  # another server may have moved some of it meanwhile
+                moved = move_spare(found, target)
+                self._kept.put_moved(run, run.moved | set(moved.moved))
+            notes = self._forget(found.index, moved.moved)
         return MovedAnswer(
             dry_run=False,
             files=moved.files,
@@ -153,11 +120,14 @@ class DuplicateReview:
             raise Refusal(404, f"no manifest {name} in {target}")
         with self._lock:
             manifest = read_moves(path)
-            moved = undo_moves(manifest)
-            back = {move.source for move in manifest.moves if os.path.lexists(move.source)}
-            files = [file for group in self._run.found.groups for file in _files(group)] if self._run else []
-            restored = tuple(file.key for file in files if file.path in back and file.key in self._moved)
-            self._moved -= set(restored)
+            with _alone_in(target):
+                moved = undo_moves(manifest)
+                run = self._kept.read()
+                back = {move.source for move in manifest.moves if os.path.lexists(move.source)}
+                files = [file for group in run.found.groups for file in _files(group)] if run else []
+                restored = tuple(file.key for file in files if run and file.path in back and file.key in run.moved)
+                if run is not None and restored:
+                    self._kept.put_moved(run, run.moved - set(restored))
         return MovedAnswer(
             dry_run=False,
             files=moved.files,
@@ -174,35 +144,16 @@ class DuplicateReview:
             raise Refusal(422, "no folder of the index is here to move files within; name one with --move-to")
         return self.move_to
 
-    def _narrowed(self, number: int, keys: set[str]) -> Group | None:
-        """A group with what is to be moved as its only members, and one of the others as its keeper."""
-        assert self._run is not None
-        if number >= len(self._run.found.groups):
-            raise Refusal(422, f"there is no group {number} in this run")
-        group = self._run.found.groups[number]
-        keeper = GroupMember(group.keeper, (group.file,), "exact", 1.0, "")
-        choosable = [keeper, *(member for member in group.members if not member.stays)]
-        known = {file.key for member in choosable for file in member.files}
-        if wrong := keys - known:
-            raise Refusal(422, f"group {number}: {min(wrong)[:200]!r} is not among its files that may be moved")
-        keys = keys - self._moved
-        if not keys:
-            return None
-        kept = next(
-            (
-                (member, file)
-                for member in choosable
-                for file in member.files
-                if file.key not in keys and file.key not in self._moved
-            ),
-            None,
-        )
-        if kept is None:
-            raise Refusal(422, f"group {number}: nothing of it would stay; leave one file out")
-        members = (
-            replace(member, files=tuple(file for file in member.files if file.key in keys)) for member in choosable
-        )
-        return Group(kept[0].record, kept[1], tuple(member for member in members if member.files))
+    def _chosen(self, body: ApplyBody) -> tuple[Run, Duplicates]:
+        """The run that was chosen from, and what of it is to be moved; Refusal 409 where it is not the last one."""
+        run = self._kept.read()
+        if run is None or run.id != body.run:
+            raise Refusal(409, "the choices belong to another run; look at the groups again")
+        chosen: dict[int, set[str]] = {}
+        for choice in body.choices:
+            chosen.setdefault(choice.group, set()).update(choice.move)
+        narrowed = (_narrowed(run, number, keys) for number, keys in sorted(chosen.items()))
+        return run, replace(run.found, groups=tuple(group for group in narrowed if group is not None))
 
     def _forget(self, index: str, keys: Sequence[str]) -> list[str]:
         """The index lets go of what was moved; what is to be said where it cannot now."""
@@ -235,11 +186,74 @@ class DuplicateReview:
         return found
 
 
+def _narrowed(run: Run, number: int, keys: set[str]) -> Group | None:
+    """A group with what is to be moved as its only members, and one of the others as its keeper."""
+    if number >= len(run.found.groups):
+        raise Refusal(422, f"there is no group {number} in this run")
+    group = run.found.groups[number]
+    keeper = GroupMember(group.keeper, (group.file,), "exact", 1.0, "")
+    choosable = [keeper, *(member for member in group.members if not member.stays)]
+    known = {file.key for member in choosable for file in member.files}
+    if wrong := keys - known:
+        raise Refusal(422, f"group {number}: {min(wrong)[:200]!r} is not among its files that may be moved")
+    keys = keys - run.moved
+    if not keys:
+        return None
+    kept = next(
+        (
+            (member, file)
+            for member in choosable
+            for file in member.files
+            if file.key not in keys and file.key not in run.moved
+        ),
+        None,
+    )
+    if kept is None:
+        raise Refusal(422, f"group {number}: nothing of it would stay; leave one file out")
+    members = (replace(member, files=tuple(file for file in member.files if file.key in keys)) for member in choosable)
+    return Group(kept[0].record, kept[1], tuple(member for member in members if member.files))
+
+
+@contextmanager
+def _alone_in(target: str) -> Iterator[None]:
+    """Nobody else moves files there meanwhile, in whichever process: two choices together might leave nothing."""
+    try:
+        os.makedirs(target, exist_ok=True)
+        if os.path.islink(place := os.path.join(target, LOCK_NAME)):
+            raise SeenitError(f"{place} is a link; remove it")
+        lock = filelock.FileLock(place, timeout=LOCK_WAIT_S, is_singleton=False, thread_local=False)
+        lock.acquire()
+    except filelock.Timeout:
+        raise LockedError(f"another process moves files to {target}; try again when it has ended") from None
+    except OSError as error:
+        raise SeenitError(f"cannot move to {target}: {os_reason(error)}; name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run_answer(run: Run) -> DuplicatesRun:
+    spare = [file for group in run.found.groups for file in group.spare]
+    return DuplicatesRun(
+        id=run.id,
+        level=run.found.options.level,
+        keep=run.found.options.keep,
+        images=run.found.images,
+        seconds=round(run.found.seconds, 3),
+        notes=run.found.notes,
+        groups=len(run.found.groups),
+        spare_files=len(spare),
+        spare_bytes=sum(file.size for file in spare),
+        finished_at=run.finished_at.isoformat(timespec="seconds"),
+    )
+
+
 def _files(group: Group) -> list[File]:
     return [group.file, *(file for member in group.members for file in member.files)]
 
 
-def _group(number: int, group: Group, moved: set[str]) -> DuplicateGroup:
+def _group(number: int, group: Group, moved: frozenset[str]) -> DuplicateGroup:
     return DuplicateGroup(
         group=number,
         keeper=DuplicateFile(**duplicate_values(group.keeper, group.file, group.file.key in moved)),
@@ -251,7 +265,7 @@ def _group(number: int, group: Group, moved: set[str]) -> DuplicateGroup:
     )
 
 
-def _member_values(member: GroupMember, file: File, moved: set[str]) -> dict[str, Any]:
+def _member_values(member: GroupMember, file: File, moved: frozenset[str]) -> dict[str, Any]:
     return {
         **duplicate_values(member.record, file, file.key in moved),
         "level": member.level,

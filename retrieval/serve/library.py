@@ -1,14 +1,15 @@
 """The index as something to browse: pages of images by folder or date, folders with counts, a file's image.
 
 A store lists records in the order of their ids. To be browsed they are sorted once and kept as small as can be (two
-texts and a number each); a page then reads its own records. What was sorted is dropped once the index changes.
+texts and a number each); a page then reads its own records. What was sorted is dropped once the index changes: at once
+where a server of the index changed it, be it another one than this.
 """
 
 import base64
 import binascii
 import bisect
 import json
-import os
+import secrets
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -19,16 +20,15 @@ from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
 from indexer.index.index import Index
-from indexer.store.protocol import Filter, Record, folder_keys, is_url
-from indexer.store.sqlite_schema import DATABASE_NAME as DATABASE
+from indexer.store.protocol import SERVING, Filter, Record, folder_keys, is_url
 
 from .refusal import Refusal
 
 Order = Literal["date", "path"]
 Value = TypeVar("Value")
 KEPT = 8  # sorted lists, of the conditions asked last
+CHANGES = f"{SERVING}changes"  # the blob that a server of an index writes when it has changed that
 YOUNG = 10  # times as long as reading a list took, it is kept while somebody else writes to the index
-SERVER_STALE_S = 20.0  # after which a server's collection, which does not tell of changes, is read again
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,12 @@ class Library:
             return known.value
 
     def forget(self) -> None:
-        """Read anew what is asked next: this process has changed the index."""
+        """Read anew what is asked next, here and at the other servers of the index: this one has changed it."""
         with self._lock:
             self._kept.clear()
             self._files = None
+        if is_url(self._index.location):
+            self._index.store.write_blob(CHANGES, secrets.token_hex(8).encode())
 
     def page(
         self, where: Filter, order: Order, offset: int, limit: int, cursor: str | None
@@ -124,10 +126,7 @@ class Library:
 
     def state(self) -> object:
         """What changes when the index does."""
-        location = self._index.location
-        if is_url(location):
-            return self._index.count, int(time.monotonic() / SERVER_STALE_S)
-        return tuple(_stamp(os.path.join(location, name)) for name in (DATABASE, f"{DATABASE}-wal"))
+        return self._index.store.revision()
 
     def _id_by_key(self) -> dict[str, str]:
         def read() -> dict[str, str]:
@@ -140,13 +139,14 @@ class Library:
     def _current(self, known: "_Kept[Value] | None", read: Callable[[], Value]) -> "_Kept[Value]":
         """What is known where it still holds, or is so young that reading again would be most of the work there is."""
         state, now = self.state(), time.monotonic()
-        if known is not None and (known.state == state or now - known.read_at < YOUNG * known.took_s):
+        changes = self._index.store.read_blob(CHANGES) if is_url(self._index.location) else None
+        if known is not None and known.changes == changes and (known.state == state or known.is_young(now)):
             return known
         if state != self._refreshed:
             self._refresh()
             self._refreshed = state
         value = read()
-        return _Kept(value, state, now, time.monotonic() - now)
+        return _Kept(value, state, changes, now, time.monotonic() - now)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,12 @@ class _Kept(Generic[Value]):
 
     value: Value
     state: object  # of the index before
+    changes: bytes | None  # by its servers, before
     read_at: float
     took_s: float
+
+    def is_young(self, now: float) -> bool:
+        return now - self.read_at < YOUNG * self.took_s
 
 
 def _read(index: Index, where: Filter) -> Listing:
@@ -201,11 +205,3 @@ def _after(entries: Sequence[Entry], order: Order, cursor: str) -> int:
         raise Refusal(422, f"{cursor[:40]!r} is no cursor of this order; begin without one") from None
     by = _date_key if order == "date" else _path_key
     return bisect.bisect_right(entries, by(Entry(key, id, taken)), key=by)
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns

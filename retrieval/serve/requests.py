@@ -6,8 +6,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from indexer.errors import SeenitError
 from indexer.images.metadata import ID_PATTERN
+from indexer.store.attributes import conditions_of
 from indexer.store.protocol import Filter
-from indexer.terminal import MOST_LATITUDE, MOST_LONGITUDE, MOST_RADIUS_KM, moment_of
+from indexer.terminal import MOST_LATITUDE, MOST_LONGITUDE, MOST_RADIUS_KM, attribute_of, moment_of
 
 from ..options import SearchOptions
 from ..show.schema import Fraction, Text
@@ -33,6 +34,7 @@ ImageId = Annotated[str, Field(pattern=ID_PATTERN)]
 Region = Annotated[tuple[Fraction, Fraction, Fraction, Fraction], AfterValidator(_region)]
 Moment = Annotated[str, AfterValidator(_moment), Field(description="2023, 2023-05, 2023-05-01 or an ISO 8601 moment")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Plain = bool | int | Finite | Text | None
 Place = tuple[
     Annotated[float, Field(ge=-MOST_LATITUDE, le=MOST_LATITUDE)],
     Annotated[float, Field(ge=-MOST_LONGITUDE, le=MOST_LONGITUDE)],
@@ -56,6 +58,9 @@ class Filters(Asked):
     camera: Text | None = Field(None, description="words of the camera's name")
     near: Place | None = Field(None, description="latitude, longitude in degrees, radius in km")
     tags: tuple[Text, ...] = Field((), max_length=1000, description="all of them")
+    keywords: tuple[Text, ...] = Field((), max_length=1000, description="of the images' own metadata, all of them")
+    rating: int | None = Field(None, ge=-1, le=5, description="of the images' own metadata: so many stars or more")
+    attributes: dict[Text, Plain] = Field({}, max_length=100, description="of added images, all of them")
 
     def to_filter(self) -> Filter:
         return Filter(
@@ -65,6 +70,9 @@ class Filters(Asked):
             camera=self.camera or None,
             near=self.near,
             tags=self.tags,
+            keywords=self.keywords,
+            rating=self.rating,
+            attributes=conditions_of(self.attributes),
             file_dates=self.file_dates,
         )
 
@@ -166,12 +174,20 @@ def filters_of(
     camera: str | None,
     near: str | None,
     tag: list[str],
+    keyword: list[str],
+    rating: int | None,
+    where: list[str],
 ) -> Filters:
-    """The same conditions out of an address; SeenitError for a `near` that is not three numbers.
+    """The same conditions out of an address; SeenitError for a `near` that is not three numbers, or a `where` that is
+    not NAME=VALUE.
 
     pydantic's ValidationError where they are no conditions.
     """
-    values: dict[str, Any] = {"under": under, "camera": camera, "tags": tag}
+    values: dict[str, Any] = {"under": under, "camera": camera, "tags": tag, "keywords": keyword, "rating": rating}
+    try:
+        values["attributes"] = dict(map(attribute_of, where))
+    except ValueError as error:
+        raise SeenitError(f"where: {error}") from None
     values |= {"after": after, "before": before, "file_dates": file_dates}
     if near is not None:
         parts = near.split(",")

@@ -55,10 +55,14 @@ def library_routes(service: Service) -> APIRouter:
         camera: str | None = None,
         near: Annotated[str | None, Query(description="LATITUDE,LONGITUDE,KM")] = None,
         tag: Texts = [],  # noqa: B006
+        keyword: Texts = [],  # noqa: B006
+        rating: Annotated[int | None, Query(ge=-1, le=5)] = None,
+        where: Annotated[list[str], Query(description="NAME=VALUE, of the attributes")] = [],  # noqa: B006
     ) -> Response:
         """A page of the images that meet the conditions: the newest first, or by path."""
-        where = service.where(filters_of(under, after, before, file_dates, camera, near, tag))
-        total, start, records, next_cursor = library.page(where, order, offset, limit, cursor)
+        asked = filters_of(under, after, before, file_dates, camera, near, tag, keyword, rating, where)
+        conditions = service.where(asked)
+        total, start, records, next_cursor = library.page(conditions, order, offset, limit, cursor)
         found = tuple(ImageInfo(**image_values(record, index.roots)) for record in records)
         return json_response(ImagesAnswer(total=total, offset=start, images=found, next_cursor=next_cursor))
 
@@ -71,12 +75,16 @@ def library_routes(service: Service) -> APIRouter:
         camera: str | None = None,
         near: str | None = None,
         tag: Texts = [],  # noqa: B006
+        keyword: Texts = [],  # noqa: B006
+        rating: Annotated[int | None, Query(ge=-1, le=5)] = None,
+        where: Annotated[list[str], Query(description="NAME=VALUE, of the attributes")] = [],  # noqa: B006
     ) -> Response:
         """Months with how many images they have, the newest first."""
-        where = service.where(filters_of(under, after, before, file_dates, camera, near, tag))
+        asked = filters_of(under, after, before, file_dates, camera, near, tag, keyword, rating, where)
+        conditions = service.where(asked)
         months: list[Month] = []
         offset = 0
-        for month, count in library.listing(where).months:
+        for month, count in library.listing(conditions).months:
             months.append(Month(month=month, images=count, offset=offset))
             offset += count
         return json_response(DatesAnswer(months=tuple(months)))

@@ -75,9 +75,12 @@ def search_routes(service: Service) -> APIRouter:
         camera: str | None = None,
         near: Annotated[str | None, Query(description="LATITUDE,LONGITUDE,KM")] = None,
         tag: Annotated[list[str], Query()] = [],  # noqa: B006
+        keyword: Annotated[list[str], Query()] = [],  # noqa: B006
+        rating: Annotated[int | None, Query(ge=-1, le=5)] = None,
+        where: Annotated[list[str], Query(description="NAME=VALUE, of the attributes")] = [],  # noqa: B006
     ) -> Response:
         """Search with an image of the index."""
-        filters = filters_of(under, after, before, file_dates, camera, near, tag)
+        filters = filters_of(under, after, before, file_dates, camera, near, tag, keyword, rating, where)
         return json_response(await service.search(QueryBody(id=id), filters, Options(top=top, rerank=rerank)))
 
     return router

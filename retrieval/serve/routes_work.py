@@ -8,7 +8,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Body, Query
 from starlette.responses import Response, StreamingResponse
 
-from indexer.store.protocol import is_url
+from indexer.errors import StoreError
 
 from ..show.schema import dumps
 from .answers import ChangedAnswer, DuplicatesAnswer, MovedAnswer, TaskAnswer, TasksAnswer
@@ -16,6 +16,7 @@ from .refusal import busy, json_response
 from .requests import ApplyBody, DuplicatesBody, IndexBody, UndoBody
 from .routes_search import answers
 from .service import Service
+from .task import Task
 
 STREAMS = 64  # of events that may be open
 LOOK_S = 0.2  # between looks at the tasks
@@ -101,10 +102,10 @@ class _Streams:
         state = await self._state()
         looked = spoke = loop.time()
         try:
-            for task in self._service.tasks.all()[1:]:
+            for task in (await self._tasks())[1:]:
                 seen[task.id] = dumps(task.answer())  # older ones are not told again
             while not self._service.stopping.is_set():
-                for task in reversed(self._service.tasks.all()):
+                for task in reversed(await self._tasks()):
                     told = dumps(task.answer())
                     if seen.get(task.id) != told:
                         seen[task.id] = told
@@ -123,8 +124,13 @@ class _Streams:
         finally:
             self.open -= 1
 
+    async def _tasks(self) -> list[Task]:
+        """None while the index's server, where other servers tell of theirs, does not answer."""
+        try:
+            return await to_thread.run_sync(self._service.tasks.all)
+        except StoreError:
+            return []
+
     async def _state(self) -> object:
-        """What changes with the index; of a server's collection the tasks that ended here."""
-        if is_url(self._service.index.location):
-            return tuple(task.id for task in self._service.tasks.all() if task.state != "running")
+        """What changes with the index."""
         return await to_thread.run_sync(self._service.library.state)

@@ -7,6 +7,7 @@ scripts and requests to anywhere else.
 """
 
 import asyncio
+import hashlib
 import hmac
 import ipaddress
 import secrets
@@ -17,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.errors import SeenitError
+from indexer.store.protocol import is_url
 
 from .refusal import Refusal, error_response
 
@@ -52,7 +54,7 @@ class Access:
     host     the address that the server listens at
     token    what every request must carry; None: nothing, which is for the loopback only
     names    further names of this machine that requests may come by
-    session  the cookie's value; it is worth as much as the token, and ends with the process
+    session  the cookie's value; it is worth as much as the token, and ends with the process; but see `access_to`
     SeenitError for a token that is missing or too short.
     """
 
@@ -243,6 +245,20 @@ def printed_url(host: str, port: int) -> str:
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
 
 
-def cookie_name(port: int) -> str:
-    """Browsers keep one set of cookies for all ports of a machine."""
+def access_to(index: str, host: str, token: str | None, names: tuple[str, ...] = ()) -> Access:
+    """Who may ask a server of this index.
+
+    Several servers of an index on a Qdrant server may stand behind one name, so a session that one of them opened is
+    good for all that have its token: its value is made of that.
+    """
+    if token is None or not is_url(index):
+        return Access(host, token, names)
+    session = hmac.new(token.encode(), b"seenit session " + index.encode(), hashlib.sha256).hexdigest()
+    return Access(host, token, names, session)
+
+
+def cookie_name(index: str, port: int) -> str:
+    """Browsers keep one set of cookies for all ports of a machine, and one for all servers behind one name."""
+    if is_url(index):
+        return f"seenit_{hashlib.sha256(index.encode()).hexdigest()[:12]}"
     return f"seenit_{port}"

@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of every odd byte that is sent
         super().__init__(
             uvicorn.Config(
-                create_app(service, access, cookie_name(port), pages),
+                create_app(service, access, cookie_name(service.index.location, port), pages),
                 http=PatientProtocol,
                 ws="none",
                 lifespan="off",

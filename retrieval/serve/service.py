@@ -39,7 +39,9 @@ from .files import ThumbnailCache, sources, thumbnail_size
 from .library import Library
 from .refusal import Refusal, busy
 from .requests import ExplainBody, Filters, IndexBody, Options, QueryBody
-from .tasks import Handle, Outcome, Stopped, Task, Tasks
+from .task import Task
+from .task_board import TaskBoard
+from .tasks import Handle, Outcome, Stopped, Tasks
 from .uploads import MAX_FILE_BYTES, Upload, Uploads
 
 DECODING_THREADS = 16  # that wait for the decoder processes
@@ -90,7 +92,9 @@ class Service:
         self.uploads = Uploads(options.max_file_bytes)
         self.library = Library(self.index, self.refresh)
         self.thumbnails = ThumbnailCache()
-        self.tasks = Tasks()
+        # several processes may serve an index on a server, behind one name
+        self._board = TaskBoard(self.index.store) if is_url(self.index.location) else None
+        self.tasks = Tasks(self._board)
         self.review = DuplicateReview(self.index, options.move_to or default_target(self.index.roots))
         self.decoding = CapacityLimiter(DECODING_THREADS)
         self._reader = threading.Thread(target=self._read_library, name="seenit-library", daemon=True)
@@ -141,6 +145,8 @@ class Service:
         """Sort the library before somebody asks; what goes wrong is told to who asks."""
         with suppress(SeenitError, Refusal):
             self.library.listing(Filter())
+            if self._board is not None and not self.options.read_only:
+                self._board.tidy()
 
     # ---- searching ----
 

@@ -1,56 +1,30 @@
-"""Long work of a server, one at a time: bringing the index in line, looking for duplicates; with its progress."""
+"""Long work of a server, one at a time: bringing the index in line, looking for duplicates; with its progress.
+
+Where several servers share an index, each sees the tasks of all of them, may ask any to stop, and starts none while one
+runs elsewhere; see `task_board`.
+"""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-from indexer.errors import SeenitError
+from indexer.errors import SeenitError, StoreError
 
-from .answers import TaskAnswer
 from .refusal import Refusal
+from .task import Kind, Task
+from .task_board import BEAT_S, TaskBoard
 
 KEPT = 20  # tasks that are remembered
-Kind = Literal["index", "duplicates"]
-State = Literal["running", "done", "failed", "stopped"]
+LOOK_S = 1.0  # between looks at whether another server has something to say to a task that runs here
 
 
 class Stopped(Exception):
     """The work was asked to stop, and has."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One piece of work as it stands."""
-
-    id: str
-    kind: Kind
-    started_at: datetime
-    state: State = "running"
-    stage: str = "starting"
-    done: int = 0
-    total: int = 0
-    message: str = ""
-    notes: tuple[str, ...] = ()
-    summary: dict[str, Any] | None = None
-    ended_at: datetime | None = None
-
-    def answer(self) -> TaskAnswer:
-        return TaskAnswer(
-            id=self.id,
-            kind=self.kind,
-            state=self.state,
-            stage=self.stage,
-            done=self.done,
-            total=self.total,
-            message=self.message,
-            notes=self.notes,
-            summary=self.summary,
-            started_at=self.started_at.isoformat(timespec="seconds"),
-            ended_at=self.ended_at.isoformat(timespec="seconds") if self.ended_at else None,
-        )
 
 
 @dataclass(frozen=True)
@@ -84,28 +58,32 @@ class Handle:
 
 
 class Tasks:
-    """The tasks of one server, the newest first; `version` is raised by every change of one."""
+    """The tasks of one server and of those that share its index, the newest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, board: TaskBoard | None = None) -> None:
+        """board: where servers of one index meet; None where this is the only one."""
+        self._board = board
         self._lock = threading.Lock()
         self._tasks: deque[Task] = deque(maxlen=KEPT)
         self._number = 0
         self._handle: Handle | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self.version = 0
 
     def start(self, kind: Kind, work: Callable[[Handle], Outcome]) -> Task:
         """Begin in a thread of its own; Refusal 409 where something runs already."""
+        running = next((task for task in self.all() if task.state == "running"), None)
         with self._lock:
             if self._closed:
                 raise Refusal(503, "the server is stopping")
             if self._tasks and self._tasks[0].state == "running":
-                raise Refusal(409, f"a task of kind {self._tasks[0].kind} runs; wait for it or stop it")
+                running = self._tasks[0]
+            if running is not None:
+                raise Refusal(409, f"a task of kind {running.kind} runs; wait for it or stop it")
             self._number += 1
-            task = Task(str(self._number), kind, datetime.now(UTC))
+            id = str(self._number) if self._board is None else f"{self._board.server}.{self._number}"
+            task = Task(id, kind, datetime.now(UTC))
             self._tasks.appendleft(task)
-            self.version += 1
             self._handle = Handle(self, task.id)
             self._thread = threading.Thread(
                 target=self._run, args=(task.id, self._handle, work), name=f"seenit-{kind}", daemon=True
@@ -115,21 +93,26 @@ class Tasks:
 
     def stop(self, id: str) -> Task:
         """Ask a task to stop; what it has done stays. Refusal 404 for one that is not known."""
+        task = next((task for task in self.all() if task.id == id), None)
+        if task is None:
+            raise Refusal(404, f"there is no task {id[:100]}; see /api/tasks")
         with self._lock:
-            task = next((task for task in self._tasks if task.id == id), None)
-            if task is None:
-                raise Refusal(404, f"there is no task {id}; see /api/tasks")
-            if task.state == "running" and self._handle is not None:
+            own = any(one.id == id for one in self._tasks)
+            if own and task.state == "running" and self._handle is not None:
                 self._handle.stop()
-            return task
+        if not own and task.state == "running" and self._board is not None:
+            self._board.ask_to_stop(id)
+        return task
 
     def all(self) -> list[Task]:
+        others = self._board.others() if self._board is not None else []
         with self._lock:
-            return list(self._tasks)
+            own = list(self._tasks)
+        return sorted([*own, *others], key=lambda task: task.started_at, reverse=True)[:KEPT]
 
     @property
     def running(self) -> Kind | None:
-        """The kind of what runs."""
+        """The kind of what runs here."""
         with self._lock:
             return self._tasks[0].kind if self._tasks and self._tasks[0].state == "running" else None
 
@@ -148,7 +131,6 @@ class Tasks:
             for n, task in enumerate(self._tasks):
                 if task.id == id:
                     self._tasks[n] = replace(task, **values)
-                    self.version += 1
 
     def note(self, id: str, line: str) -> None:
         with self._lock:
@@ -156,6 +138,13 @@ class Tasks:
         self.update(id, notes=(*notes, line))
 
     def _run(self, id: str, handle: Handle, work: Callable[[Handle], Outcome]) -> None:
+        over = threading.Event()
+        teller = None
+        if self._board is not None:
+            teller = threading.Thread(
+                target=self._tell, args=(self._board, id, handle, over), name="seenit-board", daemon=True
+            )
+            teller.start()
         ended: dict[str, Any]
         try:
             outcome = work(handle)
@@ -169,3 +158,26 @@ class Tasks:
         except Exception as error:  # ours; the server goes on
             ended = {"state": "failed", "message": f"internal error: {type(error).__name__}: {error}"}
         self.update(id, ended_at=datetime.now(UTC), **ended)
+        over.set()
+        if teller is not None:
+            teller.join()
+
+    def _tell(self, board: TaskBoard, id: str, handle: Handle, over: threading.Event) -> None:
+        """Tell the others of a task that runs here, and take up their wish that it stops, until it is over."""
+        told: list[Task] = []
+        told_at = 0.0
+        while True:
+            ending = over.is_set()
+            with suppress(StoreError):  # the task itself says what is wrong with the index's server
+                with self._lock:
+                    own = list(self._tasks)
+                if own != told or time.monotonic() - told_at > BEAT_S:
+                    board.write(own)
+                    told, told_at = own, time.monotonic()
+                if ending:
+                    board.ended(id)
+                elif board.asked_to_stop(id):
+                    handle.stop()
+            if ending:
+                return
+            over.wait(LOOK_S)

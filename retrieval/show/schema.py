@@ -72,6 +72,7 @@ class FoundImage(Answer):
     camera: Text | None = None
     copies: tuple[Text, ...] = Field((), description="other files with the same bytes")
     tags: tuple[Text, ...] = ()
+    attributes: dict[str, Any] = Field({}, description="what was given with an added image")
     keywords: tuple[Text, ...] = Field((), description="of the image's own metadata or its sidecar")
     rating: int | None = Field(None, description="stars, 1 to 5; 0: none given; -1: rejected")
     title: Text | None = None
@@ -216,6 +217,7 @@ def found_image(result: Result) -> FoundImage:
         camera=metadata.camera,
         copies=result.copies,
         tags=result.tags,
+        attributes=dict(result.attributes),
         keywords=metadata.keywords,
         rating=metadata.rating,
         title=metadata.title,

@@ -1,5 +1,6 @@
 """ONNX files against torch, in onnxruntime: other batches and sizes than the one that was exported."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,3 +61,15 @@ def test_onnxruntime_gives_what_torch_gives(kind: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(patches, expected["x_norm_patchtokens"].numpy(), atol=2e-4)
     with pytest.raises(SeenitError, match="not overwritten"):
         export_onnx(backbone, file)
+
+
+@pytest.mark.slow
+def test_an_export_says_nothing_of_what_torch_lacks_for_it(
+    tmp_path: Path, tiny_backbone: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    backbone = Backbone.load(tiny_backbone, device="cpu", say=lambda line: None)
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = log.level
+    export_onnx(backbone, tmp_path / "tiny.onnx")
+    assert capfd.readouterr() == ("", "") and [str(warning.message) for warning in recwarn] == []
+    assert log.level == before

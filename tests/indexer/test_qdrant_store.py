@@ -16,7 +16,7 @@ from cutting_proxy import CuttingProxy
 from grpc import StatusCode
 from qdrant_client import QdrantClient, models
 from qdrant_grpc_peer import GrpcRefusal, QdrantGrpcPeer
-from qdrant_peer import QdrantPeer, Refusal
+from qdrant_peer import NO_SPACE, QdrantPeer, Refusal
 from store_kinds import GALLERY, ids
 from stored_records import RECORDS, SCHEMA, make_record, unit
 
@@ -176,7 +176,7 @@ def test_a_batch_that_was_half_applied_is_made_whole(peer: QdrantPeer) -> None:
     assert [r.patches for r in store.retrieve([r.id for r in RECORDS], vectors=True)] == [r.patches for r in RECORDS]
     tags: dict[str, tuple[str, ...]] = {record.id: (f"tag {number}",) for number, record in enumerate(RECORDS)}
     store.count()
-    peer.faults[:] = [500, "half", "half"]  # the first of them is the question which records are there
+    peer.faults[:] = [None, "half", "half"]  # first comes the question which records are there
     store.set_tags(tags)
     assert {record.id: record.tags for record in store.scroll()} == tags
     peer.faults[:] = ["half"]
@@ -199,7 +199,49 @@ def test_a_batch_that_stays_half_applied_is_an_error_and_the_next_run_mends_it(p
     store.close()
 
 
-NO_SPACE = "Service internal error: No space left on device: WAL buffer size exceeds available disk space"
+NO_REPLICA = "Service internal error: The replica set for shard 1 on peer 2 has no active replica"
+
+
+def test_a_shard_without_a_live_replica_is_waited_for(peer: QdrantPeer) -> None:
+    """A node that goes away in mid-scroll takes its shards with it until another one has taken them over."""
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS)
+    records = store.scroll(batch=7)
+    read = [next(records) for _ in range(10)]
+    peer.faults[:] = [Refusal(500, NO_REPLICA), Refusal(503, "Service Unavailable"), Refusal(500, NO_REPLICA)]
+    read += records
+    assert [record.id for record in read] == sorted(ids(RECORDS)) and peer.faults == []
+    peer.faults[:] = [Refusal(500, NO_REPLICA)] * 2
+    assert store.search(GALLERY[2:3], 1)[0][0].id == RECORDS[2].id
+    store._connection.retry_s = 0.2  # type: ignore[attr-defined]
+    peer.refuse = {"POST": 500}
+    with pytest.raises(StoreError, match=r"cannot search at .*: the server failed \(500"):
+        store.search(GALLERY[2:3], 1)
+    store.close()
+
+
+def test_a_slow_answer_is_waited_for(peer: QdrantPeer) -> None:
+    """It takes longer than a request may be without any answer, but something of it keeps coming."""
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS)
+    store.count()
+    before = len(peer.requests)
+    peer.faults[:] = ["drip"]
+    assert len(store.patches([record.id for record in RECORDS])) == 30
+    assert len(peer.requests) == before + 1, "it was not asked for again"
+    store.close()
+
+
+def test_what_a_server_forbids_is_no_wrong_key(peer: QdrantPeer) -> None:
+    limit = "Strict mode error: Max collection vector size limit set to 1000000 bytes"
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    peer.faults[:] = [Refusal(403, limit)]
+    with pytest.raises(StoreError, match=r"the server forbids it \(403: .*Max collection.*; set .* raise the server's"):
+        store.upsert(RECORDS)
+    store.close()
 
 
 @pytest.mark.parametrize("fault", [Refusal(500, NO_SPACE), Refusal(507, "Insufficient Storage")])
@@ -336,6 +378,20 @@ def test_patches_of_a_query_are_one_request(peer: QdrantPeer) -> None:
     assert store.count() == 30  # the first read also asks whether the collection is there
     before = len(peer.requests)
     assert len(store.patches([record.id for record in RECORDS])) == 30 and len(peer.requests) == before + 1
+    store.close()
+
+
+def test_a_batch_of_searches_is_one_request(peer: QdrantPeer) -> None:
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS)
+    store.count()
+    queries = unit(np.random.default_rng(0), 128, 16)
+    before = len(peer.requests)
+    together = store.search(queries, 100)
+    assert len(peer.requests) == before + 1
+    alone = [store.search(query[None], 100)[0] for query in queries[:5]]
+    assert [[hit.id for hit in hits] for hits in together[:5]] == [[hit.id for hit in hits] for hits in alone]
     store.close()
 
 
@@ -477,3 +533,55 @@ def test_a_name_that_grpc_does_not_know_is_told_at_once(peer: QdrantPeer, grpc_p
     with pytest.raises(StoreError, match="no such host"):
         open_store(f"{peer.url}/photos?grpc={grpc_peer.port}")
     assert len(grpc_peer.faults) == 9
+
+
+def test_a_grpc_server_that_goes_away_in_mid_scroll(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer) -> None:
+    store = open_store(f"{peer.url}/photos?grpc={grpc_peer.port}", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS)
+    records = store.scroll(batch=7)
+    read = [next(records) for _ in range(7)]
+    grpc_peer.go_away()
+    later = threading.Timer(0.3, grpc_peer.come_back)
+    later.start()
+    read += records
+    later.join()
+    assert [record.id for record in read] == sorted(ids(RECORDS))
+    records = store.scroll(batch=7)
+    next(records)
+    grpc_peer.go_away()
+    store._connection.retry_s = 0.3  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=r"cannot read records at .*: not reachable"):
+        list(records)
+    store.close()
+
+
+def test_batches_that_grpc_applied_half_are_made_whole(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer) -> None:
+    store = open_store(f"{peer.url}/photos?grpc={grpc_peer.port}", write=True)
+    store.ensure(SCHEMA)
+    grpc_peer.faults[:] = ["half", "half"]
+    store.upsert(RECORDS)
+    tags: dict[str, tuple[str, ...]] = {record.id: (f"tag {number}",) for number, record in enumerate(RECORDS)}
+    store.count()
+    grpc_peer.faults[:] = [None, "half", "half"]  # first comes the question which are there
+    store.set_tags(tags)
+    got = {record.id: record for record in store.scroll(vectors=True)}
+    assert {id: record.tags for id, record in got.items()} == tags
+    assert {id: record.patches for id, record in got.items()} == {record.id: record.patches for record in RECORDS}
+    grpc_peer.faults[:] = ["half"]
+    store.delete([record.id for record in RECORDS[:20]])
+    assert ids(list(store.scroll())) == ids(RECORDS[20:]) and grpc_peer.faults == []
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "code, says",
+    [
+        (StatusCode.UNAUTHENTICATED, "the server refuses the API key; set .SEENIT_API_KEY to a valid one"),
+        (StatusCode.PERMISSION_DENIED, r"the server forbids it \(no\); set .* or raise the server's limits"),
+    ],
+)
+def test_what_grpc_refuses_in_words(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer, code: StatusCode, says: str) -> None:
+    grpc_peer.faults[:] = [GrpcRefusal(code, "no")]
+    with pytest.raises(StoreError, match=says):
+        open_store(f"{peer.url}/photos?grpc={grpc_peer.port}")

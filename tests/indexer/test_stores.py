@@ -50,7 +50,7 @@ def test_a_record_comes_back_as_it_was(store: Store) -> None:
             want.metadata,
             want.whitening_id,
         )
-        assert (got.tags, got.patches) == (want.tags, want.patches)
+        assert (got.tags, got.patches, got.attributes) == (want.tags, want.patches, want.attributes)
         assert_near(got.global_vector, want.global_vector, atol=1e-3)
     (bare,) = store.retrieve([RECORDS[4].id])
     assert bare.global_vector is None and bare.patches is None and bare.files == RECORDS[4].files
@@ -190,6 +190,27 @@ def test_tags_are_replaced(store: Store) -> None:
     assert meeting(store, Filter(tags=("日本",))) == {1}
     assert 2 not in meeting(store, Filter(tags=("even",)))
     assert store.retrieve([RECORDS[1].id])[0].files == RECORDS[1].files
+
+
+def test_attributes_are_replaced(store: Store) -> None:
+    """Any JSON comes back; of its plain values a filter may ask, as texts."""
+    values = {"n": 1.5, "t": "\udc80", "deep": {"a": [1, {"b": None}]}, "list": [1, "x", None], "日本": True}
+    store.set_attributes({RECORDS[1].id: values, RECORDS[4].id: {}, content_id(b"unknown"): {"x": 1}})
+    got = {record.id: record for record in store.retrieve([RECORDS[1].id, RECORDS[4].id, RECORDS[8].id])}
+    assert got[RECORDS[1].id].attributes == values and got[RECORDS[4].id].attributes == {}
+    assert got[RECORDS[1].id].metadata == RECORDS[1].metadata and got[RECORDS[1].id].tags == RECORDS[1].tags
+    asked = [RECORDS[n].id for n in (1, 4, 8, 2)] + [content_id(b"unknown")]
+    assert store.attributes_of(asked) == {RECORDS[1].id: values, RECORDS[8].id: RECORDS[8].attributes}
+    for asked_for in ({"n": 1.5}, {"n": "1.5"}, {"t": "\udc80"}, {"list": 1}, {"list": None, "n": 1.5}, {"日本": True}):
+        assert meeting(store, Filter(attributes=asked_for)) == {1}, asked_for  # type: ignore[arg-type]
+    for wrong in ({"n": 2}, {"N": 1.5}, {"deep": "a"}, {"n": 1.5, "t": "x"}, {"sku": "A 4"}):
+        assert meeting(store, Filter(attributes=wrong)) == set(), wrong  # type: ignore[arg-type]
+    assert meeting(store, Filter(attributes={"sku": "A 8"}, tags=("even",))) == {8}  # type: ignore[arg-type]
+    store.set_dates({RECORDS[1].id: (None, None)})  # of what is stored beside them
+    assert store.retrieve([RECORDS[1].id])[0].attributes == values
+    store.set_attributes({RECORDS[1].id: {}})
+    assert store.attributes_of([RECORDS[1].id]) == {} and meeting(store, Filter(attributes={"n": 1.5})) == set()  # type: ignore[arg-type]
+    store.set_attributes({})
 
 
 def test_names_of_any_bytes_come_back(store: Store) -> None:
@@ -394,6 +415,7 @@ def test_a_copy_holds_the_same_and_may_be_repeated(peer: QdrantPeer, tmp_path: P
         assert read_manifest(copy) == replace(manifest, roots={"0": str(tmp_path / "photos")})
         for got, record in zip(copy.retrieve([r.id for r in RECORDS], vectors=True), RECORDS, strict=True):
             assert (got.files, got.metadata, got.patches) == (record.files, record.metadata, record.patches)
+            assert got.attributes == record.attributes
         copy.close()
 
 

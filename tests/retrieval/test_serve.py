@@ -138,6 +138,9 @@ def test_region_filters_and_options(client: TestClient, library: Path) -> None:
             "camera": None,
             "near": None,
             "tags": [],
+            "keywords": [],
+            "rating": None,
+            "attributes": {},
             **filters,
         }
     plain = told(client.post("/api/search", json={"id": id, "options": {"rerank": False, "exact": True, "expand": 2}}))
