@@ -58,7 +58,7 @@ def fetch_bytes(url: str, *, max_bytes: int, timeout_s: float, allow_private: bo
     def fetch() -> bytes:
         deadline = time.monotonic() + timeout_s
         with (
-            http_client(timeout_s, timeout_s, None if allow_private else _PublicOnly()) as client,
+            http_client(timeout_s, timeout_s, None if allow_private else public_only()) as client,
             client.stream("GET", url) as answer,
         ):
             refuse_other_than_a_file(answer)
@@ -99,6 +99,11 @@ def within(timeout_s: float, ask: Callable[[], T]) -> T:
     if not results:
         raise TimeoutError(f"no answer within {timeout_s:g} s")
     return results[0]
+
+
+def public_only() -> httpx.BaseTransport:
+    """Connects to addresses that can be reached from anywhere, and refuses all others with a DownloadError."""
+    return _PublicOnly()
 
 
 class _PublicOnly(httpx.BaseTransport):

@@ -41,7 +41,12 @@ NO_RESULTS = 3  # exit status of a search that finds nothing
 
 def index(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="FOLDER...", help="Folders of photos; none: those indexed before.")
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Folders of photos, lists (.txt), tables (.csv, .parquet), tar shards, or addresses such as"
+            " s3://bucket/photos; none: those indexed before.",
+        ),
     ] = None,
     index: IndexOption = None,
     backbone: Annotated[
@@ -81,14 +86,23 @@ def index(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read files again whose size and time are unchanged.")
     ] = SyncOptions.verify,
+    path_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Of a table: the column of paths or addresses. [path, url, ...]")
+    ] = SyncOptions.path_column,
+    key_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Of a table: the column of each image's own key. [key, or the path]")
+    ] = SyncOptions.key_column,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Fetch also from addresses of this machine and its network.")
+    ] = SyncOptions.allow_private,
     wait: WaitOption = SyncOptions.wait_s,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the index in line with its folders.
+    """Bring the index in line with its folders and other sources.
 
     New, changed, deleted, renamed, moved and copied files are found.
 
-    The default index of one folder is FOLDER/.seenit.
+    The default index of one folder is FOLDER/.seenit; other sources need --index.
     """
     from indexer.backbone.load_once import LoadOnce
     from indexer.index.find_index import find_index, remember_index
@@ -111,6 +125,9 @@ def index(
         no_exclude=tuple(no_exclude or ()),
         retry=retry,
         verify=verify,
+        path_column=path_column,
+        key_column=key_column,
+        allow_private=allow_private,
         wait_s=wait,
     )
     progress = shows_progress(as_json)

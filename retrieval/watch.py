@@ -10,6 +10,7 @@ from indexer.errors import AwayError, SeenitError, first_line, may_pass
 from indexer.index.index import Index, is_index
 from indexer.messages import Say
 from indexer.printable import printable
+from indexer.sources.open import spec_of
 from indexer.sync.options import SyncOptions
 from indexer.sync.watch import Backoff, FolderWatch
 
@@ -75,10 +76,15 @@ def _renewed(watch: FolderWatch | None, folders: Sequence[str | Path], index: st
     """A fresh watch of the folders, or of those that the index mirrors."""
     if watch is not None:
         watch.close()
+    others = [folder for folder in folders if spec_of(folder) is not None]
     watched = [str(folder) for folder in folders]
     if not watched:
         with Index.open(index) as opened:
-            watched = list(opened.roots.folders.values())
+            watched, others = list(opened.roots.folders.values()), list(opened.roots.names)
+    if others and (folders or not watched):
+        raise SeenitError(
+            f"only folders can be watched, and {others[0]} is none; run seenit index for it from time to time"
+        )
     return FolderWatch(watched, str(index))
 
 

@@ -17,6 +17,7 @@ ROOMS = ("indexer", "retrieval", "trainer")
         ("xformers", "indexer/backbone/attention.py"),
         ("apsw", "indexer/store/sqlite_*.py"),
         ("qdrant_client", "indexer/store/qdrant_*.py"),
+        ("fsspec", "indexer/sources/remote.py"),
     ],
 )
 def test_a_young_or_optional_library_is_imported_in_one_place(module: str, owners: str) -> None:

@@ -91,6 +91,12 @@ def find_files(
             raise AwayError(f"the folder {root} went away while it was being listed; bring it back and try again")
 
 
+def left_out_by(exclude: Iterable[str]) -> Callable[[str], bool]:
+    """Whether patterns, as in a .gitignore, leave out a file of a name relative to where they hold."""
+    spec = _patterns(exclude)
+    return (lambda name: False) if spec is None else (lambda name: bool(spec.check_file(name).include))
+
+
 def stamp_ns(status: os.stat_result) -> int:
     """A file's time of change as it is stored and compared: in ns, held to the 64 bits that databases have.
 

@@ -4,6 +4,7 @@ Surprising: a file that gives no image is an outcome and no exception. Most fold
 treated differently: remembered, forgotten, or tried again.
 """
 
+import mimetypes
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ImageError, os_reason
+from ..errors import DownloadError, ImageError, os_reason
+from ..sources.place import ImageRef, is_address, read_place
 from .decode import DEFAULT_LIMITS, SNIFF_BYTES, DecodedImage, Limits, decode, sniff
-from .description import read_xmp, sidecar_of
+from .description import Description, read_xmp, sidecar_of
 from .exif import date_in_name, plausible, xmp_date
 from .find import Unreadable, open_regular, stamp_ns
 from .metadata import Metadata, content_id
@@ -157,8 +159,50 @@ Work = Callable[[Job, Settings], Outcome]
 
 
 def read_image(job: Job, settings: Settings) -> Outcome:
-    """Do one job in this process: the file is read once, told by its first bytes, hashed and decoded from memory."""
-    path, limits = job.path, settings.limits
+    """Do one job in this process: the file is read once, told by its first bytes, hashed and decoded from memory.
+
+    A job whose order names a `place` is about an image of a source that is no folder, see `indexer.sync.scan`.
+    """
+    read = _read_entry(job, settings.limits) if "place" in job.order else _read_file(job, settings.limits)
+    if not isinstance(read, _Read):
+        return read
+    path, data, limits = job.path, read.data, settings.limits
+    if (read.format == "RAW" or (read.format == "TIFF" and is_raw(data, read.name))) and not raw_installed():
+        return Unreadable(path, RAW_MISSING)
+
+    file_id = content_id(data)
+    if job.kind == "hash":
+        return Hashed(path, file_id, read.size, read.mtime_ns)
+    try:
+        image = decode(data, target_px=detail_px(settings.resolution), limits=limits, path=read.name)
+    except ImageError as error:
+        return Broken(path, error.reason, read.size, read.mtime_ns)
+    pixels = preprocess(image.image, settings.mode, settings.resolution, settings.patch_size)
+    grid = (pixels.shape[0] // settings.patch_size, pixels.shape[1] // settings.patch_size)
+    metadata = _metadata(image, read)
+    return Decoded(path, file_id, read.size, read.mtime_ns, pixels, grid, metadata)
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """An image file's bytes, and what is known of it besides.
+
+    name     of the file or member, which tells its kind and perhaps its date
+    sidecar  the XMP beside it
+    about    what its source says of it
+    """
+
+    name: str
+    data: bytes
+    format: str
+    size: int
+    mtime_ns: int
+    sidecar: bytes = b""
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _read_file(job: Job, limits: Limits) -> "_Read | Outcome":
+    path = job.path
     try:
         with open_regular(path) as file:
             before = os.fstat(file.fileno())
@@ -180,23 +224,53 @@ def read_image(job: Job, settings: Settings) -> Outcome:
         return Unreadable(path, os_reason(error))
     if (after.st_size, stamp_ns(after), len(data)) != (size, mtime_ns, size):
         return Changed(path)
-    if (format_name == "RAW" or (format_name == "TIFF" and is_raw(data, path))) and not raw_installed():
-        return Unreadable(path, RAW_MISSING)
+    return _Read(path, data, format_name, size, mtime_ns, sidecar_of(path) if job.kind == "decode" else b"")
 
-    file_id = content_id(data)
-    if job.kind == "hash":
-        return Hashed(path, file_id, size, mtime_ns)
+
+def _read_entry(job: Job, limits: Limits) -> "_Read | Outcome":
+    """An image of a source that is no folder; what is not known of it before it is read, is not in its order."""
+    path, order = job.path, job.order
+    if order["place"] is None:
+        return Unreadable(path, "its source does not tell where it is")
+    place = ImageRef(*order["place"])
+    told: int | None = order["size"]
+    mtime_ns: int = order["stamp_ns"]
+    name = place.member or place.path
     try:
-        image = decode(data, target_px=detail_px(settings.resolution), limits=limits, path=path)
+        head = None
+        if job.kind == "sniff" or told is None or told > limits.max_file_bytes or not _named_like_an_image(name):
+            head = read_place(place, max(limits.max_file_bytes, told or 0), most=SNIFF_BYTES)
+            if sniff(head) is None:
+                return NotAnImage(path, len(head) if told is None else told, mtime_ns)
+        if job.kind == "sniff":
+            return BeginsLikeImage(path)
+        data = head if head is not None and told == len(head) else read_place(place, limits.max_file_bytes)
     except ImageError as error:
-        return Broken(path, error.reason, size, mtime_ns)
-    pixels = preprocess(image.image, settings.mode, settings.resolution, settings.patch_size)
-    grid = (pixels.shape[0] // settings.patch_size, pixels.shape[1] // settings.patch_size)
-    return Decoded(path, file_id, size, mtime_ns, pixels, grid, _metadata(image, path, mtime_ns))
+        return Broken(path, error.reason, told or 0, mtime_ns)
+    except FileNotFoundError:
+        return Vanished(path)
+    except (OSError, DownloadError) as error:
+        return Unreadable(path, os_reason(error) if isinstance(error, OSError) else str(error))
+    if told is not None and len(data) != told:
+        return Changed(path)
+    format_name = sniff(data[:SNIFF_BYTES])
+    if format_name is None:
+        return NotAnImage(path, len(data), mtime_ns)
+    sidecar = sidecar_of(name) if job.kind == "decode" and not place.member and not is_address(name) else b""
+    return _Read(name, data, format_name, len(data), mtime_ns, sidecar, order["about"])
 
 
-def lost(path: str, reason: str, *, accident: bool = False) -> Outcome:
+def _named_like_an_image(name: str) -> bool:
+    """So that a film at an address is not fetched whole to learn that it is none."""
+    return (mimetypes.guess_type(name)[0] or "").startswith("image/")
+
+
+def lost(job: Job, reason: str, *, accident: bool = False) -> Outcome:
     """What to say of a file whose decoding gave no answer."""
+    path = job.path
+    if "stamp_ns" in job.order:
+        size = job.order["size"] or 0
+        return Accident(path, reason) if accident else Broken(path, reason, size, job.order["stamp_ns"])
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -206,21 +280,25 @@ def lost(path: str, reason: str, *, accident: bool = False) -> Outcome:
     return Accident(path, reason) if accident else Broken(path, reason, status.st_size, stamp_ns(status))
 
 
-def _metadata(image: DecodedImage, path: str, mtime_ns: int) -> Metadata:
-    beside = sidecar_of(path)
-    description = read_xmp(beside).over(image.description)
+def _metadata(image: DecodedImage, read: _Read) -> Metadata:
+    beside, about = read.sidecar, read.about
+    said = Description(tuple(about.get("keywords", ())), about.get("rating"), about.get("title"), about.get("caption"))
+    description = said.over(read_xmp(beside)).over(image.description)
     taken_at, source = image.taken_at, image.date_source
     if taken_at is None:
         taken_at, source = xmp_date(beside), "xmp"
     if taken_at is None:
-        taken_at, source = date_outside([(os.path.basename(path), mtime_ns)])
+        taken_at, source = date_outside([(os.path.basename(read.name), read.mtime_ns)])
+    if "taken_at" in about:
+        taken_at, source = plausible(datetime.fromisoformat(about["taken_at"]).astimezone(UTC)), "table"
+    place = (about["latitude"], about["longitude"]) if {"latitude", "longitude"} <= set(about) else image.gps
     return Metadata(
         image.width,
         image.height,
         image.format,
         taken_at,
-        image.camera,
-        image.gps,
+        about.get("camera", image.camera),
+        place,
         source,
         image.frames,
         image.format == "RAW",

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import IO
 
 # Sources of a date that was set when the image was made; a file's time is set by any copying
-REAL_DATES = ("exif", "xmp", "name")
+REAL_DATES = ("exif", "xmp", "name", "table")
 # Those that a file's name and time tell, and not what is in it
 OUTER_DATES = ("name", "file")
 
@@ -22,7 +22,7 @@ class Metadata:
     taken_at: datetime | None = None
     camera: str | None = None
     gps: tuple[float, float] | None = None  # latitude, longitude in degrees
-    date_source: str | None = None  # "exif", "xmp", "name" (of the file) or "file" (its time); None: not known
+    date_source: str | None = None  # "exif", "xmp", "table", "name" (of the file), "file" (its time); None: not known
     frames: int = 1  # pages or frames in the file; the first one is what is indexed
     raw: bool = False  # a camera's sensor data
     note: str | None = None  # what is wrong with the file although it can be shown: "the end is missing"
@@ -40,7 +40,7 @@ class Metadata:
         return f"{self.taken_at:%Y-%m-%d}" + (f" ({source})" if source else "")
 
 
-_SOURCES = {"exif": "", "xmp": "XMP", "name": "name of the file", "file": "time of the file"}
+_SOURCES = {"exif": "", "xmp": "XMP", "table": "table", "name": "name of the file", "file": "time of the file"}
 
 
 ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"  # of a content id

@@ -144,7 +144,7 @@ class DecodePool:
             seat.empty()
             if self._closed:
                 raise _Closed
-            return lost(job.path, answer.reason, accident=answer.accident)
+            return lost(job, answer.reason, accident=answer.accident)
         return answer
 
     def _do_batch(self, seat: "_Seat", batch: Batch) -> list[Outcome]:

@@ -196,9 +196,9 @@ def _do(work: Work, job: Job, settings: Settings) -> Outcome:
     try:
         return work(job, settings)
     except MemoryError:
-        return lost(job.path, NEEDS_MEMORY)
+        return lost(job, NEEDS_MEMORY)
     except Exception as error:
-        return lost(job.path, f"internal error: {type(error).__name__}: {error}")
+        return lost(job, f"internal error: {type(error).__name__}: {error}")
 
 
 def _prepare_process(limits: Limits) -> None:

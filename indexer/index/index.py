@@ -43,7 +43,7 @@ class Facts:
 
     index: str
     images: int
-    folders: tuple[str, ...]
+    folders: tuple[str, ...]  # and other sources
     exclude: tuple[str, ...]  # patterns of what is left out
     backbone: str
     backbone_hash: str
@@ -151,7 +151,7 @@ class Index:
         keys = [key for path in inside for key in self.roots.keys(path)]
         if keys := [key for key in keys if self.store.count(Filter(under=(key,)))]:
             return keys
-        known = ", ".join(self.roots.folders.values())
+        known = ", ".join(self.roots.names)
         raise SeenitError(f"no folder {folder} in the index at {self.location}; it mirrors {known}")
 
     def about_dates(self, where: Filter) -> str | None:
@@ -200,7 +200,7 @@ class Index:
         return Facts(
             index=self.location,
             images=self.count,
-            folders=tuple(self.roots.folders.values()),
+            folders=self.roots.names,
             exclude=self.manifest.exclude,
             backbone=self.manifest.backbone,
             backbone_hash=self.manifest.backbone_hash,
@@ -257,7 +257,7 @@ class Index:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Index({self.location!r}, {self.manifest.backbone}, {len(self.roots.folders)} folders)"
+        return f"Index({self.location!r}, {self.manifest.backbone}, {len(self.roots.names)} folders)"
 
     def _read(self) -> None:
         with self.store.snapshot():
@@ -269,7 +269,7 @@ class Index:
             self.manifest: Manifest = parse_manifest(data, self.location)
             self._manifest_data = data
             self._calibration_data = self.store.read_blob(CALIBRATION_BLOB)
-        self.roots = Roots(self.location, self.manifest.roots)
+        self.roots = Roots(self.location, self.manifest.roots, self.manifest.source_specs)
         self.calibration: Calibration | None = parse_calibration(self._calibration_data, self.manifest.whitening_id)
 
 

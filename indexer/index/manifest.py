@@ -9,12 +9,22 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from ..errors import SeenitError
 from ..printable import pasted
+from ..sources.open import SourceSpec
 from ..store.protocol import Store
 from ..version import VERSION
 
 FORMAT = 2  # raised when an older seenit could not read the index rightly; 1 had the descriptor as opaque text
 MANIFEST_BLOB = "manifest.json"
-_TYPES = {"resolution": int, "fitted_on": int, "format": int, "roots": dict, "descriptor": dict, "exclude": tuple}
+_TYPES = {
+    "resolution": int,
+    "fitted_on": int,
+    "format": int,
+    "roots": dict,
+    "sources": dict,
+    "descriptor": dict,
+    "exclude": tuple,
+    "fixed": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,17 @@ class Manifest:
     fitted_on: int  # images that the statistics saw
     roots: dict[str, str] = field(default_factory=dict)  # key -> folder, relative to the index or absolute
     exclude: tuple[str, ...] = ()  # patterns of what is left out, see `find_files`
+    sources: dict[str, dict[str, object]] = field(default_factory=dict)  # key -> a source that is no folder
+    fixed: bool = False  # whether the statistics were fitted on a random sample before all else, and stay
     seenit: str = VERSION  # the version that wrote it
     format: int = FORMAT
 
     def without_roots(self, keys: set[str]) -> "Manifest":
         return replace(self, roots={key: folder for key, folder in self.roots.items() if key not in keys})
+
+    @property
+    def source_specs(self) -> dict[str, SourceSpec]:
+        return {key: SourceSpec.from_json(values) for key, values in self.sources.items()}
 
 
 def read_manifest(store: Store) -> Manifest | None:
@@ -64,9 +80,11 @@ def parse_manifest(data: bytes, location: object) -> Manifest:
             if type(getattr(manifest, one.name)) is not _TYPES.get(one.name, str):
                 raise TypeError(one.name)
         texts = [*manifest.exclude, *(text for pair in manifest.roots.items() for text in pair)]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("roots or exclude")
-    except TypeError:
+        if not all(isinstance(text, str) for text in texts) or set(manifest.sources) & set(manifest.roots):
+            raise TypeError("roots, sources or exclude")
+        for values in manifest.sources.values():
+            SourceSpec.from_json(values)
+    except (TypeError, ValueError, AttributeError):
         raise SeenitError(damaged) from None
     return manifest
 

@@ -3,8 +3,10 @@
 The comparison runs in SQL on a private temporary database (SQLite's, spilled to disk and gone with the process), so
 that a million files cost no more memory than a thousand. The store stays the only truth: nothing here outlives a run.
 
-Tables: `known` files as the store had them at the start, `found` files as the disk has them, `skipped` files that were
-read before and gave no image, `current` files whose content id is settled, `stored` what the store says by now.
+Tables: `known` files as the store had them at the start, `found` files as folders and other sources have them (a size
+or time that is not known is NULL and equals nothing), `read_by` how images are read that are no files, `skipped` files
+that were read before and gave no image, `current` files whose content id is settled, `stored` what the store says by
+now.
 """
 
 import sqlite3
@@ -20,7 +22,8 @@ from ..store.protocol import Listed, StoredFile
 _TABLES = """
 CREATE TABLE known   (key TEXT, id TEXT, size INT, mtime_ns INT, PRIMARY KEY (key, id)) WITHOUT ROWID;
 CREATE TABLE stored  (key TEXT, id TEXT, size INT, mtime_ns INT, PRIMARY KEY (key, id)) WITHOUT ROWID;
-CREATE TABLE found   (key TEXT PRIMARY KEY, size INT, mtime_ns INT, shuffle INT) WITHOUT ROWID;
+CREATE TABLE found   (key TEXT PRIMARY KEY, size INT, mtime_ns INT, shuffle INT, described INT) WITHOUT ROWID;
+CREATE TABLE read_by (key TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID;
 CREATE TABLE skipped (key TEXT PRIMARY KEY, size INT, mtime_ns INT, reason TEXT) WITHOUT ROWID;
 CREATE TABLE current (key TEXT PRIMARY KEY, id TEXT, size INT, mtime_ns INT) WITHOUT ROWID;
 CREATE TABLE stale   (id TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -50,6 +53,22 @@ class Changes:
     renamed: int = 0  # known contents under another name or folder
     removed: int = 0  # files that are gone
     unchanged: int = 0
+
+
+@dataclass(frozen=True)
+class FoundEntry:
+    """An image of a source that is no folder.
+
+    size, mtime_ns  None where the source does not tell them
+    read_by         what a decoder is told to read it by, in JSON
+    described       whether the source says something of the image, which a change of `mtime_ns` may stand for
+    """
+
+    key: str
+    size: int | None
+    mtime_ns: int | None
+    read_by: str
+    described: bool = False
 
 
 class Ledger:
@@ -87,13 +106,42 @@ class Ledger:
 
     def add_found(self, files: Iterable[StoredFile]) -> None:
         rows = ((key := _text(f.key), f.size, f.mtime_ns, zlib.crc32(key)) for f in files)
-        self._db.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?, ?)", rows)
+        self._db.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?, ?, 0)", rows)
+
+    def add_entries(self, entries: Iterable[FoundEntry]) -> int:
+        """Images of sources that are no folders; how many of them had the key of an earlier one, and do not count."""
+        count = 0
+
+        for entry in entries:
+            key = _text(entry.key)
+            row = (key, entry.size, entry.mtime_ns, zlib.crc32(key), entry.described)
+            if self._db.execute("INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?, ?)", row).rowcount:
+                self._db.execute("INSERT OR REPLACE INTO read_by VALUES (?, ?)", (key, entry.read_by))
+            else:
+                count += 1
+        return count
+
+    def add_read_by(self, entries: Iterable[FoundEntry]) -> None:
+        """How images are read whose files are not compared in this run."""
+        rows = ((_text(entry.key), entry.read_by) for entry in entries)
+        self._db.executemany("INSERT OR IGNORE INTO read_by VALUES (?, ?)", rows)
+
+    def read_by(self, key: str) -> str | None:
+        """How an image is read, see `FoundEntry`; None where that is not known, or for a file of a folder."""
+        found = self._db.execute("SELECT text FROM read_by WHERE key = ?", (_text(key),)).fetchone()
+        return found[0] if found else None
 
     def keep_under(self, folder_key: str) -> None:
         """A folder could not be listed: what is known below it counts as still there."""
         self._db.execute(
-            "INSERT OR IGNORE INTO found SELECT key, size, mtime_ns, 0 FROM known WHERE key >= ? AND key < ?",
+            "INSERT OR IGNORE INTO found SELECT key, size, mtime_ns, 0, 0 FROM known WHERE key >= ? AND key < ?",
             _below(folder_key),
+        )
+
+    def keep_key(self, key: str) -> None:
+        """An image could not be asked for now: what is known of it counts as still there."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO found SELECT key, size, mtime_ns, 0, 0 FROM known WHERE key = ?", (_text(key),)
         )
 
     def settle(self, scopes: Sequence[str], *, retry: bool = False, verify: bool = False) -> None:
@@ -128,6 +176,10 @@ class Ledger:
             " AND NOT EXISTS (SELECT 1 FROM skipped s WHERE s.key = f.key)"
         )
 
+        db.execute(  # what a table says of an image may be what changed
+            "INSERT OR IGNORE INTO stale SELECT k.id FROM known k JOIN found f USING (key)"
+            " WHERE f.described AND (f.size IS NOT k.size OR f.mtime_ns IS NOT k.mtime_ns)"
+        )
         self._make_described_stale([*sidecars, *self._keys(f"SELECT key FROM todo WHERE {_IS_SIDECAR}")])
 
     def _sidecars_gone(self) -> list[str]:

@@ -23,6 +23,9 @@ class SyncOptions:
     no_exclude    patterns that the index remembers and is to forget
     retry         try again what is remembered as damaged or too large
     verify        read files again whose size and time are unchanged
+    path_column   of a table: which column holds the paths or addresses; empty: found by name
+    key_column    of a table: which one holds each image's own key; empty: found by name, or the path is the key
+    allow_private  also fetch from addresses of this machine and its own network
     wait_s        seconds to wait for another process that writes this index
     """
 
@@ -36,6 +39,9 @@ class SyncOptions:
     no_exclude: tuple[str, ...] = ()
     retry: bool = False
     verify: bool = False
+    path_column: str = ""
+    key_column: str = ""
+    allow_private: bool = False
     wait_s: float = WAIT_S
 
     def __post_init__(self) -> None:

@@ -1,20 +1,24 @@
 """Which files there are, against what is indexed."""
 
+import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from ..errors import AwayError, SeenitError
-from ..images.find import FoundFile, Unreadable, find_files
+from ..images.find import FoundFile, Unreadable, find_files, left_out_by
 from ..images.jobs import Job, Kind, Outcome
 from ..index.keys import Roots, relative_parts
 from ..index.manifest import Manifest
 from ..index.skipped import read_skipped
 from ..item_files import items_folder
+from ..sources.entry import UNKNOWN_NS, Entry, UnreadableEntry
+from ..sources.open import open_spec, settled, spec_of
 from ..store.protocol import Store, StoredFile, is_url
-from .ledger import Ledger
+from .ledger import FoundEntry, Ledger
 from .options import SyncOptions
 
 
@@ -33,42 +37,75 @@ class Run:
     embedded: int = 0
     embedding_s: float = 0.0
     refitted: bool = False
+    twice: int = 0  # images of tables whose key an earlier row has
     skipped_saved: float = field(default_factory=time.monotonic)
     asked: dict[str, str] = field(default_factory=dict)  # keys of the files that the decoders have, by path
 
+    listed: set[str] = field(default_factory=set)  # sources whose images' places the ledger has
+
     def job(self, key: str, kind: Kind) -> Job:
         """What a decoder is to do with a file; its outcome is told by path, and `key` has the file's again."""
-        path = self.roots.path(key)
-        self.asked[path] = key
-        return Job(path, kind)
+        root = key.split("/")[0]
+        if root not in self.roots.sources:
+            path = self.roots.path(key)
+            self.asked[path] = key
+            return Job(path, kind)
+        if root not in self.listed:  # it is outside of this run's scopes, and its images are to be embedded again
+            self.listed.add(root)
+            self.ledger.add_read_by(entry for entry in entries_below(self, root, stat=False) if _is_entry(entry))
+        self.asked[key] = key
+        read_by = self.ledger.read_by(key)
+        return Job(key, kind, json.loads(read_by) if read_by else {"place": None})
 
     def key(self, outcome: Outcome) -> str:
         return self.asked.pop(outcome.path)
 
 
 def scopes_of(
-    location: str, manifest: Manifest | None, folders: Sequence[str | Path]
+    location: str, manifest: Manifest | None, folders: Sequence[str | Path], options: SyncOptions
 ) -> tuple[Roots, list[str], set[str]]:
-    """The roots with the new folders among them, the folder keys in scope, and the roots that a new one contains."""
+    """The roots with the new folders among them, the folder keys in scope, and the roots that a new one contains.
+
+    Other sources than folders are roots of their own, the same ones whenever they are named.
+    """
     known = dict(manifest.roots) if manifest else {}
-    roots = Roots(location, known)
-    scopes: list[str] = list(known) if not folders else []
+    sources = manifest.source_specs if manifest else {}
+    roots = Roots(location, known, sources)
+    scopes: list[str] = [*known, *sources] if not folders else []
     absorbed: set[str] = set()
     added = items_folder(location)
     for folder in folders:
-        inside = [key for key in roots.keys(folder) if key.split("/")[0] not in absorbed]
+        spec = spec_of(folder, path_column=options.path_column, key_column=options.key_column)
+        if spec is not None:
+            spec = settled(spec, allow_private=options.allow_private)
+            there = next((key for key, one in sources.items() if one.address == spec.address), None)
+            if there is not None and sources[there] != spec:
+                raise SeenitError(
+                    f"{folder} is indexed with other columns (paths {sources[there].path_column or 'by name'}, keys"
+                    f" {sources[there].key_column or 'by name'}); name these, or make another index with --index"
+                )
+            there = there or _new_root({**known, **sources})
+            sources[there] = spec
+            roots = Roots(location, known, sources)
+            scopes.append(there)
+            continue
+        inside = [key for key in roots.keys_in_folders(folder) if key.split("/")[0] not in absorbed]
         if added is not None and Path(folder).absolute() == added.absolute():
             # a root of its own even where a folder above is one: that one leaves hidden folders such as .seenit out
             inside = [key for key in inside if "/" not in key]
         if not inside:
             within = {key for key, path in roots.folders.items() if relative_parts(path, str(Path(folder).absolute()))}
             absorbed |= within
-            key = str(1 + max((int(key) for key in known if key.isdigit()), default=-1))
+            key = _new_root({**known, **sources})
             known[key] = roots.stored_form(folder)
-            roots = Roots(location, known)
+            roots = Roots(location, known, sources)
             inside = [key]
         scopes += inside
     return roots, sorted({*scopes, *absorbed}), absorbed
+
+
+def _new_root(known: Iterable[str]) -> str:
+    return str(1 + max((int(key) for key in known if key.isdigit()), default=-1))
 
 
 def patterns_left_out(manifest: Manifest | None, options: SyncOptions) -> tuple[str, ...]:
@@ -92,7 +129,10 @@ def take_stock(run: Run, manifest: Manifest | None, location: object, absorbed: 
         ledger.add_known(run.store.list_files(), manifest.whitening_id)
         ledger.add_skipped(read_skipped(run.store))
     for scope in run.scopes:
-        if scope.split("/")[0] not in absorbed:
+        if scope in run.roots.sources:
+            run.listed.add(scope)
+            run.twice += ledger.add_entries(_told(run, scope))
+        elif scope.split("/")[0] not in absorbed:
             ledger.add_found(_files_below(run, scope, location))
     for scope in run.scopes:
         if scope in absorbed or run.options.allow_empty:
@@ -105,6 +145,43 @@ def take_stock(run: Run, manifest: Manifest | None, location: object, absorbed: 
                 " meant to go: seenit index --allow-empty"
             )
     ledger.settle(run.scopes, retry=run.options.retry, verify=run.options.verify)
+
+
+def _told(run: Run, root: str) -> Iterator[FoundEntry]:
+    """The entries of a source; those that cannot be asked for are noted, and what is known of them is kept."""
+    for found in entries_below(run, root):
+        if isinstance(found, FoundEntry):
+            yield found
+            continue
+        run.unreadable.append(f"{found.path}: {found.reason}")
+        if found.key:
+            run.ledger.keep_key(f"{root}/{found.key}")
+
+
+def _is_entry(found: FoundEntry | UnreadableEntry) -> TypeGuard[FoundEntry]:
+    return isinstance(found, FoundEntry)
+
+
+def entries_below(run: Run, root: str, *, stat: bool = True) -> Iterator[FoundEntry | UnreadableEntry]:
+    """The entries of a source with their keys in the index, without what is left out by patterns."""
+    source = open_spec(run.roots.sources[root], allow_private=run.options.allow_private)
+    leave_out = left_out_by(run.exclude)
+    for entry in source.entries(stat=stat):
+        if isinstance(entry, UnreadableEntry):
+            yield entry
+        elif not leave_out(entry.key):
+            yield found_entry(root, entry)
+
+
+def found_entry(root: str, entry: Entry) -> FoundEntry:
+    """An entry as the books have it; what is not known of it is read again in each run."""
+    order = {
+        "place": list(entry.place),
+        "size": entry.size,
+        "stamp_ns": UNKNOWN_NS if entry.stamp_ns is None else entry.stamp_ns,
+        "about": dict(entry.about),
+    }
+    return FoundEntry(f"{root}/{entry.key}", entry.size, entry.stamp_ns, json.dumps(order), bool(entry.about))
 
 
 def _files_below(run: Run, scope: str, location: object) -> Iterator[StoredFile]:

@@ -24,6 +24,7 @@ from ..index.place import located
 from ..index.skipped import SkippedFile, write_skipped
 from ..messages import Say, say_nothing
 from ..printable import plural, quoted
+from ..sources.open import spec_of
 from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
 from ..store.open import open_store
 from ..store.protocol import Store, StoredFile, is_url
@@ -46,7 +47,9 @@ BATCH_FILES, BATCH_BYTES = 64, 4_000_000
 
 
 def default_index(folders: Sequence[str | Path]) -> Path:
-    """`FOLDER/.seenit` for one folder; several need a place named by the user."""
+    """`FOLDER/.seenit` for one folder; several, and what is no folder, need a place named by the user."""
+    if len(folders) == 1 and spec_of(folders[0]) is not None:
+        raise SeenitError(f"{folders[0]} is no folder, which needs a place for its index: add --index PATH")
     if len(folders) != 1:
         raise SeenitError("several folders need a place for their index: add --index PATH")
     return Path(folders[0]) / ".seenit"
@@ -64,7 +67,8 @@ def sync_folder(
 ) -> Summary:
     """Bring the index in line with the folders; what it holds of other folders stays.
 
-    folders      one or several; none: every folder that the index already mirrors
+    folders      one or several; lists (.txt), tables (.csv, .parquet), tar shards and addresses (s3://...) count as
+                 folders, see `indexer.sources`; none: everything that the index already mirrors
     index        a folder or a server's URL; default: `.seenit` in the one folder
     options      see SyncOptions
     backbone     a name, a path, a loaded Backbone or a LoadOnce; default: the index's own, for a new index `auto`
@@ -78,7 +82,7 @@ def sync_folder(
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     location = located(index if index is not None else default_index(folders))
     for folder in folders:
-        if not Path(folder).is_dir():
+        if not Path(folder).is_dir() and spec_of(folder) is None:
             if Path(folder).exists():
                 raise SeenitError(f"cannot index {folder}: it is a file, not a folder; name the folder that holds it")
             raise AwayError(f"cannot index {folder}: it is not there; nothing was changed")
@@ -92,7 +96,7 @@ def sync_folder(
         manifest = read_manifest(store) if store else None
         if manifest is None and not folders:
             raise SeenitError(f"nothing is indexed at {location} yet; name a folder: seenit index FOLDER --index ...")
-        roots, scopes, absorbed = scopes_of(str(location), manifest, folders)
+        roots, scopes, absorbed = scopes_of(str(location), manifest, folders, options)
         run = Run(store, ledger, roots, scopes, options, patterns_left_out(manifest, options))
         _check_request(manifest, asked, options, location)
         take_stock(run, manifest, location, absorbed)
@@ -106,7 +110,7 @@ def sync_folder(
         assert store is not None
         if manifest is not None:
             stored_roots = {key: roots.stored_form(path) for key, path in roots.folders.items()}
-            manifest = replace(manifest, roots=stored_roots, exclude=run.exclude)
+            manifest = replace(manifest, roots=stored_roots, sources=roots.stored_sources, exclude=run.exclude)
             write_manifest(store, manifest)
         interrupted = not _hash_likely_renames(run, stop, progress)
         if not interrupted and ledger.num_to_decode():
@@ -126,6 +130,8 @@ def sync_folder(
                 write_manifest(store, manifest)
             _remember_skipped(run)
         notes = _verified_notes(run) if options.verify and not interrupted else []
+        if run.twice:
+            notes.append(f"left out {plural(run.twice, 'row')} whose key or path an earlier row has")
         if run.links_out:
             notes.append(f"not followed: {plural(run.links_out, 'link')} out of the folders; see --follow-links")
         if run.embedded and not interrupted:

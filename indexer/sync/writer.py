@@ -93,6 +93,7 @@ class Writer:
             fitted_on=self._num_held,
             roots=roots,
             exclude=self._exclude,
+            sources=self._roots.stored_sources,
         )
         self._store.ensure(Schema(self._whitening.global_dim))
         self._store.write_blob(WHITENING_BLOB, save_whitening(self._whitening))

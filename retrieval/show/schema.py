@@ -68,7 +68,9 @@ class FoundImage(Answer):
     height: int
     format: str
     taken_at: str | None = Field(None, description="ISO 8601, UTC")
-    date_source: str | None = Field(None, description="of taken_at: exif, xmp, name (of the file), file (its time)")
+    date_source: str | None = Field(
+        None, description="of taken_at: exif, xmp, table, name or file (its name, its time)"
+    )
     camera: Text | None = None
     copies: tuple[Text, ...] = Field((), description="other files with the same bytes")
     tags: tuple[Text, ...] = ()

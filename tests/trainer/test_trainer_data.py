@@ -18,10 +18,11 @@ from PIL import Image
 
 from indexer.errors import SeenitError
 from indexer.images.decode import is_image
+from indexer.sources import shards
+from indexer.sources.place import ImageRef, read_place
+from indexer.sources.shards import expand_braces
 from trainer.config import Config, make_config
-from trainer.data import shards
-from trainer.data.shards import expand_braces
-from trainer.data.sources import ImageRef, ImageSource, open_source, read_place
+from trainer.data.sources import ImageSource, open_source
 from trainer.data.stream import CropBatch, CropStream
 
 CONFIG = replace(make_config("tiny"), batch_size=4, num_local=2, seed=3)

@@ -18,7 +18,8 @@ from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, White
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut, Job, Settings
 from indexer.images.synthetic_views import _draw_quad, _homography, render_view
-from trainer.data.sources import ImageRef, open_source
+from indexer.sources.place import ImageRef
+from trainer.data.sources import open_source
 from trainer.data.views import cut_views, view_job
 from trainer.evaluate.views import PhotoViews, embed_views, view_retrieval
 from trainer.retrieval_head import gains, head_from, save_head, train_head, within_photo

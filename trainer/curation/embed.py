@@ -22,8 +22,9 @@ from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
 from indexer.messages import Say, say_nothing
 from indexer.progress_bar import progress_bar
+from indexer.sources.place import ImageRef
 
-from ..data.sources import ImageRef, ImageSource, cut_square, square_job
+from ..data.sources import ImageSource, cut_square, square_job
 from .embeddings import Embeddings, unit_rows
 from .whole_files import read_array, step_file, write_array, write_text
 
@@ -126,7 +127,7 @@ def digest(places: Iterable[ImageRef]) -> str:
     """Of the images' names; of an image in a tar file, without the folder that this lies in."""
     hashed = blake2b(digest_size=16)
     for place in places:
-        name = (PurePath(place.path).name, *place[1:]) if place.member else place[:3]
+        name = (PurePath(place.path).name, *place[1:4]) if place.member else place[:3]
         hashed.update(repr(name).encode("utf-8", errors="surrogateescape"))
     return hashed.hexdigest()
 

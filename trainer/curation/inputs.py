@@ -21,8 +21,9 @@ from indexer.index.manifest import Manifest
 from indexer.index.statistics import check_backbone
 from indexer.messages import Say, say_nothing
 from indexer.printable import pasted
+from indexer.sources.place import ImageRef
 
-from ..data.sources import ImageRef, ImageSource, open_source
+from ..data.sources import ImageSource, open_source
 from .embed import Describer, Images, decoders_for, embed_pool, fit_describer
 from .embeddings import BLOCK_ROWS, Embeddings, unit_rows
 from .whole_files import read_array, write_array

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from indexer.images.decode import DEFAULT_LIMITS
+from indexer.sources.place import ImageRef, is_address, read_place
 
-from ..data.sources import ImageRef, read_place
 from .deduplicate import Copies
 from .embed import Images
 from .inputs import Inputs
@@ -91,7 +91,9 @@ class CurationSummary:
 
 
 def can_be_listed(place: ImageRef) -> bool:
-    return "\n" not in place.path and "\r" not in place.path and os.path.isfile(place.path)
+    """Whether a list can name it; of an address it is not asked whether it is still there."""
+    fits = "\n" not in place.path and "\r" not in place.path
+    return fits and (is_address(place.path) or os.path.isfile(place.path))
 
 
 def write_list(out: Path, curated: Curated) -> list[str]:
@@ -105,7 +107,7 @@ def write_list(out: Path, curated: Curated) -> list[str]:
                 file.write(read_place(place, DEFAULT_LIMITS.max_file_bytes))
             paths.append(str(copy))
         else:
-            paths.append(os.path.abspath(place.path))
+            paths.append(place.path if is_address(place.path) else os.path.abspath(place.path))
     write_text(out, "".join(f"{path}\n" for path in paths))
     return paths
 

@@ -1,44 +1,30 @@
-"""Where training images are: folders, lists of paths, tar shards; and how a decoder process reads one and cuts it.
+"""Where training images are, see `indexer.sources`; and how a decoder process reads one and cuts it.
 
-An image in a tar file is read where it lies: the shard is indexed once (name, place, size of each member, see
-`shards.py`). Reading, decoding and cropping run in the decoder processes of `indexer`, so that a hostile file costs
-itself and nothing else. This module does not import torch: those processes import it.
+An image in a tar file is read where it lies. Reading, decoding and cropping run in the decoder processes of `indexer`,
+so that a hostile file costs itself and nothing else. This module does not import torch: those processes import it.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from indexer.errors import ImageError, SeenitError, os_reason
+from indexer.errors import DownloadError, ImageError, SeenitError, os_reason
 from indexer.images.decode import DecodedImage, Limits, decode, is_image
-from indexer.images.find import Unreadable, find_files, open_regular
+from indexer.images.find import Unreadable, find_files
 from indexer.images.jobs import Broken, Cut, Job, Outcome, Settings
 from indexer.images.preprocess import detail_px, preprocess
+from indexer.sources.entry import UnreadableEntry
+from indexer.sources.open import open_spec, spec_of
+from indexer.sources.place import WHOLE_FILE, ImageRef, is_address, read_place
+from indexer.sources.shards import index_shard, is_shard
 
 from .augment import Augmentation, cut_with_pillow, draw_views
-from .shards import expand_braces, index_shard, is_shard
 
-WHOLE_FILE = -1
 FINGERPRINTED = 1000  # files whose sizes tell one set of images from another
-
-
-class ImageRef(NamedTuple):
-    """Where one image's bytes are."""
-
-    path: str  # an image, or the tar file that it lies in
-    start: int = 0  # bytes
-    size: int = WHOLE_FILE
-    member: str = ""  # its name in the tar file
-
-    @property
-    def name(self) -> str:
-        """How to call it in a message."""
-        return f"{self.path}: {self.member}" if self.member else self.path
 
 
 @dataclass(frozen=True)
@@ -51,28 +37,41 @@ class ImageSource:
         return len(self.places)
 
 
-def open_source(images: str | Path | Sequence[str | Path], *, exclude_dirs: Iterable[str | Path] = ()) -> ImageSource:
+def open_source(
+    images: str | Path | Sequence[str | Path],
+    *,
+    exclude_dirs: Iterable[str | Path] = (),
+    allow_private: bool = False,
+) -> ImageSource:
     """Find the training images.
 
-    images      a folder (its images and tar shards, at any depth), a tar shard (`.tar`, `.tar.gz`, `.tar.bz2`),
-                  many of them as `shard-{000..009}.tar`, a text file with one path a line (relative ones start at the
-                  file's own folder), an image, or several of these
+    images        a folder (its images and tar shards, at any depth), a tar shard (`.tar`, `.tar.gz`, `.tar.bz2`),
+                  many of them as `shard-{000..009}.tar`, a text file with one path or address a line (relative ones
+                  start at the file's own folder), a table (`.csv`, `.parquet`), an address (`s3://...`), an image, or
+                  several of these
     exclude_dirs  folders to leave out, such as the one that the run writes to
+    allow_private  also fetch from http addresses of this machine and its own network
 
-    What a folder holds is told by content; listed files are taken on trust and read when their turn comes.
+    What a folder holds is told by content; what a list, a table or an address names is taken on trust and read when its
+    turn comes.
     SeenitError where there is nothing to train on.
     """
     given = [images] if isinstance(images, (str, Path)) else list(images)
     places: list[ImageRef] = []
-    for path in _named(given):
-        if os.path.isdir(path):
+    for one in given:
+        path = os.path.abspath(os.path.expanduser(os.fspath(one)))
+        if (spec := spec_of(one)) is not None:
+            entries = open_spec(spec, allow_private=allow_private).entries(stat=False)
+            found_here = [entry.place for entry in entries if not isinstance(entry, UnreadableEntry)]
+            if not found_here:
+                raise SeenitError(f"{one} names no images; give one that does")
+            places += found_here
+        elif os.path.isdir(path):
             for found in find_files([path], exclude_dirs=exclude_dirs, follow_links=True):
                 if not isinstance(found, Unreadable):
                     places += _images_in(found.path)
         elif not os.path.exists(path):
             raise SeenitError(f"there is nothing at {path}; give a folder, a list of paths or tar shards")
-        elif path.lower().endswith((".txt", ".lst", ".list")):
-            places += [ImageRef(line) for line in _read_list(path)]
         else:
             inside = _images_in(path)
             if not inside:
@@ -88,9 +87,13 @@ def fingerprint(source: ImageSource) -> str:
 
     A folder that was moved as a whole keeps it. Sizes are asked of at most FINGERPRINTED files, evenly spread.
     """
-    paths = [os.path.abspath(place.path) for place in source.places]
-    drives = {os.path.splitdrive(path)[0] for path in paths}
-    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(drives) == 1 else ""
+    paths = [place.path if is_address(place.path) else os.path.abspath(place.path) for place in source.places]
+    drives = {"address" if is_address(path) else os.path.splitdrive(path)[0] for path in paths}
+    common = (
+        os.path.commonpath([os.path.dirname(path) for path in paths])
+        if len(drives) == 1 and drives != {"address"}
+        else ""
+    )
     step = max(1, len(paths) // FINGERPRINTED)
     digest = hashlib.blake2b(digest_size=16)
     for number, place in enumerate(source.places):
@@ -100,19 +103,6 @@ def fingerprint(source: ImageSource) -> str:
         name = paths[number].removeprefix(common)
         digest.update(f"{name}\0{place.member}\0{size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def read_place(place: ImageRef, limit: int) -> bytes:
-    """The bytes of an image file; OSError where they cannot be had, ImageError where they are over the limit."""
-    with open_regular(place.path) as file:
-        size = os.fstat(file.fileno()).st_size if place.size == WHOLE_FILE else place.size
-        if size > limit:
-            raise ImageError(place.name, f"{size / 1e6:.0f} MB, more than the limit of {limit / 1e6:.0f} MB")
-        file.seek(place.start)
-        data = file.read(size)
-    if len(data) < size:
-        raise ImageError(place.name, "the file is cut short")
-    return data
 
 
 def crop_job(name: str, place: ImageRef, seed: Sequence[int], augmentation: Augmentation, engine: str) -> Job:
@@ -172,27 +162,12 @@ def decoded_place(name: str, place: ImageRef, target_px: int, limits: Limits) ->
         return Broken(name, error.reason, 0, 0)
     except OSError as error:
         return Broken(name, os_reason(error), 0, 0)
-
-
-def _named(given: Iterable[str | Path]) -> Iterator[str]:
-    """Absolute paths; braces are expanded unless there is something of that very name."""
-    for one in given:
-        path = os.path.abspath(os.path.expanduser(os.fspath(one)))
-        yield from [path] if os.path.exists(path) else expand_braces(path)
+    except DownloadError as error:
+        return Broken(name, str(error), 0, 0)
 
 
 def _images_in(path: str) -> list[ImageRef]:
     """The image at a path, or those in the tar file there; none if it is neither."""
     if is_shard(path):
-        return [ImageRef(*member) for member in index_shard(path)]
+        return [ImageRef(member.tar, member.start, member.size, member.name) for member in index_shard(path).members]
     return [ImageRef(path)] if is_image(path) else []
-
-
-def _read_list(path: str) -> list[str]:
-    folder = os.path.dirname(path)
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.rstrip("\r\n") for line in file]
-    except OSError as error:
-        raise SeenitError(f"cannot read the list {path}: {os_reason(error)}; give a text file of paths") from error
-    return [os.path.join(folder, os.path.expanduser(line)) for line in lines if line.strip()]

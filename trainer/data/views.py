@@ -11,8 +11,9 @@ import numpy as np
 from indexer.images.jobs import Broken, Cut, Job, Outcome, Settings
 from indexer.images.preprocess import detail_px, preprocess
 from indexer.images.synthetic_views import render_view
+from indexer.sources.place import ImageRef
 
-from .sources import ImageRef, decoded_place
+from .sources import decoded_place
 
 
 def view_job(

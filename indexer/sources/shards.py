@@ -16,10 +16,12 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-from indexer.errors import SeenitError, os_reason
-from indexer.images.decode import SNIFF_BYTES, sniff
+from ..errors import SeenitError, os_reason
+from ..images.decode import SNIFF_BYTES, sniff
+from .place import is_address
 
 MAX_NAMES = 100_000  # that one name with braces stands for
 MAX_EXPANSION = 10  # unpacked over packed size: photos are compressed already, so what grows more is no shard of photos
@@ -34,10 +36,22 @@ UNKNOWN = (".tar.xz", ".tar.zst")  # one may ask for gigabytes to unpack, the ot
 class Member(NamedTuple):
     """An image in a tar file."""
 
-    tar: str  # path of the plain tar file
+    tar: str  # path or address of the plain tar file
     start: int  # bytes
     size: int
     name: str
+    mtime_s: float  # as the tar file has it
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The images in a tar file, told by their first bytes, in their order.
+
+    stat  tells one state of a tar file at an address from another; None for one on a disk
+    """
+
+    members: tuple[Member, ...]
+    stat: object = None
 
 
 def expand_braces(name: str) -> list[str]:
@@ -57,23 +71,48 @@ def is_shard(path: str) -> bool:
     return path.lower().endswith((".tar", *COMPRESSED, *UNKNOWN))
 
 
-def index_shard(path: str) -> list[Member]:
-    """The images in a shard, told by their first bytes, in their order."""
+def index_shard(path: str, *, allow_private: bool = False) -> Shard:
+    """What images a tar file holds; it may lie at an address.
+
+    Only regular members that lie in the file whole count: links, devices and sparse files are left out.
+    SeenitError where it cannot be read to its end.
+    """
     if path.lower().endswith(UNKNOWN):
         raise SeenitError(f"{path} is compressed in a way that is not read here; unpack it to a plain .tar")
-    plain = _unpack(path) if path.lower().endswith(COMPRESSED) else path
-    members = []
+    packed = path.lower().endswith(COMPRESSED)
+    if packed and is_address(path):
+        raise SeenitError(f"{path} is compressed, and its middle cannot be reached; download it, or unpack it there")
+    plain = _unpack(path) if packed else path
     try:
-        with open(plain, "rb") as raw, tarfile.open(plain, "r:") as shard:
-            for member in shard:
-                if not member.isreg() or member.issparse():
-                    continue
-                raw.seek(member.offset_data)
-                if sniff(raw.read(min(SNIFF_BYTES, member.size))) is not None:
-                    members.append(Member(plain, member.offset_data, member.size, member.name))
+        if is_address(plain):
+            from .remote import RemoteFile, open_remote
+
+            with open_remote(plain, allow_private=allow_private) as far:
+                raw = far.raw
+                assert isinstance(raw, RemoteFile)
+                return Shard(_members(plain, far), raw.stat)
+        with open(plain, "rb") as file:
+            return Shard(_members(plain, file))
     except (OSError, tarfile.TarError) as error:
         raise SeenitError(f"cannot read the shard {path}: {error}; fetch it again or leave it out") from error
-    return members
+
+
+def _members(plain: str, raw: IO[bytes]) -> tuple[Member, ...]:
+    """tarfile reads headers only; a size that lies leads beyond the end, which is an error."""
+    raw.seek(0, os.SEEK_END)
+    length = raw.tell()
+    raw.seek(0)
+    members = []
+    with tarfile.open(fileobj=raw, mode="r:") as shard:
+        for member in shard:
+            if not member.isreg() or member.issparse():
+                continue
+            if member.size < 0 or member.offset_data + member.size > length:
+                raise tarfile.ReadError("unexpected end of data")
+            raw.seek(member.offset_data)
+            if sniff(raw.read(min(SNIFF_BYTES, member.size))) is not None:
+                members.append(Member(plain, member.offset_data, member.size, member.name, float(member.mtime)))
+    return tuple(members)
 
 
 def _choices(braces: str) -> list[str]:
