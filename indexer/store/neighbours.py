@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .faiss_library import faiss
+from .graph_links import link_faint_points
 from .neighbour_cache import Epoch, Graph, given_by, load_graph, save_graph
 from .protocol import BuildProgress, never, no_progress
 
@@ -23,11 +24,11 @@ from .protocol import BuildProgress, never, no_progress
 SCANNED = 30_000  # records that are scanned without a graph, 1.5 ms; store_speed.py, a graph takes .5 ms
 HELD = 300_000  # records of which the vectors are held in memory for that; beyond, a search reads them from the disk
 # Chosen on store_speed.py, recall@10 among 1,000,000 records of 512 numbers: 24 links, a construction of 80 and a
-# search of 512 give .987 (256: .981, 768: .987), 16 and 64 give .92. Among 100,000 every choice gives .999.
+# search of 256 give .9935 (512: .994, 192: .9885, 128: .98). Among 100,000 every choice gives .999.
 LINKS = 24
 EF_CONSTRUCTION = 80
 EF_SEARCH = 128
-EF_SEARCH_LARGE = 512
+EF_SEARCH_LARGE = 256
 LARGE = 300_000  # records from which on a search is that thorough
 # From here on values were set by reasoning and not tuned, but for what says otherwise.
 RESCORED = 1.5  # candidates of the graph for each that is wanted, as its 8-bit codes are not exact
@@ -172,6 +173,9 @@ class Neighbours:
             last = int(found.numbers[-1])
             done += len(found.numbers)
             progress(done, after)
+        link_faint_points(index, stop)
+        if stop():
+            return False
         save_graph(source.index_id, location, Graph(index, np.concatenate(parts), epochs[-1].token, last))
         with self._lock:
             self._state = _EMPTY
