@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -185,9 +186,10 @@ def _handler(peer: QdrantPeer) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
             pieces = DRIPS if drip_s else 1
-            for piece in range(pieces):
-                time.sleep(drip_s / pieces)
-                self.wfile.write(data[len(data) * piece // pieces : len(data) * (piece + 1) // pieces])
+            with suppress(BrokenPipeError):  # who asked waits no longer
+                for piece in range(pieces):
+                    time.sleep(drip_s / pieces)
+                    self.wfile.write(data[len(data) * piece // pieces : len(data) * (piece + 1) // pieces])
 
         do_GET = do_PUT = do_POST = do_PATCH = _serve
 

@@ -27,8 +27,8 @@ def copy_index(source: str | Path, target: str | Path, *, progress: bool = False
     """Make the index at `target` hold what the one at `source` holds, and return the number of records.
 
     May be repeated after a break: records that are there already are written again, records that only `target` holds
-    are removed, and so are its added images. The manifest is written last, so a copy that was broken off does not pass
-    for an index.
+    are removed, and so are its added images. The manifest is written once all records are, so a copy that was broken
+    off does not pass for an index.
     SeenitError where `source` holds no index, where `target` holds one of other dims, or where the counts differ.
     """
     with closing(open_store(source)) as with_source:
@@ -65,8 +65,8 @@ def _copy(source: Store, target: Store, progress: bool) -> int:
     there, here = Roots(source.location, manifest.roots), Roots(target.location, {})
     folders = _copy_items(source.location, target.location, there.folders)
     roots = {key: here.stored_form(folder) for key, folder in folders.items()}
-    target.optimize()
     write_manifest(target, replace(manifest, roots=roots))
+    target.optimize()
     return total
 
 

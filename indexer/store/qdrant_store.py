@@ -203,15 +203,23 @@ class QdrantStore:
         before, self._loaded = self._loaded, self._loaded + count
         wanted = raised(self._threshold)
         if before < BULK_RECORDS <= self._loaded and wanted != self._threshold:
-            with suppress(StoreError):  # a key may forbid it; loading then takes longer
+            self._threshold = wanted
+            try:
                 self._connection.set_indexing_threshold(self._collection, wanted, patient=False)
-                self._threshold = wanted
+            except StoreError:  # a key may forbid it, loading then takes longer; or it was done, and answered too late
+                with suppress(StoreError):
+                    self._threshold = threshold_of(self._connection.describe(self._collection))
 
     def _leave_graph_to_server(self, *, patient: bool) -> None:
         """Undo what `_count_load` did, here or in a process that was killed."""
         before, self._threshold, self._loaded = self._threshold, lowered(self._threshold), 0
-        if self._write and self._threshold != before:
+        if not self._write or self._threshold == before:
+            return
+        try:
             self._connection.set_indexing_threshold(self._collection, self._threshold, patient=patient)
+        except StoreError:  # a server answers when it has ended what it is at, which may be later than anybody waits
+            if not patient or threshold_of(self._connection.describe(self._collection)) != self._threshold:
+                raise
 
     def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
         self._set_payload({id: files_payload(of_record) for id, of_record in files.items()})

@@ -128,7 +128,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="server_speed.") as folder, running_peer() as (url, port):
         os.environ["SEENIT_CACHE"] = os.path.join(folder, "cache")
         columns: dict[str, dict[str, str]] = {}
-        places = {"embedded": Path(folder) / "index", "HTTP": f"{url}/http", "gRPC": f"{url}/grpc?grpc={port}"}
+        places: dict[str, str | Path] = {
+            "embedded": Path(folder) / "index",
+            "HTTP": f"{url}/http",
+            "gRPC": f"{url}/grpc?grpc={port}",
+        }
         for name, place in places.items():
             store = open_store(place, write=True)
             print(name, file=sys.stderr)

@@ -214,6 +214,30 @@ def test_lowering_is_tried_again_where_it_fails(peer: QdrantPeer, monkeypatch: p
     assert threshold(peer) == SERVERS_THRESHOLD
 
 
+def test_raising_that_is_answered_too_late_is_lowered(peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qdrant_store, "BULK_RECORDS", 20)
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    peer.faults[:] = [None, "drop after"]  # the records, then the threshold
+    store.upsert(RECORDS)
+    assert threshold(peer) == SERVERS_THRESHOLD + RAISED_BY and peer.faults == []
+    store.optimize()
+    assert threshold(peer) == SERVERS_THRESHOLD
+    store.close()
+
+
+def test_lowering_that_is_answered_too_late_is_done(peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qdrant_store, "BULK_RECORDS", 20)
+    store = open_store(f"{peer.url}/photos", write=True)
+    store.ensure(SCHEMA)
+    store.upsert(RECORDS)
+    store._connection.retry_s = 0.0  # type: ignore[attr-defined]
+    peer.faults[:] = ["drop after"]
+    store.optimize()
+    assert threshold(peer) == SERVERS_THRESHOLD and peer.faults == []
+    store.close()
+
+
 def test_a_copy_to_a_server_loads_it_like_that(
     peer: QdrantPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,9 +204,9 @@ def test_two_choices_at_the_same_time_leave_a_file_of_each_group(both: Both, fol
 def test_a_session_is_good_for_all_servers_of_the_index(address: str) -> None:
     token = "a long enough token"
     with served(address) as one, served(address) as other:
-        clients = []
+        clients: list[TestClient] = []
         for client in (one, other):
-            service = client.service  # type: ignore[attr-defined]
+            service = client.service
             access = access_to(address, "127.0.0.1", token)
             app = create_app(service, access, cookie_name(address, len(clients)))
             clients.append(TestClient(app, base_url=HOME))
