@@ -27,6 +27,7 @@ class Manifest:
     fitted_on: int  # images that the statistics saw
     roots: dict[str, str] = field(default_factory=dict)  # key -> folder, relative to the index or absolute
     exclude: tuple[str, ...] = ()  # patterns of what is left out, see `find_files`
+    precision: str = "auto"  # what the backbone's products were computed in; `auto`: the index is older than that
     seenit: str = VERSION  # the version that wrote it
     format: int = FORMAT
 
