@@ -14,6 +14,7 @@ from .terminal import (
     BackboneOption,
     IndexOption,
     JsonOption,
+    PrecisionOption,
     WaitOption,
     say,
     say_details,
@@ -66,6 +67,7 @@ def info(
             "folders": ", ".join(map(quoted, facts.folders)),
             "excluded": ", ".join(map(quoted, facts.exclude)) or "-",
             "backbone": f"{facts.backbone} ({facts.backbone_hash[:8]})",
+            "precision": facts.precision if facts.precision != "auto" else "not known",
             "resolution": facts.resolution,
             "fitted on": facts.fitted_on,
             "dimensions": f"global {facts.dimensions.global_dim}" if facts.dimensions else "-",
@@ -162,6 +164,7 @@ def embed(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: .npy, with the paths in FILE.txt, or .parquet.")],
     backbone: BackboneOption = "auto",
+    precision: PrecisionOption = "auto",
     resolution: Annotated[int, typer.Option(min=56, max=1036, metavar="PX", help="Images are seen at PX x PX.")] = 224,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
 ) -> None:
@@ -169,10 +172,12 @@ def embed(
 
     The backbone's last CLS, L2-normalised; no index is made. Nothing is overwritten.
     """
+    from .backbone.load_once import LoadOnce
     from .folder_features import check_target, embed_folder, save_features
 
     check_target(out)
-    found = embed_folder(folders, backbone, resolution=resolution, workers=workers, progress=shows_progress(), say=say)
+    once = LoadOnce(backbone, say, precision)
+    found = embed_folder(folders, once, resolution=resolution, workers=workers, progress=shows_progress(), say=say)
     written = save_features(found, out)
     count, length = found.features.shape
     print(f"{plural(count, 'image')}, {length} numbers each: {' and '.join(quoted(str(file)) for file in written)}")

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout, for pr
 
 
 BackboneOption = Annotated[str, typer.Option(metavar="NAME|PATH", help="See: seenit backbone list.")]
+
+
+PrecisionOption = Annotated[
+    Literal["auto", "int8", "bfloat16", "float32"],
+    typer.Option(help="What the network computes in. int8: about 1.4 times as fast on a CPU, a little less exact."),
+]
 
 
 _verbosity = 0  # -1: results and errors only; 0: also notes; 1: also details

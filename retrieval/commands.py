@@ -16,6 +16,7 @@ from indexer.terminal import (
     BackboneOption,
     IndexOption,
     JsonOption,
+    PrecisionOption,
     WaitOption,
     parse_attributes,
     parse_moment,
@@ -53,6 +54,7 @@ def index(
         str | None,
         typer.Option(metavar="NAME|PATH", help="The network for a new index; see: seenit backbone list. [auto]"),
     ] = None,
+    precision: PrecisionOption = "auto",
     resolution: Annotated[
         int | None, typer.Option(metavar="PX", help="Images are seen at about PX x PX pixels. [224]")
     ] = SyncOptions.resolution,
@@ -113,7 +115,7 @@ def index(
 
     folders = folders or []
     location = index if index is not None else str(default_index(folders)) if folders else find_index(None, say=say)
-    once = LoadOnce(backbone, say)
+    once = LoadOnce(backbone, say, precision)
     options = SyncOptions(
         resolution=resolution,
         tokens=tokens,
@@ -237,6 +239,7 @@ def search(
         float, typer.Option(min=0, max=1, metavar="P", help="Only results with this match probability or a higher one.")
     ] = 0.0,
     group: Annotated[bool, typer.Option("--group", help="Hide near-copies of a better result.")] = False,
+    precision: PrecisionOption = "auto",
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Fetch also from addresses of this machine and its network.")
     ] = False,
@@ -276,7 +279,10 @@ def search(
 
     near_images = [Path(image) for image in images if image != STDIN and not is_url(image)]
     location = find_index(index, near_images, say=say)
-    with as_files(images, allow_private=allow_private) as files, Searcher.open(location, say=say_details) as searcher:
+    with (
+        as_files(images, allow_private=allow_private) as files,
+        Searcher.open(location, say=say_details, precision=precision) as searcher,
+    ):
         conditions = Filter(
             under=tuple(under or ()),
             after=moments[0],

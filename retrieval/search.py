@@ -63,17 +63,22 @@ class Searcher:
         results = searcher.search("query.jpg", SearchOptions(top=10))
     """
 
-    def __init__(self, index: Index, say: Say = say_nothing) -> None:
+    def __init__(self, index: Index, say: Say = say_nothing, precision: str = "auto") -> None:
         self.index = index
         self._say = say
-        self._backbone = LoadOnce(say=say)
+        self._backbone = LoadOnce(say=say, precision=precision)
         self._embedder: Embedder | None = None
         self._features = FeatureCache()
 
     @classmethod
-    def open(cls, index: str | Path | Index, *, wait_s: float = WAIT_S, say: Say = say_nothing) -> "Searcher":
-        """Open the index at a folder or a server's URL; SeenitError where there is none."""
-        return cls(Index.open(index, wait_s=wait_s), say)
+    def open(
+        cls, index: str | Path | Index, *, wait_s: float = WAIT_S, say: Say = say_nothing, precision: str = "auto"
+    ) -> "Searcher":
+        """Open the index at a folder or a server's URL; SeenitError where there is none.
+
+        precision  of the backbone, a `dtype` of `Backbone.load`; it need not be the one that made the index
+        """
+        return cls(Index.open(index, wait_s=wait_s), say, precision)
 
     @property
     def store(self) -> Store:

@@ -66,10 +66,23 @@ def _with_gradient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return scores.softmax(-1) @ value
 
 
+def prepared_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    """`attention` where queries are divided by sqrt(d) already and keys are about zero in the mean; for inference.
+
+    query, key, value  (T, h, d) bfloat16 on the CPU
+    """
+    sizes = [images * length for images, length in layout]
+    outputs = []
+    for (images, _), *qkv in zip(layout, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in qkv)  # (B, h, L, d)
+        outputs.append(_two_products(q, k, v, prepared=True).transpose(1, 2).flatten(0, 1))  # (B * L, h, d)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
 _SCORES_BYTES = 4_000_000  # of attention scores at a time: they stay in cache, and malloc keeps the memory
 
 
-def _two_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _two_products(query: Tensor, key: Tensor, value: Tensor, prepared: bool = False) -> Tensor:
     """softmax(query . key / sqrt(d)) . value for (B, h, L, d), a few images at a time; for inference.
 
     The scores are rounded to bfloat16, so they should be small: taking the mean key away shifts all scores of a query
@@ -81,8 +94,11 @@ def _two_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     outputs = []
     for parts in zip(query.split(step), key.split(step), value.split(step), strict=True):
         q, k, v = (part.flatten(0, 1) for part in parts)  # (b * h, L, d)
-        k = k - k.mean(dim=1, keepdim=True)
-        scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=dim**-0.5)  # (b * h, L, L)
+        if prepared:
+            scores = torch.bmm(q, k.transpose(1, 2))  # (b * h, L, L)
+        else:
+            k = k - k.mean(dim=1, keepdim=True)
+            scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=dim**-0.5)  # (b * h, L, L)
         torch.softmax(scores, dim=-1, out=scores)
         outputs.append(torch.bmm(scores, v).unflatten(0, (-1, heads)))  # (b, h, L, d)
     return torch.cat(outputs)

@@ -18,12 +18,13 @@ from ..errors import SeenitError, first_line
 from ..messages import Say, say_to_stderr
 from .cache import offline_by_environment
 from .checkpoint import build_model, load_checkpoint
+from .cpu_int8 import is_eight_bit
 from .dtype import best_dtype
 from .layouts import EXTRA_PREFIX, Preprocessing
 from .resolve import choose_backbone
 from .vit import Architecture, TokenFeatures, VisionTransformer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Backbone:
     preprocessing: Preprocessing
     provenance: dict[str, str]
     prior: dict[str, Tensor] | None  # the descriptor's statistics that came with the weights, if any did
-    model: VisionTransformer  # for inference only, see cpu_fusion
+    model: VisionTransformer  # for inference only, see cpu_fusion and cpu_int8
     device: torch.device
     dtype: torch.dtype
 
@@ -55,7 +56,8 @@ class Backbone:
 
         spec     `auto`, a name of `list_backbones`, or the path of a weights file (or of a folder with one)
         device   `auto` (cuda, else mps, else cpu) or a name that torch knows
-        dtype    `auto` (the device's fastest) or float32, bfloat16, float16; results are float32 in any case
+        dtype    `auto` (the device's fastest number format), float32, bfloat16, float16, or int8: matrix products in 8
+                 bits, see cpu_int8; where that cannot be done, `auto`. Results are float32 in any case
         offline  fetch nothing; SEENIT_OFFLINE=1 in the environment says the same
         say      gets one line before anything is fetched, and one on which backbone was taken and why
         """
@@ -68,6 +70,12 @@ class Backbone:
         if where.type == "cpu":
             _bound_threads()
         name = chosen.name or checkpoint.name
+        model = build_model(checkpoint, number_format, where, fused=True, eight_bit=dtype == "int8")
+        if dtype == "int8" and not is_eight_bit(model):
+            say(f"8 bits are not for {name} on this machine; it computes in another precision")
+            if number_format != best_dtype(where):
+                number_format = best_dtype(where)
+                model = build_model(checkpoint, number_format, where, fused=True)
         backbone = cls(
             name=name,
             spec=chosen.name or str(chosen.path),
@@ -76,12 +84,17 @@ class Backbone:
             preprocessing=checkpoint.preprocessing,
             provenance=checkpoint.provenance,
             prior={key.removeprefix(EXTRA_PREFIX): value.clone() for key, value in checkpoint.extra.items()} or None,
-            model=build_model(checkpoint, number_format, where, fused=True),
+            model=model,
             device=where,
             dtype=number_format,
         )
-        say(f"backbone {name} on {where} in {str(number_format).removeprefix('torch.')}: {chosen.why}")
+        say(f"backbone {name} on {where} in {backbone.precision}: {chosen.why}")
         return backbone
+
+    @property
+    def precision(self) -> str:
+        """What matrix products are computed in, by the names that `load` knows."""
+        return "int8" if is_eight_bit(self.model) else str(self.dtype).removeprefix("torch.")
 
     @property
     def depth(self) -> int:
@@ -165,7 +178,7 @@ class Backbone:
 
     def __repr__(self) -> str:
         network = f"{self.architecture.depth} blocks of {self.embed_dim}, patches of {self.patch_size} px"
-        return f"Backbone({self.name!r}, {network}, {self.device}, {str(self.dtype).removeprefix('torch.')})"
+        return f"Backbone({self.name!r}, {network}, {self.device}, {self.precision})"
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) with mean and deviation taken out."""

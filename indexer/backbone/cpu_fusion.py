@@ -39,7 +39,7 @@ def _works(dtype: torch.dtype) -> bool:
         linear.bias = nn.Parameter(torch.full((64,), 0.5, dtype=dtype))
         residual = torch.ones(64, 64, dtype=dtype)
         try:
-            fused = _FusedLinear(linear, activation="gelu")(ramp), _FusedLinear(linear).plus(residual, ramp)
+            fused = _fused(linear, activation="gelu")(ramp), _fused(linear).plus(residual, ramp)
         except (AttributeError, RuntimeError, TypeError, NotImplementedError):
             return False
         plain = F.gelu(linear(ramp)), residual + linear(ramp)
@@ -57,10 +57,10 @@ class _FusedBlock(nn.Module):
         first, last = (mlp.w12, mlp.w3) if isinstance(mlp, SwiGLU) else (mlp.fc1, mlp.fc2)
         self.num_heads = block.attn.num_heads
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.qkv = _FusedLinear(block.attn.qkv)
-        self.proj = _FusedLinear(block.attn.proj, scale=getattr(block.ls1, "gamma", None))
-        self.first = _FusedLinear(first, activation="none" if self.gated else "gelu")
-        self.last = _FusedLinear(last, scale=getattr(block.ls2, "gamma", None))
+        self.qkv = _fused(block.attn.qkv)
+        self.proj = _fused(block.attn.proj, scale=getattr(block.ls1, "gamma", None))
+        self.first = _fused(first, activation="none" if self.gated else "gelu")
+        self.last = _fused(last, scale=getattr(block.ls2, "gamma", None))
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         query, key, value = self.qkv(self.norm1(tokens)).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # (T, h, d)
@@ -72,15 +72,20 @@ class _FusedBlock(nn.Module):
         return self.last.plus(tokens, hidden)
 
 
-class _FusedLinear(nn.Module):
-    """activation(x W' + b), or residual + x W' + b, each in one operator; `scale (out,)` is multiplied into W and b."""
+def _fused(linear: nn.Linear, activation: str = "none", scale: Tensor | None = None) -> "FusedLinear":
+    """A layer with `scale (out,)` multiplied into its weight and bias."""
+    weight, bias = linear.weight.detach(), linear.bias.detach()
+    if scale is not None:
+        weight = (weight.float() * scale.float()[:, None]).to(weight.dtype)
+        bias = (bias.float() * scale.float()).to(bias.dtype)
+    return FusedLinear(weight, bias, activation)
 
-    def __init__(self, linear: nn.Linear, activation: str = "none", scale: Tensor | None = None) -> None:
+
+class FusedLinear(nn.Module):
+    """activation(x W' + b), or residual + x W' + b, each in one operator; weight (out, in), bias (out,)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none") -> None:
         super().__init__()
-        weight, bias = linear.weight.detach(), linear.bias.detach()
-        if scale is not None:
-            weight = (weight.float() * scale.float()[:, None]).to(weight.dtype)
-            bias = (bias.float() * scale.float()).to(bias.dtype)
         self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)  # opaque to other operators
         self.bias: Tensor = bias
         self.activation = activation

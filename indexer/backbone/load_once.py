@@ -12,14 +12,21 @@ if TYPE_CHECKING:  # it imports torch, which a run that embeds nothing does with
 class LoadOnce:
     """Names a backbone and, once it was asked for, holds it."""
 
-    def __init__(self, spec: "Backbone | str | Path | None" = None, say: Say = say_nothing) -> None:
-        """spec: a loaded backbone, a name or a path; None: whatever the index was made with, `auto` for a new one."""
+    def __init__(
+        self, spec: "Backbone | str | Path | None" = None, say: Say = say_nothing, precision: str = "auto"
+    ) -> None:
+        """What to load.
+
+        spec       a loaded backbone, a name or a path; None: whatever the index was made with, `auto` for a new one
+        precision  of what is loaded, a `dtype` of `Backbone.load`
+        """
         self.spec: str | Path | None = spec if spec is None or isinstance(spec, (str, Path)) else spec.spec
         self._loaded: Backbone | None = None if spec is None or isinstance(spec, (str, Path)) else spec
+        self.precision = precision
         self._say = say
 
-    def load(self, otherwise: str, *, fetch: bool = False) -> "Backbone":
-        """The backbone; `otherwise` names it where none, or `auto`, was asked for.
+    def load(self, otherwise: str, *, fetch: bool = False, precision: str = "auto") -> "Backbone":
+        """The backbone; `otherwise` names it where none, or `auto`, was asked for, and `precision` likewise.
 
         fetch  whether an official one that is not here may be fetched: nothing that works with an existing index waits
                for a network
@@ -29,7 +36,8 @@ class LoadOnce:
 
             spec = otherwise if self.spec in (None, "auto") else self.spec
             assert spec is not None
-            self._loaded = Backbone.load(spec, offline=not fetch, say=self._say)
+            wanted = precision if self.precision == "auto" else self.precision
+            self._loaded = Backbone.load(spec, dtype=wanted, offline=not fetch, say=self._say)
         return self._loaded
 
     @property

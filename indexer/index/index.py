@@ -47,6 +47,7 @@ class Facts:
     exclude: tuple[str, ...]  # patterns of what is left out
     backbone: str
     backbone_hash: str
+    precision: str  # what it computed in; `auto`: not known
     resolution: int
     descriptor: dict[str, object]
     fitted_on: int
@@ -204,6 +205,7 @@ class Index:
             exclude=self.manifest.exclude,
             backbone=self.manifest.backbone,
             backbone_hash=self.manifest.backbone_hash,
+            precision=self.manifest.precision,
             resolution=self.manifest.resolution,
             descriptor=self.manifest.descriptor,
             fitted_on=self.manifest.fitted_on,

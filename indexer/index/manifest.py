@@ -39,6 +39,7 @@ class Manifest:
     exclude: tuple[str, ...] = ()  # patterns of what is left out, see `find_files`
     sources: dict[str, dict[str, object]] = field(default_factory=dict)  # key -> a source that is no folder
     fixed: bool = False  # whether the statistics were fitted on a random sample before all else, and stay
+    precision: str = "auto"  # what the backbone's products were computed in; `auto`: the index is older than that
     seenit: str = VERSION  # the version that wrote it
     format: int = FORMAT
 

@@ -207,6 +207,11 @@ def _check_request(
             f"the index at {location} was made at --resolution {manifest.resolution}, not {resolution};"
             " make another one with --index"
         )
+    if backbone.precision != "auto" and manifest.precision not in ("auto", backbone.precision):
+        raise SeenitError(
+            f"the index at {location} was made with --precision {manifest.precision}, not {backbone.precision};"
+            " leave --precision out, or make another index with --index"
+        )
     if tokens is not None:
         from ..descriptor.embedder import config_named
         from ..index.statistics import config_of
@@ -285,7 +290,8 @@ def _embed_all(
 
     assert run.store is not None
     ledger, options = run.ledger, run.options
-    backbone = asked.load(manifest.backbone if manifest else "auto", fetch=manifest is None)
+    name, precision = (manifest.backbone, manifest.precision) if manifest else ("auto", "auto")
+    backbone = asked.load(name, fetch=manifest is None, precision=precision)
     if manifest is not None:
         check_backbone(manifest, backbone, run.store.location)
     config = config_of(manifest, run.store.location) if manifest else config_named(options.tokens or DEFAULT_TOKENS)

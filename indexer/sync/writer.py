@@ -87,6 +87,7 @@ class Writer:
         self.manifest = Manifest(
             backbone=self._embedder.backbone.spec,
             backbone_hash=self._embedder.backbone.hash,
+            precision=self._embedder.backbone.precision if self.manifest is None else self.manifest.precision,
             resolution=self._embedder.resolution,
             descriptor=self._embedder.config.settings,
             whitening_id=self._whitening.id,

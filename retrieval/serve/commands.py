@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from indexer.terminal import IndexOption, say
+from indexer.terminal import IndexOption, PrecisionOption, say
 
 PORT = 8765
 
@@ -36,6 +36,7 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Where spare duplicates go. [.seenit-moved in the first indexed folder]"),
     ] = None,
+    precision: PrecisionOption = "auto",
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ) -> None:
     """A web page and a REST API over an index, until Ctrl-C."""
@@ -63,7 +64,12 @@ def serve(
         faulthandler.enable()  # a crash in a library ends the process without a word otherwise
     location = index_at(where if where is not None else index)
     access = access_to(location.partition("?")[0], host, token, tuple(allow_host or ()))
-    options = ServeOptions(read_only=read_only, watch=watch, move_to=str(move_to.absolute()) if move_to else None)
+    options = ServeOptions(
+        read_only=read_only,
+        watch=watch,
+        move_to=str(move_to.absolute()) if move_to else None,
+        precision=precision,
+    )
     allow_many_files()
     with listen(host, port) as listening, Service.open(location, options, say) as service:
         bound = int(listening.getsockname()[1])

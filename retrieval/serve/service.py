@@ -61,6 +61,8 @@ class ServeOptions:
     move_to         folder for spare duplicates; None: `.seenit-moved` in the first indexed folder
     workers         decoding processes; None: as many as cores
     max_file_bytes  of one upload
+    precision       what the backbone computes in, a `dtype` of `Backbone.load`; `auto` with `watch`: what the index
+                    was made in
     """
 
     read_only: bool = False
@@ -68,6 +70,7 @@ class ServeOptions:
     move_to: str | None = None
     workers: int | None = None
     max_file_bytes: int = MAX_FILE_BYTES
+    precision: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +109,10 @@ class Service:
     @classmethod
     def open(cls, location: str, options: ServeOptions = ServeOptions(), say: Say = say_nothing) -> "Service":
         """Serve the index at a folder or a server's URL; SeenitError where there is none."""
-        service = cls(Searcher.open(location, say=say), options)
-        backbone = service.searcher.backbone
-        loading = service.batcher.call(lambda: backbone.load(service.index.manifest.backbone))  # before the first query
+        service = cls(Searcher.open(location, say=say, precision=options.precision), options)
+        backbone, made = service.searcher.backbone, service.index.manifest
+        precision = made.precision if options.watch else "auto"
+        loading = service.batcher.call(lambda: backbone.load(made.backbone, precision=precision))  # before any query
         loading.add_done_callback(
             lambda done: say(f"no search will be answered: {e}") if (e := done.exception()) else None
         )

@@ -26,12 +26,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--backbone", default="auto")
+    parser.add_argument("--precision", default="auto", help="auto, int8, bfloat16 or float32")
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--json", type=Path, help="write the scores here as well")
     arguments = parser.parse_args()
-    backbone = Backbone.load(arguments.backbone)
+    backbone = Backbone.load(arguments.backbone, dtype=arguments.precision)
     distractors = arguments.data / "distractors" / "manifest.csv"
-    print(f"{backbone.name}, {arguments.resolution} px, distractors of {distractors}")
+    print(f"{backbone.name} in {backbone.precision}, {arguments.resolution} px, distractors of {distractors}")
     scores: list[RetrievalScores] = []
     for name in arguments.sets:
         started = time.monotonic()

@@ -1,10 +1,12 @@
 """Points that hardly any link of a graph leads to are linked to, and the graph stays one."""
 
-import faiss
+from typing import Any
+
 import numpy as np
 import pytest
 
 from indexer.store import graph_links
+from indexer.store.faiss_library import faiss
 from indexer.store.graph_links import FEWEST, _Lists, link_faint_points
 
 
@@ -15,15 +17,15 @@ def vectors(count: int, seed: int = 0) -> np.ndarray:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
-def graph_of(rows: np.ndarray) -> faiss.IndexHNSWSQ:
-    index = faiss.IndexHNSWSQ(48, faiss.ScalarQuantizer.QT_8bit, 8, faiss.METRIC_INNER_PRODUCT)
+def graph_of(rows: np.ndarray) -> Any:
+    index = faiss().IndexHNSWSQ(48, faiss().ScalarQuantizer.QT_8bit, 8, faiss().METRIC_INNER_PRODUCT)
     index.train(rows)
     index.hnsw.efConstruction = 30
     index.add(rows)
     return index
 
 
-def assert_sound(index: faiss.IndexHNSWSQ) -> None:
+def assert_sound(index: Any) -> None:
     """No list holds a point twice or its own, none has a gap, and none a point that is not there."""
     lists = _Lists(index.hnsw, index.ntotal).of(np.arange(index.ntotal))
     filled = lists >= 0
@@ -40,7 +42,7 @@ def test_every_point_is_led_to_and_more_are_found() -> None:
     assert (before < FEWEST).sum() > 50, "otherwise this shows nothing"
 
     def recall() -> float:
-        _, found = index.search(queries, 10, params=faiss.SearchParametersHNSW(efSearch=40))
+        _, found = index.search(queries, 10, params=faiss().SearchParametersHNSW(efSearch=40))
         nearest = np.argsort(-queries @ rows.T, axis=1)[:, :10]
         return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, nearest, strict=True)]))
 
