@@ -94,6 +94,16 @@ def index(
     key_column: Annotated[
         str, typer.Option(metavar="NAME", help="Of a table: the column of each image's own key. [key, or the path]")
     ] = SyncOptions.key_column,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Decode and embed on a Ray cluster: its address, auto, or local."),
+    ] = SyncOptions.ray,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="On a cluster: processes that embed. [by its GPUs or cores]")
+    ] = SyncOptions.actors,
+    gpus_per_actor: Annotated[
+        float, typer.Option(min=0, metavar="N", help="On a cluster: GPUs of each of them, or the share of one.")
+    ] = SyncOptions.gpus_per_actor,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Fetch also from addresses of this machine and its network.")
     ] = SyncOptions.allow_private,
@@ -130,6 +140,9 @@ def index(
         path_column=path_column,
         key_column=key_column,
         allow_private=allow_private,
+        ray=ray,
+        actors=actors,
+        gpus_per_actor=gpus_per_actor,
         wait_s=wait,
     )
     progress = shows_progress(as_json)

@@ -17,6 +17,7 @@ ROOMS = ("indexer", "retrieval", "trainer")
         ("xformers", "indexer/backbone/attention.py"),
         ("apsw", "indexer/store/sqlite_*.py"),
         ("qdrant_client", "indexer/store/qdrant_*.py"),
+        ("ray", "indexer/cluster/session.py"),
         ("fsspec", "indexer/sources/remote.py"),
     ],
 )

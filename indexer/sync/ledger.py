@@ -277,10 +277,11 @@ class Ledger:
         rows = self._db.execute("SELECT key, size, mtime_ns FROM current WHERE id = ? ORDER BY key", (record_id,))
         return tuple(StoredFile(_key(key), size, mtime_ns) for key, size, mtime_ns in rows)
 
-    def wrote(self, record_id: str) -> None:
-        """The store has this record with its current files."""
+    def wrote(self, record_id: str, files: Iterable[StoredFile]) -> None:
+        """The store has this record with these files, which need not be its current ones."""
         self._db.execute("DELETE FROM stored WHERE id = ?", (record_id,))
-        self._db.execute("INSERT INTO stored SELECT * FROM current WHERE id = ?", (record_id,))
+        rows = ((_text(file.key), record_id, file.size, file.mtime_ns) for file in files)
+        self._db.executemany("INSERT OR REPLACE INTO stored VALUES (?, ?, ?, ?)", rows)
 
     # ---- closing the books ----
 

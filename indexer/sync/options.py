@@ -25,6 +25,10 @@ class SyncOptions:
     verify        read files again whose size and time are unchanged
     path_column   of a table: which column holds the paths or addresses; empty: found by name
     key_column    of a table: which one holds each image's own key; empty: found by name, or the path is the key
+    ray           a Ray cluster to decode and embed on: its address, `auto` for the one that this machine belongs to, or
+                  `local`. The statistics are then fitted on a random sample first, and stay fixed
+    actors        processes that embed there; None: one for each share of GPUs, or for each four cores
+    gpus_per_actor  GPUs, or the share of one, that each of them is given
     allow_private  also fetch from addresses of this machine and its own network
     wait_s        seconds to wait for another process that writes this index
     """
@@ -42,6 +46,9 @@ class SyncOptions:
     path_column: str = ""
     key_column: str = ""
     allow_private: bool = False
+    ray: str | None = None
+    actors: int | None = None
+    gpus_per_actor: float = 0.0
     wait_s: float = WAIT_S
 
     def __post_init__(self) -> None:

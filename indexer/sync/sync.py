@@ -9,6 +9,7 @@ that is embedded first; once the corpus has outgrown them they are fitted again.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ from .summary import Summary, _skip_reasons
 
 if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does without
     from ..backbone.backbone import Backbone
+    from ..descriptor.embedder import Embedder
+    from ..descriptor.whitening import Whitening
     from .writer import Writer
 
 OUTGROWN = 4  # the statistics are fitted anew when the corpus is this many times what they saw
@@ -299,13 +302,16 @@ def _embed_all(
     whitening = None
     if manifest is not None:
         whitening = read_whitening(run.store, manifest, embedder.config)
-        if manifest.fitted_on < FIT_SAMPLE and _has_grown_to(run, OUTGROWN * max(manifest.fitted_on, 1), stop):
+        outgrown = manifest.fitted_on < FIT_SAMPLE and not manifest.fixed and options.ray is None
+        if outgrown and _has_grown_to(run, OUTGROWN * max(manifest.fitted_on, 1), stop):
             say(
                 f"the index has outgrown its statistics, which were fitted on {plural(manifest.fitted_on, 'image')}:"
                 " fitting them again"
             )
             ledger.make_all_stale()
             whitening = None
+    if options.ray is not None:
+        return _embed_on_cluster(run, manifest, embedder, whitening, progress, stop)
     writer = Writer(run.store, ledger, run.roots, embedder, manifest, whitening, run.exclude)
     jobs = (run.job(key, "decode") for key in ledger.to_decode(0 if whitening else FIT_SAMPLE))
     began = time.monotonic()
@@ -325,6 +331,71 @@ def _embed_all(
     run.embedding_s = time.monotonic() - began
     run.embedded, run.refitted = writer.written, writer.refitted
     return writer.manifest, interrupted
+
+
+def _embed_on_cluster(
+    run: Run,
+    manifest: Manifest | None,
+    embedder: "Embedder",
+    whitening: "Whitening | None",
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> tuple[Manifest | None, bool]:
+    """`_embed_all` on a Ray cluster: the sample first, read by this machine, then all else by the cluster."""
+    from .on_cluster import open_work
+    from .writer import FIT_SAMPLE, Writer
+
+    assert run.store is not None
+    ledger, began = run.ledger, time.monotonic()
+    keys = ledger.to_decode(0 if whitening else FIT_SAMPLE)
+    total = ledger.num_to_decode()
+    done, interrupted = 0, False
+
+    with open_work(run, embedder) as work, stage("indexing", total, "img", progress) as report:
+        writer = Writer(
+            run.store, ledger, run.roots, work.embedder(embedder), manifest, whitening, run.exclude, fixed=True
+        )
+        while writer.whitening is None and not interrupted and (sample := list(islice(keys, FIT_SAMPLE))):
+            with DecodePool(
+                run.options.workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size
+            ) as pool:
+                for outcome in pool.run(run.job(key, "decode") for key in sample):
+                    done += 1
+                    report(done, total)
+                    _take(run, writer, run.key(outcome), outcome)
+                    if stop():
+                        interrupted = True
+                        break
+        writer.finish(interrupted)
+        run.embedded, run.refitted = writer.written, writer.refitted
+        if not interrupted and writer.whitening is not None:
+
+            def enter(key: str, outcome: Outcome) -> bool:
+                wanted = _Wanted()
+                _take(run, wanted, key, outcome)
+                return wanted.is_new
+
+            def add(count: int) -> None:
+                nonlocal done
+                done += count
+                report(done, total)
+
+            written, interrupted = work.embed(
+                run, writer.whitening, embedder.backbone.patch_size, keys, enter, add, stop
+            )
+            run.embedded += written
+    run.embedding_s = time.monotonic() - began
+    return writer.manifest, interrupted
+
+
+class _Wanted:
+    """Takes the place of a writer where an image is only to be known as one that has to be embedded."""
+
+    def __init__(self) -> None:
+        self.is_new = False
+
+    def add(self, image: Decoded) -> None:
+        self.is_new = True
 
 
 def _has_grown_to(run: Run, count: int, stop: Callable[[], bool]) -> bool:
@@ -353,7 +424,7 @@ def _has_grown_to(run: Run, count: int, stop: Callable[[], bool]) -> bool:
     return missing <= 0
 
 
-def _take(run: Run, writer: "Writer", key: str, outcome: Outcome) -> None:
+def _take(run: Run, writer: "Writer | _Wanted", key: str, outcome: Outcome) -> None:
     """Enter one outcome of the pool into the books."""
     ledger = run.ledger
     if isinstance(outcome, Decoded):

@@ -36,8 +36,10 @@ class Writer:
         manifest: Manifest | None,
         whitening: Whitening | None,
         exclude: tuple[str, ...] = (),
+        *,
+        fixed: bool = False,
     ) -> None:
-        """`exclude`: the patterns that a new manifest remembers."""
+        """`exclude`, `fixed`: what a new manifest remembers."""
         self.manifest = manifest
         self.written = 0  # records
         self.refitted = False
@@ -47,6 +49,7 @@ class Writer:
         self._embedder = embedder
         self._whitening = whitening
         self._exclude = exclude
+        self._fixed = fixed
         self._buckets: dict[tuple[int, int], list[Decoded]] = {}
         self._held: list[tuple[list[Decoded], PooledFeatures]] = []
         self._num_held = 0
@@ -59,6 +62,11 @@ class Writer:
         bucket.append(image)
         if len(bucket) >= BATCH:
             self._embed(self._buckets.pop(image.grid))
+
+    @property
+    def whitening(self) -> Whitening | None:
+        """The statistics that vectors are made with; None as long as none are fitted."""
+        return self._whitening
 
     def finish(self, interrupted: bool) -> None:
         """Embed and write what is left. A refit that was cut short is dropped: the index keeps its old statistics."""
@@ -95,6 +103,7 @@ class Writer:
             roots=roots,
             exclude=self._exclude,
             sources=self._roots.stored_sources,
+            fixed=self._fixed,
         )
         self._store.ensure(Schema(self._whitening.global_dim))
         self._store.write_blob(WHITENING_BLOB, save_whitening(self._whitening))
@@ -131,6 +140,6 @@ class Writer:
             return
         self._store.upsert(self._records)
         for record in self._records:
-            self._ledger.wrote(record.id)
+            self._ledger.wrote(record.id, record.files)  # a copy may have been found since it was made
         self.written += len(self._records)
         self._records = []

@@ -101,7 +101,7 @@ def test_random_histories_equal_a_plain_twin() -> None:
         for key in todo:
             ledger.assign(key, after[key], 10, 2)
             if ledger.claim(after[key]):
-                ledger.wrote(after[key])
+                ledger.wrote(after[key], ledger.files(after[key]))
         lines = {content: {file.key for file in files} for content, files in ledger.out_of_line()}
         stored = {content: set(files) for content, files in contents.items()} | {
             content: set() for content in after.values() if content not in before.values()

@@ -1,0 +1,146 @@
+"""The decoding and embedding of a run on a Ray cluster; the books stay here, so that nothing is lost or done twice.
+
+The driver hands chunks of jobs to decoding tasks. What comes back to it is small; pixels stay with the workers. It
+enters the outcomes into the ledger as on one machine, and of the images that have no vectors yet an actor makes
+records. An actor that writes to a server's collection writes by content id: a call that is repeated, because a worker
+was killed, writes the same once more. A driver that was killed begins with what the store holds.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ..cluster.decode_task import decode_jobs
+from ..cluster.embed_actor import ActorSpec, EmbedActor
+from ..cluster.session import Cluster, open_cluster
+from ..descriptor.embedder import Embedder
+from ..descriptor.whitening import PooledFeatures, Whitening, save_whitening
+from ..errors import SeenitError
+from ..images.jobs import Decoded, Job, Outcome
+from ..store.protocol import Record, Schema, StoredFile, is_url
+from .scan import Run
+
+CHUNK = 32  # images in a task; so much is decoded again when a worker is lost
+CHUNKS_PER_CPU = 2  # begun and not taken yet; bounds what pixels take, some 5 MB a chunk
+CALLS_PER_ACTOR = 2
+
+Enter = Callable[[str, Outcome], bool]  # books an outcome; whether it is an image that is to be embedded
+
+
+class ClusterEmbedder(Embedder):
+    """An embedder whose forwards run on an actor: for the sample that statistics are fitted on."""
+
+    def __init__(self, own: Embedder, cluster: Cluster, actor: Any) -> None:
+        super().__init__(own.backbone, own.resolution, own.config)
+        self._cluster, self._actor = cluster, actor
+
+    def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
+        pooled = self._cluster.result(self._actor.pooled.remote(list(pixels)))
+        assert isinstance(pooled, PooledFeatures)
+        return pooled
+
+
+class ClusterWork:
+    """A cluster and its actors for one run; see `open_work`."""
+
+    def __init__(self, cluster: Cluster, spec: ActorSpec, gpus_per_actor: float, num_actors: int) -> None:
+        self._cluster, self._spec = cluster, spec
+        self._actors = [cluster.actor(EmbedActor, spec, gpus=gpus_per_actor) for _ in range(num_actors)]
+
+    def embedder(self, own: Embedder) -> ClusterEmbedder:
+        return ClusterEmbedder(own, self._cluster, self._actors[0])
+
+    def embed(
+        self,
+        run: Run,
+        whitening: Whitening,
+        patch_size: int,
+        keys: Iterator[str],
+        enter: Enter,
+        report: Callable[[int], None],
+        stop: Callable[[], bool],
+    ) -> tuple[int, bool]:
+        """Decode, embed and write images; how many were written, and whether `stop` cut it short.
+
+        keys    of the images, taken as workers become free
+        report  gets how many more are done
+        """
+        assert run.store is not None
+        run.store.ensure(Schema(whitening.global_dim))
+        fitted = save_whitening(whitening)
+        chunks = iter(lambda: [run.job(key, "decode") for key in islice(keys, CHUNK)], list[Job]())
+        decoding: dict[Any, Any] = {}
+        embedding: dict[Any, tuple[StoredFile, ...]] = {}
+        most_decoding, most_embedding = CHUNKS_PER_CPU * self._cluster.cpus, CALLS_PER_ACTOR * len(self._actors)
+        written = calls = 0
+        interrupted = False
+        while True:
+            interrupted = interrupted or stop()
+            while not interrupted and len(decoding) < most_decoding and len(embedding) < most_embedding:
+                if not (jobs := next(chunks, None)):
+                    break
+                arguments = (jobs, self._spec.resolution, patch_size)
+                light, pixels = self._cluster.task(decode_jobs, *arguments, returns=2)
+                decoding[light] = pixels
+            if not decoding and not embedding:
+                return written, interrupted
+            for done in self._cluster.wait([*decoding, *embedding], 0.5):
+                if done in embedding:
+                    del embedding[done]
+                    written += self._book(run, self._cluster.result(done))
+                    continue
+                pixels = decoding.pop(done)
+                outcomes = self._cluster.result(done)
+                images = [one for one in outcomes if enter(run.key(one), one) and isinstance(one, Decoded)]
+                report(len(outcomes))
+                if images:
+                    files = {image.id: run.ledger.files(image.id) for image in images}
+                    actor = self._actors[calls % len(self._actors)]
+                    embedding[actor.embed.remote(fitted, images, files, pixels)] = ()
+                    calls += 1
+
+    def _book(self, run: Run, records: list[Record]) -> int:
+        assert run.store is not None
+        if self._spec.store is None:
+            tags = run.store.tags_of([record.id for record in records])
+            run.store.upsert([replace(record, tags=tags.get(record.id, ())) for record in records])
+        for record in records:
+            run.ledger.wrote(record.id, record.files)
+        return len(records)
+
+
+class open_work:
+    """`with open_work(run, embedder) as work:` the cluster that the run's options name, with its actors."""
+
+    def __init__(self, run: Run, embedder: Embedder) -> None:
+        options = run.options
+        assert options.ray is not None and run.store is not None
+        self._options = options
+        location = run.store.location
+        self._spec = ActorSpec(
+            embedder.backbone.spec,
+            embedder.backbone.hash,
+            embedder.resolution,
+            embedder.config.settings,
+            location if is_url(location) else None,
+        )
+        self._session = open_cluster(options.ray, options.workers)
+
+    def __enter__(self) -> ClusterWork:
+        cluster = self._session.__enter__()
+        try:
+            gpus = self._options.gpus_per_actor
+            if gpus > cluster.gpus:
+                raise SeenitError(f"the cluster has {cluster.gpus:g} GPUs, --gpus-per-actor {gpus:g} asks for more")
+            usual = int(cluster.gpus / gpus) if gpus else max(1, cluster.cpus // 4)
+            actors = min(self._options.actors or usual, max(1, cluster.cpus - 1))  # a core is left for decoding
+            return ClusterWork(cluster, self._spec, gpus, actors)
+        except BaseException as error:
+            self._session.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(self, *error: Any) -> None:
+        self._session.__exit__(*error)
