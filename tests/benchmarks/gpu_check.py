@@ -63,7 +63,7 @@ from trainer.run.state import DTYPES, float32_as_tf32
 
 WANTED = 1.5  # times the reference's speed
 SHARES = {"a": 0.16, "e": 0.44, "b": 0.78, "c": 0.91, "d": 0.99}  # by which share of the time each part is over
-HAS_XFORMERS, HAS_VARLEN = (vars(attention_module)[name] is not None for name in ("xformers_ops", "varlen_attn"))
+HAS_XFORMERS, HAS_VARLEN = vars(attention_module)["xformers_ops"] is not None, attention_module.HAS_VARLEN
 
 
 @dataclass
