@@ -82,6 +82,7 @@ def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path
     assert lines[1].split()[0] == "1" and lines[1].endswith(str(indexed / "a" / "2.jpg"))
 
 
+@pytest.mark.slow
 def test_a_writing_command_waits_as_long_as_told(indexed: Path, seenit: Seenit) -> None:
     holder = open_store(indexed / ".seenit", write=True)
     start = time.monotonic()
@@ -96,6 +97,7 @@ def test_a_writing_command_waits_as_long_as_told(indexed: Path, seenit: Seenit) 
     assert seenit("tag", "add", "x", indexed, "--index", indexed / ".seenit", "--wait", 0.2).code == 0
 
 
+@pytest.mark.slow
 def test_another_backbone_is_refused_before_it_is_fetched(
     indexed: Path, seenit: Seenit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +177,7 @@ def test_files_of_results_are_copied_and_linked_and_none_is_overwritten(
     assert [path.is_symlink() for path in sorted(target.iterdir())] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_a_folder_names_the_index_in_it_and_advice_can_be_pasted(
     photos: Path, tiny_backbone: Path, seenit: Seenit, tmp_path: Path
 ) -> None:
@@ -189,11 +192,13 @@ def test_a_folder_names_the_index_in_it_and_advice_can_be_pasted(
     assert shlex.split(refused.err.rpartition("seenit index ")[2]) == ["FOLDER", "--index", str(tmp_path / "no index")]
 
 
+@pytest.mark.slow
 def test_a_region_of_a_few_pixels_is_refused_with_a_reason(indexed: Path, seenit: Seenit) -> None:
     refused = seenit("search", indexed / "a" / "1.jpg", "--region", "2,2,2,2")
     assert_one_line_error(refused, "2 x 2 pixels, which is too little .* at least 14 x 14")
 
 
+@pytest.mark.slow
 def test_options_come_before_variables_and_those_before_the_file(
     indexed: Path, seenit: Seenit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +232,7 @@ def test_off_a_terminal_progress_comes_in_lines(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_of_a_shell(shell: str) -> None:
     asked = {"COMP_WORDS": "seenit sea", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "seenit sea"}
@@ -540,6 +546,7 @@ def test_every_help_has_an_example(command: tuple[str, ...], seenit: Seenit) -> 
     assert run.code == 0 and "Example: seenit " + " ".join(command) in " ".join(run.out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["search", "--help"], ["search", "--top", "x"], ["index", "--colour"]])
 def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
     code = (
@@ -642,6 +649,7 @@ def test_ctrl_c_before_the_work_begins_is_told(seenit: Seenit, monkeypatch: pyte
     assert (run.code, run.out, run.err) == (130, "", "seenit: stopped\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("backbone", "list"), ("--help",)])
 def test_a_reader_that_has_seen_enough_is_no_error(words: tuple[str, ...]) -> None:
     reading, writing = os.pipe()

@@ -79,6 +79,7 @@ def assert_same(ours: Mapping[str, Tensor], theirs: dict[str, Tensor]) -> None:
 # Layouts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_foreign_layouts(kind: str, tmp_path: Path) -> None:
     architecture, state = KINDS[kind], random_state(KINDS[kind])
@@ -400,6 +401,7 @@ def test_hostile_file_ends_in_one_line(case: str, tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_damaged_anywhere(kind: str, tmp_path: Path) -> None:
     """Cut off or with some bytes overwritten a file is refused or, where the bytes were a weight's, still finite."""

@@ -202,6 +202,7 @@ def test_large_files_and_movies_are_not_read(tmp_path: Path) -> None:
     assert time.process_time() - began < 3  # reading 16 GB takes longer
 
 
+@pytest.mark.slow
 def test_hostile_files_cost_only_themselves(pool: DecodePool, tmp_path: Path) -> None:
     for name, make in HOSTILE.items():
         (tmp_path / name).write_bytes(make())
@@ -237,6 +238,7 @@ def test_a_decoder_that_dies_or_hangs_costs_one_file(tmp_path: Path) -> None:
     assert sum(isinstance(outcome, Decoded) for outcome in outcomes) == 31
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_decoder_that_is_killed_once_costs_nothing(tmp_path: Path) -> None:
     save(tmp_path / "once.png")
@@ -244,6 +246,7 @@ def test_a_decoder_that_is_killed_once_costs_nothing(tmp_path: Path) -> None:
         assert isinstance(one(pool, tmp_path / "once.png"), Decoded)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits a process's memory reliably")
 def test_what_earlier_files_left_behind_costs_no_file(tmp_path: Path) -> None:
     for number in range(5):
@@ -297,6 +300,7 @@ def test_the_jobs_own_error_reaches_the_caller(pool: DecodePool) -> None:
     assert list(pool.run([])) == []
 
 
+@pytest.mark.slow
 def test_a_decoder_that_was_killed_while_idle_costs_nothing(tmp_path: Path) -> None:
     path = save(tmp_path / "x.png")
     with DecodePool(1) as pool:
@@ -307,6 +311,7 @@ def test_a_decoder_that_was_killed_while_idle_costs_nothing(tmp_path: Path) -> N
         assert isinstance(one(pool, path), Decoded)
 
 
+@pytest.mark.slow
 def test_a_pool_that_cannot_start_says_so_once(tmp_path: Path) -> None:
     path = save(tmp_path / "x.png")
     with DecodePool(1, work=cannot_be_found) as pool, pytest.raises(SeenitError, match="cannot start") as error:
@@ -338,11 +343,13 @@ def test_closing_ends_hanging_processes_at_once(tmp_path: Path) -> None:
     assert not any(thread.is_alive() for thread in pool._threads)
 
 
+@pytest.mark.slow
 def test_decoders_load_nothing_heavy(tmp_path: Path) -> None:
     with DecodePool(1, work=misbehave) as pool:
         assert one(pool, tmp_path / "modules") == Broken(str(tmp_path / "modules"), "PIL", 0, 0)
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard_and_its_folder_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     photo = save(tmp_path / "photos" / "x.png")
@@ -444,6 +451,7 @@ def test_images_in_memory_and_from_a_process_are_the_same(pool: DecodePool, tmp_
     np.testing.assert_array_equal(there.pixels, here.pixels)
 
 
+@pytest.mark.slow
 def test_a_batch_has_an_outcome_for_each_file_also_where_one_costs_the_process(tmp_path: Path) -> None:
     paths = [
         save(tmp_path / f"{name}.png", colour=(n, 0, 0)) for n, name in enumerate(("a", "crash", "b", "hang", "c"))
@@ -462,6 +470,7 @@ def test_a_batch_has_an_outcome_for_each_file_also_where_one_costs_the_process(t
     assert [type(outcome) for outcome in again] == [Hashed, Hashed, Decoded]
 
 
+@pytest.mark.slow
 def test_an_answer_about_another_file_is_none(tmp_path: Path) -> None:
     with DecodePool(1, work=misbehave) as pool:
         outcome = one(pool, tmp_path / "swap.png")

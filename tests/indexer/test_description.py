@@ -179,6 +179,7 @@ def keywords_of(index: Path) -> dict[str, tuple[str, ...]]:
         return {Path(record.files[0].key).name: record.metadata.keywords for record in opened.store.scroll()}
 
 
+@pytest.mark.slow
 def test_a_run_notices_sidecars_that_come_change_and_go(photos: Path, tiny_backbone: Path) -> None:
     options = SyncOptions(resolution=56, workers=1)
     sync_folder(photos, options=options, backbone=tiny_backbone)

@@ -463,6 +463,7 @@ def test_two_processes_fetch_once(peer: Peer, target: Path) -> None:
     assert len(peer.ranges) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_lock_and_its_bytes(peer: Peer, target: Path) -> None:
     peer.answers = [stalls]
     part = target.with_name("model.pth.part")

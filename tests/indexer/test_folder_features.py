@@ -38,6 +38,7 @@ def test_a_backbone_is_a_feature_extractor(backbone: Backbone) -> None:
     assert repr(backbone) == "Backbone('tiny0', 4 blocks of 32, patches of 14 px, cpu, float32)"
 
 
+@pytest.mark.slow
 def test_features_of_a_folder(photos: Path, backbone: Backbone, tmp_path: Path) -> None:
     (photos / "broken.jpg").write_bytes((photos / "a" / "0.jpg").read_bytes()[:200])
     (photos / "notes.txt").write_text("no image")

@@ -42,6 +42,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return asked
 
 
+@pytest.mark.slow
 def test_an_index_made_from_python_knows_probabilities(photos: Path, tiny_backbone: Path) -> None:
     built = build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     assert built.summary.images == 8 and built.calibration is not None and built.notes == ()
@@ -50,6 +51,7 @@ def test_an_index_made_from_python_knows_probabilities(photos: Path, tiny_backbo
         assert evidence is not None and evidence.probability is not None
 
 
+@pytest.mark.slow
 def test_one_backbone_is_loaded_for_all_steps_and_rounds(
     photos: Path, tiny_backbone: Path, loads: list[object]
 ) -> None:
@@ -65,6 +67,7 @@ def test_one_backbone_is_loaded_for_all_steps_and_rounds(
     assert len(loads) == 1
 
 
+@pytest.mark.slow
 def test_facts_and_places(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     with Index.open(photos / ".seenit") as index:
@@ -81,6 +84,7 @@ def test_facts_and_places(photos: Path, tiny_backbone: Path, tmp_path: Path) -> 
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_takes_over_what_another_process_changes(photos: Path, tiny_backbone: Path) -> None:
     build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     with Searcher.open(photos / ".seenit") as searcher:
@@ -96,6 +100,7 @@ def test_a_reader_takes_over_what_another_process_changes(photos: Path, tiny_bac
         assert again[0].path == asked[0].path and again[0].score > 0.9
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_added_later_leaves_old_indexes_usable(photos: Path, tiny_backbone: Path) -> None:
     build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     location = photos / ".seenit"
@@ -174,6 +179,7 @@ def test_another_users_index_beside_a_query_is_left_alone(
         find_index(None, [tmp_path / "link" / "q.jpg"])
 
 
+@pytest.mark.slow
 def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone: Path) -> None:
     """The writer's lock is held by one process; another reads all the same, and a third is told whom it waits for."""
     build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))

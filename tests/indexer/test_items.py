@@ -26,6 +26,7 @@ def keys(index: Index) -> list[str]:
     return sorted(key for path in paths if (key := key_of(path)) is not None)
 
 
+@pytest.mark.slow
 def test_items_are_searched_together_with_folders(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     sync_folder(photos, options=OPTIONS, backbone=tiny_backbone)
     beside = draw_photo(tmp_path / "beside.png", 55)
@@ -49,6 +50,7 @@ def test_items_are_searched_together_with_folders(photos: Path, tiny_backbone: P
     assert sync_folder((), photos / ".seenit", options=OPTIONS).changes.removed == 0  # a later run keeps them
 
 
+@pytest.mark.slow
 def test_adding_again_changes_nothing_and_another_image_replaces(tiny_backbone: Path, tmp_path: Path) -> None:
     place = tmp_path / "index"
     items = [Item(str(n), pixels(n)) for n in range(4)]

@@ -72,6 +72,7 @@ def test_a_server_that_stays_away_is_given_up_in_bounded_time(peer: QdrantPeer) 
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [True, False])
 def test_opening_is_repeated_like_any_later_request(peer: QdrantPeer, write: bool) -> None:
     """However short a writer's patience with another writer is."""

@@ -107,6 +107,7 @@ for n in range(100000):
 """
 
 
+@pytest.mark.slow
 def test_killed_in_mid_work_nothing_acknowledged_is_lost(memory_path: Path) -> None:
     for seed in range(6):
         index = memory_path / f"index{seed % 2}"
@@ -750,6 +751,7 @@ def test_filters_narrow_and_wide(large: Path, tags: tuple[str, ...]) -> None:
         assert recall(store, wide) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "last number", "missing", "pipe", "link"])
 def test_a_cache_that_is_not_sound_is_ignored_and_rebuilt(large: Path, damage: str) -> None:
     if damage in ("pipe", "link") and os.name != "posix":

@@ -130,6 +130,7 @@ def test_filters(store: Store) -> None:
         assert meeting(store, where) == {number for number in range(30) if expected(number)}, where
 
 
+@pytest.mark.slow
 def test_filters_may_name_thousands(store: Store) -> None:
     folders = tuple(f"0/none{n}" for n in range(5000))
     unknown = tuple(content_id(f"unknown {n}".encode()) for n in range(5000))
@@ -231,6 +232,7 @@ def test_engine_text_is_valid_and_reversible() -> None:
     assert to_engine("photo é.jpg") == "photo é.jpg"
 
 
+@pytest.mark.slow
 def test_blobs_are_whole_and_replaced(empty: Store) -> None:
     large = np.random.default_rng(0).bytes(2_500_000)
     for data in (b"", b"{}", large, b"short again", large):

@@ -201,6 +201,7 @@ def test_patterns_hold_for_the_indexed_folder_also_where_a_part_of_it_is_named(
         sync_folder(photos / "b" / "raw", photos / ".seenit", options=SyncOptions(workers=1))
 
 
+@pytest.mark.slow
 def test_a_refit_keeps_what_is_excluded(photos: Path, tiny_backbone: Path) -> None:
     (photos / "b").rename(photos.parent / "b")
     for n in (1, 2, 3):
@@ -314,6 +315,7 @@ def test_stops_after_the_batch_in_hand_and_goes_on(photos: Path, tiny_backbone: 
     assert not second.interrupted and second.images == 8
 
 
+@pytest.mark.slow
 def test_a_date_that_only_the_file_tells_follows_the_file(tmp_path: Path, tiny_backbone: Path) -> None:
     """Renamed, touched, copied, deleted: the name decides, else the earliest time; what the image says stays."""
     folder, moment = tmp_path / "photos", 1_000_000_000  # 2001-09-09
@@ -382,6 +384,7 @@ def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path)
         assert float(record.global_vector @ grown[record.id]) > 0.999  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_side_files_are_no_growth(tmp_path: Path, tiny_backbone: Path) -> None:
     folder = tmp_path / "takeout"
     for n in range(24):

@@ -51,6 +51,7 @@ def look(files: list[Path], read: list[int], workers: int) -> CloseLook:
     return CloseLook(path_of, {n: (240, 160) if n < 4 else (120, 80) for n in range(len(files))}, workers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_each_pair_is_told_in_order_as_by_itself(files: list[Path], workers: int) -> None:
     pairs = [pair(0, n) for n in (1, 4, 3, 2)] + [pair(2, 1)]

@@ -441,6 +441,7 @@ def killer() -> Iterator[Killer]:
         yield run
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and forks")
 @pytest.mark.parametrize("what", ["move", "copy", "undo", "undo copied", "join"])
 def test_killed_between_any_two_system_calls_nothing_is_lost(tmp_path: Path, what: str, killer: Killer) -> None:

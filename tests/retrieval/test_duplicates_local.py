@@ -56,6 +56,7 @@ def meets(found: Local, left: int, top: int, right: int, bottom: int) -> bool:
     return 600 * x < right and 600 * (x + width) > left and 400 * y < bottom and 400 * (y + height) > top
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other, row",
     [
@@ -76,6 +77,7 @@ def test_one_change_in_a_screen_is_named_where_it_is(
         assert any(meets(found, 0, 38 + n * 32, 600, 66 + n * 32) for n in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit, way",
     [
@@ -108,6 +110,7 @@ def painted(seed: int) -> Image.Image:
     return Image.fromarray((layers + grain).clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma, contrast, colour", [(0.6, 1, 1), (1.7, 1, 1), (0.8, 0.8, 1), (0.6, 0.6, 0.3)])
 def test_a_copy_in_another_tone_does_not_differ(gamma: float, contrast: float, colour: float) -> None:
     for seed in range(3):
@@ -171,6 +174,7 @@ def test_a_face_sized_region_of_a_real_photo(shared: Path) -> None:
     assert copy.can_tell and not copy.places
 
 
+@pytest.mark.slow
 def test_screens_that_differ_are_not_offered_and_a_smaller_copy_is(tmp_path: Path, tiny_backbone: Path) -> None:
     pytest.importorskip("faiss")
     screen(LINES).save(tmp_path / "a.png")
@@ -190,6 +194,7 @@ def test_screens_that_differ_are_not_offered_and_a_smaller_copy_is(tmp_path: Pat
     assert "differs from the keeper" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_copies_of_an_image_that_differs_from_the_keeper_are_found(tmp_path: Path, tiny_backbone: Path) -> None:
     screen(LINES).save(tmp_path / "a.png", compress_level=0)
     changed(4, "266", "286").save(tmp_path / "b.png")

@@ -97,6 +97,7 @@ def test_photos_of_any_shape_fit_side_by_side() -> None:
         assert sheet.width == 1400 and sheet.height < 1400
 
 
+@pytest.mark.slow
 def test_heat_makes_a_second_row() -> None:
     photo = Image.new("RGB", (200, 100), "white")
     heat = np.zeros((4, 8), np.float32)

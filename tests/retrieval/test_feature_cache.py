@@ -93,6 +93,7 @@ def searcher(photos: Path, tiny_backbone: Path) -> Searcher:
     return Searcher.open(photos / ".seenit")
 
 
+@pytest.mark.slow
 def test_an_image_is_described_once_and_found_as_before(searcher: Searcher, photos: Path) -> None:
     path, resolution = sorted(photos.rglob("*.jpg"))[0], searcher.manifest.resolution
     with searcher:

@@ -194,6 +194,7 @@ def test_an_image_is_embedded_once(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(data)).size == (320, 240)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_page(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 
@@ -246,6 +247,7 @@ def test_file_whose_name_is_not_utf8_is_shown(tmp_path: Path) -> None:
     assert (read.all("a")[0]["href"] or "").endswith("/caf%E9.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_contact_sheet_shows_query_and_results(tmp_path: Path, suffix: str) -> None:
     results = [
@@ -306,6 +308,7 @@ def test_table_without_evidence_has_no_columns_for_it() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "results, note",
     [

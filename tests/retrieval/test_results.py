@@ -24,6 +24,7 @@ def test_a_box_in_pixels() -> None:
     assert Result(1, "/a.jpg", 0.5, "id", METADATA).box_px is None
 
 
+@pytest.mark.slow
 def test_a_dictionary_and_a_table_hold_what_the_json_does() -> None:
     (values,) = to_dicts([result((0.25, 0.5, 0.5, 0.25))])
     assert FoundImage.model_validate_json(json.dumps(values)).model_dump(mode="json") == values

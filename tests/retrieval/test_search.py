@@ -66,6 +66,7 @@ def test_batches_equal_single_queries(index: Path, photos: Path) -> None:
         assert [names(streamed[str(file)]) for file in files] == single  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_query_file_is_left_out_but_its_copies_are_not(index: Path, photos: Path, tmp_path: Path) -> None:
     file = photos / "a" / "0.jpg"
     with Searcher.open(index) as searcher:
@@ -132,6 +133,7 @@ def test_cut_is_clipped_to_the_image() -> None:
         read_query(pixels, (-5, 5, 10, 100), 56)
 
 
+@pytest.mark.slow
 def test_bad_queries(index: Path, tmp_path: Path) -> None:
     (tmp_path / "note.jpg").write_text("hello")
     with Searcher.open(index) as searcher:

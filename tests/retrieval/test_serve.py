@@ -66,6 +66,7 @@ def names(answer: Any) -> list[str]:
 # ---- searching ----
 
 
+@pytest.mark.slow
 def test_search_answers_as_python_does(client: TestClient, library: Path) -> None:
     file = library / "a" / "3.jpg"
     answer = told(client.post("/api/search", files={"image": ("my photo.jpg", file.read_bytes())}))
@@ -421,6 +422,7 @@ def test_the_index_is_brought_in_line(own: tuple[TestClient, Path]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_duplicates_are_found_applied_and_undone(own: tuple[TestClient, Path]) -> None:
     client, folder = own
     with Image.open(folder / "a" / "3.jpg") as image:

@@ -178,6 +178,7 @@ def test_the_token_is_in_no_log(library: Path, capfd: pytest.CaptureFixture[str]
 # ---- files ----
 
 
+@pytest.mark.slow
 def test_only_files_that_the_index_names_are_served(tmp_path: Path, tiny_backbone: Path) -> None:
     folder = tmp_path / "photos"
     for n in range(4):
@@ -315,6 +316,7 @@ def head(port: int, length: int, kind: str = "application/json") -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
+@pytest.mark.slow
 def test_a_slow_upload_is_ended_and_holds_nobody_up(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security, "CHUNK_TIMEOUT_S", 0.5)
     monkeypatch.setattr(security, "BODY_TIMEOUT_S", 2.0)

@@ -233,6 +233,7 @@ def test_addresses_as_printed() -> None:
     assert printed_url("0.0.0.0", 80) == "http://127.0.0.1:80/" and printed_url("::", 80) == "http://[::1]:80/"
 
 
+@pytest.mark.slow
 def test_the_command_refuses_what_makes_no_sense(
     library: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

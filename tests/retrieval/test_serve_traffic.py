@@ -40,6 +40,7 @@ def ask(host: str, port: int, method: str, path: str, body: Any = None) -> tuple
         return response.status, {k.lower(): v for k, v in response.getheaders()}, json.loads(response.read())
 
 
+@pytest.mark.slow
 def test_many_clients_at_once_get_the_right_answers(library: Path) -> None:
     with Searcher.open(library / ".seenit") as searcher:
         wanted = {
@@ -63,6 +64,7 @@ def test_many_clients_at_once_get_the_right_answers(library: Path) -> None:
         assert service.batcher.batches - before < 100, "queries that come together are searched together"
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_429_and_loses_nothing(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go, began = threading.Event(), threading.Event()
     search_batch = Searcher.search_batch
@@ -111,6 +113,7 @@ def events(host: str, port: int, until: Any) -> Iterator[tuple[str, Any]]:
                     return
 
 
+@pytest.mark.slow
 def test_progress_comes_as_events(library: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(library, folder)
@@ -133,6 +136,7 @@ def test_progress_comes_as_events(library: Path, tmp_path: Path) -> None:
         assert late[1]["id"] == task["id"] and late[1]["state"] == "done", "who comes late is told the newest task"
 
 
+@pytest.mark.slow
 def test_a_task_can_be_stopped(library: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(library, folder)
@@ -147,6 +151,7 @@ def test_a_task_can_be_stopped(library: Path, tmp_path: Path) -> None:
         assert ask(host, port, "POST", "/api/tasks/99/stop", {})[0] == 404
 
 
+@pytest.mark.slow
 def test_watching_brings_the_index_in_line(library: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(library, folder)
@@ -200,6 +205,7 @@ def test_a_graceful_stop_finishes_what_runs(library: Path, number: signal.Signal
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_may_be_ended_as_soon_as_it_tells_its_address(library: Path, number: signal.Signals) -> None:
     process, _ = start([str(library / ".seenit"), "--read-only"])
@@ -208,6 +214,7 @@ def test_a_server_may_be_ended_as_soon_as_it_tells_its_address(library: Path, nu
     assert process.returncode == 0 and "finishing" in err, (process.returncode, err)
 
 
+@pytest.mark.slow
 def test_a_search_that_runs_is_answered_before_the_end(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began = threading.Event()
     search_batch = Searcher.search_batch
@@ -228,6 +235,7 @@ def test_a_search_that_runs_is_answered_before_the_end(library: Path, monkeypatc
 # ---- odd indexes ----
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="names of any bytes")
 def test_names_of_any_bytes_are_served_and_found(tmp_path: Path, tiny_backbone: Path) -> None:
     folder = tmp_path / "photos"
@@ -262,6 +270,7 @@ def test_an_index_that_cannot_be_written_is_served(library: Path, tmp_path: Path
         os.chmod(folder / ".seenit", 0o755)
 
 
+@pytest.mark.slow
 def test_a_servers_collection_is_served(library: Path, tmp_path: Path, peer: QdrantPeer) -> None:
     url = f"{peer.url}/photos"
     copy_index(library / ".seenit", url)

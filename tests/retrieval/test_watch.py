@@ -85,6 +85,7 @@ def watching(
         assert not one.thread.is_alive()
 
 
+@pytest.mark.slow
 def test_goes_on_through_a_lock_and_a_drive_that_is_away(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index, away = tmp_path / "index", tmp_path / "away"
     with watching([photos], index, tiny_backbone) as one:
@@ -105,6 +106,7 @@ def test_goes_on_through_a_lock_and_a_drive_that_is_away(photos: Path, tiny_back
     assert one.error is None and one.interrupted is False
 
 
+@pytest.mark.slow
 def test_an_index_that_went_away_with_its_drive_is_not_made_anew(
     photos: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -121,6 +123,7 @@ def test_an_index_that_went_away_with_its_drive_is_not_made_anew(
     assert one.error is None
 
 
+@pytest.mark.slow
 def test_odd_files_cost_themselves(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     with watching([photos], tmp_path / "index", tiny_backbone) as one:
         one.until_images(8)
@@ -136,6 +139,7 @@ def test_odd_files_cost_themselves(photos: Path, tiny_backbone: Path, tmp_path: 
     assert one.error is None
 
 
+@pytest.mark.slow
 def test_an_empty_folder_is_waited_for_and_patterns_are_asked_for_once(tmp_path: Path, tiny_backbone: Path) -> None:
     folder, index = tmp_path / "camera", tmp_path / "index"
     folder.mkdir()
@@ -155,6 +159,7 @@ def test_an_empty_folder_is_waited_for_and_patterns_are_asked_for_once(tmp_path:
         assert opened.manifest.exclude == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["another resolution", "database", "pattern"])
 def test_ends_for_what_cannot_pass(damage: str, photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"

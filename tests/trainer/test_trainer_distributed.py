@@ -140,6 +140,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     return images, one, two
 
 
+@pytest.mark.slow
 def test_one_process_speaks(outcomes: tuple[Path, Path, Path]) -> None:
     _, _, two = outcomes
     assert "going on after step 3" in (two / "said0.txt").read_text()
@@ -171,6 +172,7 @@ def test_weights_are_those_of_one_process(outcomes: tuple[Path, Path, Path], nam
     assert moved > 4e-4  # twice what is allowed above, or equal weights would say nothing
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_from_the_snapshot_of_two(outcomes: tuple[Path, Path, Path], tmp_path: Path) -> None:
     images, one, two = outcomes
     for source in ("sinkhorn", "shards"):

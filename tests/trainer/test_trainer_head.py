@@ -207,6 +207,7 @@ def test_too_few_photos_for_a_head(photos: Path, many_photos: Path, tmp_path: Pa
         assert "give" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_head_is_judged_with_the_statistics_that_an_index_would_have(
     tiny_backbone: Path, many_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

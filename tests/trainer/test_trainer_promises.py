@@ -45,6 +45,7 @@ def test_the_stage_of_high_resolution_has_schedules_of_its_own() -> None:
     assert replaced > 0.99  # of the teacher
 
 
+@pytest.mark.slow
 def test_position_embeddings_are_resized_where_the_stage_begins(images: Path, tmp_path: Path) -> None:
     config = tiny(steps=4, **HIGH_RES)
     run(images, tmp_path / "whole", config)
@@ -57,6 +58,7 @@ def test_position_embeddings_are_resized_where_the_stage_begins(images: Path, tm
         assert same_bits(out / "backbone.safetensors", tmp_path / "whole" / "backbone.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(images: Path, tmp_path: Path) -> None:
     origin, other = save_tiny(tmp_path / "origin.safetensors"), save_tiny(tmp_path / "other.safetensors", seed=1)
     out = tmp_path / "out"
@@ -74,6 +76,7 @@ def test_a_run_is_not_resumed_from_other_weights_or_on_other_photos(images: Path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_steps_may_be_raised_and_not_lowered(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path, tiny(), stop=stop_after(2))
     with pytest.raises(ConfigError, match="of a run of 6 steps, not 5; steps can be raised only"):
@@ -81,6 +84,7 @@ def test_steps_may_be_raised_and_not_lowered(images: Path, tmp_path: Path) -> No
     assert run(images, tmp_path, tiny(steps=7), resume=True).steps == 7
 
 
+@pytest.mark.slow
 def test_steps_cannot_be_raised_once_the_last_stage_has_begun(images: Path, tmp_path: Path) -> None:
     config = tiny(steps=4, **HIGH_RES)
     run(images, tmp_path, config, stop=stop_after(3))
@@ -180,6 +184,7 @@ def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(
         assert (out / "snapshots" / f"step_{step:09d}.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +204,7 @@ def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(
     assert run(images, tmp_path, tiny(), resume=True).steps == 6  # the state after it is one that no alarm left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("progress", "every_s", "lines"), [(False, 0.0, 3), (False, 30.0, 0), (True, 0.0, 0)])
 def test_without_a_bar_a_line_tells_now_and_then_how_far_it_is(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: bool, every_s: float, lines: int
