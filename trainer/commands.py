@@ -31,7 +31,9 @@ ValPhotos = Annotated[Path, typer.Argument(metavar="VAL", help="The same for the
 
 
 def train(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="Folders, lists of paths, tar shards.")],
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTOS...", help="Folders, lists, tables, tar shards, or addresses.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where all results go.")],
     preset: Annotated[
         str, typer.Option("--preset", "--arch", help="vits14, vitb14, vitl14, vitg14, ..., adapt, head, tiny.")
@@ -90,8 +92,8 @@ def train(
         sys.exit(130)
 
 
-def _as_images(photos: Sequence[Path]) -> str | list[str | Path]:
-    return str(photos[0]) if len(photos) == 1 else list(photos)
+def _as_images(photos: Sequence[str]) -> str | list[str | Path]:
+    return photos[0] if len(photos) == 1 else list(photos)
 
 
 def evaluate_knn(

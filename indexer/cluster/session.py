@@ -63,6 +63,10 @@ class Cluster:
                 f"the cluster lost a worker too often ({type(error).__name__}); run the same command again to go on"
             ) from error
 
+    def share(self, value: Any) -> Any:
+        """A value that many calls take as an argument, sent to each machine once."""
+        return self._ray.put(value)
+
     def map(self, function: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[T]:
         """The results of calls as they are done, in no order of note; begun as workers become free."""
         waiting, pending = iter(arguments), list[Any]()

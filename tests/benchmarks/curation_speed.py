@@ -4,21 +4,24 @@
 
 The vectors are drawn: kinds of very different frequency, variance that falls off with the dimension as a backbone's
 does, and among ten images two copies with edits. Every step prints seconds by the clock and of the processor (all
-threads), and the largest memory so far, mapped files included. Plain FAISS is timed on a sample of queries and
+threads, Ray's workers not counted), the largest memory so far, mapped files included, and the largest in this step of
+the process's own, without mapped files, which the system may drop. Plain FAISS is timed on a sample of queries and
 multiplied up: exact search, an IVF index of as many lists and probes, and k-means.
 """
 
 import argparse
 import resource
 import shutil
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import faiss
 import numpy as np
 
+from indexer.cluster.session import Cluster, open_cluster
 from trainer.curation.balance import build_tree, default_levels, draw, effective
 from trainer.curation.cells import Cells, build_cells, exact, sample_of
 from trainer.curation.deduplicate import find_copies, near_any
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--ray", metavar="ADDRESS", help="let a Ray cluster search and assign")
     parser.add_argument("--threads", type=int, default=None, help="of FAISS [all]")
     parser.add_argument("--curated", type=int, default=5000)
     parser.add_argument("--avoid", type=int, default=2000)
@@ -50,10 +54,18 @@ def main() -> None:
     with step(f"drawing {args.rows:,} vectors of {args.dim} numbers"):
         kinds, original = draw_vectors(args.work / "pool", args.rows, args.dim)
     pool = Embeddings.open(args.work / "pool")
+    with ExitStack() as cleanup:
+        spread = cleanup.enter_context(open_cluster(args.ray, args.workers)) if args.ray else None
+        run_steps(args, pool, kinds, original, spread)
+
+
+def run_steps(
+    args: argparse.Namespace, pool: Embeddings, kinds: np.ndarray, original: np.ndarray, spread: Cluster | None
+) -> None:
     with step("cells"):
-        build_cells(pool, args.work / "cells")
+        build_cells(pool, args.work / "cells", spread=spread)
     with step("copies: graph of 64 neighbours over .6, components"):
-        copies = find_copies(pool, args.work, workers=args.workers)
+        copies = find_copies(pool, args.work, workers=args.workers, spread=spread)
     report_copies(copies.kept_for, original, copies.plan)
     cells = Cells.open(args.work / "cells")
     shards = sorted((args.work / "graph").glob("edges_*.npy"))
@@ -66,11 +78,11 @@ def main() -> None:
     print(f"  {len(left):,} left")
     with step(f"retrieval: 4 nearest of {args.curated:,}, cells anew"):
         curated = Embeddings((pool.rows(np.sort(rng.permutation(args.rows)[: args.curated])),))
-        found = retrieve_nearest(build_cells(pool, args.work / "left", rows=left), curated)
+        found = retrieve_nearest(build_cells(pool, args.work / "left", rows=left, spread=spread), curated)
     print(f"  {len(found.rows):,} retrieved")
     levels = default_levels(len(left))
     with step(f"hierarchical k-means {levels}, {args.resamplings} resamplings"):
-        tree = build_tree(pool, levels, rows=left, resamplings=args.resamplings)
+        tree = build_tree(pool, levels, rows=left, resamplings=args.resamplings, spread=spread)
     with step("drawing a tenth"):
         chosen = left[draw(tree, len(left) // 10)]
     evenness = [effective(np.bincount(kinds[rows])) for rows in (np.arange(args.rows), left, chosen)]
@@ -168,10 +180,33 @@ def floor(pool: Embeddings, left: np.ndarray, cells: Cells, plan: Plan, num_clus
 @contextmanager
 def step(title: str) -> Iterator[None]:
     clock, processor = time.perf_counter(), processor_s()
-    yield
+    with own_memory() as own:
+        yield
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e6
     clock, processor = time.perf_counter() - clock, processor_s() - processor
-    print(f"{title}: {clock:,.1f} s, processor {processor:,.1f} s, peak {peak:.2f} GB", flush=True)
+    print(
+        f"{title}: {clock:,.1f} s, processor {processor:,.1f} s, peak {peak:.2f} GB, own {max(own):.2f} GB", flush=True
+    )
+
+
+@contextmanager
+def own_memory() -> Iterator[list[float]]:
+    """GB of this process that are no mapped files, asked ten times a second; not of its workers."""
+    seen, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("RssAnon:"):
+                    seen.append(int(line.split()[1]) / 1e6)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 def processor_s() -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from .choices import RESAMPLINGS
 from .embeddings import Embeddings
 from .kmeans import assign, kmeans
+from .spread import Spread
 
 RATIOS = (75, 20, 10, 5)  # members of a cluster on average at each level: 743 M images, 10 M, 500 k, 50 k, 10 k
 FEWEST = 8  # clusters that a level needs to be worth its while
@@ -66,6 +67,7 @@ def build_tree(
     rows: np.ndarray | None = None,
     resamplings: int = RESAMPLINGS,
     seed: int = 0,
+    spread: Spread | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Tree:
     """Cluster rows, then the centroids, then theirs.
@@ -73,6 +75,7 @@ def build_tree(
     levels       how many clusters at each, finest first; None: see `default_levels`
     rows         numbers of the rows that matter, N of them; None: all
     resamplings  how often k-means is repeated on the members nearest to its centroids
+    spread       see `kmeans.assign`
     progress     gets how many levels are done, of how many
     """
     rows = np.arange(len(embeddings)) if rows is None else rows
@@ -80,7 +83,7 @@ def build_tree(
     points, parents = embeddings, []
     for number, count in enumerate(levels):
         progress(number, len(levels))
-        centroids, cluster = _resampled_kmeans(points, count, rows, resamplings, seed + number)
+        centroids, cluster = _resampled_kmeans(points, count, rows, resamplings, seed + number, spread)
         parents.append(cluster)
         points, rows = Embeddings.of(centroids), np.arange(len(centroids))
     progress(len(levels), len(levels))
@@ -139,21 +142,21 @@ def effective(counts: np.ndarray) -> float:
 
 
 def _resampled_kmeans(
-    points: Embeddings, count: int, rows: np.ndarray, resamplings: int, seed: int
+    points: Embeddings, count: int, rows: np.ndarray, resamplings: int, seed: int, spread: Spread | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centroids (C, D) and the cluster of each row (N,).
 
     Each time, the r members nearest to each centroid are clustered instead of all; r is half of the average cluster.
     """
     centroids = kmeans(points, count, rows=rows, seed=seed, iterations=ITERATIONS)
-    similarity, cluster = assign(points, centroids, rows=rows)
+    similarity, cluster = assign(points, centroids, rows=rows, spread=spread)
     nearest_few = max(1, len(rows) // len(centroids) // 2)
     for again in range(resamplings if len(centroids) < len(rows) else 0):
         few = rows[_nearest_members(similarity, cluster, nearest_few)]
         if len(few) < len(centroids):
             break
         centroids = kmeans(points, len(centroids), rows=few, iterations=ITERATIONS, seed=seed + again + 1)
-        similarity, cluster = assign(points, centroids, rows=rows)
+        similarity, cluster = assign(points, centroids, rows=rows, spread=spread)
     return centroids, cluster
 
 

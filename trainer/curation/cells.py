@@ -15,6 +15,7 @@ import numpy as np
 from .embeddings import BLOCK_ROWS, Embeddings
 from .kmeans import assign, kmeans
 from .probing import search_cells, top
+from .spread import Spread
 from .whole_files import claim_work_folder, read_array, step_file, write_array
 
 EXACT_ROWS = 50_000  # up to so many vectors all are compared with all
@@ -58,12 +59,19 @@ class Cells:
 
 
 def build_cells(
-    embeddings: Embeddings, folder: Path, *, rows: np.ndarray | None = None, num_cells: int | None = None, seed: int = 0
+    embeddings: Embeddings,
+    folder: Path,
+    *,
+    rows: np.ndarray | None = None,
+    num_cells: int | None = None,
+    seed: int = 0,
+    spread: Spread | None = None,
 ) -> Cells:
     """Sort vectors into cells in a folder; cells that lie there already for the same vectors are taken as they are.
 
     rows       numbers of those that matter; None: all
     num_cells  None: 1 up to EXACT_ROWS vectors, else one for CELL_ROWS of them
+    spread     see `kmeans.assign`
     """
     rows = np.arange(len(embeddings)) if rows is None else np.asarray(rows, np.int64)
     if num_cells is None:
@@ -71,7 +79,7 @@ def build_cells(
     claim_work_folder(folder, f"cells {num_cells} seed {seed} {embeddings.digest(rows)}")
     if not (folder / "centroids.npy").is_file():  # written last
         centroids = _neighbourly(kmeans(embeddings, num_cells, rows=rows, seed=seed, sample=64), seed)
-        _, cell = assign(embeddings, centroids, rows=rows)
+        _, cell = assign(embeddings, centroids, rows=rows, spread=spread)
         order = np.argsort(cell, kind="stable")
         with step_file(folder / "vectors.npy") as file:  # not through a map: a full disk would kill the process
             header = {"descr": "<f2", "fortran_order": False, "shape": (len(rows), embeddings.dim)}

@@ -27,7 +27,7 @@ from .choices import (
 
 def curate(
     pool: Annotated[
-        list[str], typer.Argument(metavar="POOL...", help="Folders, lists of paths, tar shards, or indexes.")
+        list[str], typer.Argument(metavar="POOL...", help="Folders, lists, tables, tar shards, addresses, or indexes.")
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The list, one path a line, for: seenit train FILE.")],
     like: Annotated[
@@ -69,6 +69,10 @@ def curate(
     seed: Annotated[int, typer.Option(help="The same seed chooses the same images.")] = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that decode and that search. [one per core; this one]")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Search and cluster on a Ray cluster: its address, auto, or local."),
     ] = None,
     work: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For what is computed on the way, to go on from. [FILE.work]")
@@ -114,6 +118,7 @@ def curate(
             work=work,
             html=html,
             workers=workers,
+            ray=ray,
             progress=shows_progress(as_json),
             say=say,
         )

@@ -21,6 +21,7 @@ from .components import bounded_components
 from .embeddings import Embeddings, equal_rows
 from .neighbours import Plan, neighbour_graph
 from .probing import top
+from .spread import Spread
 
 
 # N rows, M of an evaluation set
@@ -60,6 +61,7 @@ def find_copies(
     pixels: np.ndarray | None = None,
     recall: float = 0.95,
     workers: int = 1,
+    spread: Spread | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Copies:
     """Group the rows that are copies of each other.
@@ -68,12 +70,21 @@ def find_copies(
     above    similarity over which two of each other's k nearest neighbours are linked
     largest  bound on a group, see `components`
     pixels   (N,) sizes of the images: the largest of a group is kept. None: the first
+    spread   see `neighbours.neighbour_graph`
     """
     alike = equal_rows(embeddings)
     different = np.flatnonzero(alike == np.arange(len(alike)))
-    cells = build_cells(embeddings, folder / "cells", rows=different)
+    cells = build_cells(embeddings, folder / "cells", rows=different, spread=spread)
     graph = neighbour_graph(
-        cells, folder / "graph", folder / "cells", k=k, above=above, recall=recall, workers=workers, progress=progress
+        cells,
+        folder / "graph",
+        folder / "cells",
+        k=k,
+        above=above,
+        recall=recall,
+        workers=workers,
+        spread=spread,
+        progress=progress,
     )
     groups, num_cut = bounded_components(len(alike), graph, above, largest, alike)
     return Copies(_largest_of(groups, pixels), len(alike) - len(different), num_cut, graph.plan)

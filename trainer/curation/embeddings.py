@@ -52,6 +52,17 @@ class Embeddings:
             raise SeenitError(f"no vectors in {folder}; name a folder of .npy shards")
         return cls(tuple(read_array(path) for path in paths))
 
+    @property
+    def paths(self) -> tuple[str, ...] | None:
+        """The files of the shards, for workers that open them; None where they are in memory."""
+        names = [getattr(shard, "filename", None) for shard in self.shards]
+        return tuple(map(str, names)) if all(names) else None
+
+    @classmethod
+    def of_files(cls, paths: Sequence[str]) -> "Embeddings":
+        """What `paths` names."""
+        return cls(tuple(read_array(Path(path)) for path in paths))
+
     def save(self, folder: str | Path) -> None:
         """Write the shards to a folder, for `open`."""
         for number, shard in enumerate(self.shards):

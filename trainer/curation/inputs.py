@@ -21,7 +21,8 @@ from indexer.index.manifest import Manifest
 from indexer.index.statistics import check_backbone
 from indexer.messages import Say, say_nothing
 from indexer.printable import pasted
-from indexer.sources.place import ImageRef
+from indexer.sources.open import spec_of
+from indexer.sources.place import ImageRef, is_address
 
 from ..data.sources import ImageSource, open_source
 from .embed import Describer, Images, decoders_for, embed_pool, fit_describer
@@ -72,7 +73,7 @@ def read_inputs(
         str(one): _read_index(str(one), work / "indexes" / f"{role}_{number}", say)
         for role, given in roles.items()
         for number, one in enumerate(given)
-        if is_index(one)
+        if _is_index(one)
     }
     first = next(iter(indexes.values()), None)
     for other in indexes.values():
@@ -133,6 +134,12 @@ def join(parts: Sequence[Images]) -> Images:
         embeddings=Embeddings((joined.embeddings.rows(kept),)),
         pixels=joined.pixels[kept],
     )
+
+
+def _is_index(given: str | Path) -> bool:
+    """Whether an index is named; http addresses of lists, tables and tar files are sources of images."""
+    spec = spec_of(given) if is_address(given) else None
+    return is_index(given) and (spec is None or spec.kind == "remote")
 
 
 def _usable(index: IndexVectors | None, first: IndexVectors | None) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from .cells import Cells, nearest_in_cells, probes_for, sample_of
 from .embeddings import Embeddings
+from .spread import Spread
 from .whole_files import claim_work_folder, read_array, write_array, write_text
 
 SHARD_ROWS = 16_384  # queries in a shard of the graph
@@ -56,13 +57,15 @@ def neighbour_graph(
     above: float = -1.0,
     recall: float = 0.95,
     workers: int = 1,
+    spread: Spread | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> NeighbourLists:
     """The k nearest neighbours of every vector in the cells, shard by shard; shards that are there are not made again.
 
     above     leave out neighbours that are no more similar than that
     recall    share of the true neighbours to be found, judged on a sample
-    workers   processes; the result is the same for any number
+    workers   processes of this machine; the result is the same for any number
+    spread    other machines in their place
     progress  gets how many shards are done, of how many
     """
     made_from = f"graph k {k} above {above} recall {recall} of {(cells_folder / 'made_from').read_text('utf-8')}"
@@ -74,7 +77,11 @@ def neighbour_graph(
     count = math.ceil(len(cells) / SHARD_ROWS)
     missing = [number for number in range(count) if not _shard_path(folder, number).is_file()]
     progress(count - len(missing), count)
-    if workers == 1:
+    if spread is not None:
+        parts = ((folder, cells_folder, number) for number in missing)
+        for done, _ in enumerate(spread.map(search_shard, parts), start=count - len(missing) + 1):
+            progress(done, count)
+    elif workers == 1:
         for done, number in enumerate(missing, start=count - len(missing) + 1):
             search_shard(folder, cells_folder, number)
             progress(done, count)

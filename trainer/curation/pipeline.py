@@ -6,7 +6,8 @@ the end. An image that is not in the list has one reason for it, the first that 
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from .inputs import Inputs, read_inputs
 from .kinds import vectors_of_kinds
 from .outcome import Curated, CurationSummary, Fate, can_be_listed, write_fates, write_list
 from .retrieve import Retrieved, retrieve_clusters, retrieve_nearest
+from .spread import Spread
 
 
 def curate(
@@ -38,6 +40,7 @@ def curate(
     work: str | Path | None = None,
     html: str | Path | None = None,
     workers: int | None = None,
+    ray: str | None = None,
     progress: bool = False,
     say: Say = say_nothing,
 ) -> CurationSummary:
@@ -52,6 +55,8 @@ def curate(
     work               for what is computed on the way; None: OUT.work. Running again goes on from there
     html               write a page of what was chosen and removed
     workers            processes that decode, and that search the graph; None: one per core, and this one
+    ray                a Ray cluster that searches the graph and assigns clusters, see `indexer.cluster.session`; the
+                       work folder has to be at the same path on all its machines. The list is the same
 
     Raises SeenitError in one line: nothing there, nothing readable, another backbone's index, no space, nothing left.
     """
@@ -62,7 +67,10 @@ def curate(
     inputs = read_inputs(
         pool, like, avoid, work / "vectors", backbone=backbone, workers=workers, progress=progress, say=say
     )
-    curated, tree, retrieved = choose_images(inputs, work, choices, workers=workers or 1, progress=progress, say=say)
+    with _spread_over(ray, workers) as spread:
+        curated, tree, retrieved = choose_images(
+            inputs, work.absolute(), choices, workers=workers or 1, spread=spread, progress=progress, say=say
+        )
     paths = write_list(out, curated)
     write_fates(work / "fates.csv", curated)
     tree_rows = np.isin(curated.fate, (Fate.KEPT, Fate.UNLIKE, Fate.ENOUGH, Fate.GONE))
@@ -103,6 +111,7 @@ def choose_images(
     choices: Choices,
     *,
     workers: int = 1,
+    spread: Spread | None = None,
     progress: bool = False,
     say: Say = say_nothing,
 ) -> tuple[Curated, Tree, int]:
@@ -120,6 +129,7 @@ def choose_images(
             pixels=inputs.pool.pixels,
             recall=choices.recall,
             workers=workers,
+            spread=spread,
             progress=bar,
         )
     removed = copies.kept_for != np.arange(count)
@@ -149,7 +159,7 @@ def choose_images(
 
     with _bar("clusters", progress) as bar:
         options = {"resamplings": choices.resamplings, "seed": choices.seed}
-        tree = build_tree(kinds, choices.levels, rows=left, progress=bar, **options)
+        tree = build_tree(kinds, choices.levels, rows=left, spread=spread, progress=bar, **options)
     if choices.size is not None:
         if choices.size > num_retrieved:
             say(f"--size {choices.size:,} is more than the {num_retrieved:,} images left; all are taken")
@@ -164,6 +174,17 @@ def choose_images(
     cluster[left] = tree.top
     cluster = np.where(fate == Fate.COPY, cluster[copies.kept_for], cluster)
     return Curated(inputs, fate, because_of, likeness, cluster, copies), tree, num_retrieved
+
+
+@contextmanager
+def _spread_over(ray: str | None, workers: int | None) -> Iterator[Spread | None]:
+    if ray is None:
+        yield None
+        return
+    from indexer.cluster.session import open_cluster
+
+    with open_cluster(ray, workers) as cluster:
+        yield cluster
 
 
 def _retrieve(inputs: Inputs, kinds: Embeddings, left: np.ndarray, work: Path, choices: Choices) -> Retrieved:
