@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from indexer.printable import printable
-from indexer.terminal import BackboneOption, JsonOption, say, stop_on_interrupt
+from indexer.terminal import BackboneOption, JsonOption, say, shows_progress, stop_on_interrupt
 
 if TYPE_CHECKING:
     from .evaluate.dense import DenseFeatures, DepthScores, SegmentationScores
@@ -54,10 +54,10 @@ def train(
 
     By DINOv2 on photos, from random weights or from a backbone that is adapted to them.
     """
-    progress = sys.stderr.isatty()
     if preset == "head":
         from .retrieval_head import train_head
 
+        progress = shows_progress()
         head = train_head(_as_images(photos), out, from_backbone=start or "auto", progress=progress, say=say)
         print(head.table())
         print(
@@ -76,7 +76,7 @@ def train(
             from_backbone=start,
             labelled=labelled,
             resume=resume,
-            progress=progress,
+            progress=shows_progress() and sys.stderr.isatty(),  # elsewhere it tells its losses in lines of its own
             stop=stop.is_set,
             say=say,
         )
@@ -102,7 +102,7 @@ def evaluate_knn(
     """Weighted k-NN on the last CLS."""
     from .evaluate.probes import knn
 
-    _print_scores(knn(*_labelled_features(backbone, train_photos, val_photos)), as_json)
+    _print_scores(knn(*_labelled_features(backbone, train_photos, val_photos, as_json)), as_json)
 
 
 def evaluate_linear(
@@ -114,7 +114,7 @@ def evaluate_linear(
     """
     from .evaluate.probes import linear
 
-    _print_scores(linear(*_labelled_features(backbone, train_photos, val_photos)), as_json)
+    _print_scores(linear(*_labelled_features(backbone, train_photos, val_photos, as_json)), as_json)
 
 
 def evaluate_fewshot(
@@ -123,7 +123,7 @@ def evaluate_fewshot(
     """The nearest class mean of a few photos each."""
     from .evaluate.probes import few_shot
 
-    _print_scores(few_shot(*_labelled_features(backbone, train_photos, val_photos)), as_json)
+    _print_scores(few_shot(*_labelled_features(backbone, train_photos, val_photos, as_json)), as_json)
 
 
 ImagesOption = Annotated[
@@ -144,7 +144,7 @@ def evaluate_segmentation(
     """
     from .evaluate.dense import segmentation
 
-    train, val, _ = _dense_features(backbone, folder, "masks", resolution, images)
+    train, val, _ = _dense_features(backbone, folder, "masks", resolution, images, as_json)
     _print_scores(segmentation(train, val), as_json)
 
 
@@ -167,23 +167,25 @@ def evaluate_depth(
     """
     from .evaluate.dense import depth
 
-    train, val, own_limit = _dense_features(backbone, folder, "depth", resolution, images)
+    train, val, own_limit = _dense_features(backbone, folder, "depth", resolution, images, as_json)
     _print_scores(depth(train, val, head=head, max_depth=max_depth or own_limit), as_json)
 
 
-def _labelled_features(backbone: str, train_photos: Path, val_photos: Path) -> "tuple[LabelledFeatures, ...]":
+def _labelled_features(
+    backbone: str, train_photos: Path, val_photos: Path, as_json: bool
+) -> "tuple[LabelledFeatures, ...]":
     from indexer.backbone.backbone import Backbone
 
     from .evaluate.labelled import embed_labelled, read_labelled
 
     known = read_labelled(train_photos)
     asked = read_labelled(val_photos, known.classes)
-    loaded, progress = Backbone.load(backbone, say=say), sys.stderr.isatty()
+    loaded, progress = Backbone.load(backbone, say=say), shows_progress(as_json)
     return tuple(embed_labelled(loaded, images, progress=progress, say=say) for images in (known, asked))
 
 
 def _dense_features(
-    backbone: str, folder: Path, kind: Literal["masks", "depth"], resolution: int, most: int | None
+    backbone: str, folder: Path, kind: Literal["masks", "depth"], resolution: int, most: int | None, as_json: bool
 ) -> "tuple[DenseFeatures, DenseFeatures | None, float]":
     """What to fit on; what to score, None: the same in folds; beyond how many metres nothing counts."""
     from indexer.backbone.backbone import Backbone
@@ -192,7 +194,7 @@ def _dense_features(
     from .evaluate.dense_sets import read_dense_set
 
     found = read_dense_set(folder, kind, most)
-    loaded, progress = Backbone.load(backbone, say=say), sys.stderr.isatty()
+    loaded, progress = Backbone.load(backbone, say=say), shows_progress(as_json)
     train, val = (
         None if pairs is None else embed_pairs(loaded, pairs, resolution=resolution, progress=progress, say=say)
         for pairs in (found.train, found.val)

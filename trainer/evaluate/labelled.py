@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.layouts import Preprocessing
@@ -24,6 +23,7 @@ from indexer.images.jobs import Decoded, Job
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import Mode
 from indexer.messages import Say, say_to_stderr
+from indexer.progress_bar import progress_bar
 
 BATCH_PIXELS = 32 * 224 * 224  # of the images that go through the network together
 
@@ -140,7 +140,7 @@ def embed_dataset(
 
     with (
         DecodePool(workers, resolution=resolution, patch_size=patch, mode=mode) as pool,
-        tqdm(total=len(places), unit="photo", disable=not progress, dynamic_ncols=True) as bar,
+        progress_bar(len(places), "describing", "photos", progress) as bar,
     ):
         for batch in of_one_shape(decoded(), size):
             yield _forward(backbone, batch, layers, places)

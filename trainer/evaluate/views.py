@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
@@ -19,6 +18,7 @@ from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
 from indexer.messages import Say, say_to_stderr
+from indexer.progress_bar import progress_bar
 
 from ..data.sources import ImageSource
 from ..data.views import cut_views, view_job
@@ -92,7 +92,7 @@ def embed_views(
     pooled: dict[int, PooledFeatures] = {}
     with (
         DecodePool(workers, resolution=resolution, patch_size=backbone.patch_size, work=cut_views) as pool,
-        tqdm(total=len(jobs), unit="photo", disable=not progress, dynamic_ncols=True) as bar,
+        progress_bar(len(jobs), "cutting views", "photos", progress) as bar,
     ):
         for outcome in pool.run(jobs):
             bar.update(1)
