@@ -17,6 +17,7 @@ import pytest
 from stored_records import SCHEMA, unit
 
 from indexer.images.metadata import Metadata, content_id
+from indexer.store.attributes import conditions_of
 from indexer.store.protocol import Filter, Record, Store, StoredFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode", "ignore:Payload indexes have no effect")
@@ -209,7 +210,7 @@ def meets(record: Record, where: Filter) -> bool:
         and (where.near is None or is_within(record.metadata.gps, *where.near))
         and set(where.tags) <= set(record.tags)
         and {one.casefold() for one in where.keywords} <= {one.casefold() for one in record.metadata.keywords}
-        and all(has(record, name, value) for name, value in where.attributes)
+        and all(has(record, name, value) for name, value in conditions_of(where.attributes))
         and (where.rating is None or (record.metadata.rating is not None and record.metadata.rating >= where.rating))
         and record.whitening_id != where.not_whitening_id
         and record.id not in where.not_ids

@@ -96,7 +96,9 @@ class Filter:
     not_ids: tuple[str, ...] = ()  # never these records
     keywords: tuple[str, ...] = ()  # of the image's own metadata, all of them, case ignored
     rating: int | None = None  # of the image's own metadata: so many stars or more
-    attributes: Conditions = ()  # a caller's own, all of them; a mapping serves too; see `attributes` on values
+    attributes: (
+        Conditions | Attributes
+    ) = ()  # a caller's own, all of them; a mapping serves too; see `attributes` on values
     file_dates: bool = False  # whether `after` and `before` go by files' times too; else only by REAL_DATES
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from qdrant_client import models
 
 from ..images.metadata import REAL_DATES
-from .attributes import term
+from .attributes import conditions_of, term
 from .payload import as_rfc3339, camera_words, geo_circle, reaches_a_pole, to_engine
 from .protocol import Filter
 
@@ -42,7 +42,7 @@ def qdrant_filter(where: Filter) -> models.Filter | None:
     for keyword in where.keywords:
         match = models.MatchValue(value=to_engine(keyword.casefold()))
         must.append(models.FieldCondition(key="keyword_words", match=match))
-    for name, value in where.attributes:
+    for name, value in conditions_of(where.attributes):
         match = models.MatchValue(value=term(name, value))
         must.append(models.FieldCondition(key="attribute_terms", match=match))
     if where.rating is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import apsw
 
 from ..images.metadata import REAL_DATES
-from .attributes import term
+from .attributes import conditions_of, term
 from .payload import camera_words
 from .protocol import Filter
 from .sqlite_schema import select
@@ -103,7 +103,7 @@ def condition(db: apsw.Connection, where: Filter) -> tuple[str, list[object]]:
         of_image = "SELECT DISTINCT casefold(value) AS word FROM json_each(more, '$.keywords')"
         wanted = "word IN (SELECT value FROM json_each(?))"
         add(f"(SELECT count(*) FROM ({of_image}) WHERE {wanted}) = ?", json.dumps(keywords), len(keywords))
-    if terms := sorted({term(name, value) for name, value in where.attributes}):
+    if terms := sorted({term(name, value) for name, value in conditions_of(where.attributes)}):
         of_record = "SELECT count(DISTINCT value) FROM json_each(more, '$.attribute_terms')"
         add(f"({of_record} WHERE value IN (SELECT value FROM json_each(?))) = ?", json.dumps(terms), len(terms))
     if where.rating is not None:

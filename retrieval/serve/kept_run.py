@@ -24,6 +24,7 @@ from indexer.store.protocol import SERVING, Record, Store, StoredFile, is_url
 from ..duplicates.options import DuplicateOptions
 from ..duplicates.outcome import Difference, Duplicates, File, Group, GroupMember
 
+_ANOTHER = "the last run of duplicates at {} was kept by another version; look for duplicates again"
 MOST_BYTES = 1 << 30  # of a run as JSON
 _LAST, _RUN = f"{SERVING}duplicates", f"{SERVING}duplicates."  # which run is the last one, and a run
 
@@ -60,13 +61,13 @@ class KeptRun:
             last = self._store.read_blob(_LAST)
             if last is None:
                 return None
-            values = json.loads(last)
-            if self._run is None or self._run.id != values["run"]:
-                data = self._store.read_blob(_RUN + values["run"])
+            id, moved = _last_of(last, self._location)
+            if self._run is None or self._run.id != id:
+                data = self._store.read_blob(_RUN + id)
                 if data is None:  # a newer one took its place just now
                     return self._run
                 self._run = run_from(data, self._location, self._roots)
-            self._run = replace(self._run, moved=frozenset(values["moved"]))
+            self._run = replace(self._run, moved=moved)
             return self._run
 
     def put(self, found: Duplicates) -> Run:
@@ -92,6 +93,15 @@ class KeptRun:
     def _point_at(self, run: Run) -> None:
         assert self._store is not None
         self._store.write_blob(_LAST, json.dumps({"run": run.id, "moved": sorted(run.moved)}).encode())
+
+
+def _last_of(data: bytes, location: str) -> tuple[str, frozenset[str]]:
+    """The id of the last run, and what was moved of it."""
+    try:
+        values = json.loads(data)
+        return str(values["run"]), frozenset(map(str, values["moved"]))
+    except (ValueError, TypeError, KeyError):
+        raise SeenitError(_ANOTHER.format(location)) from None
 
 
 def run_to(run: Run) -> bytes:
@@ -138,9 +148,7 @@ def run_from(data: bytes, location: str, roots: Roots) -> Run:
         )
         return Run(str(values["id"]), found, datetime.fromisoformat(values["finished_at"]))
     except (zlib.error, ValueError, TypeError, KeyError, AttributeError):
-        raise SeenitError(
-            f"the last run of duplicates at {location} was kept by another version; look for duplicates again"
-        ) from None
+        raise SeenitError(_ANOTHER.format(location)) from None
 
 
 def _record_to(record: Record) -> dict[str, Any]:

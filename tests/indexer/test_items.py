@@ -80,7 +80,7 @@ def test_attributes_are_kept_replaced_and_searched_by(place: str, tiny_backbone:
     with Searcher.open(place) as searcher:
 
         def found(**attributes: object) -> list[str | None]:
-            where = Filter(attributes=attributes)  # type: ignore[arg-type]
+            where = Filter(attributes=attributes)
             return [one.key for one in searcher.search(pixels(1), SearchOptions(where=where))]
 
         assert found(sku="12") == found(sku=12.0) == found(colours="blue") == ["chair"]
@@ -96,7 +96,7 @@ def test_attributes_are_kept_replaced_and_searched_by(place: str, tiny_backbone:
         assert known == {("a",): items[0].attributes, ("oak",): {"price": 3}, (): {}}
     add_items(place, [Item("table", pixels(2), attributes={})], options=OPTIONS)
     with Index.open(place) as index:
-        assert index.store.count(Filter(attributes={"price": 3})) == 0  # type: ignore[arg-type]
+        assert index.store.count(Filter(attributes={"price": 3})) == 0
 
 
 def test_images_that_are_embedded_again_keep_their_attributes(tmp_path: Path, tiny_backbone: Path) -> None:
@@ -108,7 +108,7 @@ def test_images_that_are_embedded_again_keep_their_attributes(tmp_path: Path, ti
     add_items(place, [Item(str(n), pixels(n)) for n in range(1, 20)], options=OPTIONS)
     with Index.open(place) as index:
         assert index.manifest.whitening_id != before
-        assert index.store.count(Filter(attributes={"n": "0"})) == 1  # type: ignore[arg-type]
+        assert index.store.count(Filter(attributes={"n": "0"})) == 1
 
 
 def test_items_of_an_index_on_a_server(peer: QdrantPeer, tiny_backbone: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_copy_of_an_index_has_its_items(tiny_backbone: Path, tmp_path: Path, p
         folder = items_folder(target)
         assert folder is not None and sorted(path.name for path in folder.iterdir()) == ["20.png", "21.png", "22.png"]
         with Index.open(target) as index:
-            assert keys(index) == ["20", "21", "22"] and index.store.count(Filter(attributes={"n": 21})) == 1  # type: ignore[arg-type]
+            assert keys(index) == ["20", "21", "22"] and index.store.count(Filter(attributes={"n": 21})) == 1
             paths = {Path(index.roots.path(file.key)) for record in index.store.scroll() for file in record.files}
             assert {path.parent for path in paths} == {photos / "a", photos / "b", folder}
     assert delete_items(tmp_path / "copy", ["20"]) == 1

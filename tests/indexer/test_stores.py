@@ -203,14 +203,14 @@ def test_attributes_are_replaced(store: Store) -> None:
     asked = [RECORDS[n].id for n in (1, 4, 8, 2)] + [content_id(b"unknown")]
     assert store.attributes_of(asked) == {RECORDS[1].id: values, RECORDS[8].id: RECORDS[8].attributes}
     for asked_for in ({"n": 1.5}, {"n": "1.5"}, {"t": "\udc80"}, {"list": 1}, {"list": None, "n": 1.5}, {"日本": True}):
-        assert meeting(store, Filter(attributes=asked_for)) == {1}, asked_for  # type: ignore[arg-type]
+        assert meeting(store, Filter(attributes=asked_for)) == {1}, asked_for
     for wrong in ({"n": 2}, {"N": 1.5}, {"deep": "a"}, {"n": 1.5, "t": "x"}, {"sku": "A 4"}):
-        assert meeting(store, Filter(attributes=wrong)) == set(), wrong  # type: ignore[arg-type]
-    assert meeting(store, Filter(attributes={"sku": "A 8"}, tags=("even",))) == {8}  # type: ignore[arg-type]
+        assert meeting(store, Filter(attributes=wrong)) == set(), wrong
+    assert meeting(store, Filter(attributes={"sku": "A 8"}, tags=("even",))) == {8}
     store.set_dates({RECORDS[1].id: (None, None)})  # of what is stored beside them
     assert store.retrieve([RECORDS[1].id])[0].attributes == values
     store.set_attributes({RECORDS[1].id: {}})
-    assert store.attributes_of([RECORDS[1].id]) == {} and meeting(store, Filter(attributes={"n": 1.5})) == set()  # type: ignore[arg-type]
+    assert store.attributes_of([RECORDS[1].id]) == {} and meeting(store, Filter(attributes={"n": 1.5})) == set()
     store.set_attributes({})
 
 
