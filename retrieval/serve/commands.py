@@ -44,9 +44,6 @@ def serve(
         raise typer.BadParameter("--watch changes the index, --read-only forbids it", param_hint="--watch")
     if where is not None and index is not None:
         raise typer.BadParameter("name the index once, with or without --index", param_hint="--index")
-    # torch's threads wait for work by spinning, on a core that decoders and other programs want. With this, read when
-    # torch is loaded, they sleep. serve_load.py on a machine with ten busy processes: 240 core-ms a search, not 1,280
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
