@@ -1,7 +1,6 @@
 """`seenit serve`: parse, open, serve. Heavy packages are imported inside, so that `seenit --help` stays quick."""
 
 import faulthandler
-import os
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
