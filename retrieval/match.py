@@ -1,8 +1,13 @@
 """Two images compared without an index: where they show the same thing, and how well that is supported."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from indexer.images.preprocess import preprocess
 
 from .query.encoder import QueryEncoder, read_query
 from .query.query import QueryImage, Region
@@ -10,6 +15,8 @@ from .rerank.evidence import CONVINCING_SCORE, Evidence
 
 if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
+    from indexer.descriptor.embedder import Embedder
+    from indexer.descriptor.whitening import Whitening
 
 RESOLUTION = 224  # pixels, as a new index has it
 
@@ -44,8 +51,8 @@ def match_images(
     region      (x, y, width, height) of the part of `a` that counts: pixels, or fractions if all are <= 1
     resolution  pixels; each image is seen at about resolution x resolution pixels in its own aspect
 
-    The whitening is fitted on the two images and on the statistics that the backbone carries; with a backbone that
-    carries none it has little to go by, and an index of more images tells more.
+    The whitening is fitted on the two images, and on the statistics that the backbone carries or else on synthetic
+    views of the two; an index of more images tells more.
     Raises ImageError for a file that cannot be read.
 
     >>> match_images("query.jpg", "photo.jpg").evidence.num_inliers > 0
@@ -59,7 +66,7 @@ def match_images(
 
     embedder = Embedder(load_once(backbone).load("auto", fetch=True), resolution)
     pixels = [read_query(image, None, resolution).pixels for image in (a, b)]
-    whitening = embedder.fit_whitening([embedder.pooled_of(one) for one in pixels])
+    whitening = _whitening_of(pixels, embedder)
     encoder = QueryEncoder(lambda: (embedder, whitening), resolution, whitening.global_dim)
     (query,) = encoder.encode([a], [region])
     candidate = embedder.indexed(pixels[1], whitening)
@@ -70,3 +77,15 @@ def match_images(
         if by_turned.score >= CONVINCING_SCORE:
             query, found = turned, by_turned
     return ImageMatch(found.score, best_cosine(query, candidate.view.vector), found.evidence)
+
+
+def _whitening_of(images: Sequence[np.ndarray], embedder: "Embedder") -> "Whitening":
+    """The statistics of a few images, (H, W, 3) uint8 each."""
+    from indexer.descriptor.viewed_images import ViewedImages
+
+    viewed, sample = ViewedImages(embedder), []
+    for n, image in enumerate(images):
+        seen = preprocess(image, "aspect", embedder.resolution, embedder.backbone.patch_size)
+        sample.append(embedder.pooled([seen]))
+        viewed.add([f"{n:x}"], [seen], sample[-1])
+    return embedder.fit_whitening(sample, viewed.render())

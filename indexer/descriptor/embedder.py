@@ -49,8 +49,9 @@ class Embedder:
         """`pooled` of one image, (H, W, 3) uint8 of any size."""
         return self.pooled([preprocess(image, "aspect", self.resolution, self.backbone.patch_size)])
 
-    def fit_whitening(self, sample: Sequence[PooledFeatures]) -> Whitening:
-        return descriptor.fit_whitening(sample, self.config, self.backbone.prior)
+    def fit_whitening(self, sample: Sequence[PooledFeatures], views: Sequence[PooledFeatures] = ()) -> Whitening:
+        """See `whitening.fit_whitening`; the views are those of `ViewedImages.render`."""
+        return descriptor.fit_whitening(sample, self.config, self.backbone.prior, views)
 
     def describe(self, images: Sequence[np.ndarray], whitening: Whitening) -> list[CropFeatures]:
         """Each image, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
@@ -79,7 +80,7 @@ class Embedder:
 
 
 def config_named(tokens: str) -> DescriptorConfig:
-    """The descriptor config that a user asks for; SeenitError for an unknown name."""
+    """The descriptor config that a new index has by the name of its tokens; SeenitError for an unknown name."""
     if tokens not in DESCRIPTOR_CONFIGS:
         raise SeenitError(f"unknown --tokens {tokens!r}; choose {', '.join(DESCRIPTOR_CONFIGS)}")
     return DESCRIPTOR_CONFIGS[tokens]

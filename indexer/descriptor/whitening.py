@@ -3,9 +3,9 @@
 Raw DINOv2 tokens make poor descriptors for finding the same thing again: a few directions carry most of the variance
 and say "a photo", not "this photo". So several layers are read, and means and whitening are fitted on the indexed
 images themselves. The whole chain (centre, whiten each layer, keep the main directions of all of them together) is
-one affine map, which is what a `Whitening` holds. A small corpus has few statistics of its own: its whitening
-leans on a prior, the statistics of other photos that a backbone's file may carry, as if `PRIOR_IMAGES` of them had
-been indexed too.
+one affine map, which is what a `Whitening` holds. A small corpus has few statistics of its own. Its whitening leans on
+a prior, the statistics of other photos that a backbone's file may carry, as if `PRIOR_IMAGES` of them had been indexed
+too; a backbone without one makes do with synthetic views of the corpus itself, see `view_statistics`.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import SeenitError
+from .view_statistics import shrink_covariance, within_views
 
 if TYPE_CHECKING:
     from ..backbone.vit import TokenFeatures
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 PRIOR_IMAGES = 1000  # a prior from photos weighs as much as so many images
 ORIGIN_IMAGES = 1  # without a prior, as if so many images with a vector of zeros had been indexed
 PRIOR_RANK = 192  # directions of the global covariance that a prior keeps; not tuned
-VIEW_SHARE = 0.4  # of what is whitened away: how views of one photo differ, where a prior knows that; not tuned
+VIEW_SHARE = 0.4  # of what is whitened away: how views of one photo differ, where that is known; not tuned
 _TINY = 1e-12
 
 
@@ -55,6 +56,7 @@ class DescriptorConfig:
     token_dim: int = 192  # at most; a small backbone has fewer
     num_tokens: int = 64  # patches kept of each image; a small grid has fewer
     token_bits: int = 2  # of each number of a token as it is stored
+    num_views: int = 0  # synthetic views that the whitening is fitted on as well, where a backbone carries no prior
 
     @property
     def settings(self) -> dict[str, object]:
@@ -93,11 +95,13 @@ def _as(value: object, default: object) -> Any:
     return type(default)(value)  # type: ignore[call-arg]
 
 
+NUM_VIEWS = 300  # of a new index
+
 # How much of its patches an image keeps, by the name that a user gives it: bytes an image, at 192 numbers a token
 DESCRIPTOR_CONFIGS = {
-    "compact": DescriptorConfig(num_tokens=40, token_bits=1),  # 1 kB
-    "balanced": DescriptorConfig(),  # 3 kB
-    "full": DescriptorConfig(num_tokens=65535, token_bits=8),  # 49 kB: every patch
+    "compact": DescriptorConfig(num_tokens=40, token_bits=1, num_views=NUM_VIEWS),  # 1 kB
+    "balanced": DescriptorConfig(num_views=NUM_VIEWS),  # 3 kB
+    "full": DescriptorConfig(num_tokens=65535, token_bits=8, num_views=NUM_VIEWS),  # 49 kB: every patch
 }
 
 
@@ -113,6 +117,10 @@ class PooledFeatures:
     parts: Tensor
     tokens: Tensor
     positions: Tensor
+
+    def row(self, n: int) -> "PooledFeatures":
+        """Image n alone, as a batch of one; a copy, which does not keep the others in memory."""
+        return PooledFeatures(*(one[n : n + 1].clone() for one in (self.parts, self.tokens, self.positions)))
 
 
 @dataclass(frozen=True)
@@ -201,11 +209,15 @@ def select_patches(patches: Tensor, count: int) -> Tensor:
 
 
 def fit_whitening(
-    sample: Sequence[PooledFeatures], config: DescriptorConfig, prior: Mapping[str, Tensor] | None = None
+    sample: Sequence[PooledFeatures],
+    config: DescriptorConfig,
+    prior: Mapping[str, Tensor] | None = None,
+    views: Sequence[PooledFeatures] = (),
 ) -> Whitening:
     """The statistics of a sample of the corpus, drawn towards the prior as far as the sample is small.
 
     prior  the tensors of `prior_from`, which a backbone may carry
+    views  of some images of the sample: the image and its synthetic views, a batch each; not used beside a prior
     With n images the corpus weighs n / (n + PRIOR_IMAGES), and n / (n + ORIGIN_IMAGES) without a prior: a single
     image is then not its own mean, and has a descriptor.
     """
@@ -220,13 +232,18 @@ def fit_whitening(
     mean, covariance = _blend(_moments(parts.flatten(1)), start, weight)
     blocks = [slice(part * dim, (part + 1) * dim) for part in range(num_parts)]
     spreads = [covariance[at, at] for at in blocks]
-    if prior is not None and "within" in prior:
-        spreads = [_with_views(own, views) for own, views in zip(spreads, prior["within"].double(), strict=True)]
+    within = None if prior is None or "within" not in prior else prior["within"].double()
+    if prior is None and views:
+        spreads = [shrink_covariance(spread, len(parts)) for spread in spreads]
+        within = within_views([one.parts for one in views])
+    if within is not None:
+        spreads = [_with_views(own, of_views) for own, of_views in zip(spreads, within, strict=True)]
     whitening = torch.block_diag(*(_whitening(spread, config.shrinkage) for spread in spreads))
     directions = _main_directions(whitening @ covariance @ whitening, config.global_dim)  # (L * D, G)
 
     token_start = _prior_moments(prior, "token_", dim)
-    token_mean, token_covariance = _blend(_token_moments(sample), token_start, weight)
+    seen = sample if prior is not None else [*sample, *views]
+    token_mean, token_covariance = _blend(_token_moments(seen), token_start, weight)
     token_whitening = _whitening(token_covariance, config.shrinkage)
     token_dim = min(config.token_dim, dim) // 8 * 8  # whole bytes of bits
     token_directions = _main_directions(token_covariance, token_dim)  # (D, T)
@@ -338,7 +355,7 @@ def _prior_moments(prior: Mapping[str, Tensor] | None, prefix: str, size: int) -
 
 def _with_views(covariance: Tensor, within: Tensor) -> Tensor:
     """A layer's covariance (D, D) mixed with that of views of one photo, so that whitening plays both down."""
-    return (1 - VIEW_SHARE) * covariance + VIEW_SHARE * within * (covariance.trace() / within.trace())
+    return (1 - VIEW_SHARE) * covariance + VIEW_SHARE * within * (covariance.trace() / within.trace().clamp(min=_TINY))
 
 
 def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:

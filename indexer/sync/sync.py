@@ -41,7 +41,9 @@ if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does wit
     from ..descriptor.whitening import Whitening
     from .writer import Writer
 
-OUTGROWN = 4  # the statistics are fitted anew when the corpus is this many times what they saw
+# The statistics are fitted anew when the corpus is this many times what they saw. recall@1 of covers, landmarks with
+# views of 10, 30, 100 and all 600 images: .84 .82 .90 .86, .73 .80 .78 .82, so few steps do
+OUTGROWN = 8
 DEFAULT_RESOLUTION = 224  # pixels
 SAVE_SKIPPED_EVERY_S = 60.0
 NAMED = 10  # files in one line
@@ -219,7 +221,8 @@ def _check_request(
         from ..descriptor.embedder import config_named
         from ..index.statistics import config_of
 
-        if config_named(tokens) != config_of(manifest, location):
+        wanted, made_with = config_named(tokens), config_of(manifest, location)
+        if (wanted.num_tokens, wanted.token_bits) != (made_with.num_tokens, made_with.token_bits):
             raise SeenitError(
                 f"the index at {location} was not made with --tokens {tokens}; make another one with --index"
             )

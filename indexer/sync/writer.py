@@ -6,6 +6,7 @@ import numpy as np
 
 from ..descriptor.embedder import Embedder
 from ..descriptor.patch_codec import PatchTokens, pack_patches
+from ..descriptor.viewed_images import ViewedImages
 from ..descriptor.whitening import PooledFeatures, Whitening, apply, save_whitening
 from ..images.jobs import Decoded
 from ..index.keys import Roots
@@ -53,6 +54,7 @@ class Writer:
         self._buckets: dict[tuple[int, int], list[Decoded]] = {}
         self._held: list[tuple[list[Decoded], PooledFeatures]] = []
         self._num_held = 0
+        self._viewed = ViewedImages(embedder)
         self._records: list[Record] = []
         if whitening is not None:
             store.ensure(Schema(whitening.global_dim))
@@ -81,6 +83,7 @@ class Writer:
         light = [replace(image, pixels=_NO_PIXELS) for image in images]
         if self._whitening is None:
             self._held.append((light, pooled))
+            self._viewed.add([image.id for image in images], [image.pixels for image in images], pooled)
             self._num_held += len(light)
             if self._num_held >= FIT_SAMPLE:
                 self._fit_on_held()
@@ -90,7 +93,7 @@ class Writer:
     def _fit_on_held(self) -> None:
         if not self._held:
             return
-        self._whitening = self._embedder.fit_whitening([pooled for _, pooled in self._held])
+        self._whitening = self._embedder.fit_whitening([pooled for _, pooled in self._held], self._viewed.render())
         roots = {key: self._roots.stored_form(path) for key, path in self._roots.folders.items()}
         self.manifest = Manifest(
             backbone=self._embedder.backbone.spec,

@@ -42,6 +42,7 @@ from indexer.errors import SeenitError
 from indexer.store.open import open_store
 from indexer.store.protocol import Record, StoredFile
 from indexer.store.sqlite_check import check_index
+from indexer.sync.sync import OUTGROWN
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = {"store": 0.84, "index": 0.06, "new": 0.02, "refit": 0.02, "tag": 0.03, "copy": 0.02, "watch": 0.01}
@@ -441,7 +442,7 @@ def kill_new(campaign: Campaign, kills: int) -> None:
 
 
 def kill_refit(campaign: Campaign, kills: int) -> None:
-    few, index = draw(campaign.work / "refit", PHOTOS // 5), campaign.work / "refit.index"
+    few, index = draw(campaign.work / "refit", PHOTOS // OUTGROWN), campaign.work / "refit.index"
     whole_run(campaign, "refit", index, index_args(campaign, few, index))
     small = campaign.work / "refit.small"
     shutil.copytree(index, small)

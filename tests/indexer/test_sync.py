@@ -208,6 +208,8 @@ def test_a_refit_keeps_what_is_excluded(photos: Path, tiny_backbone: Path) -> No
         (photos / "a" / f"{n}.jpg").rename(photos.parent / f"{n}.jpg")
     run(photos, tiny_backbone, exclude=("*.png",))
     (photos.parent / "b").rename(photos / "b")
+    for n in (1, 2, 3):
+        (photos.parent / f"{n}.jpg").rename(photos / "a" / f"{n}.jpg")
     assert run(photos, tiny_backbone).refitted
     with Index.open(photos / ".seenit") as index:
         assert index.manifest.exclude == ("*.png",)
@@ -387,19 +389,19 @@ def test_an_outgrown_fit_is_made_anew_for_all(photos: Path, tiny_backbone: Path)
 @pytest.mark.slow
 def test_side_files_are_no_growth(tmp_path: Path, tiny_backbone: Path) -> None:
     folder = tmp_path / "takeout"
-    for n in range(24):
+    for n in range(12):
         draw_photo(folder / f"{n}.jpg", n)
-    assert run(folder, tiny_backbone).embedded == 24
-    for n in range(80):
+    assert run(folder, tiny_backbone).embedded == 12
+    for n in range(90):
         (folder / f"{n}.jpg.json").write_text(f'{{"title": "a side file {n}"}}')
     second = run(folder, tiny_backbone)
-    assert (second.embedded, second.refitted, second.images) == (0, False, 24)
-    draw_photo(folder / "24.jpg", 24)
+    assert (second.embedded, second.refitted, second.images) == (0, False, 12)
+    draw_photo(folder / "12.jpg", 12)
     third = run(folder, tiny_backbone)
-    assert (third.embedded, third.refitted, third.images) == (1, False, 25)
-    for n in range(25, 96):
+    assert (third.embedded, third.refitted, third.images) == (1, False, 13)
+    for n in range(13, 96):
         draw_photo(folder / f"{n}.jpg", n)
-    grown = run(folder, tiny_backbone)  # 96 images are four times as many
+    grown = run(folder, tiny_backbone)  # 96 images are eight times as many
     assert (grown.embedded, grown.refitted, grown.images) == (96, True, 96)
 
 
@@ -414,6 +416,8 @@ def test_tags_survive_a_refit(photos: Path, tiny_backbone: Path) -> None:
     store.set_tags({only.id: ("kept",)})
     store.close()
     (photos.parent / "aside").rename(photos / "b")
+    for n in (1, 2, 3):
+        (photos.parent / f"{n}.jpg").rename(photos / "a" / f"{n}.jpg")
     assert run(photos, tiny_backbone).refitted
     assert [record.tags for record in records(photos / ".seenit") if record.tags] == [("kept",)]
 

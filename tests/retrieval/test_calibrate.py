@@ -49,11 +49,11 @@ def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Pat
     with Index.open(index, write=True) as opened:
         opened.store.write_blob(CALIBRATION_BLOB, calibration_json(marked))
     assert calibrate(index) == marked
-    for n in range(30):
+    for n in range(60):
         draw_photo(photos / "c" / f"{n}.jpg", 100 + n)
-    sync_folder(photos)  # 38 images: more than four times as many, and the statistics are fitted anew
+    sync_folder(photos)  # 68 images: more than eight times as many, and the statistics are fitted anew
     again = calibrate(index)
-    assert again is not None and again.images == 38 and again.whitening_id != learnt.whitening_id
+    assert again is not None and again.images == 68 and again.whitening_id != learnt.whitening_id
 
 
 def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> None:

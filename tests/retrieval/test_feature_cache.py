@@ -118,7 +118,7 @@ def test_a_refit_makes_what_was_kept_worthless(searcher: Searcher, photos: Path,
         before = Reads(path, resolution)
         searcher.search(before.image)
         kept = searcher.kept_features(before.image.id)
-        for n in range(40):  # many more images: the statistics are fitted again
+        for n in range(60):  # many more images: the statistics are fitted again
             Image.fromarray(np.random.default_rng(n).integers(0, 255, (64, 80, 3), np.uint8)).save(photos / f"n{n}.png")
         build_index(photos, backbone=str(tiny_backbone))
         after = Reads(path, resolution)

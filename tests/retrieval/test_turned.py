@@ -87,9 +87,9 @@ def searcher(folder: Path, tiny_backbone: Path) -> Iterator[Searcher]:
 
 
 def calibrate_by_hand(index: Path) -> None:
-    """A random backbone scores the blocks .36 and more where they are upright, and .28 where they are not."""
+    """A random backbone gives the blocks .38 and .55 and more where they are upright, elsewhere .46 and .44 at most."""
     with Index.open(index, write=True) as opened:
-        learnt = Calibration(100.0, -33.0, 100.0, -43.0, opened.manifest.whitening_id, opened.count, 32)
+        learnt = Calibration(100.0, -35.0, 100.0, -49.0, opened.manifest.whitening_id, opened.count, 32)
         opened.store.write_blob(CALIBRATION_BLOB, calibration_json(learnt))
 
 
@@ -173,9 +173,13 @@ def test_an_explanation_and_a_comparison_of_two_images_turn_as_well(
         round((x + width / 3) * cols) : round((x + width * 2 / 3) * cols),
     ]
     assert np.median(heat) > np.median(found.query_similarity) and np.median(heat) > 0.5
-    monkeypatch.setattr("retrieval.match.CONVINCING_SCORE", 0.33)
-    matched = match_images(scene(degrees), folder / "blocks.png", str(tiny_backbone), resolution=RESOLUTION)
-    assert matched.score >= 0.33 and matched.evidence.turn == degrees
+    monkeypatch.setattr("retrieval.match.CONVINCING_SCORE", 0.9)  # random features score the wrong way round .7
+    region = (x, y, width, height)
+    matched = match_images(
+        scene(degrees), folder / "blocks.png", str(tiny_backbone), region=region, resolution=RESOLUTION
+    )
+    assert matched.score >= 0.9
+    check(matched.evidence, degrees)
 
 
 def test_where_the_upright_photo_convinces_nothing_is_turned(
