@@ -112,6 +112,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # file names need not be valid text; a pipe must not choke on them
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="surrogateescape" if os.name == "posix" else "backslashreplace")  # type: ignore[union-attr]
+    # torch's threads wait for each other by spinning, and where others want the cores they spin most of the time. With
+    # this, read when torch is loaded, they sleep
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from indexer.configuration import apply_configuration
     from indexer.errors import SeenitError
 

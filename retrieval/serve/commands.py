@@ -1,7 +1,6 @@
 """`seenit serve`: parse, open, serve. Heavy packages are imported inside, so that `seenit --help` stays quick."""
 
 import faulthandler
-import os
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
@@ -41,9 +40,6 @@ def serve(
     """A web page and a REST API over an index, until Ctrl-C."""
     if read_only and watch:
         raise typer.BadParameter("--watch changes the index, --read-only forbids it", param_hint="--watch")
-    # torch's threads wait for work by spinning, on a core that decoders and other programs want. With this, read when
-    # torch is loaded, they sleep. serve_load.py on a machine with ten busy processes: 240 core-ms a search, not 1,280
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
