@@ -147,7 +147,7 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
     paths = {searcher.roots.path(record.files[0].key): record.id for record in records if record.files}
     with searcher.encoder.query_pool() as pool:
         found = {one.path: one.pixels for one in pool.run(Job(path) for path in paths) if isinstance(one, Decoded)}
-    answers = []
+    answers: list[Answers] = []
     rng = np.random.default_rng(0)
     pixels = [found[path] for path in paths if path in found]
     ids = [paths[path] for path in paths if path in found]
