@@ -11,7 +11,7 @@ Views are made and no photos, so that they are easier than what a user takes; wh
 end. Other photos of the same thing lie among the wrong answers: those above the middle of the right ones are left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
     from indexer.backbone.load_once import LoadOnce
 
+    from .results import Candidate
     from .search import Searcher
 
 # None of these was tuned. More views cost a forward each, once an index.
 VIEWS = 32  # synthetic views
+TOGETHER = 8  # of them, in one batch of forwards; not tuned
 FEWEST = 8  # images with which there is something to learn
 DIFFICULTY = (0.8, 2.0)  # of the views
 GROWN = 4  # times as many images: the wrong answers score higher by then
@@ -145,21 +147,30 @@ def _answers(searcher: "Searcher", count: int, stop: Callable[[], bool]) -> list
     paths = {searcher.roots.path(record.files[0].key): record.id for record in records if record.files}
     with searcher.encoder.query_pool() as pool:
         found = {one.path: one.pixels for one in pool.run(Job(path) for path in paths) if isinstance(one, Decoded)}
-    answers = []
+    answers: list[Answers] = []
     rng = np.random.default_rng(0)
     pixels = [found[path] for path in paths if path in found]
     ids = [paths[path] for path in paths if path in found]
-    for n in range(count if pixels else 0):
-        if stop():
-            break
-        image, behind = pixels[n % len(pixels)], pixels[(n - 1) % len(pixels)][::-1, ::-1]
-        height, width = image.shape[:2]
-        view = render_view(rng, image, behind, height, width, rng.uniform(*DIFFICULTY))
-        (found_here,) = searcher.candidates([view])
-        right = [(one.score, one.consistency) for one in found_here if one.id == ids[n % len(ids)]]
-        wrong = [(one.score, one.consistency) for one in found_here if one.id != ids[n % len(ids)]]
-        if wrong:
-            best = (max(score for score, _ in wrong), max(consistency for _, consistency in wrong))
-            score, consistency = right[0] if right else (min(score for score, _ in wrong), 0.0)  # it was not among them
-            answers.append(((score, best[0]), (consistency, best[1])))
+    for start in range(0, count if pixels else 0, TOGETHER):
+        numbers = [n % len(pixels) for n in range(start, min(start + TOGETHER, count))]
+        views = []
+        for n in numbers:
+            if stop():
+                return answers
+            image, behind = pixels[n], pixels[n - 1][::-1, ::-1]
+            height, width = image.shape[:2]
+            views.append(render_view(rng, image, behind, height, width, rng.uniform(*DIFFICULTY)))
+        for n, found_here in zip(numbers, searcher.candidates(views), strict=True):
+            answers += _answer(ids[n], found_here)
     return answers
+
+
+def _answer(id: str, candidates: "Sequence[Candidate]") -> list[Answers]:
+    """What the candidates say of a view of the image with this id; nothing where there is no wrong answer."""
+    right = [(one.score, one.consistency) for one in candidates if one.id == id]
+    wrong = [(one.score, one.consistency) for one in candidates if one.id != id]
+    if not wrong:
+        return []
+    best = (max(score for score, _ in wrong), max(consistency for _, consistency in wrong))
+    score, consistency = right[0] if right else (min(score for score, _ in wrong), 0.0)  # it was not among them
+    return [((score, best[0]), (consistency, best[1]))]

@@ -82,6 +82,17 @@ def test_index_then_search_from_anywhere(indexed: Path, seenit: Seenit, tmp_path
     assert lines[1].split()[0] == "1" and lines[1].endswith(str(indexed / "a" / "2.jpg"))
 
 
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(
+    seenit: Seenit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    seenit("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    seenit("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 @pytest.mark.slow
 def test_a_writing_command_waits_as_long_as_told(indexed: Path, seenit: Seenit) -> None:
     holder = open_store(indexed / ".seenit", write=True)
@@ -334,6 +345,25 @@ def test_filters_and_tags(indexed: Path, seenit: Seenit) -> None:
 
 
 @pytest.mark.slow
+def test_an_index_records_its_precision_and_queries_may_have_another(
+    photos: Path, tiny_backbone: Path, seenit: Seenit
+) -> None:
+    made = ("index", photos, "--backbone", tiny_backbone, "--resolution", 56, "--workers", 1)
+    assert seenit(*made, "--precision", "float32").code == 0
+    assert json.loads(seenit("info", "--json").out)["precision"] == "float32"
+    assert "float32" in seenit("info").out
+    query = photos / "a" / "1.jpg"
+    for precision in ("auto", "int8", "bfloat16", "float32"):
+        found = seenit("search", query, "--include-self", "--paths-only", "--precision", precision, "-v")
+        assert found.code == 0 and found.out.splitlines()[0] == str(query), found.err
+        assert precision in ("auto", "int8") or f"on cpu in {precision}" in found.err
+    assert_one_line_error(seenit("index", "--precision", "bfloat16"), "made with --precision float32")
+    draw_photo(photos / "new.jpg", 30)
+    more = seenit("index", "--workers", 1)
+    assert "added 1" in more.out and "on cpu in float32" in more.err
+
+
+@pytest.mark.slow
 def test_info(indexed: Path, seenit: Seenit) -> None:
     (indexed / "bad.jpg").write_bytes((indexed / "a" / "0.jpg").read_bytes()[:300])
     seenit("index", indexed, "--workers", 1)
@@ -558,6 +588,28 @@ def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        (("info",), {"torch", "PIL", "faiss", "httpx", "qdrant_client"}),
+        (("tag", "list"), {"torch", "PIL", "faiss", "httpx", "qdrant_client"}),
+        (("search", "a/1.jpg"), {"torch._dynamo", "torch._inductor", "sympy", "httpx", "qdrant_client", "rich"}),
+    ],
+)
+def test_commands_load_only_what_they_need(words: tuple[str, ...], heavy: set[str], indexed: Path) -> None:
+    code = (
+        "import sys, cli\n"
+        f"sys.argv = ['seenit', *{words!r}]\n"
+        "try: cli.main()\n"
+        "except SystemExit as ended: assert not ended.code, ended.code\n"
+        f"heavy = {heavy!r} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=indexed, env=environment, check=True, capture_output=True)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
