@@ -1,10 +1,10 @@
 """Routes that begin long work, watch it and apply what it found."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, TypeVar
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Body, Query
 from starlette.responses import Response, StreamingResponse
 
@@ -19,6 +19,8 @@ from .service import Service
 from .task import Task
 
 STREAMS = 64  # of events that may be open
+STREAM_THREADS = 4  # that wait for the index's server on behalf of all streams; others are for requests
+V = TypeVar("V")
 LOOK_S = 0.2  # between looks at the tasks
 CHANGED_S = 1.0  # between looks at the index
 COMMENT_S = 15.0  # between lines that keep a connection open
@@ -92,6 +94,7 @@ class _Streams:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._threads = CapacityLimiter(STREAM_THREADS)
         self.open = 0
 
     async def events(self) -> AsyncIterator[str]:
@@ -99,9 +102,9 @@ class _Streams:
         self.open += 1
         loop = asyncio.get_running_loop()
         seen: dict[str, str] = {}
-        state = await self._state()
         looked = spoke = loop.time()
         try:
+            state = await self._state(None)
             for task in (await self._tasks())[1:]:
                 seen[task.id] = dumps(task.answer())  # older ones are not told again
             while not self._service.stopping.is_set():
@@ -113,9 +116,10 @@ class _Streams:
                         yield f"event: task\ndata: {told}\n\n"
                 if loop.time() - looked > CHANGED_S:
                     looked = loop.time()
-                    if (now := await self._state()) != state:
+                    now = await self._state(state)
+                    count = None if now == state else await self._look(lambda: self._service.index.count)
+                    if count is not None:
                         state, spoke = now, loop.time()
-                        count = await to_thread.run_sync(lambda: self._service.index.count)
                         yield f"event: index\ndata: {dumps(ChangedAnswer(images=count))}\n\n"
                 if loop.time() - spoke > COMMENT_S:
                     spoke = loop.time()
@@ -125,12 +129,16 @@ class _Streams:
             self.open -= 1
 
     async def _tasks(self) -> list[Task]:
-        """None while the index's server, where other servers tell of theirs, does not answer."""
-        try:
-            return await to_thread.run_sync(self._service.tasks.all)
-        except StoreError:
-            return []
+        return await self._look(self._service.tasks.all) or []
 
-    async def _state(self) -> object:
-        """What changes with the index."""
-        return await to_thread.run_sync(self._service.library.state)
+    async def _state(self, before: object) -> object:
+        """What changes with the index; as before where that is not known."""
+        now = await self._look(self._service.library.state)
+        return before if now is None else now
+
+    async def _look(self, look: Callable[[], V]) -> V | None:
+        """None while the index's server, where other servers tell of their tasks, does not answer."""
+        try:
+            return await to_thread.run_sync(look, limiter=self._threads)
+        except StoreError:
+            return None

@@ -6,6 +6,8 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from conftest import draw_photo
 from PIL import Image
 from qdrant_peer import QdrantPeer
-from serving import HOME, served
+from serving import HOME, running, served
 from starlette.testclient import TestClient
 
 from indexer.errors import SeenitError
@@ -310,6 +312,25 @@ def test_a_copy_leaves_out_what_servers_told_each_other(both: Both, address: str
     store = open_store(tmp_path / "copy")
     assert not [name for name in store.blob_names() if name.startswith(SERVING)]
     store.close()
+
+
+def test_events_go_on_when_the_indexs_server_was_away(
+    address: str, peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream tells of what another server changed, also after a while in which nobody could know."""
+    with running(address) as (service, host, port), closing(open_store(address, write=True)) as writer:
+        monkeypatch.setattr(service.index.store._connection, "retry_s", 0.1)  # type: ignore[attr-defined]
+        connection = HTTPConnection(host, port, timeout=60)
+        connection.request("GET", "/api/tasks/events")
+        response = connection.getresponse()
+        peer.go_away()
+        time.sleep(2.5)
+        peer.come_back()
+        (record, *_) = writer.scroll()
+        writer.set_tags({record.id: ("new",)})
+        lines = iter(response.readline, b"")
+        assert any(line.startswith(b"event: index") for line in lines)
+        connection.close()
 
 
 # ---- a run as it is kept ----
