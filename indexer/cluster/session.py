@@ -91,7 +91,7 @@ def open_cluster(address: str, cpus: int | None = None) -> Iterator[Cluster]:
     SeenitError where Ray is not installed or no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what failed is said here, in one line
     try:
         import ray
         import ray.exceptions
@@ -108,6 +108,11 @@ def open_cluster(address: str, cpus: int | None = None) -> Iterator[Cluster]:
                 **(own if address == LOCAL else {}),
             )
         except Exception as error:  # Ray has many, and connection errors of several libraries
+            if address == LOCAL:
+                raise SeenitError(
+                    f"Ray cannot be started here: {first_line(error)}; try again when this machine is less busy, or"
+                    " leave --ray out"
+                ) from None
             raise SeenitError(
                 f"no Ray cluster answers at {address}: {first_line(error)}; start one with: ray start --head, or use"
                 f" --ray {LOCAL}"
