@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +21,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor import whitening as descriptor
+from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
+from indexer.descriptor.viewed_images import ViewedImages
 from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS as OFFERED
 from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
 from indexer.images.decode import decode_file, is_image
 from indexer.images.find import FoundFile, find_files
+from indexer.images.metadata import content_id
 from indexer.images.preprocess import detail_px, preprocess
 from retrieval.evaluate.ground_truth import Task, make_task, read_ground_truth_csv
 from retrieval.evaluate.metrics import Quality, evaluate_ranking
@@ -36,6 +40,7 @@ from retrieval.rerank.fuse import DISTINCTIVENESS_SCALE, INLIER_SCALE, fuse_scor
 from retrieval.rerank.patches import batch_patches
 from retrieval.rerank.rerank import Comparison
 
+X = TypeVar("X")
 SETS = ("smvs_dvd_covers", "mcv_paintings", "smvs_landmarks", "paris", "grocery")
 FULL = DescriptorConfig()
 CONFIGS = {
@@ -46,6 +51,7 @@ CONFIGS = {
     "every patch": OFFERED["full"],
 }
 RERANKED = 100
+COUNTS = (1, 10, 30, 100)  # images that statistics are fitted on
 EXPANDED = 3  # neighbours
 
 
@@ -87,7 +93,7 @@ def main() -> None:
             queries=pool_all(backbone, asked, arguments.resolution),
             looks=[pool_looks(backbone, path, arguments.resolution) for path in asked],
         )
-        for step, similarity in steps(features, prior).items():
+        for step, similarity in steps(features, backbone, prior, arguments.resolution).items():
             table.setdefault(step, []).append(rank(similarity, task))
     print_table(table, arguments.sets)
 
@@ -119,7 +125,9 @@ def pool_looks(backbone: Backbone, path: Path, resolution: int) -> list[PooledFe
     return pooled
 
 
-def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str, np.ndarray]:
+def steps(
+    features: Features, backbone: Backbone, prior: dict[str, torch.Tensor] | None, resolution: int
+) -> dict[str, np.ndarray]:
     """Each step's similarity (queries, gallery)."""
     raw = [
         torch.cat([pooled.parts for pooled in side["last CLS"]]).flatten(1).numpy()
@@ -128,12 +136,15 @@ def steps(features: Features, prior: dict[str, torch.Tensor] | None) -> dict[str
     made = {"last CLS, raw": raw[0] @ raw[1].T}
     for step in ("last CLS", "two CLS", "full"):
         made[f"{step}, whitened on the corpus"] = compare(features, step, CONFIGS[step], len(features.gallery[step]))
-    for count in (1, 10, 100):
+    for count in COUNTS:
         made[f"full, whitened on {count} of it"] = compare(features, "full", FULL, count)
+    for count in (*COUNTS, len(features.gallery["full"])):
+        of_corpus = rendered(features, backbone, count, resolution)
+        made[f"full, views and {count} of it"] = compare(features, "full", FULL, count, views=of_corpus)
     if prior is None:
         print("this backbone has no prior: the rows with one are left out (see --prior-from)")
     else:
-        for count in (1, 10, 100):
+        for count in COUNTS:
             made[f"full, prior and {count} of it"] = compare(features, "full", FULL, count, prior)
     whitening = descriptor.fit_whitening(features.gallery["full"], FULL, prior)
     gallery = describe(features.gallery["full"], whitening)[0]
@@ -184,14 +195,28 @@ def compare(
     descriptor_config: DescriptorConfig,
     count: int,
     prior: dict[str, torch.Tensor] | None = None,
+    views: Sequence[PooledFeatures] = (),
 ) -> np.ndarray:
     """Similarities with the statistics fitted on `count` images of the gallery, drawn at random."""
-    whitening = descriptor.fit_whitening(shuffled(features.gallery[step])[:count], descriptor_config, prior)
+    sample = shuffled(features.gallery[step])[:count]
+    whitening = descriptor.fit_whitening(sample, descriptor_config, prior, views)
     return describe(features.queries[step], whitening)[0] @ describe(features.gallery[step], whitening)[0].T
 
 
-def shuffled(pooled: list[PooledFeatures]) -> list[PooledFeatures]:
-    return [pooled[n] for n in np.random.default_rng(0).permutation(len(pooled))]
+def rendered(features: Features, backbone: Backbone, count: int, resolution: int) -> list[PooledFeatures]:
+    """Views of `count` images of the gallery as an index of a backbone without a prior renders them."""
+    embedder = Embedder(replace(backbone, prior=None), resolution, OFFERED["balanced"])
+    viewed = ViewedImages(embedder)
+    paths, pooled = shuffled(features.task.gallery)[:count], shuffled(features.gallery["full"])[:count]
+    for path, one in zip(paths, pooled, strict=True):
+        pixels = decode_file(path, target_px=detail_px(resolution)).pixels
+        seen = preprocess(pixels, resolution=resolution, patch_size=backbone.patch_size)
+        viewed.add([content_id(path.read_bytes())], [seen], one)
+    return viewed.render()
+
+
+def shuffled(items: Sequence[X]) -> list[X]:
+    return [items[n] for n in np.random.default_rng(0).permutation(len(items))]
 
 
 def describe(pooled: list[PooledFeatures], whitening: descriptor.Whitening) -> tuple[np.ndarray, list[np.ndarray]]:
