@@ -302,7 +302,19 @@ class Searcher:
         """Which queries are to be looked at turned: those with an image and no match, where patches can prove one."""
         if not options.rerank:
             return []
-        return [n for n, one in enumerate(asked) if one.sources and not self._has_match(one, ranked[n])]
+        matches = {
+            n: [hit.id for place, hit in enumerate(ranked[n].hits) if self._match_at(ranked[n], place)]
+            for n, one in enumerate(asked)
+            if one.sources
+        }
+        # a query's own files are no match; of more matches than it has files one is another's, and nobody has to look
+        unsure = {n: ids for n, ids in matches.items() if 0 < len(ids) <= len(asked[n].exclude_paths)}
+        ids = list(dict.fromkeys(id for some in unsure.values() for id in some))
+        files = {record.id: [file.key for file in record.files] for record in self.store.retrieve(ids)} if ids else {}
+        for n, some in unsure.items():
+            exclude_paths = asked[n].exclude_paths
+            matches[n] = [id for id in some if self._other_paths(files.get(id, []), exclude_paths)]
+        return [n for n, some in matches.items() if not some]
 
     def _take_turned(
         self,
@@ -323,18 +335,6 @@ class Searcher:
             turns = {match.turn for match in map(both.match, places) if match is not None}
             views = tuple(view for view in query.views if view.turn in turns)
             asked[n] = replace(asked[n], views=asked[n].views + views)  # for what expansion asks again
-
-    def _has_match(self, asked: EncodedQuery, ranked: "Ranked") -> bool:
-        """Whether a query has found a match, its own files not counted."""
-        return any(
-            self._match_at(ranked, n) and not self._is_own(hit.id, asked.exclude_paths)
-            for n, hit in enumerate(ranked.hits)
-        )
-
-    def _is_own(self, id: str, exclude_paths: Sequence[str]) -> bool:
-        """Whether all files of a record are the query's own."""
-        files = [file for record in self.store.retrieve([id] if exclude_paths else []) for file in record.files]
-        return bool(files) and not self._other_paths([file.key for file in files], exclude_paths)
 
     def _match_at(self, ranked: "Ranked", n: int) -> bool:
         return self._is_match(ranked.hits[n].score, ranked.consistency(n))

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
 from ..errors import SeenitError, os_reason
-from ..images.decode import SNIFF_BYTES, sniff
 from .place import is_address
 
 MAX_NAMES = 100_000  # that one name with braces stands for
@@ -99,6 +98,11 @@ def index_shard(path: str, *, allow_private: bool = False) -> Shard:
 
 def _members(plain: str, raw: IO[bytes]) -> tuple[Member, ...]:
     """tarfile reads headers only; a size that lies leads beyond the end, which is an error."""
+    from ..images.decode import (
+        SNIFF_BYTES,
+        sniff,
+    )  # here, since it brings Pillow, and whoever asks for facts needs none
+
     raw.seek(0, os.SEEK_END)
     length = raw.tell()
     raw.seek(0)

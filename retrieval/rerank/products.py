@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,14 @@ class Factors:
             return cls(unit, unit.new_empty(0))
         step = unit.abs().amax(-1, keepdim=True).clamp_(min=1e-6).div_(127)
         return cls((unit / step).round_().to(torch.int8), step)
+
+    @classmethod
+    def of_query(cls, unit: np.ndarray) -> "Factors":
+        """The same of a few vectors (N, T): for so little torch wakes its threads, which takes longer than the work."""
+        if not multiplies_bytes():
+            return cls(torch.from_numpy(unit), torch.empty(0))
+        step = np.maximum(np.abs(unit).max(-1, keepdims=True), np.float32(1e-6)) / 127
+        return cls(torch.from_numpy(np.rint(unit / step).astype(np.int8)), torch.from_numpy(step))
 
     def some(self, kept: Tensor) -> "Factors":
         """Those for which `kept` (N,) is True."""

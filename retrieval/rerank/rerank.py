@@ -154,12 +154,17 @@ class _Query:
 
     @classmethod
     def of(cls, view: CropFeatures) -> "_Query":
-        return cls(view, Factors.of(torch.from_numpy(view.tokens)), *_geometry(view.grid))
+        return _query_of(view)
 
     def thinned(self) -> Factors:
         """Every fourth of its patches, shifted from row to row."""
         rows, cols = np.indices(self.view.grid)
         return self.tokens.some(torch.from_numpy((cols + 2 * rows) % 4 == 0).flatten())
+
+
+@lru_cache(maxsize=64)  # a view meets its candidates twice, at a glance and all over, and expansion asks again
+def _query_of(view: CropFeatures) -> _Query:
+    return _Query(view, Factors.of_query(view.tokens), *_geometry(view.grid))
 
 
 @lru_cache(maxsize=16)

@@ -57,11 +57,11 @@ class TaskBoard:
         values = {"beat": self._beats, "tasks": [_to_json(task) for task in tasks]}
         self._store.write_blob(_TASKS + self.server, json.dumps(values).encode())
 
-    def others(self) -> list[Task]:
-        """The tasks of the other servers, those that fell silent as failed."""
+    def others(self, *, at_once: bool = False) -> list[Task]:
+        """The tasks of the other servers, those that fell silent as failed; as of READ_S ago, or as of now."""
         with self._lock:
             now = time.monotonic()
-            if now - self._read_at >= READ_S:
+            if at_once or now - self._read_at >= READ_S:
                 self._read(now)
                 self._read_at = now
             return [

@@ -72,7 +72,7 @@ class Tasks:
 
     def start(self, kind: Kind, work: Callable[[Handle], Outcome]) -> Task:
         """Begin in a thread of its own; Refusal 409 where something runs already."""
-        running = next((task for task in self.all() if task.state == "running"), None)
+        running = next((task for task in self.all(at_once=True) if task.state == "running"), None)
         with self._lock:
             if self._closed:
                 raise Refusal(503, "the server is stopping")
@@ -93,7 +93,7 @@ class Tasks:
 
     def stop(self, id: str) -> Task:
         """Ask a task to stop; what it has done stays. Refusal 404 for one that is not known."""
-        task = next((task for task in self.all() if task.id == id), None)
+        task = next((task for task in self.all(at_once=True) if task.id == id), None)
         if task is None:
             raise Refusal(404, f"there is no task {id[:100]}; see /api/tasks")
         with self._lock:
@@ -104,8 +104,9 @@ class Tasks:
             self._board.ask_to_stop(id)
         return task
 
-    def all(self) -> list[Task]:
-        others = self._board.others() if self._board is not None else []
+    def all(self, *, at_once: bool = False) -> list[Task]:
+        """What is known, of other servers as of a moment ago, or as of now."""
+        others = self._board.others(at_once=at_once) if self._board is not None else []
         with self._lock:
             own = list(self._tasks)
         return sorted([*own, *others], key=lambda task: task.started_at, reverse=True)[:KEPT]

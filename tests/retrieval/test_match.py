@@ -90,6 +90,7 @@ def test_cosines_in_whole_numbers_are_those_in_floats(monkeypatch: pytest.Monkey
     for bytes_are_quick in (True, False):  # on every machine both
         monkeypatch.setattr(products, "multiplies_bytes", lambda told=bytes_are_quick: told)
         found = cosines(Factors.of(gallery), Factors.of(query))
+        torch.testing.assert_close(cosines(Factors.of(gallery), Factors.of_query(query.numpy())), found)
         assert found.dtype == torch.float32 and (found - exact).abs().max() < 0.01
     assert (found - exact).abs().max() < 1e-6
     spiky = torch.zeros(1, 1, 192)

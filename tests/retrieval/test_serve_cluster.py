@@ -79,8 +79,8 @@ def until(met: Callable[[], Any]) -> Any:
 
 def ended(client: TestClient, id: str) -> Any:
     def look() -> Any:
-        (task,) = [task for task in client.get("/api/tasks").json()["tasks"] if task["id"] == id]
-        return None if task["state"] == "running" else task
+        found = [task for task in client.get("/api/tasks").json()["tasks"] if task["id"] == id]  # soon, if not at once
+        return next((task for task in found if task["state"] != "running"), None)
 
     return until(look)
 
@@ -232,12 +232,12 @@ def test_a_search_asks_the_server_as_often_for_many_queries_as_for_one(
     with Searcher.open(address) as searcher:
         searcher.search_batch(queries)  # what is asked once for all
         counts = []
-        for count in (1, 8):
+        for times in (1, 4):
             before = len(peer.requests)
-            assert all(searcher.search_batch(queries[:count]))
+            assert all(searcher.search_batch(queries * times))
             counts.append(len(peer.requests) - before)
     asked = [request.rpartition("/photos")[2] for request in peer.requests[-counts[1] :]]
-    assert counts[0] == counts[1] <= 6, asked
+    assert counts[0] == counts[1] <= 10, asked  # some have no match, and are asked once more in quarter turns
 
 
 # ---- tasks ----

@@ -290,7 +290,7 @@ def test_a_backbone_that_cannot_be_loaded_is_told_at_once(library: Path, monkeyp
     from indexer.backbone.load_once import LoadOnce
     from indexer.errors import CheckpointError
 
-    def fails(self: LoadOnce, otherwise: str) -> Any:
+    def fails(self: LoadOnce, *given: object, **named: object) -> Any:
         raise CheckpointError("the weights are gone; fetch them again")
 
     monkeypatch.setattr(LoadOnce, "load", fails)
