@@ -1,7 +1,8 @@
 # make demo                                   set up, draw images, index them, search, write a page of results
 # make demo PHOTOS=~/Pictures QUERY=x.jpg     the same on your own photos
-# make test                                   the same environment; all tests
-# make quick                                  the tests that are not marked slow
+# make test                                   the same environment; the tests that are not marked long
+# make quick                                  of these the ones that are not marked slow
+# make long                                   the others: kills, browsers, clusters, training runs
 # make lint                                   style, types, and whether the pages made from the code are up to date
 # PIP_FLAGS is passed to pip, for a build of torch of your choice; PYTHON names the interpreter.
 
@@ -12,7 +13,7 @@ DEMO ?= demo
 PHOTOS ?=
 QUERY ?=
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick long lint clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -35,10 +36,13 @@ demo: $(VENV)/.ready
 endif
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not long"
 
 quick: $(VENV)/.ready
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not long"
+
+long: $(VENV)/.ready
+	$(BIN)/python -m pytest -n auto --dist worksteal -m long
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

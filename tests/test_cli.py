@@ -286,7 +286,7 @@ def opened_width(path: Path) -> int:
         return image.width
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_explain(indexed: Path, seenit: Seenit, tmp_path: Path) -> None:
     first, second = indexed / "a" / "0.jpg", indexed / "a" / "1.jpg"
     same = json.loads(seenit("explain", first, first, "--json").out)
@@ -400,7 +400,7 @@ def test_info_of_an_image_says_where_its_date_is_from(indexed: Path, seenit: See
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no such names on this system")
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_name_reaches_the_terminal_as_it_is(tiny_backbone: Path, seenit: Seenit, tmp_path: Path) -> None:
     """Line breaks forge lines, escape sequences retitle or recolour: in results, errors, progress and notes."""
     folder = tmp_path / "x\x1b]0;title\x07"
@@ -590,7 +590,7 @@ def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "heavy"),
     [
@@ -613,7 +613,7 @@ def test_commands_load_only_what_they_need(words: tuple[str, ...], heavy: set[st
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_finishes_the_batch_and_the_next_run_goes_on(
     ending: signal.Signals, tmp_path: Path, tiny_backbone: Path
@@ -648,7 +648,7 @@ cli.main()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise on this system")
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_learning_probabilities(ending: signal.Signals, photos: Path, tiny_backbone: Path) -> None:
     code = STOPPED_WHILE_LEARNING.replace("{ending}", str(int(ending)))
@@ -664,7 +664,7 @@ def test_interrupted_while_learning_probabilities(ending: signal.Signals, photos
         assert index.calibration is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_watch_takes_in_what_changes(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli", "index", str(photos), "--backbone", str(tiny_backbone)]
     command += ["--resolution", "56", "--workers", "1", "--watch"]
@@ -701,7 +701,7 @@ def test_ctrl_c_before_the_work_begins_is_told(seenit: Seenit, monkeypatch: pyte
     assert (run.code, run.out, run.err) == (130, "", "seenit: stopped\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("words", [("backbone", "list"), ("--help",)])
 def test_a_reader_that_has_seen_enough_is_no_error(words: tuple[str, ...]) -> None:
     reading, writing = os.pipe()

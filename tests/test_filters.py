@@ -295,7 +295,7 @@ def test_what_is_drawn_tells_filters_apart() -> None:
         assert sum(bool(getattr(where, name)) for where in split) >= 8, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stores_answer_as_a_plain_filter_does(empty: Store) -> None:
     records, conditions = drawn(0)
     empty.ensure(SCHEMA)

@@ -99,6 +99,7 @@ def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [False, True], ids=["at module level", "in functions too"])
 def test_every_layer_imports_only_those_below_it(deep: bool) -> None:
     for name, targets in arrows(deep).items():
@@ -107,6 +108,7 @@ def test_every_layer_imports_only_those_below_it(deep: bool) -> None:
         assert not crossing, f"{name} imports {sorted(crossing)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [False, True], ids=["at module level", "in functions too"])
 def test_no_modules_import_each_other_in_a_circle(deep: bool) -> None:
     graph = arrows(deep)
@@ -117,6 +119,7 @@ def test_no_modules_import_each_other_in_a_circle(deep: bool) -> None:
         pytest.fail(f"circle: {error.args[1]}")
 
 
+@pytest.mark.slow
 def test_the_graph_is_not_empty_and_finds_a_circle() -> None:
     assert sum(map(len, arrows(deep=False).values())) > len(MODULES)
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]

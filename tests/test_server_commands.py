@@ -12,6 +12,8 @@ import cli
 from indexer import Index, Item, SyncOptions, add_items
 from indexer.store import qdrant_connection, qdrant_failures
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -66,6 +68,7 @@ def test_a_wrong_address_is_one_line(
         assert code == 1 and said.count("\n") == 1 and "http(s)://host:port/collection" in said, said
 
 
+@pytest.mark.long
 def test_a_wrong_key_is_one_line(run: Run, indexed: str, peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     peer.api_key = "the right key"
     for key in ("", "a wrong key"):
@@ -76,6 +79,7 @@ def test_a_wrong_key_is_one_line(run: Run, indexed: str, peer: QdrantPeer, monke
             assert "refuses the API key (401); set $SEENIT_API_KEY to a valid one" in said and "wrong key" not in said
 
 
+@pytest.mark.long
 def test_nothing_is_lost_when_the_server_is_full(
     run: Run, indexed: str, photos: Path, peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

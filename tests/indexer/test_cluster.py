@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qdrant_peer import QdrantPeer
 
 pytest.importorskip("ray", reason="Ray is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 SAMPLE, IMAGES = 16, 80
 
 

@@ -212,7 +212,7 @@ def test_hostile_files_cost_only_themselves(pool: DecodePool, tmp_path: Path) ->
     assert {Path(outcome.path).name for outcome in outcomes if isinstance(outcome, Broken)} == set(HOSTILE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_decoder_that_dies_or_hangs_costs_one_file(tmp_path: Path) -> None:
     bad = {
         "spin": "took longer than 1 s",
@@ -319,6 +319,7 @@ def test_a_pool_that_cannot_start_says_so_once(tmp_path: Path) -> None:
     assert "no_such_function" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_closing_ends_hanging_processes_at_once(tmp_path: Path) -> None:
     path = save(tmp_path / "hang.png")
     pool = DecodePool(2, work=misbehave)
@@ -451,7 +452,7 @@ def test_images_in_memory_and_from_a_process_are_the_same(pool: DecodePool, tmp_
     np.testing.assert_array_equal(there.pixels, here.pixels)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_batch_has_an_outcome_for_each_file_also_where_one_costs_the_process(tmp_path: Path) -> None:
     paths = [
         save(tmp_path / f"{name}.png", colour=(n, 0, 0)) for n, name in enumerate(("a", "crash", "b", "hang", "c"))

@@ -44,7 +44,7 @@ def test_matrices_stretch_as_torch_does(kind: str, grid: tuple[int, int]) -> Non
     torch.testing.assert_close(ours, model.positions(*grid)[0, 1:], atol=2e-6, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_onnxruntime_gives_what_torch_gives(kind: str, tmp_path: Path) -> None:
     backbone = saved(tmp_path / "tiny.safetensors", KINDS[kind])
@@ -63,7 +63,7 @@ def test_onnxruntime_gives_what_torch_gives(kind: str, tmp_path: Path) -> None:
         export_onnx(backbone, file)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_export_says_nothing_of_what_torch_lacks_for_it(
     tmp_path: Path, tiny_backbone: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:

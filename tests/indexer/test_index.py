@@ -84,7 +84,7 @@ def test_facts_and_places(photos: Path, tiny_backbone: Path, tmp_path: Path) -> 
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_reader_takes_over_what_another_process_changes(photos: Path, tiny_backbone: Path) -> None:
     build_index(photos, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     with Searcher.open(photos / ".seenit") as searcher:

@@ -70,6 +70,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, peer: QdrantPeer) -> s
     return str(tmp_path / "index") if request.param == "folder" else f"{peer.url}/photos"
 
 
+@pytest.mark.slow
 def test_attributes_are_kept_replaced_and_searched_by(place: str, tiny_backbone: Path) -> None:
     items = [
         Item("chair", pixels(1), attributes={"sku": 12, "colours": ["red", "blue"], "size": {"w": 1}}),
@@ -99,6 +100,7 @@ def test_attributes_are_kept_replaced_and_searched_by(place: str, tiny_backbone:
         assert index.store.count(Filter(attributes={"price": 3})) == 0
 
 
+@pytest.mark.slow
 def test_images_that_are_embedded_again_keep_their_attributes(tmp_path: Path, tiny_backbone: Path) -> None:
     """A small index is fitted anew when it grows, and every record of it written again."""
     place = tmp_path / "index"
@@ -111,6 +113,7 @@ def test_images_that_are_embedded_again_keep_their_attributes(tmp_path: Path, ti
         assert index.store.count(Filter(attributes={"n": "0"})) == 1
 
 
+@pytest.mark.slow
 def test_items_of_an_index_on_a_server(peer: QdrantPeer, tiny_backbone: Path, tmp_path: Path) -> None:
     """Their files lie on the machine that adds them; another machine's never pass for deleted."""
     place = f"{peer.url}/photos"
@@ -131,6 +134,7 @@ def test_items_of_an_index_on_a_server(peer: QdrantPeer, tiny_backbone: Path, tm
         assert keys(index) == ["0", "1", "2", "3", "5"] and index.count == 5
 
 
+@pytest.mark.slow
 def test_a_copy_of_an_index_has_its_items(tiny_backbone: Path, tmp_path: Path, photos: Path, peer: QdrantPeer) -> None:
     place = photos / ".seenit"
     sync_folder(photos, options=OPTIONS, backbone=tiny_backbone)

@@ -92,6 +92,7 @@ def test_what_is_written_after_the_graph_is_scanned(large: Path) -> None:
         assert recall(store) > 0.98
 
 
+@pytest.mark.slow
 def test_deleted_and_replaced_records_are_not_found_and_do_not_hide_others(large: Path) -> None:
     with closing(open_store(large, write=True)) as store:
         gone = [record.id for record in store.scroll()][:230]

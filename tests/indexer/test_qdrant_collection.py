@@ -99,6 +99,7 @@ def test_what_is_there_is_kept_as_it_is(peer: QdrantPeer, address: str) -> None:
     assert set(info.payload_schema) == set(INDEXED_FIELDS)
 
 
+@pytest.mark.slow
 def test_int8_with_rescoring_finds_what_comparing_finds(
     peer: QdrantPeer, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +166,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 def test_after_a_kill_in_mid_load_the_next_writer_lowers_it(peer: QdrantPeer) -> None:
     killed = run_code(LOAD, f"{peer.url}/photos")
     assert killed.wait(60) == -signal.SIGKILL
@@ -194,6 +196,7 @@ def test_a_key_that_may_not_change_collections_may_load(peer: QdrantPeer, monkey
     store.close()
 
 
+@pytest.mark.slow
 def test_lowering_is_tried_again_where_it_fails(peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qdrant_store, "BULK_RECORDS", 20)
     store = open_store(f"{peer.url}/photos", write=True)

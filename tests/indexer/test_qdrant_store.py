@@ -72,7 +72,7 @@ def test_a_server_that_stays_away_is_given_up_in_bounded_time(peer: QdrantPeer) 
     store.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("write", [True, False])
 def test_opening_is_repeated_like_any_later_request(peer: QdrantPeer, write: bool) -> None:
     """However short a writer's patience with another writer is."""
@@ -95,6 +95,7 @@ def test_a_server_that_is_being_started_is_waited_for(peer: QdrantPeer) -> None:
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["", "?grpc=1"])
 def test_where_nothing_ever_answered_a_refusal_is_told_soon(
     peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch, query: str
@@ -136,6 +137,7 @@ def test_a_name_that_is_not_known_is_told_at_once(peer: QdrantPeer, monkeypatch:
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [1, 2])
 def test_a_server_that_is_restarted_in_mid_scroll(peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
     """It answers nothing, refuses connections for a while, and comes back: every record is read once."""
@@ -222,6 +224,7 @@ def test_a_shard_without_a_live_replica_is_waited_for(peer: QdrantPeer) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_slow_answer_is_waited_for(peer: QdrantPeer) -> None:
     """It takes longer than a request may be without any answer, but something of it keeps coming."""
     store = open_store(f"{peer.url}/photos", write=True)
@@ -396,6 +399,7 @@ def test_a_batch_of_searches_is_one_request(peer: QdrantPeer) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_one_writer_per_server_collection(peer: QdrantPeer) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
     with pytest.raises(LockedError, match=rf"another process .*process {os.getpid()}"):
@@ -442,6 +446,7 @@ def test_addresses() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["AAA", "A A=", "é===", 5, ["AAAA"]])
 def test_patches_that_are_no_base64_are_told(peer: QdrantPeer, text: object) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
@@ -536,6 +541,7 @@ def test_a_name_that_grpc_does_not_know_is_told_at_once(peer: QdrantPeer, grpc_p
     assert len(grpc_peer.faults) == 9
 
 
+@pytest.mark.slow
 def test_a_grpc_server_that_goes_away_in_mid_scroll(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer) -> None:
     store = open_store(f"{peer.url}/photos?grpc={grpc_peer.port}", write=True)
     store.ensure(SCHEMA)

@@ -174,6 +174,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_table_gives_keys_and_descriptions(kind: str, photos: Path, tmp_path: Path, run: Any) -> None:
     rows = [
@@ -281,6 +282,7 @@ def test_sizes_that_lie_end_in_one_line(size: bytes, photos: Path, tmp_path: Pat
 # Addresses
 
 
+@pytest.mark.slow
 def test_addresses_in_a_list(web: HttpFiles, tmp_path: Path, run: Any) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{web.url}/{n}.jpg\n" for n in range(4)))
@@ -295,6 +297,7 @@ def test_addresses_in_a_list(web: HttpFiles, tmp_path: Path, run: Any) -> None:
     assert (changed.embedded, changed.changes.updated, changed.changes.removed) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_server_with_faults(web: HttpFiles, tmp_path: Path, run: Any) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{web.url}/{n}.jpg\n" for n in range(4)))
@@ -311,6 +314,7 @@ def test_a_server_with_faults(web: HttpFiles, tmp_path: Path, run: Any) -> None:
     assert run(listed).changes.unchanged == 4
 
 
+@pytest.mark.slow
 def test_a_server_that_tells_nothing_is_read_again_and_not_embedded(web: HttpFiles, tmp_path: Path, run: Any) -> None:
     web.no_head, web.validators = True, False
     (tmp_path / "list.txt").write_text(f"{web.url}/0.jpg\n{web.url}/1.jpg\n")
@@ -334,6 +338,7 @@ def test_private_addresses_are_not_asked(web: HttpFiles, tmp_path: Path, tiny_ba
         list(open_spec(SourceSpec("list", f"{web.url}/list.txt")).entries())
 
 
+@pytest.mark.slow
 def test_lists_tables_and_shards_at_addresses(web: HttpFiles, photos: Path, tmp_path: Path, run: Any) -> None:
     web.files["list.txt"] = b"0.jpg\n1.jpg\n/etc/passwd\n"
     web.files["t.csv"] = f"key,url\nx,{web.url}/2.jpg\n".encode()
@@ -346,6 +351,7 @@ def test_lists_tables_and_shards_at_addresses(web: HttpFiles, photos: Path, tmp_
         run(f"{web.url}/nothing.txt")
 
 
+@pytest.mark.slow
 def test_any_file_system_of_fsspec(photos: Path, tmp_path: Path, run: Any) -> None:
     (photos / ".hidden").mkdir()
     draw_photo(photos / ".hidden" / "x.jpg", 90)
@@ -358,6 +364,7 @@ def test_any_file_system_of_fsspec(photos: Path, tmp_path: Path, run: Any) -> No
         run(f"file://{photos}/nothing")
 
 
+@pytest.mark.slow
 def test_statistics_are_fitted_again_over_sources_out_of_scope(
     photos: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +406,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.stop()
 
 
+@pytest.mark.long
 def test_a_bucket_is_brought_in_line(bucket: Any, photos: Path, tmp_path: Path, run: Any) -> None:
     for n, photo in enumerate(sorted(photos.rglob("*.jpg"))):
         bucket.put_object(Bucket="photos", Key=f"shop/{n % 2}/{photo.name}", Body=photo.read_bytes())

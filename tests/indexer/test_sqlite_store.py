@@ -691,6 +691,7 @@ def test_tags_that_a_killed_run_left_out_of_the_copy_are_added(folder: Path) -> 
 # Repair
 
 
+@pytest.mark.slow
 def test_a_repair_keeps_what_is_sound_and_a_sync_embeds_only_the_rest(
     tiny_backbone: Path, photos: Path, memory_path: Path
 ) -> None:

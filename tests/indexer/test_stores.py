@@ -125,6 +125,7 @@ FILTERS: list[tuple[Filter, Callable[[int], bool]]] = [
 ]
 
 
+@pytest.mark.slow
 def test_filters(store: Store) -> None:
     for where, expected in FILTERS:
         assert meeting(store, where) == {number for number in range(30) if expected(number)}, where
@@ -171,6 +172,7 @@ def test_a_rename_changes_files_and_folders_only(store: Store) -> None:
     assert store.count() == len(RECORDS)
 
 
+@pytest.mark.slow
 def test_dates_are_replaced_and_nothing_else(store: Store) -> None:
     one, other = RECORDS[3], RECORDS[5]
     moment = datetime(2033, 2, 3, 4, 5, 6, 789, tzinfo=UTC)

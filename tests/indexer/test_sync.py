@@ -432,7 +432,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_any_moment_the_next_run_completes_it(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     for n in range(8, 60):

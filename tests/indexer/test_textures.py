@@ -13,6 +13,7 @@ from retrieval.options import SearchOptions
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_texture_alone_is_no_match(tmp_path: Path) -> None:
     """With the shipped backbone; random weights tell nothing of textures."""
     pairs = texture_pairs(tmp_path / "drawn", 11, controls=11)

@@ -125,6 +125,7 @@ def sample(embedder: Embedder, count: int) -> tuple[list[str], list[np.ndarray],
     return ids, pixels, embedder.pooled(pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "viewed", "each"), [(1, 1, 10), (30, 30, 10), (60, 60, 5), (140, 100, 3)])
 def test_an_image_has_more_views_the_fewer_there_are(embedder: Embedder, count: int, viewed: int, each: int) -> None:
     one = ViewedImages(embedder)
@@ -135,6 +136,7 @@ def test_an_image_has_more_views_the_fewer_there_are(embedder: Embedder, count: 
     assert (distance > 0).all(), "views are no copies"
 
 
+@pytest.mark.slow
 def test_the_views_do_not_depend_on_the_order_of_the_files(embedder: Embedder) -> None:
     ids, pixels, pooled = sample(embedder, 120)
     forwards, backwards = ViewedImages(embedder), ViewedImages(embedder)
@@ -153,6 +155,7 @@ def test_nothing_is_rendered_beside_a_prior_or_where_no_views_are_wanted(embedde
         assert one.render() == []
 
 
+@pytest.mark.slow
 def test_an_index_of_the_formula_of_before_stays_usable_and_keeps_it(
     tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_file_comes_whole_and_redirects_are_followed(port: int) -> None:
     assert fetch(f"http://localhost:{port}/to/http://127.0.0.1:{port}/image.jpg") == BODY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "says"), [("none", "404"), ("long", "larger than 0 MB"), ("slow", "did not come within|nothing came")]
 )

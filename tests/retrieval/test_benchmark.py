@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_said_and_counts_as_missing(folder: Path, backbon
     assert len(said) == 2 and "never found" in said[0] and "left out a query" in said[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_the_command_line(folder: Path, tiny_backbone: Path) -> None:
     command = [sys.executable, "-m", "cli", "evaluate", "retrieval", "--benchmark", "roxford5k"]
     common = ["--backbone", str(tiny_backbone), "--json"]

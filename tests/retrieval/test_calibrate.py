@@ -41,7 +41,7 @@ def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path
         assert unknown is not None and unknown.probability < itself.evidence.probability  # type: ignore[operator]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Path) -> None:
     learnt = calibrate(index)
     assert learnt is not None

@@ -331,6 +331,7 @@ def names(found: Duplicates) -> dict[str, set[str]]:
     }
 
 
+@pytest.mark.long
 def test_copies_are_found_and_other_photos_are_not(album: Path) -> None:
     pytest.importorskip("faiss")
     found = find_duplicates(album / ".seenit", workers=1)
@@ -382,6 +383,7 @@ def test_a_file_that_vanished_or_changed_is_said_and_left_out(tmp_path: Path, ti
     assert "it is gone" in found.notes[0] and "seenit index" in found.notes[0]
 
 
+@pytest.mark.long
 def test_images_that_are_all_equal_make_one_group(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(16):  # more than each one's neighbours
         scene(0).save(tmp_path / f"{n:02}.jpg", quality=80 + n)

@@ -97,6 +97,7 @@ def grey(folder: Path) -> None:
     Image.open(folder / "original.jpg").convert("L").save(folder / "copy.jpg", quality=100)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "edit, why",
     [
@@ -169,6 +170,7 @@ def test_copies_of_a_copy_belong_to_the_image_that_is_kept_in_its_place(tmp_path
     assert names(found) == [("original.jpg", ["grey0.png", "grey1.png", "grey2.png"])]
 
 
+@pytest.mark.long
 def test_a_crop_is_not_kept_in_place_of_the_whole(tmp_path: Path) -> None:
     """It shares most with as many as the whole does, and shows less."""
     whole = scene(2, 400, 300)
@@ -275,6 +277,7 @@ def test_better_ones_come_right_before_those_they_are_better_than() -> None:
 # ---- the user's folders ----
 
 
+@pytest.mark.long
 def test_a_preferred_folder_keeps_its_copy_unless_another_holds_more(tmp_path: Path, tiny_backbone: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
@@ -343,6 +346,7 @@ def drawn_screen(digit: int) -> Image.Image:
     return image
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("original, other", [(3, 8), (8, 3)])
 def test_a_small_copy_is_never_given_up_for_a_screen_with_another_digit(
     tmp_path: Path, tiny_backbone: Path, original: int, other: int

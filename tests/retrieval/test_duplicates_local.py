@@ -56,7 +56,7 @@ def meets(found: Local, left: int, top: int, right: int, bottom: int) -> bool:
     return 600 * x < right and 600 * (x + width) > left and 400 * y < bottom and 400 * (y + height) > top
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "other, row",
     [
@@ -77,7 +77,7 @@ def test_one_change_in_a_screen_is_named_where_it_is(
         assert any(meets(found, 0, 38 + n * 32, 600, 66 + n * 32) for n in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "edit, way",
     [
@@ -110,7 +110,7 @@ def painted(seed: int) -> Image.Image:
     return Image.fromarray((layers + grain).clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.8))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("gamma, contrast, colour", [(0.6, 1, 1), (1.7, 1, 1), (0.8, 0.8, 1), (0.6, 0.6, 0.3)])
 def test_a_copy_in_another_tone_does_not_differ(gamma: float, contrast: float, colour: float) -> None:
     for seed in range(3):
@@ -135,6 +135,7 @@ def test_curves_of_each_colour_are_found_exactly() -> None:
     assert float((toned.planes[0] - torch.from_numpy(wanted)).abs().quantile(0.95)) < 2.5  # YCbCr is rounded
 
 
+@pytest.mark.slow
 def test_the_sharper_one_is_filtered_until_both_fit() -> None:
     def planes(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.asarray(image.convert("YCbCr"), np.float32)).permute(2, 0, 1)
@@ -148,6 +149,7 @@ def test_the_sharper_one_is_filtered_until_both_fit() -> None:
             assert left[1] < 0.4 * left[0], left
 
 
+@pytest.mark.slow
 def test_a_composite_is_no_copy_and_its_place_is_named() -> None:
     mask = Image.new("L", (400, 300), 0)
     ImageDraw.Draw(mask).ellipse((80, 60, 320, 240), fill=255)
@@ -158,6 +160,7 @@ def test_a_composite_is_no_copy_and_its_place_is_named() -> None:
     assert "pixels)" in Closer(0, 1, found.places, why=MAY_BE).stays(0, 400, 300)
 
 
+@pytest.mark.slow
 def test_a_face_sized_region_of_a_real_photo(shared: Path) -> None:
     first, second = (
         Image.open(path).convert("RGB") for path in sorted((shared / "data/distractors").glob("*.jpg"))[3:5]
@@ -174,7 +177,7 @@ def test_a_face_sized_region_of_a_real_photo(shared: Path) -> None:
     assert copy.can_tell and not copy.places
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_screens_that_differ_are_not_offered_and_a_smaller_copy_is(tmp_path: Path, tiny_backbone: Path) -> None:
     pytest.importorskip("faiss")
     screen(LINES).save(tmp_path / "a.png")
@@ -194,7 +197,7 @@ def test_screens_that_differ_are_not_offered_and_a_smaller_copy_is(tmp_path: Pat
     assert "differs from the keeper" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_copies_of_an_image_that_differs_from_the_keeper_are_found(tmp_path: Path, tiny_backbone: Path) -> None:
     screen(LINES).save(tmp_path / "a.png", compress_level=0)
     changed(4, "266", "286").save(tmp_path / "b.png")
@@ -206,6 +209,7 @@ def test_copies_of_an_image_that_differs_from_the_keeper_are_found(tmp_path: Pat
     assert [one for one in given_up.items() if one[1]] in [[one] for one in spare.items()], given_up
 
 
+@pytest.mark.slow
 def test_the_keeper_is_the_one_in_colour(tmp_path: Path, tiny_backbone: Path) -> None:
     pytest.importorskip("faiss")
     rng = np.random.default_rng(5)

@@ -93,7 +93,7 @@ def searcher(photos: Path, tiny_backbone: Path) -> Searcher:
     return Searcher.open(photos / ".seenit")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_image_is_described_once_and_found_as_before(searcher: Searcher, photos: Path) -> None:
     path, resolution = sorted(photos.rglob("*.jpg"))[0], searcher.manifest.resolution
     with searcher:
@@ -111,7 +111,7 @@ def test_an_image_is_described_once_and_found_as_before(searcher: Searcher, phot
             searcher.search(later.image, region=(0, 0, 0.5, 0.5))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_refit_makes_what_was_kept_worthless(searcher: Searcher, photos: Path, tiny_backbone: Path) -> None:
     path, resolution = sorted(photos.rglob("*.jpg"))[0], searcher.manifest.resolution
     with searcher:

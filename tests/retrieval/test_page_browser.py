@@ -41,7 +41,7 @@ from retrieval.duplicates.present import write_duplicates_page
 from retrieval.scenes.draw import draw_scenes
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no browser is installed")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(BROWSER is None, reason="no browser is installed")]
 ROOT = Path(__file__).parents[2]
 MARKUP = "<img src=x onerror=alert(1)> & co.jpg"  # a file's name, not a piece of the page
 SMALL = "poster_01_small.jpg"  # a copy of a poster's photo

@@ -37,6 +37,7 @@ def opened(path: Path) -> DecodedImage:
     return decode(path.read_bytes(), path=str(path))
 
 
+@pytest.mark.long
 def test_manifest_lists_every_image_with_its_answer(drawn: Path) -> None:
     listed = rows(drawn)
     on_disk = {path.relative_to(drawn).as_posix() for path in drawn.rglob("*.jpg")}

@@ -66,7 +66,7 @@ def names(answer: Any) -> list[str]:
 # ---- searching ----
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_search_answers_as_python_does(client: TestClient, library: Path) -> None:
     file = library / "a" / "3.jpg"
     answer = told(client.post("/api/search", files={"image": ("my photo.jpg", file.read_bytes())}))

@@ -350,6 +350,7 @@ def test_a_slow_upload_is_ended_and_holds_nobody_up(library: Path, monkeypatch: 
         connection.close()
 
 
+@pytest.mark.slow
 def test_half_open_connections_are_closed_and_hold_nobody_up(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "HEADERS_TIMEOUT_S", 1.0)
     monkeypatch.setattr(server, "LOOK_S", 0.2)

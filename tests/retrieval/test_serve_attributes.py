@@ -17,6 +17,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, peer: QdrantPeer) -> s
     return str(tmp_path / "index") if request.param == "folder" else f"{peer.url}/items"
 
 
+@pytest.mark.slow
 def test_attributes_over_http(place: str, tiny_backbone: Path, tmp_path: Path) -> None:
     items = [
         Item(

@@ -35,6 +35,8 @@ from retrieval.serve.security import access_to, cookie_name
 from retrieval.serve.task_board import TaskBoard
 from retrieval.serve.tasks import Handle, Outcome, Stopped, Tasks
 
+pytestmark = pytest.mark.slow
+
 Both = tuple[TestClient, TestClient]
 
 
@@ -92,6 +94,7 @@ def find(client: TestClient) -> str:
     return str(task["summary"]["id"])
 
 
+@pytest.mark.long
 def test_both_answer_the_same(both: Both) -> None:
     one, other = both
     images = one.get("/api/images").json()["images"]
@@ -128,6 +131,7 @@ def test_both_answer_the_same(both: Both) -> None:
     assert other.get(f"/api/images?limit=2&cursor={cursor}").json()["images"] == images[2:4]
 
 
+@pytest.mark.long
 def test_a_change_at_one_is_seen_at_once_at_the_other(both: Both, folder: Path) -> None:
     one, other = both
     id = one.get("/api/images").json()["images"][0]["id"]
@@ -146,6 +150,7 @@ def test_a_change_at_one_is_seen_at_once_at_the_other(both: Both, folder: Path) 
     assert other.get("/api/images").json()["total"] == one.get("/api/images").json()["total"] == 10
 
 
+@pytest.mark.long
 def test_a_run_of_duplicates_is_one_for_both(both: Both, folder: Path) -> None:
     one, other = both
     run = find(one)
@@ -167,6 +172,7 @@ def test_a_run_of_duplicates_is_one_for_both(both: Both, folder: Path) -> None:
     assert [member["moved"] for group in groups for member in group["members"]] == [False, False]
 
 
+@pytest.mark.long
 def test_choices_of_an_older_run_are_refused_by_both(both: Both, folder: Path) -> None:
     """Runs that were numbered by each server would pass for each other, and other files be moved than were chosen."""
     one, other = both
@@ -179,6 +185,7 @@ def test_choices_of_an_older_run_are_refused_by_both(both: Both, folder: Path) -
     assert len(list((folder / "b").iterdir())) == 3
 
 
+@pytest.mark.long
 def test_two_choices_at_the_same_time_leave_a_file_of_each_group(both: Both, folder: Path) -> None:
     one, other = both
     run = find(one)
@@ -203,6 +210,7 @@ def test_two_choices_at_the_same_time_leave_a_file_of_each_group(both: Both, fol
         assert (folder / "a" / f"{n}.jpg").exists() != (folder / "b" / f"copy {n}.jpg").exists()
 
 
+@pytest.mark.long
 def test_a_session_is_good_for_all_servers_of_the_index(address: str) -> None:
     token = "a long enough token"
     with served(address) as one, served(address) as other:
@@ -225,6 +233,7 @@ def test_a_session_is_good_for_all_servers_of_the_index(address: str) -> None:
     assert of_folder[0] != of_folder[1], "of an index in a folder a session ends with its process"
 
 
+@pytest.mark.long
 def test_a_search_asks_the_server_as_often_for_many_queries_as_for_one(
     address: str, peer: QdrantPeer, folder: Path
 ) -> None:
@@ -248,6 +257,7 @@ def boards(address: str, count: int) -> list[tuple[Any, TaskBoard]]:
     return [(store, TaskBoard(store)) for store in stores]
 
 
+@pytest.mark.long
 def test_a_task_is_seen_and_stopped_by_any_server(address: str) -> None:
     (store, board), (other_store, other_board) = boards(address, 2)
     one, other = Tasks(board), Tasks(other_board)
@@ -275,6 +285,7 @@ def test_a_task_is_seen_and_stopped_by_any_server(address: str) -> None:
     other_store.close()
 
 
+@pytest.mark.long
 def test_a_task_whose_server_is_gone_is_no_running_one(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_board, "SILENT_S", 0.3)
     (store, board), (other_store, other_board) = boards(address, 2)
@@ -293,6 +304,7 @@ def test_a_task_whose_server_is_gone_is_no_running_one(address: str, monkeypatch
     other_store.close()
 
 
+@pytest.mark.long
 def test_what_servers_left_behind_is_tidied(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_board, "MOST_SERVERS", 2)
     for store, board in boards(address, 4):
@@ -306,6 +318,7 @@ def test_what_servers_left_behind_is_tidied(address: str, monkeypatch: pytest.Mo
     store.close()
 
 
+@pytest.mark.long
 def test_a_copy_leaves_out_what_servers_told_each_other(both: Both, address: str, tmp_path: Path) -> None:
     find(both[0])
     copy_index(address, tmp_path / "copy")
@@ -314,6 +327,7 @@ def test_a_copy_leaves_out_what_servers_told_each_other(both: Both, address: str
     store.close()
 
 
+@pytest.mark.long
 def test_events_go_on_when_the_indexs_server_was_away(
     address: str, peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +350,7 @@ def test_events_go_on_when_the_indexs_server_was_away(
 # ---- a run as it is kept ----
 
 
+@pytest.mark.long
 def test_a_run_comes_back_as_it_was(address: str) -> None:
     from datetime import UTC, datetime
 

@@ -26,7 +26,7 @@ def address(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield f"http://{host}:{port}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_drawn_requests_are_answered_as_described(address: str, mode: str) -> None:
     description = requests.get(f"{address}/openapi.json", timeout=60).json()

@@ -40,7 +40,7 @@ def ask(host: str, port: int, method: str, path: str, body: Any = None) -> tuple
         return response.status, {k.lower(): v for k, v in response.getheaders()}, json.loads(response.read())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_clients_at_once_get_the_right_answers(library: Path) -> None:
     with Searcher.open(library / ".seenit") as searcher:
         wanted = {
@@ -177,7 +177,7 @@ def start(words: list[str]) -> tuple[subprocess.Popen[str], int]:
     return process, int(line.split(" at http://127.0.0.1:")[1].split("/")[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_graceful_stop_finishes_what_runs(library: Path, number: signal.Signals) -> None:
     process, port = start([str(library / ".seenit"), "--read-only"])
@@ -205,7 +205,7 @@ def test_a_graceful_stop_finishes_what_runs(library: Path, number: signal.Signal
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_may_be_ended_as_soon_as_it_tells_its_address(library: Path, number: signal.Signals) -> None:
     process, _ = start([str(library / ".seenit"), "--read-only"])

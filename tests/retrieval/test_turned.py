@@ -133,6 +133,7 @@ def check(evidence: Evidence | None, degrees: int) -> None:
     assert min(abs(turn - degrees), 360 - abs(turn - degrees)) < 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degrees", [0, *TURNS])
 def test_a_thing_is_found_however_the_photo_is_turned(searcher: Searcher, degrees: int) -> None:
     for options in (SearchOptions(top=2), SearchOptions(top=2, exact=True), SearchOptions(top=2, expand=2)):
@@ -160,6 +161,7 @@ def test_a_region_is_turned_as_it_is(searcher: Searcher) -> None:
     check(first.evidence, 90)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degrees", TURNS)
 def test_an_explanation_and_a_comparison_of_two_images_turn_as_well(
     searcher: Searcher, folder: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, degrees: int

@@ -159,7 +159,7 @@ def test_an_empty_folder_is_waited_for_and_patterns_are_asked_for_once(tmp_path:
         assert opened.manifest.exclude == ()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["another resolution", "database", "pattern"])
 def test_ends_for_what_cannot_pass(damage: str, photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
@@ -193,6 +193,7 @@ def test_pauses_grow_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backoff.next_s() == 5
 
 
+@pytest.mark.slow
 def test_a_watch_hears_from_its_first_moment_and_not_of_the_index(tmp_path: Path) -> None:
     stop = threading.Event()
     watch = FolderWatch([str(tmp_path)], str(tmp_path / "own"))

@@ -70,6 +70,7 @@ def test_copies_go_and_the_larger_one_stays(tmp_path: Path, pool: Path, run: Any
     assert any("broken.jpg" in line for line in said)
 
 
+@pytest.mark.slow
 def test_what_is_near_the_evaluation_set_goes_too(tmp_path: Path, pool: Path, run: Any) -> None:
     evaluation = tmp_path / "test"
     evaluation.mkdir()
@@ -79,6 +80,7 @@ def test_what_is_near_the_evaluation_set_goes_too(tmp_path: Path, pool: Path, ru
     assert fates(tmp_path)["03_small.jpg"] == ("near the evaluation set", "a.jpg")
 
 
+@pytest.mark.slow
 def test_curated_images_bring_those_that_are_like_them(tmp_path: Path, pool: Path, run: Any) -> None:
     chosen = tmp_path / "chosen"
     chosen.mkdir()
@@ -94,6 +96,7 @@ def test_curated_images_bring_those_that_are_like_them(tmp_path: Path, pool: Pat
     assert len(listed(tmp_path)) == 5
 
 
+@pytest.mark.slow
 def test_a_size_is_met_and_the_same_seed_chooses_the_same(tmp_path: Path, pool: Path, run: Any) -> None:
     said: list[str] = []
     assert run(pool, choices=Choices(size=5, levels=(4, 2))).written == 5
@@ -150,7 +153,7 @@ def test_an_index_brings_its_vectors(tmp_path: Path, pool: Path, run: Any, tiny_
         assert own.astype(float) @ other.astype(float) > 0.99, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_index_of_another_backbone_is_refused(tmp_path: Path, pool: Path, run: Any, tiny_backbone: Path) -> None:
     other = save_tiny(tmp_path / "other.safetensors", seed=1)
     for name, backbone in (("one", tiny_backbone), ("two", other)):

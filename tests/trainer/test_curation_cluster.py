@@ -51,6 +51,7 @@ class Deadly:
         return self._cluster.map(known[function.__name__], arguments)
 
 
+@pytest.mark.long
 def test_the_choice_of_a_cluster_is_that_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(neighbours, "SHARD_ROWS", 500)

@@ -124,7 +124,7 @@ def test_a_list_names_files_of_the_set_only(tmp_path: Path) -> None:
         read_dense_set(tmp_path, "masks")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_the_command_line(tmp_path: Path, tiny_backbone: Path) -> None:
     for command, folder, more in (
         ("segmentation", make_voc(tmp_path / "voc"), []),
@@ -172,7 +172,7 @@ def rooms(count: int, seed: int) -> DenseFeatures:
     return DenseFeatures(torch.tensor(patches).half(), targets, 8, torch.tensor(cls).half())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bins_learn_depth_and_use_cls() -> None:
     train, val = rooms(40, 0), rooms(10, 1)
     scores = depth(train, val, head="bins", steps=300)

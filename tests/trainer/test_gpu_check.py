@@ -26,6 +26,7 @@ def check() -> Check:
     return Check(torch.device("cpu"), tiny=True, limit_s=1e6)
 
 
+@pytest.mark.long
 def test_numbers_are_compared(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "WAYS", {"float32 packed": {}, "bfloat16 packed": {"precision": "bfloat16"}})
     attention_kernels(check)

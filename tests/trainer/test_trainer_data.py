@@ -108,6 +108,7 @@ def test_engines_give_nearly_the_same_crops(photos: Path) -> None:
     assert (by_pillow.local_crops - by_torch.local_crops).abs().mean() < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["pillow", "torch"])
 def test_resumed_and_divided_runs_see_the_same(photos: Path, engine: Literal["pillow", "torch"]) -> None:
     source, config = open_source(photos), replace(CONFIG, engine=engine)

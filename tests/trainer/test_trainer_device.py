@@ -66,7 +66,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
@@ -312,6 +312,7 @@ def test_on_a_gpu_the_next_batch_is_made_on_a_stream_beside_the_step(monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_a_step_prepares_the_next_batch_before_it_waits(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     real = OneAhead.prepare
@@ -351,6 +352,7 @@ def test_auto_is_settled_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert with_device_defaults(config, torch.device("cuda")).compile is False
 
 
+@pytest.mark.slow
 def test_auto_can_be_said_and_is_kept_as_what_it_stood_for(images: Path, tmp_path: Path) -> None:
     config = make_config("tiny", changes=["workers=auto", "compile=auto", "precision=auto"])
     assert (config.workers, config.compile, config.precision) == (None, None, "auto")

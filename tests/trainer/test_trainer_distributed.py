@@ -140,7 +140,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     return images, one, two
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_process_speaks(outcomes: tuple[Path, Path, Path]) -> None:
     _, _, two = outcomes
     assert "going on after step 3" in (two / "said0.txt").read_text()

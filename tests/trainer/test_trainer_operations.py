@@ -26,6 +26,7 @@ def small(**changes: object) -> Config:
     return make_config("tiny", changes={"batch_size": 4, "koleo_weight": 0, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"registers": 2, "head_layers": 2}, {"separate_heads": False}, {"arch": "vitl14", "num_local": 1}],

@@ -45,7 +45,7 @@ def test_the_stage_of_high_resolution_has_schedules_of_its_own() -> None:
     assert replaced > 0.99  # of the teacher
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_position_embeddings_are_resized_where_the_stage_begins(images: Path, tmp_path: Path) -> None:
     config = tiny(steps=4, **HIGH_RES)
     run(images, tmp_path / "whole", config)
@@ -84,7 +84,7 @@ def test_steps_may_be_raised_and_not_lowered(images: Path, tmp_path: Path) -> No
     assert run(images, tmp_path, tiny(steps=7), resume=True).steps == 7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_steps_cannot_be_raised_once_the_last_stage_has_begun(images: Path, tmp_path: Path) -> None:
     config = tiny(steps=4, **HIGH_RES)
     run(images, tmp_path, config, stop=stop_after(3))
@@ -100,6 +100,7 @@ def test_adapting_needs_a_backbone(images: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_settings_kept_are_those_of_the_backbone_and_can_be_given_again(images: Path, tmp_path: Path) -> None:
     origin = save_tiny(tmp_path / "origin.safetensors")
     run(images, tmp_path / "out", tiny(registers=3, alarms=False), from_backbone=origin, stop=stop_after(1))
@@ -163,6 +164,7 @@ def test_metrics_are_json_whatever_the_numbers() -> None:
     assert parsed == {"step": 3, "loss": None, "gradient_norm": None, "dino": 1.5}
 
 
+@pytest.mark.slow
 def test_local_and_global_losses_are_logged_apart(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path, tiny(steps=2, num_local=2))
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
@@ -170,6 +172,7 @@ def test_local_and_global_losses_are_logged_apart(images: Path, tmp_path: Path) 
     assert line["dino"] == pytest.approx((2 * line["dino_global"] + 4 * line["dino_local"]) / 6, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +187,7 @@ def test_a_stop_and_an_alarm_leave_a_snapshot_and_a_report(
         assert (out / "snapshots" / f"step_{step:09d}.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +207,7 @@ def test_what_an_alarm_stopped_goes_on_only_at_the_users_word(
     assert run(images, tmp_path, tiny(), resume=True).steps == 6  # the state after it is one that no alarm left
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("progress", "every_s", "lines"), [(False, 0.0, 3), (False, 30.0, 0), (True, 0.0, 0)])
 def test_without_a_bar_a_line_tells_now_and_then_how_far_it_is(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: bool, every_s: float, lines: int
@@ -217,6 +220,7 @@ def test_without_a_bar_a_line_tells_now_and_then_how_far_it_is(
     assert not told or re.fullmatch(r"step 3 of 3: loss \d+\.\d{3}, \d+\.\d images/s", told[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_under_torchrun_the_first_process_prints_what_came_of_it(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str
@@ -293,6 +297,7 @@ def test_files_of_training_runs_that_cannot_be_read_are_named(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_one_process_holds_the_whole_state_for_a_snapshot(images: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 

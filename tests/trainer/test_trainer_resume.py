@@ -78,6 +78,7 @@ def test_it_is_the_teacher_that_is_written(whole_run: Path) -> None:
     assert not torch.equal(written[name], last.tensors[f"student.backbone.{name}"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
 def test_stopped_and_resumed_is_uninterrupted(images: Path, whole_run: Path, tmp_path: Path, stop_at: int) -> None:
     summary = run(images, tmp_path, tiny(), stop=stop_after(stop_at))
@@ -89,6 +90,7 @@ def test_stopped_and_resumed_is_uninterrupted(images: Path, whole_run: Path, tmp
     assert same_bits(tmp_path / "heads.safetensors", whole_run / "heads.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
@@ -107,6 +109,7 @@ def test_it_is_so_in_every_mode(images: Path, tmp_path: Path, changes: dict[str,
     assert same_bits(tmp_path / "whole" / "backbone.safetensors", tmp_path / "cut" / "backbone.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_and_resumed_is_uninterrupted(images: Path, tmp_path: Path) -> None:
     script = (
@@ -155,6 +158,7 @@ def test_another_configuration_is_not_resumed(images: Path, tmp_path: Path) -> N
     assert run(images, tmp_path, tiny(log_every=3, checkpoint_blocks=True), resume=True).steps == 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [0, 5, 1000, -10])
 def test_a_damaged_snapshot_is_told_in_one_line(images: Path, tmp_path: Path, size: int) -> None:
     run(images, tmp_path, tiny(), stop=stop_after(2))
@@ -229,6 +233,7 @@ def test_a_run_can_be_distilled(images: Path, whole_run: Path, tmp_path: Path) -
         run(images, tmp_path / "none", tiny(distill_from="nobody.safetensors"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("teacher", ["backbone", "run with heads"])
 def test_a_student_may_be_of_another_width_than_its_teacher(
     images: Path, whole_run: Path, tmp_path: Path, teacher: str

@@ -171,6 +171,7 @@ def slow_total(student: Network, teacher: Network, batch: MaskedCrops, config: C
     return config.dino_weight * dino + config.ibot_weight * ibot + config.koleo_weight * koleo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separate", [True, False])
 def test_a_whole_step_is_the_papers(separate: bool) -> None:
     config = config_with(separate_heads=separate, ibot_weight=0.7, koleo_weight=0.3)
@@ -255,6 +256,7 @@ def test_a_distilled_student_sees_what_its_teacher_sees() -> None:
     assert same.ibot < step(student, teacher, replace(config, student_temperature=0.05), batch).ibot
 
 
+@pytest.mark.slow
 def test_features_of_a_frozen_backbone_can_be_learnt_from() -> None:
     config = config_with(distill_from="somewhere", num_local=0, koleo_weight=0)
     torch.manual_seed(0)

@@ -65,6 +65,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", COLLAPSING)
 def test_a_collapsing_run_is_stopped_within_200_steps(images: Path, tmp_path: Path, kind: str) -> None:
     config = make_config("tiny", changes=SMALL | COLLAPSING[kind])
@@ -78,6 +79,7 @@ def test_a_collapsing_run_is_stopped_within_200_steps(images: Path, tmp_path: Pa
     assert not (tmp_path / "backbone.safetensors").exists()
 
 
+@pytest.mark.long
 def test_a_healthy_run_is_left_alone(images: Path, tmp_path: Path) -> None:
     config = make_config("tiny", changes=SMALL | {"steps": 120})
     assert train(images, tmp_path, config, progress=False, say=quiet).steps == 120
@@ -206,6 +208,7 @@ def test_adapting_compares_before_and_after_and_shows_what_it_does(images: Path,
     assert math.isfinite(rows[-1]["loss"])
 
 
+@pytest.mark.long
 def test_what_became_worse_is_not_written_as_the_backbone(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
