@@ -452,6 +452,7 @@ def test_no_name_reaches_the_terminal_as_it_is(tiny_backbone: Path, seenit: Seen
     assert broken["path"] == str(folder / "broken\nhere.jpg")
 
 
+@pytest.mark.slow
 def test_backbones(seenit: Seenit, tiny_backbone: Path) -> None:
     listed = seenit("backbone", "list").out
     assert re.search(r"seenit_vits14 +shipped", listed) and re.search(r"dinov2_vitg14_reg +downloadable", listed)

@@ -130,6 +130,7 @@ def test_names_loaded_on_first_use_have_a_home(name: str) -> None:
     assert lazy_homes(name) <= set(MODULES)
 
 
+@pytest.mark.slow
 def test_decoding_and_moving_files_load_no_torch() -> None:
     names = sorted(name for name in MODULES if name == "indexer.images" or name.startswith("indexer.images."))
     assert len(names) > 5

@@ -11,15 +11,30 @@ from torch import Tensor
 from indexer.backbone import attention as attention_module
 from indexer.backbone.vit import Architecture, VisionTransformer
 
-varlen = pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no attention for different lengths")
-real_kernel: Any = varlen.varlen_attn
-KERNEL = "torch.nn.attention.varlen.varlen_attn"
+pytestmark = pytest.mark.skipif(
+    not attention_module.HAS_VARLEN, reason="this torch has no attention for different lengths"
+)
 LAYOUT = ((4, 17), (1, 9), (6, 5))
 
 
-def slow_kernel(*given: object) -> Tensor:
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What torch's kernel is called with from now on, a slow twin in its place."""
+    from torch.nn.attention import varlen  # here, since it brings torch's compiler, two seconds of every run of tests
+
+    signature = inspect.signature(varlen.varlen_attn)
+    called: list[dict[str, Any]] = []
+
+    def kernel(*given: object) -> Tensor:
+        called.append(dict(signature.bind(*given).arguments))
+        return slow_kernel(called[-1])
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    return called
+
+
+def slow_kernel(call: dict[str, Any]) -> Tensor:
     """What torch documents of its kernel, one sequence at a time."""
-    call = inspect.signature(real_kernel).bind(*given).arguments
     query, key, value = (call[name] for name in ("query", "key", "value"))
     borders = call["cu_seq_q"]
     assert torch.equal(borders, call["cu_seq_k"]) and borders.dtype == torch.int32
@@ -37,8 +52,7 @@ def test_borders_are_where_images_begin_and_the_last_one_ends() -> None:
     assert attention_module._borders(LAYOUT, torch.device("cpu")).tolist() == expected
 
 
-def test_the_kernel_is_given_what_the_plain_path_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KERNEL, slow_kernel)
+def test_the_kernel_is_given_what_the_plain_path_computes(calls: list[dict[str, Any]]) -> None:
     torch.manual_seed(0)
     qkv = torch.randn(4 * 17 + 9 + 6 * 5, 3, 2, 16, requires_grad=True)
     gradients = []
@@ -47,20 +61,17 @@ def test_the_kernel_is_given_what_the_plain_path_computes(monkeypatch: pytest.Mo
         (gradient,) = torch.autograd.grad(compute(*qkv.unbind(1), LAYOUT).square().sum(), qkv)
         gradients.append(gradient)
     torch.testing.assert_close(*gradients)
+    assert len(calls) == 1
 
 
-def test_a_packed_forward_uses_it_for_crops_of_two_sizes_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def counting_kernel(*given: object) -> Tensor:
-        calls.append(given)
-        return slow_kernel(*given)
-
+def test_a_packed_forward_uses_it_for_crops_of_two_sizes_only(
+    calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = VisionTransformer(Architecture(embed_dim=32, depth=2, num_heads=2, image_size=56))
     large, small = torch.randn(2, 3, 56, 56), torch.randn(3, 3, 28, 28)
     plain = model.forward_packed([large, small])
-    monkeypatch.setattr(KERNEL, counting_kernel)
+    assert not calls
     monkeypatch.setattr(attention_module, "_has_varlen", lambda query: True)
     packed = model.forward_packed([large, small])
     assert len(calls) == 2  # one a block

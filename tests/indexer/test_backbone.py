@@ -298,6 +298,7 @@ def test_auto_where_names_never_resolve(shipped: Path, monkeypatch: pytest.Monke
     hanging.set()
 
 
+@pytest.mark.slow
 def test_auto_asks_an_address_once_and_another_one_again(
     shipped: Path, address: OfficialAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def photos(count: int, height: int = 70, width: int = 70) -> Tensor:
     return torch.stack(waves).unflatten(0, (count, 3))
 
 
+@pytest.mark.slow
 @needs_vnni
 @pytest.mark.parametrize("registers", [0, 4])
 def test_it_is_close_to_the_plain_network(registers: int) -> None:
@@ -62,6 +63,7 @@ def test_it_is_close_to_the_plain_network(registers: int) -> None:
             assert torch.cosine_similarity(mine.patches.float(), exact.patches, dim=-1).min() > 0.99
 
 
+@pytest.mark.slow
 @needs_vnni
 def test_images_of_several_sizes_do_not_see_each_other() -> None:
     ours = eight_bit(network())
@@ -74,6 +76,7 @@ def test_images_of_several_sizes_do_not_see_each_other() -> None:
             torch.testing.assert_close(packed.patches, alone.patches, rtol=0, atol=0.3)
 
 
+@pytest.mark.slow
 @needs_vnni
 def test_outputs_that_were_handed_out_stay_as_they_are() -> None:
     ours = eight_bit(network())
@@ -87,6 +90,7 @@ def test_special_rows_are_the_first_of_each_image() -> None:
     assert special_rows(((2, 5), (1, 4)), 2).tolist() == [0, 1, 5, 6, 10, 11]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["processor", "result", "gated", "float32"])
 def test_where_it_cannot_be_done_the_network_stays_as_it_is(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     architecture = SMALL
@@ -112,6 +116,7 @@ def test_drawn_images_are_the_same_for_everybody() -> None:
     assert first.std() > 0.5
 
 
+@pytest.mark.slow
 def test_a_backbone_says_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     file = tmp_path / "small.safetensors"

@@ -199,6 +199,7 @@ def test_a_run_notices_sidecars_that_come_change_and_go(photos: Path, tiny_backb
     assert keywords_of(photos / ".seenit")["1.jpg"] == ()
 
 
+@pytest.mark.slow
 def test_tags_as_sidecars_replace_none_of_another_program(photos: Path, tiny_backbone: Path) -> None:
     (photos / "a" / "1.xmp").write_text(LIGHTROOM)
     sync_folder(photos, options=SyncOptions(resolution=56, workers=1), backbone=tiny_backbone)

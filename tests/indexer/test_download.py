@@ -265,6 +265,7 @@ def test_gives_up_and_a_later_call_goes_on(peer: Peer, target: Path) -> None:
     assert peer.ranges == ["bytes=30000-"]
 
 
+@pytest.mark.slow
 def test_a_silent_server_and_a_crawling_one_count_as_broken(peer: Peer, target: Path) -> None:
     began = time.monotonic()
     assert "3 times" in refusal(peer, target, silent)
@@ -476,6 +477,7 @@ def test_a_killed_process_leaves_no_lock_and_its_bytes(peer: Peer, target: Path)
     assert peer.ranges == ["bytes=30000-"]
 
 
+@pytest.mark.slow
 def test_probe_answers_within_its_time(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     probe(peer.url, 1.0)
     peer.answers = [login_page]

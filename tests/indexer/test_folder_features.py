@@ -60,6 +60,7 @@ def test_features_of_a_folder(photos: Path, backbone: Backbone, tmp_path: Path) 
     np.testing.assert_array_equal(np.array(table["features"].to_pylist(), np.float32), found.features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["features.npy", "features.parquet", "features.csv"])
 def test_nothing_is_overwritten(name: str, photos: Path, backbone: Backbone, tmp_path: Path) -> None:
     found = embed_folder(photos / "a", backbone, resolution=56, workers=1)
@@ -70,6 +71,7 @@ def test_nothing_is_overwritten(name: str, photos: Path, backbone: Backbone, tmp
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_folder_without_images(tmp_path: Path, backbone: Backbone) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(SeenitError, match="no images that can be read"):

@@ -157,6 +157,7 @@ def test_keys_that_lead_out_of_a_folder_are_refused(key: str) -> None:
         roots.path(key)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system's files have no owners")
 def test_another_users_index_beside_a_query_is_left_alone(
     photos: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -209,6 +210,7 @@ def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone
     assert build_index(photos, options=SyncOptions(workers=1)).summary.changes.unchanged == 8
 
 
+@pytest.mark.slow
 def test_dates_of_files_count_only_where_asked_for(photos: Path, tiny_backbone: Path) -> None:
     draw_photo(photos / "2019-07-04 10.15.00.jpg", 20)
     draw_photo(photos / "IMG-20010101-WA0001.jpg", 21)

@@ -120,6 +120,7 @@ def test_few_that_are_left_of_many_are_all_found(memory_path: Path) -> None:
             assert {hit.id for hit in hits} == set(ids[390:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tags", [("t3",), (), ("nobody",)])
 def test_filters_narrow_and_wide(large: Path, tags: tuple[str, ...]) -> None:
     with closing(open_store(large)) as store:
@@ -166,6 +167,7 @@ def test_a_cache_that_is_not_sound_is_ignored_and_rebuilt(large: Path, damage: s
             assert recall(store) > 0.98
 
 
+@pytest.mark.slow
 def test_copies_that_went_their_own_ways_do_not_share_a_graph(large: Path) -> None:
     other = Path(shutil.copytree(large, large.with_name("other")))
     assert graph_of(other) == graph_of(large)

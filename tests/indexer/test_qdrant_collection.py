@@ -50,6 +50,7 @@ def threshold(peer: QdrantPeer) -> int:
     return described(peer).config.optimizer_config.indexing_threshold or 0
 
 
+@pytest.mark.slow
 def test_a_collection_is_made_as_a_large_one_needs_it(peer: QdrantPeer, address: str) -> None:
     store = open_store(f"{address}shards=6&replicas=2", write=True)
     store.write_blob("manifest.json", b"{}")
@@ -70,6 +71,7 @@ def test_a_collection_is_made_as_a_large_one_needs_it(peer: QdrantPeer, address:
     assert (blobs.shard_number, blobs.replication_factor) == (1, 2), "a node that is lost must not take the manifest"
 
 
+@pytest.mark.slow
 def test_without_a_word_the_server_decides_on_shards_and_replicas(peer: QdrantPeer, address: str) -> None:
     store = open_store(address.rstrip("?&"), write=True)
     store.ensure(SCHEMA)
@@ -78,6 +80,7 @@ def test_without_a_word_the_server_decides_on_shards_and_replicas(peer: QdrantPe
     assert params.shard_number in (None, 1) and params.replication_factor in (None, 1)
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept_as_it_is(peer: QdrantPeer, address: str) -> None:
     """A collection made by hand keeps its settings, an index of a field its parameters; what lacks is added."""
     dense = models.VectorParams(size=SCHEMA.global_dim, distance=models.Distance.COSINE)
@@ -122,6 +125,7 @@ def test_int8_with_rescoring_finds_what_comparing_finds(
     store.close()
 
 
+@pytest.mark.slow
 def test_the_threshold_is_raised_while_much_is_loaded_and_lowered_after(
     peer: QdrantPeer, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +145,7 @@ def test_the_threshold_is_raised_while_much_is_loaded_and_lowered_after(
     assert peer.collections["photos"].optimizers is changes, "what is as it should be is not set again"
 
 
+@pytest.mark.slow
 def test_closing_lowers_it_and_a_reader_does_not(peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qdrant_store, "BULK_RECORDS", 20)
     store = open_store(f"{peer.url}/photos", write=True)
@@ -217,6 +222,7 @@ def test_lowering_is_tried_again_where_it_fails(peer: QdrantPeer, monkeypatch: p
     assert threshold(peer) == SERVERS_THRESHOLD
 
 
+@pytest.mark.slow
 def test_raising_that_is_answered_too_late_is_lowered(peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qdrant_store, "BULK_RECORDS", 20)
     store = open_store(f"{peer.url}/photos", write=True)
@@ -229,6 +235,7 @@ def test_raising_that_is_answered_too_late_is_lowered(peer: QdrantPeer, monkeypa
     store.close()
 
 
+@pytest.mark.slow
 def test_lowering_that_is_answered_too_late_is_done(peer: QdrantPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qdrant_store, "BULK_RECORDS", 20)
     store = open_store(f"{peer.url}/photos", write=True)
@@ -241,6 +248,7 @@ def test_lowering_that_is_answered_too_late_is_done(peer: QdrantPeer, monkeypatc
     store.close()
 
 
+@pytest.mark.slow
 def test_a_copy_to_a_server_loads_it_like_that(
     peer: QdrantPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_opening_is_repeated_like_any_later_request(peer: QdrantPeer, write: boo
     store.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_being_started_is_waited_for(peer: QdrantPeer) -> None:
     peer.go_away()
     later = threading.Timer(0.4, peer.come_back)
@@ -156,6 +157,7 @@ def test_a_server_that_is_restarted_in_mid_scroll(peer: QdrantPeer, monkeypatch:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_for_good_in_mid_scroll_leaves_no_shorter_answer(peer: QdrantPeer) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
     store.ensure(SCHEMA)
@@ -188,6 +190,7 @@ def test_a_batch_that_was_half_applied_is_made_whole(peer: QdrantPeer) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_batch_that_stays_half_applied_is_an_error_and_the_next_run_mends_it(peer: QdrantPeer) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
     store.ensure(SCHEMA)
@@ -205,6 +208,7 @@ def test_a_batch_that_stays_half_applied_is_an_error_and_the_next_run_mends_it(p
 NO_REPLICA = "Service internal error: The replica set for shard 1 on peer 2 has no active replica"
 
 
+@pytest.mark.slow
 def test_a_shard_without_a_live_replica_is_waited_for(peer: QdrantPeer) -> None:
     """A node that goes away in mid-scroll takes its shards with it until another one has taken them over."""
     store = open_store(f"{peer.url}/photos", write=True)
@@ -248,6 +252,7 @@ def test_what_a_server_forbids_is_no_wrong_key(peer: QdrantPeer) -> None:
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [Refusal(500, NO_SPACE), Refusal(507, "Insufficient Storage")])
 def test_a_servers_full_disk_is_told_at_once(peer: QdrantPeer, fault: Refusal) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
@@ -273,6 +278,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_is_left_alone_for_as_long_as_it_asks(peer: QdrantPeer, pauses: list[float], status: int) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
@@ -322,6 +328,7 @@ def test_connections_that_are_cut_half_way(proxy: CuttingProxy) -> None:
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 403, 404])
 def test_lasting_failures_are_not_repeated(peer: QdrantPeer, status: int) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
@@ -385,6 +392,7 @@ def test_patches_of_a_query_are_one_request(peer: QdrantPeer) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_batch_of_searches_is_one_request(peer: QdrantPeer) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
     store.ensure(SCHEMA)
@@ -489,6 +497,7 @@ def test_passing_failures_over_grpc_are_repeated(peer: QdrantPeer, grpc_peer: Qd
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [StatusCode.UNAUTHENTICATED, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND])
 def test_lasting_failures_over_grpc_are_not_repeated(
     peer: QdrantPeer, grpc_peer: QdrantGrpcPeer, code: StatusCode
@@ -503,6 +512,7 @@ def test_lasting_failures_over_grpc_are_not_repeated(
     store.close()
 
 
+@pytest.mark.slow
 def test_grpc_connections_that_are_cut_half_way(peer: QdrantPeer, grpc_peer: QdrantGrpcPeer) -> None:
     with CuttingProxy(grpc_peer.port) as proxy:
         store = open_store(f"{peer.url}/photos?grpc={proxy.port}", write=True)

@@ -137,6 +137,7 @@ def test_what_words_mean(tmp_path: Path) -> None:
 # Lists and tables
 
 
+@pytest.mark.slow
 def test_a_list_is_brought_in_line(photos: Path, tmp_path: Path, run: Any) -> None:
     listed = tmp_path / "list.txt"
     names = [f"photos/{photo.relative_to(photos)}" for photo in sorted(photos.rglob("*.jpg"))]
@@ -156,6 +157,7 @@ def test_a_list_is_brought_in_line(photos: Path, tmp_path: Path, run: Any) -> No
     assert len(paths(tmp_path / "index")) == 7  # nothing was lost
 
 
+@pytest.mark.slow
 def test_a_list_beside_a_folder_shares_records_and_is_copied(photos: Path, tmp_path: Path, run: Any) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("photos/a/0.jpg\n")
@@ -231,6 +233,7 @@ def test_a_table_without_the_column(tmp_path: Path, run: Any) -> None:
 # Tar shards
 
 
+@pytest.mark.slow
 def test_shards_are_read_where_they_lie(photos: Path, tmp_path: Path, run: Any) -> None:
     make_tar(tmp_path / "s-0.tar", photos, "[0-3]")
     make_tar(tmp_path / "s-1.tar", photos, "[4-7]")
@@ -249,6 +252,7 @@ def test_shards_are_read_where_they_lie(photos: Path, tmp_path: Path, run: Any) 
     assert len(paths(tmp_path / "index")) == 9
 
 
+@pytest.mark.slow
 def test_a_hostile_shard_costs_itself(photos: Path, tmp_path: Path, run: Any) -> None:
     data = (photos / "a" / "0.jpg").read_bytes()
     (tmp_path / "secret.jpg").write_bytes(data)

@@ -149,6 +149,7 @@ def names_of(folder: Path) -> list[str]:
         return [name for (name,) in db.execute("SELECT name FROM sqlite_schema ORDER BY name")]
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_any_table_is_found_and_never_read_as_something_else(folder: Path) -> None:
     before = held(folder)
     names = names_of(folder)
@@ -617,6 +618,7 @@ print(len(store.search(np.eye(16, dtype=np.float32)[:1], 100)[0]), flush=True)
     child.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_second_writer_waits_then_names_the_first(folder: Path) -> None:
     with closing(open_store(folder, write=True)):
         began = time.monotonic()

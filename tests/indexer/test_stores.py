@@ -56,11 +56,13 @@ def test_a_record_comes_back_as_it_was(store: Store) -> None:
     assert bare.global_vector is None and bare.patches is None and bare.files == RECORDS[4].files
 
 
+@pytest.mark.slow
 def test_retrieve_keeps_the_order_and_leaves_out_unknown_ids(store: Store) -> None:
     asked = [RECORDS[5].id, content_id(b"unknown"), RECORDS[2].id]
     assert [record.id for record in store.retrieve(asked)] == [RECORDS[5].id, RECORDS[2].id]
 
 
+@pytest.mark.slow
 def test_scroll_goes_through_all_in_the_order_of_ids(store: Store) -> None:
     assert [record.id for record in store.scroll(batch=7)] == sorted(ids(RECORDS))
     packed = {record.id: record.patches for record in RECORDS}
@@ -83,6 +85,7 @@ def test_search_agrees_with_the_exact_cosines(store: Store) -> None:
     assert store.search(queries[:0], 5) == [] and store.search(queries[:1], 0) == [[]]
 
 
+@pytest.mark.slow
 def test_patches_of_named_records(store: Store) -> None:
     store.upsert([replace(RECORDS[7], patches=None), replace(RECORDS[8], patches=b"")])
     asked = [RECORDS[n].id for n in (5, 7, 2, 5, 8)] + [content_id(b"unknown")]
@@ -140,6 +143,7 @@ def test_filters_may_name_thousands(store: Store) -> None:
     assert meeting(store, Filter(tags=tuple(f"none{n}" for n in range(2000)))) == set()
 
 
+@pytest.mark.slow
 def test_writes_may_be_repeated_and_replace_whole_records(store: Store) -> None:
     store.upsert(RECORDS[:10])
     assert store.count() == len(RECORDS)
@@ -153,6 +157,7 @@ def test_writes_may_be_repeated_and_replace_whole_records(store: Store) -> None:
     assert store.patches([changed.id]) == {}
 
 
+@pytest.mark.slow
 def test_deleted_records_are_gone(store: Store) -> None:
     for _ in range(2):
         store.delete([RECORDS[0].id, RECORDS[1].id, content_id(b"unknown")])
@@ -160,6 +165,7 @@ def test_deleted_records_are_gone(store: Store) -> None:
     assert store.search(GALLERY[0:1], 1)[0][0].id != RECORDS[0].id
 
 
+@pytest.mark.slow
 def test_a_rename_changes_files_and_folders_only(store: Store) -> None:
     record = RECORDS[4]
     files = (StoredFile("1/new/a.jpg", 5, 6), StoredFile("0/album1/b.jpg", 7, 8))
@@ -195,6 +201,7 @@ def test_tags_are_replaced(store: Store) -> None:
     assert store.retrieve([RECORDS[1].id])[0].files == RECORDS[1].files
 
 
+@pytest.mark.slow
 def test_attributes_are_replaced(store: Store) -> None:
     """Any JSON comes back; of its plain values a filter may ask, as texts."""
     values = {"n": 1.5, "t": "\udc80", "deep": {"a": [1, {"b": None}]}, "list": [1, "x", None], "日本": True}
@@ -423,6 +430,7 @@ def test_a_copy_holds_the_same_and_may_be_repeated(peer: QdrantPeer, tmp_path: P
         copy.close()
 
 
+@pytest.mark.slow
 def test_a_search_leaves_the_number_of_threads_as_it_was(store: Store) -> None:
     import faiss
 

@@ -52,6 +52,7 @@ def keys(index: Path) -> set[str]:
     return {file.key for record in records(index) for file in record.files}
 
 
+@pytest.mark.slow
 def test_first_run_indexes_everything_and_the_second_nothing(photos: Path, tiny_backbone: Path) -> None:
     first = run(photos, tiny_backbone)
     assert (first.changes.added, first.images, first.embedded) == (8, 8, 8)
@@ -86,6 +87,7 @@ def test_a_dry_run_of_a_new_index_leaves_nothing_behind(photos: Path, tiny_backb
     assert not (photos / ".seenit").exists()
 
 
+@pytest.mark.slow
 def test_renames_need_no_backbone(photos: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(photos, tiny_backbone)
     (photos / "a").rename(photos / "z")
@@ -108,6 +110,7 @@ def test_renamed_files_are_hashed_in_few_messages() -> None:
     assert list(_in_batches([])) == []
 
 
+@pytest.mark.slow
 def test_odd_files_are_indexed_as_what_they_show(tmp_path: Path, tiny_backbone: Path) -> None:
     """Turned TIFFs, 12 bits in 16, pages, a JPEG without its end, a time after 2262, names of any bytes."""
     folder = tmp_path / "odd"
@@ -143,6 +146,7 @@ def test_odd_files_are_indexed_as_what_they_show(tmp_path: Path, tiny_backbone: 
     assert run(folder, tiny_backbone).changes.unchanged == summary.images
 
 
+@pytest.mark.slow
 def test_an_index_moves_with_its_folder(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     run(photos, tiny_backbone)
     elsewhere = tmp_path / "elsewhere"
@@ -189,6 +193,7 @@ def test_what_is_excluded_stays_out_until_it_is_taken_back(photos: Path, tiny_ba
     assert back.images == 10 and not [key for key in keys(photos / ".seenit") if key.endswith(".png")]
 
 
+@pytest.mark.slow
 def test_patterns_hold_for_the_indexed_folder_also_where_a_part_of_it_is_named(
     photos: Path, tiny_backbone: Path
 ) -> None:
@@ -215,6 +220,7 @@ def test_a_refit_keeps_what_is_excluded(photos: Path, tiny_backbone: Path) -> No
         assert index.manifest.exclude == ("*.png",)
 
 
+@pytest.mark.slow
 def test_retry_reads_again_what_was_remembered_as_broken(
     photos: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +285,7 @@ def test_several_folders_nested_folders_and_a_containing_one(photos: Path, tiny_
     assert everything.changes.unchanged == 10
 
 
+@pytest.mark.slow
 def test_an_emptied_folder_is_not_taken_for_a_wish(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     run(photos, tiny_backbone, index)
@@ -293,6 +300,7 @@ def test_an_emptied_folder_is_not_taken_for_a_wish(photos: Path, tiny_backbone: 
         run(photos, tiny_backbone, index)
 
 
+@pytest.mark.slow
 def test_refuses_another_backbone_and_another_resolution(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     run(photos, tiny_backbone)
     other = save_tiny(tmp_path / "other.safetensors", seed=1)
@@ -463,6 +471,7 @@ def test_a_folder_that_may_not_be_read_keeps_its_images(photos: Path, tiny_backb
     assert summary.images == 8 and len(summary.unreadable) == 1 and not summary.in_line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are valid text on this system")
 def test_names_that_are_not_utf8_and_links_in_a_circle(photos: Path, tiny_backbone: Path) -> None:
     odd = os.fsencode(photos) + b"/caf\xe9.jpg"
@@ -476,6 +485,7 @@ def test_names_that_are_not_utf8_and_links_in_a_circle(photos: Path, tiny_backbo
     assert run(photos, tiny_backbone).changes.unchanged == 10
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_told_who_holds_the_index(photos: Path, tiny_backbone: Path) -> None:
     run(photos, tiny_backbone)
     store = open_store(photos / ".seenit", write=True)
@@ -486,6 +496,7 @@ def test_a_second_writer_is_told_who_holds_the_index(photos: Path, tiny_backbone
         store.close()
 
 
+@pytest.mark.slow
 def test_images_awaiting_a_refit_are_found_in_the_engine(photos: Path, tiny_backbone: Path) -> None:
     run(photos, tiny_backbone)
     store = open_store(photos / ".seenit")

@@ -56,6 +56,7 @@ def test_it_is_learnt_anew_only_when_it_no_longer_holds(index: Path, photos: Pat
     assert again is not None and again.images == 68 and again.whitening_id != learnt.whitening_id
 
 
+@pytest.mark.slow
 def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> None:
     few = tmp_path / "few"
     draw_photo(few / "1.png", 1)

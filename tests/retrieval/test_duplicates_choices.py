@@ -92,6 +92,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_choices_are_shown_then_moved_then_undone(album: Path) -> None:
     before = everything(album.parent)
     values = choices_of(album, move_to=str(album / ".seenit-moved"))
@@ -207,6 +208,7 @@ def test_what_changed_since_stays_where_it_is(album: Path) -> None:
     assert all(path(file).exists() for file in second["move"]) and path(first["move"][0]).exists()
 
 
+@pytest.mark.slow
 def test_choices_of_another_index_are_told(album: Path, tmp_path: Path, tiny_backbone: Path) -> None:
     values = choices_of(album, move_to=str(tmp_path / "other" / ".m"))
     draw_photo(tmp_path / "other" / "x.jpg", 77)
@@ -220,6 +222,7 @@ def test_options_that_would_not_count_are_refused(album: Path) -> None:
     assert refused.returncode == 2 and "--apply" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_names_cannot_break_out_of_it(tmp_path: Path, tiny_backbone: Path) -> None:
     folder = tmp_path / "photos"
     name = "</script><img src=x onerror=alert(1)>.jpg".replace("/", "\u2215")

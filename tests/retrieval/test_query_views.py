@@ -65,6 +65,7 @@ def test_frames_lead_back_to_the_image(degrees: float) -> None:
     np.testing.assert_allclose(cut[rows, cols, :2][inside] / 255, there[inside], atol=0.015)
 
 
+@pytest.mark.slow
 def test_a_turned_photo_is_found_and_its_match_lies_where_it_is(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(4):
         draw_photo(tmp_path / f"{n}.jpg", n + 60)

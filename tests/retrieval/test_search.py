@@ -36,6 +36,7 @@ def names(results: list[Result]) -> list[str]:
     return [Path(result.path).name for result in results]
 
 
+@pytest.mark.slow
 def test_every_kind_of_query_gives_the_same_answer(index: Path, photos: Path) -> None:
     file = photos / "a" / "0.jpg"
     image = Image.open(file)
@@ -82,6 +83,7 @@ def test_the_query_file_is_left_out_but_its_copies_are_not(index: Path, photos: 
         assert {both.path, *both.copies} == {str(file), str(photos / "copy.jpg")}
 
 
+@pytest.mark.slow
 def test_filters(index: Path, photos: Path) -> None:
     change_tags(index, [photos / "b"], lambda tags: tags | {"blue"})
     year = datetime(2021, 1, 1, tzinfo=UTC)
@@ -105,6 +107,7 @@ def test_filters(index: Path, photos: Path) -> None:
         assert found(Filter(tags=("blue", "red"))) == set()
 
 
+@pytest.mark.slow
 def test_a_region_searches_for_what_is_inside_it(index: Path, photos: Path, tmp_path: Path) -> None:
     inner = Image.open(photos / "a" / "1.jpg")
     scene = Image.new("RGB", (400, 300), "grey")
@@ -152,6 +155,7 @@ def test_bad_queries(index: Path, tmp_path: Path) -> None:
         assert searcher.search_batch([]) == []
 
 
+@pytest.mark.slow
 def test_no_index_and_another_backbone(index: Path, tmp_path: Path) -> None:
     with pytest.raises(SeenitError, match=r"no index at .*seenit index"):
         Searcher.open(tmp_path / "nothing")
@@ -170,6 +174,7 @@ def test_reranking_keeps_the_same_images_and_fuses_their_scores(index: Path, pho
         assert [result.score for result in reranked] != [result.score for result in plain]
 
 
+@pytest.mark.slow
 def test_a_result_says_where_the_thing_is_and_which_patches_agree(index: Path, photos: Path) -> None:
     with Searcher.open(index) as searcher:
         itself, *others = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))
@@ -185,6 +190,7 @@ def test_a_result_says_where_the_thing_is_and_which_patches_agree(index: Path, p
         assert explained.evidence.num_inliers == evidence.num_inliers and explained.query_similarity.min() > 0.99
 
 
+@pytest.mark.slow
 def test_several_images_are_one_query(index: Path, photos: Path) -> None:
     first, second, third = (photos / "a" / f"{n}.jpg" for n in range(3))
     with Searcher.open(index) as searcher:
@@ -201,6 +207,7 @@ def test_several_images_are_one_query(index: Path, photos: Path) -> None:
         assert not {str(first), str(third)} & {r.path for r in searcher.search(MultiQuery((first,), likes=(third,)))}
 
 
+@pytest.mark.slow
 def test_expansion_and_augmentation_mix_neighbours_in(index: Path, photos: Path) -> None:
     query = photos / "a" / "0.jpg"
     with Searcher.open(index) as searcher:
@@ -220,6 +227,7 @@ def test_expansion_and_augmentation_mix_neighbours_in(index: Path, photos: Path)
             assert result.score == pytest.approx(float(mixed / np.linalg.norm(mixed) @ view), abs=0.01)
 
 
+@pytest.mark.slow
 def test_tags_of_images_outside_of_the_index(index: Path, tmp_path: Path) -> None:
     with pytest.raises(SeenitError, match="not in the index"):
         change_tags(index, [tmp_path / "elsewhere.jpg"], lambda tags: tags | {"x"})

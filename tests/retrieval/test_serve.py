@@ -179,6 +179,7 @@ def test_explain(client: TestClient, library: Path) -> None:
         assert "name or upload one" in told(client.post("/api/explain", json=wrong), 422)["error"]
 
 
+@pytest.mark.slow
 def test_an_indexed_image_whose_file_is_gone_is_still_a_query(own: tuple[TestClient, Path]) -> None:
     client, folder = own
     id = id_of(client, folder / "a" / "1.jpg")
@@ -303,6 +304,7 @@ def test_originals_come_in_ranges(client: TestClient, library: Path) -> None:
     assert changed.status_code == 200 and changed.content == data
 
 
+@pytest.mark.slow
 def test_head_is_get_without_the_body(client: TestClient, library: Path) -> None:
     id = content_id((library / "a" / "1.jpg").read_bytes())
     for address in (f"/api/images/{id}", f"/api/images/{id}/thumbnail?size=160", f"/api/images/{'0' * 8}{id[8:]}"):
@@ -404,6 +406,7 @@ def finished(client: TestClient, id: str) -> Any:
     raise AssertionError("the task does not end")
 
 
+@pytest.mark.slow
 def test_the_index_is_brought_in_line(own: tuple[TestClient, Path]) -> None:
     client, folder = own
     assert told(client.get("/api/images"))["total"] == 11
@@ -472,6 +475,7 @@ def test_duplicates_are_found_applied_and_undone(own: tuple[TestClient, Path]) -
 # ---- pages ----
 
 
+@pytest.mark.slow
 def test_pages_are_a_fixed_set_of_files(library: Path, tmp_path: Path) -> None:
     page = tmp_path / "page"
     page.mkdir()

@@ -57,6 +57,7 @@ def refused(response: Any, status: int) -> str:
 # ---- where a request comes from ----
 
 
+@pytest.mark.slow
 def test_a_name_that_was_pointed_here_is_refused(client: TestClient) -> None:
     for host in ("evil.com", "evil.com:8765", "127.0.0.1.evil.com", "192.168.1.5:8765", "", "localhost:8765.evil.com"):
         for path in ("/", "/api/info", "/api/health", "/openapi.json", "/theme.css"):
@@ -65,6 +66,7 @@ def test_a_name_that_was_pointed_here_is_refused(client: TestClient) -> None:
         assert client.get("/api/info", headers={"Host": host}).status_code == 200
 
 
+@pytest.mark.slow
 def test_another_site_cannot_ask_or_change(client: TestClient) -> None:
     id = first_id(client)
     cross = (
@@ -111,6 +113,7 @@ def test_every_response_forbids_scripts_and_frames(client: TestClient) -> None:
 # ---- the token ----
 
 
+@pytest.mark.slow
 def test_nothing_is_told_without_the_token(guarded: TestClient) -> None:
     guarded.cookies.clear()
     paths = guarded.get("/openapi.json").json()["paths"]
@@ -160,6 +163,7 @@ def test_a_wrong_token_takes_as_long_whatever_it_shares_with_the_right_one() -> 
     assert abs(first - last) < 0.25 * max(first, last), (first, last)
 
 
+@pytest.mark.slow
 def test_the_token_is_in_no_log(library: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with running(library / ".seenit", Access("127.0.0.1", TOKEN), read_only=True) as (_, host, port):
         for header in (TOKEN, "wrong token 123456"):
@@ -210,6 +214,7 @@ def test_only_files_that_the_index_names_are_served(tmp_path: Path, tiny_backbon
             assert refused(client.post("/api/explain", json={"query": path, "image": path}), 404)
 
 
+@pytest.mark.slow
 def test_addresses_that_climb_lead_nowhere(library: Path) -> None:
     with running(library / ".seenit", read_only=True) as (_, host, port):
         for target in (
@@ -251,6 +256,7 @@ def png(width: int, height: int, rows: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 def test_hostile_images_cost_only_their_own_answer(client: TestClient, library: Path) -> None:
     good = (library / "a" / "1.jpg").read_bytes()
     tiff = io.BytesIO()
@@ -377,6 +383,7 @@ def test_half_open_connections_are_closed_and_hold_nobody_up(library: Path, monk
         kept.close()
 
 
+@pytest.mark.slow
 def test_requests_that_are_no_http(library: Path) -> None:
     with running(library / ".seenit", read_only=True) as (_, host, port):
         for sent in (

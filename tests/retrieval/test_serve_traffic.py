@@ -255,6 +255,7 @@ def test_names_of_any_bytes_are_served_and_found(tmp_path: Path, tiny_backbone: 
         assert client.get("/api/folders").json()["folders"][1]["images"] == 4
 
 
+@pytest.mark.slow
 def test_an_index_that_cannot_be_written_is_served(library: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(library, folder)

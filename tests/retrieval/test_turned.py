@@ -142,6 +142,7 @@ def test_a_thing_is_found_however_the_photo_is_turned(searcher: Searcher, degree
         check(first.evidence, degrees)
 
 
+@pytest.mark.slow
 def test_in_a_batch_each_query_has_its_own_turn(searcher: Searcher, tmp_path: Path) -> None:
     answers = searcher.search_batch([scene(degrees) for degrees in (0, *TURNS)], SearchOptions(top=1))
     for degrees, (first,) in zip((0, *TURNS), answers, strict=True):
@@ -204,6 +205,7 @@ def test_where_the_upright_photo_convinces_nothing_is_turned(
     assert asked == [2]
 
 
+@pytest.mark.slow
 def test_a_photo_of_the_index_does_not_convince_by_itself(searcher: Searcher, folder: Path) -> None:
     sideways = scene(90)
     sideways.save(folder / "sideways.png")

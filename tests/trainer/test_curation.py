@@ -58,6 +58,7 @@ def fates(tmp_path: Path) -> dict[str, tuple[str, str]]:
         return {Path(r["path"]).name: (r["fate"], Path(r["because_of"]).name) for r in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_copies_go_and_the_larger_one_stays(tmp_path: Path, pool: Path, run: Any) -> None:
     said: list[str] = []
     summary = run(pool, say=said.append)
@@ -171,6 +172,7 @@ def test_an_index_of_another_backbone_is_refused(tmp_path: Path, pool: Path, run
         run([str(tmp_path / "one"), str(tmp_path / "two")], backbone=None)
 
 
+@pytest.mark.slow
 def test_images_in_tar_files_become_files_beside_the_list(tmp_path: Path, pool: Path, run: Any) -> None:
     with tarfile.open(tmp_path / "shard.tar", "w") as shard:
         for n in range(4):

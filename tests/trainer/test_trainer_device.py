@@ -127,6 +127,7 @@ def padded(batch: MaskedCrops) -> MaskedCrops:
     return replace(batch, masks=picked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["sinkhorn", "centering", "features"])
 def test_padding_changes_nothing(targets: str) -> None:
     if targets == "features":

@@ -171,6 +171,7 @@ def dense(kind: str, count: int = 12, seed: int = 0) -> DenseFeatures:
     return DenseFeatures(torch.tensor(np.stack(patches)).half(), tuple(targets), 16)
 
 
+@pytest.mark.slow
 def test_segmentation_of_features_that_say_it_all() -> None:
     scores = segmentation(dense("masks"), dense("masks", 5, seed=1), steps=150)
     assert scores.pixel_accuracy > 0.75 and scores.num_images == 5 and set(scores.iou) == {0, 1, 2}

@@ -148,6 +148,7 @@ def test_within_photo_is_the_mean_covariance_of_a_photos_views() -> None:
     assert (spread[:, :4].mean(1) > 3 * spread[:, 4:].mean(1)).all()  # it sees where views stray
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_a_head_travels_in_the_backbones_file(tiny_backbone: Path, tmp_path: Path, dtype: Any) -> None:
     origin, given = load_checkpoint(tiny_backbone), tmp_path / "given.safetensors"

@@ -285,6 +285,7 @@ def test_only_what_shall_learn_has_gradients() -> None:
     assert learning == {"1"}
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32() -> None:
     config = config_with()
     student, teacher, batch = network(config, 1), network(config, 2), batch_of(config)
