@@ -52,7 +52,6 @@ PATCHES_AT_ONCE = 20_000  # images whose patches are held in memory while querie
 # resized copies .87 and more, cropped ones .53 to .8 (nine of ten over .62), different photos .51 at most
 GROUP_COSINE = 0.6
 GROUPED_FROM = 10  # times as many candidates as results are looked at for a better spread; not tuned
-
 TRIES = 5  # to describe queries by statistics that hold until their answers are there
 
 

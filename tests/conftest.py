@@ -26,14 +26,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests star
 TINY = Architecture(patch_size=14, embed_dim=32, depth=4, num_heads=2, image_size=112)
 
 
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each test gets places of its own: pytest's numbered folders list all others, and there are thousands."""
+    return tmp_path_factory.mktemp("places")
+
+
 @pytest.fixture(autouse=True)
-def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_places(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own cache and state, or reaches for the network."""
-    monkeypatch.setenv("SEENIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("SEENIT_STATE", str(tmp_path_factory.mktemp("state")))
-    monkeypatch.setenv("SEENIT_ITEMS", str(tmp_path_factory.mktemp("items")))
+    own = Path(tempfile.mkdtemp(dir=places))
+    for name in ("cache", "state", "items", "config"):
+        (own / name).mkdir()
+    for name in ("cache", "state", "items"):
+        monkeypatch.setenv(f"SEENIT_{name.upper()}", str(own / name))
     monkeypatch.setenv("SEENIT_OFFLINE", "1")
-    monkeypatch.setenv("SEENIT_CONFIG", str(tmp_path_factory.mktemp("config") / "config.toml"))
+    monkeypatch.setenv("SEENIT_CONFIG", str(own / "config" / "config.toml"))
     monkeypatch.delenv("SEENIT_INDEX", raising=False)
 
 

@@ -25,3 +25,17 @@ def stage(what: str, total: int, unit: str, progress: Progress) -> Iterator[Call
             bar.update(done - bar.n)
 
         yield update
+
+
+@contextmanager
+def counted_stage(what: str, total: int, unit: str, progress: Progress) -> Iterator[Callable[[int], None]]:
+    """A stage that is told how many more are done."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total)
+
+    with stage(what, total, unit, progress) as report:
+        yield advance

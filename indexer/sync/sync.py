@@ -31,7 +31,7 @@ from ..store.open import open_store
 from ..store.protocol import Store, StoredFile, is_url
 from .ledger import Ledger
 from .options import SyncOptions
-from .progress import Progress, stage
+from .progress import Progress, counted_stage, stage
 from .scan import Run, patterns_left_out, scopes_of, take_stock
 from .summary import Summary, _skip_reasons
 
@@ -316,24 +316,34 @@ def _embed_all(
     if options.ray is not None:
         return _embed_on_cluster(run, manifest, embedder, whitening, progress, stop)
     writer = Writer(run.store, ledger, run.roots, embedder, manifest, whitening, run.exclude)
-    jobs = (run.job(key, "decode") for key in ledger.to_decode(0 if whitening else FIT_SAMPLE))
+    keys = ledger.to_decode(0 if whitening else FIT_SAMPLE)
     began = time.monotonic()
-    interrupted = False
-    total = ledger.num_to_decode()
-    with (
-        DecodePool(options.workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size) as pool,
-        stage("indexing", total, "img", progress) as report,
-    ):
-        for done, outcome in enumerate(pool.run(jobs), start=1):
-            report(done, total)
-            _take(run, writer, run.key(outcome), outcome)
-            if stop():
-                interrupted = True
-                break
+    with counted_stage("indexing", ledger.num_to_decode(), "img", progress) as advance:
+        interrupted = _decode_into(run, writer, embedder, keys, advance, stop)
         writer.finish(interrupted)
     run.embedding_s = time.monotonic() - began
     run.embedded, run.refitted = writer.written, writer.refitted
     return writer.manifest, interrupted
+
+
+def _decode_into(
+    run: Run,
+    writer: "Writer",
+    embedder: "Embedder",
+    keys: Iterable[str],
+    advance: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Decode files in this machine's processes and hand them to the writer; whether it was stopped."""
+    with DecodePool(
+        run.options.workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size
+    ) as pool:
+        for outcome in pool.run(run.job(key, "decode") for key in keys):
+            advance(1)
+            _take(run, writer, run.key(outcome), outcome)
+            if stop():
+                return True
+    return False
 
 
 def _embed_on_cluster(
@@ -351,24 +361,16 @@ def _embed_on_cluster(
     assert run.store is not None
     ledger, began = run.ledger, time.monotonic()
     keys = ledger.to_decode(0 if whitening else FIT_SAMPLE)
-    total = ledger.num_to_decode()
-    done, interrupted = 0, False
-
-    with open_work(run, embedder) as work, stage("indexing", total, "img", progress) as report:
+    interrupted = False
+    with (
+        open_work(run, embedder) as work,
+        counted_stage("indexing", ledger.num_to_decode(), "img", progress) as advance,
+    ):
         writer = Writer(
             run.store, ledger, run.roots, work.embedder(embedder), manifest, whitening, run.exclude, fixed=True
         )
         while writer.whitening is None and not interrupted and (sample := list(islice(keys, FIT_SAMPLE))):
-            with DecodePool(
-                run.options.workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size
-            ) as pool:
-                for outcome in pool.run(run.job(key, "decode") for key in sample):
-                    done += 1
-                    report(done, total)
-                    _take(run, writer, run.key(outcome), outcome)
-                    if stop():
-                        interrupted = True
-                        break
+            interrupted = _decode_into(run, writer, embedder, sample, advance, stop)
         writer.finish(interrupted)
         run.embedded, run.refitted = writer.written, writer.refitted
         if not interrupted and writer.whitening is not None:
@@ -378,13 +380,8 @@ def _embed_on_cluster(
                 _take(run, wanted, key, outcome)
                 return wanted.is_new
 
-            def add(count: int) -> None:
-                nonlocal done
-                done += count
-                report(done, total)
-
             written, interrupted = work.embed(
-                run, writer.whitening, embedder.backbone.patch_size, keys, enter, add, stop
+                run, writer.whitening, embedder.backbone.patch_size, keys, enter, advance, stop
             )
             run.embedded += written
     run.embedding_s = time.monotonic() - began

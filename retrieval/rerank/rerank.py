@@ -57,7 +57,7 @@ def glance(views: Sequence[CropFeatures], packed: Sequence[bytes]) -> np.ndarray
     Sum of the cosines above the floor of all mutual pairs; of several crops the heaviest counts. It takes a fifth of
     the time of a `Comparison`.
     """
-    queries = [_Query.of(view).thinned() for view in views]
+    queries = [_query_of(view).thinned() for view in views]
     chunks = _chunks(packed)
     return np.concatenate([np.zeros(0, np.float32), *map_threads(_glance, [queries] * len(chunks), chunks)])
 
@@ -72,7 +72,7 @@ class Comparison:
 
     def __init__(self, views: Sequence[CropFeatures], packed: Sequence[bytes]) -> None:
         """packed  the candidates' patches, as the store has them"""
-        self._queries = [_Query.of(view) for view in views]
+        self._queries = [_query_of(view) for view in views]
         chunks = _chunks(packed) if views else []
         self._chunk = len(chunks[0]) if chunks else 1
         self._parts = map_threads(_compare, [self._queries] * len(chunks), chunks)
@@ -151,10 +151,6 @@ class _Query:
     tokens: Factors
     at: Tensor
     apart: Tensor
-
-    @classmethod
-    def of(cls, view: CropFeatures) -> "_Query":
-        return _query_of(view)
 
     def thinned(self) -> Factors:
         """Every fourth of its patches, shifted from row to row."""
