@@ -1,17 +1,17 @@
 """Embedding in an actor of a cluster: the backbone is loaded once, and records go straight to a server's collection."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..backbone.backbone import Backbone
 from ..descriptor.embedder import Embedder
-from ..descriptor.patch_codec import PatchTokens, pack_patches
-from ..descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening, apply, load_whitening
+from ..descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening, load_whitening
 from ..errors import SeenitError
 from ..images.batches import of_one_shape
 from ..images.jobs import Decoded
+from ..index.records import make_records, with_what_was_said
 from ..store.open import open_store
 from ..store.protocol import Record, Schema, Store, StoredFile
 
@@ -26,6 +26,7 @@ class ActorSpec:
     backbone, backbone_hash  its name or path, which must be there on every machine, and what it must be
     settings                 of the descriptor
     store                    a server's collection that the actor writes to; None: the driver writes
+    precision                of the backbone, a `dtype` of `Backbone.load`
     """
 
     backbone: str
@@ -33,13 +34,14 @@ class ActorSpec:
     resolution: int
     settings: Mapping[str, object]
     store: str | None
+    precision: str = "auto"
 
 
 class EmbedActor:
     """See `ActorSpec`."""
 
     def __init__(self, spec: ActorSpec) -> None:
-        backbone = Backbone.load(spec.backbone)
+        backbone = Backbone.load(spec.backbone, dtype=spec.precision)
         if backbone.hash != spec.backbone_hash:
             raise SeenitError(
                 f"backbone {spec.backbone} is another one on a machine of the cluster ({backbone.hash[:8]}, not"
@@ -73,29 +75,14 @@ class EmbedActor:
         records = [
             record
             for batch in of_one_shape((replace(image, pixels=pixels[image.path]) for image in images), self._batch)
-            for record in self._records(batch, fitted, files)
+            for record in make_records(
+                batch, self._embedder.pooled([image.pixels for image in batch]), fitted, files.__getitem__
+            )
         ]
         if self._spec.store is None:
             return records
         if self._store is None:
             self._store = open_store(self._spec.store)  # the driver holds the writer's lock for all its actors
             self._store.ensure(Schema(fitted.global_dim))
-        tags = self._store.tags_of([record.id for record in records])
-        self._store.upsert([replace(record, tags=tags.get(record.id, ())) for record in records])
+        self._store.upsert(with_what_was_said(self._store, records))
         return [replace(record, global_vector=None, patches=None) for record in records]
-
-    def _records(
-        self, batch: Sequence[Decoded], whitening: Whitening, files: Mapping[str, tuple[StoredFile, ...]]
-    ) -> Iterator[Record]:
-        pooled = self._embedder.pooled([image.pixels for image in batch])
-        vectors, tokens = apply(pooled, whitening)
-        for n, image in enumerate(batch):
-            patches = PatchTokens(tokens[n], pooled.positions[n].numpy(), image.grid)
-            yield Record(
-                id=image.id,
-                files=files[image.id],
-                metadata=image.metadata,
-                whitening_id=whitening.id,
-                global_vector=vectors[n],
-                patches=pack_patches(patches, whitening.config.token_bits),
-            )

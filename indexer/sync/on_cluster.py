@@ -7,7 +7,6 @@ was killed, writes the same once more. A driver that was killed begins with what
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -20,7 +19,8 @@ from ..descriptor.embedder import Embedder
 from ..descriptor.whitening import PooledFeatures, Whitening, save_whitening
 from ..errors import SeenitError
 from ..images.jobs import Decoded, Job, Outcome
-from ..store.protocol import Record, Schema, StoredFile, is_url
+from ..index.records import with_what_was_said
+from ..store.protocol import Record, Schema, is_url
 from .scan import Run
 
 CHUNK = 32  # images in a task; so much is decoded again when a worker is lost
@@ -73,7 +73,7 @@ class ClusterWork:
         fitted = save_whitening(whitening)
         chunks = iter(lambda: [run.job(key, "decode") for key in islice(keys, CHUNK)], list[Job]())
         decoding: dict[Any, Any] = {}
-        embedding: dict[Any, tuple[StoredFile, ...]] = {}
+        embedding = set[Any]()
         most_decoding, most_embedding = CHUNKS_PER_CPU * self._cluster.cpus, CALLS_PER_ACTOR * len(self._actors)
         written = calls = 0
         interrupted = False
@@ -89,7 +89,7 @@ class ClusterWork:
                 return written, interrupted
             for done in self._cluster.wait([*decoding, *embedding], 0.5):
                 if done in embedding:
-                    del embedding[done]
+                    embedding.remove(done)
                     written += self._book(run, self._cluster.result(done))
                     continue
                 pixels = decoding.pop(done)
@@ -99,14 +99,13 @@ class ClusterWork:
                 if images:
                     files = {image.id: run.ledger.files(image.id) for image in images}
                     actor = self._actors[calls % len(self._actors)]
-                    embedding[actor.embed.remote(fitted, images, files, pixels)] = ()
+                    embedding.add(actor.embed.remote(fitted, images, files, pixels))
                     calls += 1
 
     def _book(self, run: Run, records: list[Record]) -> int:
         assert run.store is not None
         if self._spec.store is None:
-            tags = run.store.tags_of([record.id for record in records])
-            run.store.upsert([replace(record, tags=tags.get(record.id, ())) for record in records])
+            run.store.upsert(with_what_was_said(run.store, records))
         for record in records:
             run.ledger.wrote(record.id, record.files)
         return len(records)
@@ -126,6 +125,7 @@ class open_work:
             embedder.resolution,
             embedder.config.settings,
             location if is_url(location) else None,
+            embedder.backbone.precision,
         )
         self._session = open_cluster(options.ray, options.workers)
 

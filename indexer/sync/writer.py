@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 
 from ..descriptor.embedder import Embedder
-from ..descriptor.patch_codec import PatchTokens, pack_patches
 from ..descriptor.viewed_images import ViewedImages
-from ..descriptor.whitening import PooledFeatures, Whitening, apply, save_whitening
+from ..descriptor.whitening import PooledFeatures, Whitening, save_whitening
 from ..images.jobs import Decoded
 from ..index.keys import Roots
 from ..index.manifest import Manifest, write_manifest
+from ..index.records import make_records, with_what_was_said
 from ..index.statistics import WHITENING_BLOB
 from ..store.protocol import Record, Schema, Store
 from .ledger import Ledger
@@ -118,23 +118,8 @@ class Writer:
 
     def _to_records(self, images: list[Decoded], pooled: PooledFeatures) -> None:
         assert self._whitening is not None
-        vectors, tokens = apply(pooled, self._whitening)
-        bits = self._whitening.config.token_bits
-        ids = [image.id for image in images]
-        tags, attributes = self._store.tags_of(ids), self._store.attributes_of(ids)
-        for n, image in enumerate(images):
-            self._records.append(
-                Record(
-                    id=image.id,
-                    files=self._ledger.files(image.id),
-                    metadata=image.metadata,
-                    whitening_id=self._whitening.id,
-                    tags=tags.get(image.id, ()),
-                    attributes=attributes.get(image.id, {}),
-                    global_vector=vectors[n],
-                    patches=pack_patches(PatchTokens(tokens[n], pooled.positions[n].numpy(), image.grid), bits),
-                )
-            )
+        made = make_records(images, pooled, self._whitening, self._ledger.files)
+        self._records += with_what_was_said(self._store, made)
         if len(self._records) >= WRITE_EVERY:
             self._write()
 
