@@ -17,8 +17,6 @@ from trainer.config import Config, make_config
 from trainer.model.distributed import local_tensor, parallelize
 from trainer.train import train
 
-pytestmark = pytest.mark.slow
-
 CHANGES = {
     "steps": 4,
     "batch_size": 4,
@@ -47,9 +45,12 @@ RUNS: dict[str, dict[str, object]] = {
         "parallel": "fsdp",
     },
 }
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo to join processes by"
-)
+pytestmark = [
+    pytest.mark.long,  # what all of them look at is half a minute of training
+    pytest.mark.skipif(
+        not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo to join processes by"
+    ),
+]
 
 
 def config_of(name: str) -> Config:
@@ -140,7 +141,6 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     return images, one, two
 
 
-@pytest.mark.long
 def test_one_process_speaks(outcomes: tuple[Path, Path, Path]) -> None:
     _, _, two = outcomes
     assert "going on after step 3" in (two / "said0.txt").read_text()
@@ -172,7 +172,6 @@ def test_weights_are_those_of_one_process(outcomes: tuple[Path, Path, Path], nam
     assert moved > 4e-4  # twice what is allowed above, or equal weights would say nothing
 
 
-@pytest.mark.slow
 def test_one_process_goes_on_from_the_snapshot_of_two(outcomes: tuple[Path, Path, Path], tmp_path: Path) -> None:
     images, one, two = outcomes
     for source in ("sinkhorn", "shards"):
