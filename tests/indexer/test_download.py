@@ -25,7 +25,7 @@ from indexer.web import http_client
 BODY = bytes(range(256)) * 400  # 102,400 bytes
 OTHER = bytes(reversed(BODY))
 SHA256 = "27783e87963a"  # of BODY, its first digits
-QUICK = Patience(connect_s=5.0, stall_s=0.15, attempts=3, backoff_s=0.01, longest_backoff_s=0.02, lock_s=5.0)
+QUICK = Patience(connect_s=30.0, stall_s=0.15, attempts=3, backoff_s=0.01, longest_backoff_s=0.02, lock_s=5.0)
 ROOT = Path(__file__).parents[2]
 
 

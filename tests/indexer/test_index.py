@@ -203,7 +203,7 @@ def test_searches_go_on_while_another_process_writes(photos: Path, tiny_backbone
         began = time.monotonic()
         with pytest.raises(LockedError, match=rf"process {holder.pid}, since .*--wait"):
             build_index(photos, options=SyncOptions(workers=1, wait_s=0.2))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 9  # 10 s, unless told
     finally:
         holder.kill()
         holder.communicate()

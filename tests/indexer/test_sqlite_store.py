@@ -356,7 +356,7 @@ os.kill(os.getpid(), 9)
 """,
         folder,
     )
-    child.communicate(timeout=30)
+    child.communicate(timeout=120)
     assert child.returncode == -signal.SIGKILL and (folder / f"{DATABASE}-journal").stat().st_size > 512
 
 

@@ -376,7 +376,7 @@ except StoreError as error:
     print(error)
 print(store.read_blob("manifest.json"), store.blob_names())
 """
-    out, _ = run_code(code, tmp_path / "index").communicate(timeout=30)
+    out, _ = run_code(code, tmp_path / "index").communicate(timeout=120)
     assert "make room" in out and out.splitlines()[1] == "b'old' ['manifest.json']"
 
 
