@@ -136,7 +136,7 @@ class Visits:
         """A new page at a path; `options` as Playwright's contexts take them."""
         context = self.browser.new_context(viewport={"width": width, "height": height}, **options)
         self.contexts.append(context)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         page = context.new_page()
         page.on("console", lambda one: self.faults.append(one.text) if one.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
