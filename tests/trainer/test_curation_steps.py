@@ -314,7 +314,8 @@ def test_resampling_spreads_centroids_over_the_rare() -> None:
 def test_levels_follow_the_number_of_images() -> None:
     assert default_levels(743_000_000)[:2] == (9_906_667, 495_333)
     assert default_levels(1_000_000) == (13_333, 667, 67, 13)
-    assert default_levels(1000) == (31,) and default_levels(2) == (1,)
+    assert default_levels(10_000) == (316, 16) and default_levels(1000) == (100, 10)
+    assert default_levels(100) == (31,) and default_levels(2) == (1,)
 
 
 def test_effective_number_of_clusters() -> None:
