@@ -4,7 +4,7 @@
 
 Each size runs in a process of its own and prints a table: seconds by the clock and of the processor, the largest memory
 of its own (RssAnon, asked ten times a second; files that are mapped are not in it, as the system may drop them), and
-bytes on the disk after the step, the vectors themselves included. The run ends where its own memory is over `--most-gb`.
+bytes on the disk after the step, the vectors themselves included. Where its own memory is over `--most-gb`, it ends.
 
 The vectors are drawn: kinds of very different frequency, variance that falls off with the dimension as a backbone's
 does, a tenth of them edited copies, and a twentieth equal bit for bit.

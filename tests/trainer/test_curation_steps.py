@@ -12,8 +12,8 @@ import torch
 from indexer.errors import SeenitError
 from trainer.curation import cells as cells_module
 from trainer.curation import neighbours as neighbours_module
-from trainer.curation.balance import Tree, build_tree, default_levels, draw, effective, shares
 from trainer.curation import probing
+from trainer.curation.balance import Tree, build_tree, default_levels, draw, effective, shares
 from trainer.curation.cells import build_cells, nearest_in_cells, probes_for, sample_of, similar_in_cells
 from trainer.curation.components import bounded_components, components
 from trainer.curation.deduplicate import find_copies, near_any, whole_groups

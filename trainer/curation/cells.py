@@ -170,11 +170,13 @@ def exact(
     k = min(k, len(cells) if allowed is None else int(allowed[cells.rows].sum()))
     heap = faiss.ResultHeap(len(queries), k, keep_max=True)
     for start in range(0, len(cells), BLOCK_ROWS):
-        positions = np.arange(start, min(start + BLOCK_ROWS, len(cells)))
+        where = slice(start, min(start + BLOCK_ROWS, len(cells)))
+        positions, block = np.arange(where.start, where.stop), cells.vectors[where]
         if allowed is not None:
-            positions = positions[allowed[cells.rows[positions]]]
+            kept = allowed[cells.rows[where]]
+            positions, block = positions[kept], block[kept]
         if len(positions):
-            block = cells.vectors[positions].astype(np.float32)
+            block = block.astype(np.float32)
             similarity, found = top(queries, block, min(k, len(block)))
             heap.add_result(similarity, positions[found])
     heap.finalize()

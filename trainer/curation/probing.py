@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 Members = Callable[[int], Iterable[tuple[np.ndarray, np.ndarray]]]
-# Of a product of unit vectors in bfloat16: 2^-8 from rounding both, 2^-9 from rounding the sum, and what they multiply to
+# Of a product of unit vectors in bfloat16: 2^-8 from rounding both, 2^-9 from rounding the sum, and a little
 ROUNDING = 2**-8 + 2**-9 + 2**-12
 MOST_PAIRS = 4_000_000  # that are held, 16 bytes each, before all but the best of each query are dropped
 _PIECE_ROWS = 4096  # queries in one product; 8 MB of results for a cell of a thousand
