@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .backbone.backbone import Backbone as Backbone
     from .errors import SeenitError as SeenitError
     from .folder_features import embed_folder as embed_folder
+    from .index.copy import copy_index as copy_index
     from .index.index import Index as Index
     from .items import Item as Item
     from .items import add_items as add_items
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .sync.options import SyncOptions as SyncOptions
     from .sync.summary import Summary as Summary
     from .sync.sync import sync_folder as sync_folder
+    from .vector_shards import embed_into_shards as embed_into_shards
 
 _HOMES = {
     "Backbone": "backbone.backbone",
@@ -30,8 +32,10 @@ _HOMES = {
     "SyncOptions": "sync.options",
     "Filter": "store.protocol",
     "add_items": "items",
+    "copy_index": "index.copy",
     "delete_items": "items",
     "embed_folder": "folder_features",
+    "embed_into_shards": "vector_shards",
     "open_store": "store.open",
     "sync_folder": "sync.sync",
 }

@@ -66,6 +66,15 @@ def read_plain(path: str | Path, max_bytes: int) -> bytes:
         return file.read(max_bytes)
 
 
+def open_plain(path: str | Path) -> BinaryIO:
+    """A regular file, open for reading bytes, which is not opened through a link; OSError where it is none."""
+    file = os.fdopen(os.open(path, _PLAIN), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path} is no regular file")
+    return file
+
+
 def last_bytes(path: str | Path, count: int) -> bytes:
     """The last bytes of a file, not opened through a link; none where it is not there or cannot be read."""
     try:

@@ -1,15 +1,18 @@
 """Commands that look after an index, its tags and the backbones."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .errors import WAIT_S
 from .printable import megabytes, plural, printable, quoted
+from .sync.options import SyncOptions
 from .terminal import (
     BackboneOption,
     IndexOption,
@@ -19,6 +22,7 @@ from .terminal import (
     say,
     say_details,
     shows_progress,
+    stop_on_interrupt,
 )
 
 if TYPE_CHECKING:
@@ -146,13 +150,13 @@ def check(
 
 
 def copy(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="An index: folder or URL.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="An index: folder or URL; or shards.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Where to: folder or URL.")],
     wait: WaitOption = 10.0,
 ) -> None:
     """Copy an index between folders and servers.
 
-    In any direction; may be repeated after a break.
+    In any direction, also out of the shards of: seenit embed --shards. May be repeated after a break.
     """
     from .index.copy import copy_index
 
@@ -161,26 +165,112 @@ def copy(
 
 
 def embed(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: .npy, with the paths in FILE.txt, or .parquet.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help="Folders of images; with --shards also lists, tables, tar, addresses."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plain features: .npy, with the paths in FILE.txt, or .parquet."),
+    ] = None,
+    shards: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What an index holds, as Parquet shards, for copy and curate.")
+    ] = None,
+    patches: Annotated[
+        bool, typer.Option("--patches/--no-patches", help="With --shards: keep patches, which an index needs.")
+    ] = True,
     backbone: BackboneOption = "auto",
     precision: PrecisionOption = "auto",
-    resolution: Annotated[int, typer.Option(min=56, max=1036, metavar="PX", help="Images are seen at PX x PX.")] = 224,
+    resolution: Annotated[
+        int | None, typer.Option(min=56, max=1036, metavar="PX", help="Images are seen at PX x PX. [224]")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
+    tokens: Annotated[
+        Literal["compact", "balanced", "full"] | None,
+        typer.Option(help="With --shards: patches kept of each image, as for an index. [balanced]"),
+    ] = None,
+    path_column: Annotated[str, typer.Option(metavar="NAME", help="Of a table, as for seenit index.")] = "",
+    key_column: Annotated[str, typer.Option(metavar="NAME", help="Of a table, as for seenit index.")] = "",
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="With --shards: on a Ray cluster, as for seenit index.")
+    ] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="On a cluster: processes that embed.")] = None,
+    gpus_per_actor: Annotated[float, typer.Option(min=0, metavar="N", help="On a cluster: GPUs of each.")] = 0.0,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Fetch also from addresses of this machine and its network.")
+    ] = False,
+    wait: WaitOption = WAIT_S,
 ) -> None:
-    """Write plain features of a folder's images.
+    """Write features of images; no index is made.
 
-    The backbone's last CLS, L2-normalised; no index is made. Nothing is overwritten.
+    --out: the backbone's last CLS, L2-normalised, of folders. Nothing is overwritten.
+
+    --shards: the vectors and patches of an index; run again, it embeds what is new. Then: seenit copy DIR INDEX.
     """
+    if (out is None) == (shards is None):
+        raise typer.BadParameter("give one of --out and --shards", param_hint="--out")
+    if shards is not None:
+        options = SyncOptions(
+            resolution=resolution,
+            tokens=tokens,
+            workers=workers,
+            path_column=path_column,
+            key_column=key_column,
+            allow_private=allow_private,
+            ray=ray,
+            actors=actors,
+            gpus_per_actor=gpus_per_actor,
+            wait_s=wait,
+        )
+        _embed_into_shards(sources, shards, patches, options, backbone, precision)
+        return
+    asked = {"--tokens": tokens, "--path-column": path_column, "--key-column": key_column, "--ray": ray}
+    if only := [name for name, value in asked.items() if value] + ["--no-patches"] * (not patches):
+        raise typer.BadParameter(f"{only[0]} goes with --shards", param_hint=only[0])
+    assert out is not None
     from .backbone.load_once import LoadOnce
     from .folder_features import check_target, embed_folder, save_features
 
     check_target(out)
     once = LoadOnce(backbone, say, precision)
-    found = embed_folder(folders, once, resolution=resolution, workers=workers, progress=shows_progress(), say=say)
+    found = embed_folder(
+        sources, once, resolution=resolution or 224, workers=workers, progress=shows_progress(), say=say
+    )
     written = save_features(found, out)
     count, length = found.features.shape
     print(f"{plural(count, 'image')}, {length} numbers each: {' and '.join(quoted(str(file)) for file in written)}")
+
+
+def _embed_into_shards(
+    sources: Sequence[str], folder: Path, patches: bool, options: SyncOptions, backbone: str, precision: str
+) -> None:
+    from .backbone.load_once import LoadOnce
+    from .vector_shards import embed_into_shards
+
+    once = LoadOnce(None if backbone == "auto" else backbone, say, precision)
+    with stop_on_interrupt(signal.SIGTERM) as stop:
+        summary = embed_into_shards(
+            sources,
+            folder,
+            patches=patches,
+            options=options,
+            backbone=once,
+            progress=shows_progress(),
+            stop=stop.is_set,
+            say=say,
+        )
+    for line in summary.unreadable:
+        say(f"not readable, kept as it was: {line}")
+    for reason, count in summary.skipped.items():
+        say(f"skipped {count:,}: {reason}")
+    for note in summary.notes:
+        say(note)
+    print(f"{plural(summary.images, 'image')}, {summary.embedded:,} embedded now: {quoted(str(folder))}")
+    if summary.interrupted:
+        say("stopped early: what was done is saved; run the same command again to go on")
+        sys.exit(130)
 
 
 def backbone_list(as_json: JsonOption = False) -> None:

@@ -15,7 +15,9 @@ from ..errors import SeenitError, os_reason
 from ..item_files import items_folder
 from ..progress_bar import progress_bar
 from ..store.open import open_store
-from ..store.protocol import SERVING, Store
+from ..store.protocol import SERVING, Store, is_url
+from ..store.qdrant_address import Address
+from ..store.shard_store import ShardStore
 from .index import WAIT_S
 from .keys import Roots
 from .manifest import MANIFEST_BLOB, read_manifest, write_manifest
@@ -29,13 +31,32 @@ def copy_index(source: str | Path, target: str | Path, *, progress: bool = False
     May be repeated after a break: records that are there already are written again, records that only `target` holds
     are removed, and so are its added images. The manifest is written once all records are, so a copy that was broken
     off does not pass for an index.
-    SeenitError where `source` holds no index, where `target` holds one of other dims, or where the counts differ.
+    SeenitError where `source` holds no index, where `target` is the same one or holds one of other dims, or where the
+    counts differ.
     """
+    _refuse_same(source, target)
     with closing(open_store(source)) as with_source:
         if with_source.schema() is None or read_manifest(with_source) is None:
             raise SeenitError(f"the index at {source} is not complete; run seenit index on it first")
+        if isinstance(with_source, ShardStore) and not with_source.has_patches:
+            raise SeenitError(f"the shards in {source} hold no patches, which searches need; they serve curation only")
         with closing(open_store(target, write=True, wait_s=wait_s)) as with_target, with_source.snapshot():
             return _copy(with_source, with_target, progress)
+
+
+def _refuse_same(source: str | Path, target: str | Path) -> None:
+    if is_url(source) or is_url(target):
+        same = is_url(source) and is_url(target) and _address(source) == _address(target)
+    else:
+        same = os.path.realpath(source) == os.path.realpath(target)
+    if same:
+        raise SeenitError(f"{source} and {target} are the same index; name another place to copy it to")
+
+
+def _address(url: str | Path) -> tuple[str, str | None, str]:
+    """Where a server's collection is, whatever the settings behind the question mark."""
+    address = Address.parse(str(url))
+    return address.url.lower(), address.prefix, address.collection
 
 
 def _copy(source: Store, target: Store, progress: bool) -> int:

@@ -17,8 +17,7 @@ from ..errors import WAIT_S as WAIT_S
 from ..errors import ImageError, SeenitError
 from ..images.metadata import content_id
 from ..printable import pasted
-from ..store.index_folder import is_index_folder
-from ..store.open import open_store
+from ..store.open import is_made, open_store
 from ..store.protocol import Filter, Record, Schema, Store, is_url
 from .calibration import CALIBRATION_BLOB, Calibration, parse_calibration
 from .keys import Roots
@@ -85,7 +84,7 @@ class Index:
         if isinstance(location, Index):
             return location
         location = located(location)
-        if write and not is_url(location) and not is_index_folder(location):
+        if write and not is_made(location):
             write = False  # makes nothing: opening it to read says what is missing
         store = open_store(location, write=write, wait_s=wait_s)
         try:
@@ -276,5 +275,5 @@ class Index:
 
 
 def is_index(location: str | Path) -> bool:
-    """Whether an index is meant, rather than a folder of images: a URL, or a folder that holds an index's database."""
-    return is_url(location) or is_index_folder(location)
+    """Whether an index is meant, rather than a folder of images; also one that lies in shards."""
+    return is_made(location)

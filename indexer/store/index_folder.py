@@ -20,6 +20,7 @@ from .tag_copy import TAGS_NAME
 
 # Kinds of drive that share no memory between the machines that use them.
 NETWORK_DRIVES = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "9p", "fuse.sshfs", "fuse.rclone", "davfs")
+MARKER = "shards.json"  # of a folder that holds vectors as shards, see `shard_store`
 ITEMS = "items"  # the folder of images that were added by themselves
 _OURS = {DATABASE_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")} | {TAGS_NAME, "lock", "lock.json"}
 
@@ -27,6 +28,11 @@ _OURS = {DATABASE_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")} 
 def is_index_folder(folder: str | Path) -> bool:
     """Whether an embedded index lies in a folder."""
     return os.path.lexists(os.path.join(folder, DATABASE_NAME))
+
+
+def is_shard_folder(folder: str | Path) -> bool:
+    """Whether vectors lie in a folder as shards."""
+    return os.path.lexists(os.path.join(folder, MARKER))
 
 
 def claim_folder(folder: Path, wait_s: float) -> filelock.BaseFileLock:

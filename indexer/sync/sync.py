@@ -26,9 +26,9 @@ from ..index.skipped import SkippedFile, write_skipped
 from ..messages import Say, say_nothing
 from ..printable import plural, quoted
 from ..sources.open import spec_of
-from ..store.index_folder import is_index_folder, refuse_foreign, remove_blank
-from ..store.open import open_store
-from ..store.protocol import Store, StoredFile, is_url
+from ..store.index_folder import refuse_foreign, remove_blank
+from ..store.open import is_made, open_store
+from ..store.protocol import Store, StoredFile
 from .ledger import Ledger
 from .options import SyncOptions
 from .progress import Progress, counted_stage, stage
@@ -91,8 +91,8 @@ def sync_folder(
             if Path(folder).exists():
                 raise SeenitError(f"cannot index {folder}: it is a file, not a folder; name the folder that holds it")
             raise AwayError(f"cannot index {folder}: it is not there; nothing was changed")
-    is_new = not is_url(location) and not is_index_folder(location)
-    if is_new and not is_url(location):
+    is_new = not is_made(location)
+    if is_new:
         refuse_foreign(Path(location))
     store = None if is_new else open_store(location, write=not options.dry_run, wait_s=options.wait_s)
     asked = load_once(backbone, say)

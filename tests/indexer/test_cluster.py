@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from conftest import draw_photo
 
+from indexer import copy_index, embed_into_shards
 from indexer.errors import SeenitError
 from indexer.index.index import Index
+from indexer.store import shard_store
 from indexer.store.protocol import Record
 from indexer.sync import on_cluster, writer
 from indexer.sync.options import SyncOptions
@@ -121,6 +123,17 @@ def test_the_index_of_a_cluster_is_the_plain_one(many: Path, plain: Path, tmp_pa
     assert neighbours(plain, queries[:10]) == neighbours(tmp_path / "index", queries[:10])
     with Index.open(tmp_path / "index") as index:
         assert index.manifest.fixed and index.manifest.fitted_on == SAMPLE
+
+
+def test_shards_of_a_cluster_make_the_plain_index(
+    many: Path, plain: Path, tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_store, "SHARD_RECORDS", 16)
+    options = SyncOptions(resolution=56, workers=1, ray="local", actors=1)
+    done = embed_into_shards(many, tmp_path / "shards", options=options, backbone=str(tiny_backbone))
+    assert done.embedded == IMAGES and len(list((tmp_path / "shards").glob("*.parquet"))) == IMAGES // 16
+    copy_index(tmp_path / "shards", tmp_path / "index")
+    same(records(plain), records(tmp_path / "index"))
 
 
 def test_workers_write_to_a_server_and_a_killed_driver_goes_on(

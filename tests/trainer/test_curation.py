@@ -15,7 +15,7 @@ from conftest import draw_photo, save_tiny
 from PIL import Image
 from typer.testing import CliRunner
 
-from indexer import SyncOptions, sync_folder
+from indexer import SyncOptions, embed_into_shards, sync_folder
 from indexer.descriptor import whitening
 from indexer.errors import SeenitError
 from trainer.curation import commands, embed
@@ -279,3 +279,19 @@ def test_features_that_are_not_finite_are_left_out(
     monkeypatch.setattr(whitening, "apply", spoilt)
     summary = run(pool)
     assert summary.unreadable == 2 and "00.png" not in listed(tmp_path) and summary.written == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patches", [True, False])
+def test_shards_of_vectors_serve_as_an_index_does(
+    tmp_path: Path, pool: Path, run: Any, tiny_backbone: Path, patches: bool
+) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    options = SyncOptions(resolution=56, workers=1)
+    sync_folder(pool, tmp_path / "index", options=options, backbone=str(tiny_backbone))
+    embed_into_shards(pool, tmp_path / "shards", patches=patches, options=options, backbone=str(tiny_backbone))
+    found = {}
+    for name in ("index", "shards"):
+        summary = run([tmp_path / name], work=tmp_path / f"work_{name}", backbone=None, choices=Choices(copy=0.3))
+        found[name] = (sorted(listed(tmp_path)), summary.pool, summary.copies)
+    assert found["shards"] == found["index"] and found["index"][2] > 0

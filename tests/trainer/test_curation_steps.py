@@ -12,15 +12,16 @@ import torch
 from indexer.errors import SeenitError
 from trainer.curation import cells as cells_module
 from trainer.curation import neighbours as neighbours_module
+from trainer.curation import probing
 from trainer.curation.balance import Tree, build_tree, default_levels, draw, effective, shares
-from trainer.curation.cells import build_cells, nearest_in_cells, probes_for, sample_of
+from trainer.curation.cells import build_cells, nearest_in_cells, probes_for, sample_of, similar_in_cells
 from trainer.curation.components import bounded_components, components
 from trainer.curation.deduplicate import find_copies, near_any, whole_groups
 from trainer.curation.embeddings import Embeddings, equal_rows, unit_rows
 from trainer.curation.kinds import unstretch
 from trainer.curation.kmeans import assign, kmeans
 from trainer.curation.neighbours import EDGE, neighbour_graph
-from trainer.curation.retrieve import retrieve_clusters, retrieve_nearest
+from trainer.curation.retrieve import retrieve_clusters, retrieve_left, retrieve_nearest
 from trainer.curation.whole_files import claim_work_folder, step_file
 
 
@@ -111,6 +112,32 @@ def test_probing_all_cells_is_exact_and_the_promised_recall_is_kept(tmp_path: Pa
     _, found = nearest_in_cells(cells, exact, 11, probes=probes)
     reached = np.mean([len((set(a) & set(b)) - {n}) / 10 for n, (a, b) in enumerate(zip(found, true, strict=True))])
     assert reached == pytest.approx(promised, abs=0.03)
+
+
+@pytest.mark.parametrize(("above", "pairs"), [(0.05, 10_000), (0.6, 10_000), (0.6, 200), (0.97, 10_000)])
+def test_pairs_over_a_similarity_are_those_of_the_full_search(
+    tmp_path: Path, small_cells: None, monkeypatch: pytest.MonkeyPatch, above: float, pairs: int
+) -> None:
+    """Rough products leave nothing out; with few pairs held at a time the best are kept."""
+    monkeypatch.setattr(probing, "MOST_PAIRS", pairs)
+    monkeypatch.setattr(probing, "_PIECE_ROWS", 37)
+    embeddings = Embeddings.of(concepts(1000, num_concepts=60, spread=0.3))
+    cells = build_cells(embeddings, tmp_path / "c")
+    queries = embeddings.rows(np.arange(300)).astype(np.float32)
+    similarity, rows = nearest_in_cells(cells, queries, 9, probes=4)
+    asking, at = np.nonzero((rows >= 0) & (similarity > above))
+    found = similar_in_cells(cells, queries, 9, probes=4, above=above)
+    assert len(asking) > 200 and np.array_equal(found[0], asking)
+    assert found[2] == pytest.approx(similarity[asking, at], abs=1e-6)
+    assert set(zip(*found[:2], strict=True)) == set(zip(asking, rows[asking, at], strict=True))
+
+
+def test_no_product_of_unit_vectors_is_rounded_by_more_than_is_allowed_for() -> None:
+    rng = np.random.default_rng(0)
+    ones = torch.from_numpy(rng.standard_normal((400, 64)).astype(np.float32))
+    rows = torch.nn.functional.normalize(torch.cat([ones, ones + 0.1, torch.full((1, 64), 1.0039)]))
+    rough = (rows.bfloat16() @ rows.bfloat16().T).float()
+    assert float((rough - rows @ rows.T).abs().max()) < probing.ROUNDING
 
 
 @pytest.mark.slow
@@ -247,6 +274,20 @@ def test_the_nearest_of_each_curated_image_are_retrieved(tmp_path: Path, small_c
     allowed[found.rows] = False
     others = retrieve_nearest(cells, Embeddings.of(curated), count=5, allowed=allowed, recall=1.0)
     assert not set(others.rows) & set(found.rows) and set(others.rows % 40) == {2, 9}
+
+
+def test_rows_that_are_left_are_retrieved_by_the_rows_that_the_cells_hold(tmp_path: Path, small_cells: None) -> None:
+    pool = concepts(400, num_concepts=40, dim=48, spread=0.2)
+    pool[300:340] = pool[:40]
+    embeddings = Embeddings.of(pool)
+    alike = equal_rows(embeddings)
+    cells = build_cells(embeddings, tmp_path, rows=np.flatnonzero(alike == np.arange(400)))
+    left = np.arange(200, 400)  # of the equal ones the larger images are left, which the cells do not have
+    curated = concepts(40, num_concepts=40, dim=48, spread=0.0)[[2, 9]]
+    found = retrieve_left(cells, alike, left, Embeddings.of(curated), count=5, recall=1.0)
+    exact = embeddings.rows(left).astype(np.float32) @ curated.T
+    true = {int(left[at]) for one in (0, 1) for at in np.argsort(-exact[:, one])[:5]}
+    assert set(found.rows.tolist()) == true and {302, 309} <= true and np.array_equal(found.rows, np.sort(found.rows))
 
 
 def test_clusters_with_enough_curated_images_are_drawn_from() -> None:

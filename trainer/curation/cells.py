@@ -14,7 +14,7 @@ import numpy as np
 
 from .embeddings import BLOCK_ROWS, Embeddings
 from .kmeans import assign, kmeans
-from .probing import search_cells, top
+from .probing import search_cells, search_cells_above, top
 from .spread import Spread
 from .whole_files import claim_work_folder, read_array, step_file, write_array
 
@@ -53,6 +53,15 @@ class Cells:
         """The positions of a cell, so many at a time as may be in memory."""
         for start in range(int(self.starts[cell]), int(self.starts[cell + 1]), BLOCK_ROWS):
             yield slice(start, min(start + BLOCK_ROWS, int(self.starts[cell + 1])))
+
+    def members(self, cell: int, allowed: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The rows of a cell (M,) and their vectors (M, D) float32, a block at a time.
+
+        allowed  (rows of the embeddings,)  bool, False for those that are left out
+        """
+        for where in self.blocks(cell):
+            kept = slice(None) if allowed is None else allowed[self.rows[where]]
+            yield self.rows[where][kept], self.vectors[where][kept].astype(np.float32)
 
     def cells_of(self, positions: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.starts, positions, side="right") - 1
@@ -101,13 +110,17 @@ def nearest_in_cells(
     allowed  (rows of the embeddings,)  bool, False for rows that shall not be found
     returns  similarity (Q, K) float32, descending, and rows (Q, K) int64, -1 where there are no more
     """
+    return search_cells(queries, cells.centroids, lambda cell: cells.members(cell, allowed), k, probes)
 
-    def members(cell: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for where in cells.blocks(cell):
-            kept = slice(None) if allowed is None else allowed[cells.rows[where]]
-            yield cells.rows[where][kept], cells.vectors[where][kept].astype(np.float32)
 
-    return search_cells(queries, cells.centroids, members, k, probes)
+def similar_in_cells(
+    cells: Cells, queries: np.ndarray, k: int, *, probes: int, above: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `nearest_in_cells` finds over a similarity, quicker, pair by pair: queries, rows, similarity, (E,) each.
+
+    above  over 0
+    """
+    return search_cells_above(queries, cells.centroids, cells.members, k, probes, above)
 
 
 def probes_for(
@@ -117,10 +130,12 @@ def probes_for(
     k: int,
     above: float = -1.0,
     recall: float = 0.95,
+    allowed: np.ndarray | None = None,
 ) -> tuple[int, float, int]:
     """How many cells to look into, that the queries find such a share of their true neighbours.
 
     sample   positions in the cells of vectors that ask for their neighbours, or (Q, D) float32 other queries
+    allowed  (rows of the embeddings,)  bool, False for rows that are no neighbours
     returns  the number of cells, the recall that it has on the sample, how many true neighbours that was judged on
 
     No search is tried: a true neighbour is found if and only if its cell is among the nearest ones of the query.
@@ -129,7 +144,7 @@ def probes_for(
     queries = cells.vectors[sample].astype(np.float32) if own is not None else sample
     if len(cells.centroids) == 1:
         return 1, 1.0, 0
-    similarity, found = exact(cells, queries, k + 1)  # (Q, K + 1) positions
+    similarity, found = exact(cells, queries, k + 1, allowed)  # (Q, K + 1) positions
     true = similarity > above
     if own is not None:
         true &= found != own[:, None]
@@ -145,14 +160,25 @@ def probes_for(
     return probes, float(shares[probes]), len(needed)
 
 
-def exact(cells: Cells, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k most similar of all vectors: similarity (Q, K) and positions in the cells (Q, K), best first."""
-    k = min(k, len(cells))
+def exact(
+    cells: Cells, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k most similar of all vectors: similarity (Q, K) and positions in the cells (Q, K), best first.
+
+    allowed  (rows of the embeddings,)  bool, False for rows that are left out; K is their number where there are fewer
+    """
+    k = min(k, len(cells) if allowed is None else int(allowed[cells.rows].sum()))
     heap = faiss.ResultHeap(len(queries), k, keep_max=True)
     for start in range(0, len(cells), BLOCK_ROWS):
-        block = cells.vectors[start : start + BLOCK_ROWS].astype(np.float32)
-        similarity, found = top(queries, block, min(k, len(block)))
-        heap.add_result(similarity, found + start)
+        where = slice(start, min(start + BLOCK_ROWS, len(cells)))
+        positions, block = np.arange(where.start, where.stop), cells.vectors[where]
+        if allowed is not None:
+            kept = allowed[cells.rows[where]]
+            positions, block = positions[kept], block[kept]
+        if len(positions):
+            block = block.astype(np.float32)
+            similarity, found = top(queries, block, min(k, len(block)))
+            heap.add_result(similarity, positions[found])
     heap.finalize()
     return heap.D, heap.I
 

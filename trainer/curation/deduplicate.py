@@ -30,15 +30,20 @@ class Copies:
     """Which rows show the same.
 
     kept_for    (N,) int64, the row that is kept of each row's group: the largest image, of equals the first
-    num_equal   rows that are equal to an earlier one, bit for bit
+    alike       (N,) int64, the first row that is equal to each, bit for bit: the cells hold these alone
     num_cut     components that were larger than allowed and were cut
     plan        how the graph was searched
     """
 
     kept_for: np.ndarray
-    num_equal: int
+    alike: np.ndarray
     num_cut: int
     plan: Plan
+
+    @property
+    def num_equal(self) -> int:
+        """Rows that are equal to an earlier one, bit for bit."""
+        return int((self.alike != np.arange(len(self.alike))).sum())
 
     @property
     def kept(self) -> np.ndarray:
@@ -87,7 +92,7 @@ def find_copies(
         progress=progress,
     )
     groups, num_cut = bounded_components(len(alike), graph, above, largest, alike)
-    return Copies(_largest_of(groups, pixels), len(alike) - len(different), num_cut, graph.plan)
+    return Copies(_largest_of(groups, pixels), alike, num_cut, graph.plan)
 
 
 def near_any(embeddings: Embeddings, others: Embeddings) -> tuple[np.ndarray, np.ndarray]:

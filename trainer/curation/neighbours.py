@@ -16,7 +16,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from .cells import Cells, nearest_in_cells, probes_for, sample_of
+from .cells import Cells, nearest_in_cells, probes_for, sample_of, similar_in_cells
 from .embeddings import Embeddings
 from .spread import Spread
 from .whole_files import claim_work_folder, read_array, write_array, write_text
@@ -95,13 +95,22 @@ def search_shard(folder: Path, cells_folder: Path, number: int) -> None:
     cells, plan = Cells.open(cells_folder), Plan(**json.loads((folder / "plan.json").read_text("utf-8")))
     where = slice(number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, len(cells)))
     queries, own = cells.vectors[where].astype(np.float32), cells.rows[where]
-    similarity, rows = nearest_in_cells(cells, queries, plan.k + 1, probes=plan.probes)  # with the query itself
-    kept = (rows != own[:, None]) & (rows >= 0) & (similarity > plan.above)
-    kept &= np.cumsum(kept, axis=1) <= plan.k
+    asking, rows, similarity = _nearest_pairs(cells, queries, plan)
+    kept = rows != own[asking]  # the query itself was found
+    asking, rows, similarity = asking[kept], rows[kept], similarity[kept]
+    kept = np.arange(len(asking)) - np.searchsorted(asking, asking) < plan.k
     edges = np.empty(int(kept.sum()), EDGE)
-    edges["row"] = np.broadcast_to(own[:, None], rows.shape)[kept]
-    edges["neighbour"], edges["similarity"] = rows[kept], similarity[kept]
+    edges["row"], edges["neighbour"], edges["similarity"] = own[asking[kept]], rows[kept], similarity[kept]
     write_array(_shard_path(folder, number), edges)
+
+
+def _nearest_pairs(cells: Cells, queries: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries (E,) ascending, rows (E,), similarity (E,) over the plan's, descending for each query; k + 1 at most."""
+    if plan.above > 0:
+        return similar_in_cells(cells, queries, plan.k + 1, probes=plan.probes, above=plan.above)
+    similarity, rows = nearest_in_cells(cells, queries, plan.k + 1, probes=plan.probes)  # (Q, K + 1)
+    asking, at = np.nonzero((rows >= 0) & (similarity > plan.above))
+    return asking, rows[asking, at], similarity[asking, at]
 
 
 def nearest(
@@ -116,9 +125,7 @@ def nearest(
     probes = 1
     if len(cells.centroids) > 1:
         sample = queries.rows(sample_of(len(queries))).astype(np.float32)
-        probes, _, _ = probes_for(cells, sample, k=k, recall=recall)
-        if allowed is not None:  # the nearest may be among those that shall not be found
-            probes = min(2 * probes, len(cells.centroids))
+        probes, _, _ = probes_for(cells, sample, k=k, recall=recall, allowed=allowed)
     answers = [
         nearest_in_cells(cells, block, k, probes=probes, allowed=allowed)
         for _, block in queries.blocks(size=SHARD_ROWS)

@@ -18,14 +18,14 @@ from indexer.messages import Say, say_nothing
 from indexer.progress_bar import progress_bar
 
 from .balance import Tree, build_tree, draw, effective
-from .cells import build_cells
+from .cells import Cells
 from .choices import Choices
-from .deduplicate import find_copies, near_any, whole_groups
+from .deduplicate import Copies, find_copies, near_any, whole_groups
 from .embeddings import Embeddings
 from .inputs import Inputs, read_inputs
 from .kinds import vectors_of_kinds
 from .outcome import Curated, CurationSummary, Fate, can_be_listed, write_fates, write_list
-from .retrieve import Retrieved, retrieve_clusters, retrieve_nearest
+from .retrieve import Retrieved, retrieve_clusters, retrieve_left
 from .spread import Spread
 
 
@@ -147,7 +147,7 @@ def choose_images(
 
     kinds = vectors_of_kinds(vectors, inputs.whitening, work / "kinds")
     if inputs.like is not None:
-        retrieved = _retrieve(inputs, kinds, left, work, choices)
+        retrieved = _retrieve(inputs, kinds, copies, left, work, choices)
         if not len(retrieved.rows):
             raise SeenitError(
                 f"no cluster holds {choices.least_curated} curated images; give fewer --clusters or --mode nearest"
@@ -187,11 +187,15 @@ def _spread_over(ray: str | None, workers: int | None) -> Iterator[Spread | None
         yield cluster
 
 
-def _retrieve(inputs: Inputs, kinds: Embeddings, left: np.ndarray, work: Path, choices: Choices) -> Retrieved:
+def _retrieve(
+    inputs: Inputs, kinds: Embeddings, copies: Copies, left: np.ndarray, work: Path, choices: Choices
+) -> Retrieved:
     assert inputs.like is not None
     if choices.mode == "nearest":
-        cells = build_cells(inputs.pool.embeddings, work / "left", rows=left, seed=choices.seed)
-        return retrieve_nearest(cells, inputs.like.embeddings, count=choices.nearest, recall=choices.recall)
+        cells = Cells.open(work / "cells")  # those that copies were looked for in
+        return retrieve_left(
+            cells, copies.alike, left, inputs.like.embeddings, count=choices.nearest, recall=choices.recall
+        )
     return retrieve_clusters(
         kinds,
         vectors_of_kinds(inputs.like.embeddings, inputs.whitening, work / "kinds_like"),

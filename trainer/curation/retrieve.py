@@ -43,6 +43,28 @@ def retrieve_nearest(
     return Retrieved(rows, asker[there][first])
 
 
+def retrieve_left(
+    cells: Cells,
+    alike: np.ndarray,
+    left: np.ndarray,
+    curated: Embeddings,
+    *,
+    count: int = NEAREST,
+    recall: float = 0.95,
+) -> Retrieved:
+    """`retrieve_nearest` among the rows `left`, in the cells in which copies were looked for.
+
+    alike  (N,) int64, the row by which the cells hold each row; no two of those left have the same
+    left   numbers of rows
+    """
+    standing = np.full(len(alike), -1)
+    standing[alike[left]] = left
+    found = retrieve_nearest(cells, curated, count=count, allowed=standing >= 0, recall=recall)
+    rows = standing[found.rows]
+    order = np.argsort(rows)
+    return Retrieved(rows[order], found.because_of[order])
+
+
 def retrieve_clusters(
     pool: Embeddings,
     curated: Embeddings,

@@ -1,0 +1,368 @@
+"""Vectors as shards in a folder: what embedding writes where the index is made later, or somewhere else.
+
+    FOLDER/shards.json       what this is: format, length of the vectors, whether patches are kept
+    FOLDER/000017.parquet    some thousand records, see `shard_file`
+    FOLDER/blobs/NAME        the blobs of an index, among them the manifest and the statistics
+    FOLDER/lock, lock.json   locked while a process writes
+
+It fulfils the protocol of a store as far as bringing it in line with its sources, copying it into an index and curating
+it need; it is not searched, and knows no filters. What is surprising: a shard is written when it is full, so a process
+that is killed loses what it had not written yet, a shard at most. The next run finds that it is missing. A record that
+is written anew goes into a new shard; of rows with the same id that in the later shard counts, and `close` rewrites the
+shards in which a row no longer does.
+"""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import NoReturn
+
+import filelock
+import numpy as np
+
+from ..atomic_file import atomic_file, read_plain
+from ..errors import SeenitError, StoreError, UnusableError, os_reason
+from ..printable import pasted
+from .attributes import Attributes
+from .index_folder import MARKER, is_shard_folder
+from .lock import take_lock
+from .protocol import BuildProgress, Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize, never, no_progress
+from .shard_file import MAX_DIM, arrow, read_ids, read_listed, read_records, write_shard
+
+FORMAT = 1
+SHARD_RECORDS = 2048  # some 9 MB with patches of the usual size; so much is lost at most. Not tuned
+MAX_BLOB = 1 << 30
+_BLOBS = "blobs"
+_SHARD = re.compile(r"(\d{6})\.parquet")
+_BLOB_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9]+)+")
+_OURS = {MARKER, _BLOBS, "lock", "lock.json"}
+_STEP = "make an index of them with: seenit copy {} INDEX"
+
+
+def make_shard_folder(folder: Path, *, patches: bool = True) -> None:
+    """Make a folder for shards unless it is one; SeenitError where it holds anything else.
+
+    patches  False: records are kept without them, for curation, at about a third of the size
+    """
+    arrow()
+    try:
+        if is_shard_folder(folder):
+            if _read_marker(folder)[1] != patches:
+                kept = "without" if patches else "with"
+                raise SeenitError(f"the shards in {folder} were made {kept} patches; name another folder with --shards")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(name not in _OURS and not name.endswith(".part") for name in os.listdir(folder)):
+            raise SeenitError(f"{folder} holds other files; name a new or empty folder with --shards")
+        _write_marker(folder, None, patches)
+    except OSError as error:
+        raise SeenitError(f"cannot write to {folder}: {os_reason(error)}; name another folder with --shards") from None
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder for shards that holds none, and no statistics."""
+    if not set(os.listdir(folder)) - {MARKER, "lock", "lock.json"}:
+        for name in (MARKER, "lock", "lock.json"):
+            with suppress(OSError):
+                os.unlink(folder / name)
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+class ShardStore:
+    """See the module; use `open`."""
+
+    def __init__(self, folder: Path, lock: filelock.BaseFileLock | None) -> None:
+        self.location = str(folder)
+        self._folder, self._lock = folder, lock
+        dim, self.has_patches = _read_marker(folder)
+        self._schema = None if dim is None else Schema(dim)
+        self._waiting: dict[str, Record] = {}  # to be written
+        self._shard_of: dict[str, int] = {}  # of each id that was written, the shard whose row counts
+        self._outdated = set[int]()  # shards with rows that no longer count
+        self._revision: object = None
+        self._read_ids()
+
+    @classmethod
+    def open(cls, folder: Path, *, write: bool = False, wait_s: float = 10.0) -> "ShardStore":
+        """Open the shards in a folder that `make_shard_folder` made; StoreError and kin as for an index."""
+        if not write:
+            return cls(folder, None)
+        try:
+            lock = take_lock(folder / "lock", folder, wait_s)
+        except OSError as error:
+            raise StoreError(f"cannot write to {folder}: {os_reason(error)}; check the folder") from None
+        try:
+            return cls(folder, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        try:
+            if self._lock is not None:
+                self._flush()
+                self._drop_outdated()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    # Blobs
+
+    def read_blob(self, name: str) -> bytes | None:
+        try:
+            return read_plain(self._blob(name), MAX_BLOB)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UnusableError(f"cannot read {name} of the shards in {self._folder}: {os_reason(error)}") from None
+
+    def write_blob(self, name: str, data: bytes) -> None:
+        path = self._blob(name)
+        with self._writing():
+            path.parent.mkdir(exist_ok=True)
+            with atomic_file(path) as file:
+                file.write(data)
+        self._revision = secrets.token_hex(8)
+
+    def delete_blob(self, name: str) -> None:
+        with self._writing(), suppress(FileNotFoundError):
+            os.unlink(self._blob(name))
+
+    def blob_names(self) -> list[str]:
+        try:
+            return sorted(name for name in os.listdir(self._folder / _BLOBS) if _BLOB_NAME.fullmatch(name))
+        except FileNotFoundError:
+            return []
+
+    def revision(self) -> object:
+        return self._revision
+
+    # Records
+
+    def schema(self) -> Schema | None:
+        return self._schema
+
+    def ensure(self, schema: Schema) -> None:
+        if self._schema is None:
+            with self._writing():
+                _write_marker(self._folder, schema.global_dim, self.has_patches)
+            self._schema = schema
+        elif self._schema != schema:
+            raise StoreError(
+                f"the shards in {self._folder} hold vectors of {self._schema}, not of {schema}; name another folder"
+            )
+
+    def upsert(self, records: Sequence[Record]) -> None:
+        self._waiting.update((record.id, record) for record in records)
+        if len(self._waiting) >= SHARD_RECORDS:
+            self._flush()
+        self._revision = secrets.token_hex(8)
+
+    def set_files(self, files: dict[str, tuple[StoredFile, ...]]) -> None:
+        self._change(files, lambda record: replace(record, files=files[record.id]))
+
+    def set_dates(self, dates: dict[str, tuple[datetime | None, str | None]]) -> None:
+        def dated(record: Record) -> Record:
+            taken_at, source = dates[record.id]
+            return replace(record, metadata=replace(record.metadata, taken_at=taken_at, date_source=source))
+
+        self._change(dates, dated)
+
+    def set_tags(self, tags: dict[str, tuple[str, ...]]) -> None:
+        self._change(tags, lambda record: replace(record, tags=tags[record.id]))
+
+    def set_attributes(self, attributes: dict[str, Attributes]) -> None:
+        self._change(attributes, lambda record: replace(record, attributes=attributes[record.id]))
+
+    def attributes_of(self, ids: Sequence[str]) -> dict[str, Attributes]:
+        return {record.id: record.attributes for record in self.retrieve(ids) if record.attributes}
+
+    def tags_of(self, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        return {record.id: record.tags for record in self.retrieve(ids)}
+
+    def remembered_tags(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    def delete(self, ids: Sequence[str]) -> None:
+        self._change(dict.fromkeys(ids), lambda record: None)
+
+    def scroll(self, where: Filter = Filter(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
+        """Shard by shard, and not in the order of ids, for which all shards would be read for each page."""
+        meets = self._condition(where)
+        for number in self._numbers():
+            for record in self._records(number, vectors):
+                if meets(record):
+                    yield record
+        yield from list(filter(meets, self._waiting.values()))
+
+    def list_files(self) -> Iterator[Listed]:
+        for number in self._numbers():
+            for listed in read_listed(self._path(number), self._dims()):
+                if self._counts(listed.id, number):
+                    yield listed
+        for record in list(self._waiting.values()):
+            yield Listed(record.id, record.whitening_id, record.files)
+
+    def retrieve(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
+        found = {id: self._waiting[id] for id in ids if id in self._waiting}
+        wanted = {id for id in ids if id not in found}
+        for number in sorted({self._shard_of[id] for id in wanted if id in self._shard_of}):
+            found |= {record.id: record for record in self._records(number, vectors) if record.id in wanted}
+        return [found[id] for id in ids if id in found]
+
+    def search(
+        self, queries: np.ndarray, top: int, where: Filter = Filter(), *, exact: bool = False
+    ) -> list[list[Hit]]:
+        self._refuse("are not searched")
+
+    def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
+        return {record.id: record.patches for record in self.retrieve(ids, vectors=True) if record.patches is not None}
+
+    def count(self, where: Filter = Filter()) -> int:
+        if where:
+            return sum(1 for _ in self.scroll(where))
+        return len(self._shard_of.keys() | self._waiting.keys())
+
+    def optimize(self, *, progress: BuildProgress = no_progress, stop: Callable[[], bool] = never) -> None:
+        """Nothing is linked; what is not written yet is."""
+        self._flush()
+
+    def size(self) -> StoreSize:
+        shards = sum(os.lstat(self._path(number)).st_size for number in self._numbers())
+        return StoreSize({"shards": shards} if shards else {})
+
+    # Within
+
+    def _condition(self, where: Filter) -> Callable[[Record], bool]:
+        if where != Filter(not_whitening_id=where.not_whitening_id):
+            self._refuse("know no filters")
+        return lambda record: where.not_whitening_id is None or record.whitening_id != where.not_whitening_id
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise StoreError(f"the shards in {self._folder} {what}; {_STEP.format(pasted(self._folder))}")
+
+    def _records(self, number: int, vectors: bool) -> Iterator[Record]:
+        for record in read_records(self._path(number), self._dims(), vectors=vectors):
+            if self._counts(record.id, number):
+                yield record
+
+    def _counts(self, id: str, number: int) -> bool:
+        return self._shard_of.get(id) == number and id not in self._waiting
+
+    def _flush(self) -> None:
+        """Write what waits as new shards."""
+        while self._waiting:
+            number = max(self._numbers(), default=-1) + 1
+            some = dict(islice(self._waiting.items(), SHARD_RECORDS))
+            self._write(number, list(some.values()))
+            for id in some:
+                if (before := self._shard_of.get(id)) is not None:
+                    self._outdated.add(before)
+                self._shard_of[id] = number
+                del self._waiting[id]
+
+    def _drop_outdated(self) -> None:
+        for number in sorted(self._outdated):
+            self._write(number, list(self._records(number, True)))
+        self._outdated = set()
+
+    def _change(self, wanted: Mapping[str, object], change: Callable[[Record], Record | None]) -> None:
+        """Rewrite the shards that hold records with the ids of `wanted`; None removes one."""
+        self._flush()
+        self._drop_outdated()
+        for number in sorted({self._shard_of[id] for id in wanted if id in self._shard_of}):
+            records = list(self._records(number, True))
+            kept = [change(record) if record.id in wanted else record for record in records]
+            self._write(number, [record for record in kept if record is not None])
+            for record, changed in zip(records, kept, strict=True):
+                if changed is None:
+                    del self._shard_of[record.id]
+        self._revision = secrets.token_hex(8)
+
+    def _write(self, number: int, records: Sequence[Record]) -> None:
+        assert self._lock is not None, "opened for reading only"
+        if records:
+            write_shard(self._path(number), records, self._dims(), patches=self.has_patches)
+        else:
+            with self._writing():
+                os.unlink(self._path(number))
+
+    def _read_ids(self) -> None:
+        for number in self._numbers():
+            for id in read_ids(self._path(number), self._dims()):
+                if (before := self._shard_of.get(id)) is not None:
+                    self._outdated.add(before)
+                self._shard_of[id] = number
+
+    def _numbers(self) -> list[int]:
+        try:
+            found = map(_SHARD.fullmatch, os.listdir(self._folder))
+        except OSError as error:
+            raise UnusableError(f"cannot read {self._folder}: {os_reason(error)}; check the folder") from None
+        return sorted(int(one[1]) for one in found if one)
+
+    def _dims(self) -> Schema:
+        if self._schema is None:
+            raise UnusableError(f"{self._folder / MARKER} does not tell the vectors' length; embed again")
+        return self._schema
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.parquet"
+
+    def _blob(self, name: str) -> Path:
+        assert _BLOB_NAME.fullmatch(name), name
+        folder = self._folder / _BLOBS
+        if folder.is_symlink():
+            raise UnusableError(f"{folder} is a link; do not use these shards")
+        return folder / name
+
+    def _writing(self) -> "_Writing":
+        return _Writing(self._folder)
+
+
+class _Writing:
+    """What writing raises, in one line."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise StoreError(f"cannot write to {self._folder}: {os_reason(error)}; make room, or check it") from None
+
+
+def _read_marker(folder: Path) -> tuple[int | None, bool]:
+    """The vectors' length, None before the first record, and whether patches are kept."""
+    path = folder / MARKER
+    try:
+        values = json.loads(read_plain(path, 10_000))
+        format, dim, patches = values["format"], values["dim"], values["patches"]
+        if type(format) is not int or type(patches) is not bool:
+            raise ValueError("other types")
+        if dim is not None and not (type(dim) is int and 0 < dim <= MAX_DIM):
+            raise ValueError("no length of vectors")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UnusableError(f"{path} is not what seenit wrote; embed into another folder") from None
+    if format != FORMAT:
+        raise UnusableError(f"the shards in {folder} have format {format}, this seenit reads {FORMAT}; update seenit")
+    return dim, patches
+
+
+def _write_marker(folder: Path, dim: int | None, patches: bool) -> None:
+    with atomic_file(folder / MARKER) as file:
+        file.write(json.dumps({"format": FORMAT, "dim": dim, "patches": patches}).encode())
