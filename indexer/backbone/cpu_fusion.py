@@ -22,7 +22,7 @@ def fuse_for_cpu(model: VisionTransformer) -> bool:
     weight = model.patch_embed.proj.weight
     if weight.device.type != "cpu" or model.training or not _works(weight.dtype):
         return False
-    fused = []
+    fused: list[_FusedBlock] = []
     for block in model.blocks:
         assert isinstance(block, Block), "fused already"
         fused.append(_FusedBlock(block, is_last=len(fused) == len(model.blocks) - 1))

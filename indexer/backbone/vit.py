@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -158,10 +158,11 @@ class VisionTransformer(nn.Module):
         tokens, layout = self._pack([images], [None])  # (T, D)
         kept = {}
         for index in range(max(layers) + 1):
+            block: Any = self.blocks[index]  # or what an inference form of the network has in its place
             if index == depth - 1 and patches_of is not None and index not in patches_of:
-                tokens, layout = self.blocks[index].first(tokens, layout), ((len(images), 1),)
+                tokens, layout = block.first(tokens, layout), ((len(images), 1),)
             else:
-                tokens = self.blocks[index](tokens, layout)
+                tokens = block(tokens, layout)
             if index in layers:
                 output = self.norm(tokens) if norm else tokens
                 kept[index] = self._unpack(output.unflatten(0, (len(images), -1)), self._grid(images))
