@@ -46,6 +46,32 @@ def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tens
     return _torch_attention(query, key, value, layout)
 
 
+def attention_of_first(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
+    """`attention` of each image's first token alone.
+
+    query       (B, h, d)  of the first token of each of the B images of all groups
+    key, value  (T, h, d)
+    scale       of the scores; None: 1 / sqrt(d)
+    returns     (B, h, d)
+    """
+    sizes, counts = [images * length for images, length in layout], [images for images, _ in layout]
+    outputs = []
+    for images, q, k, v in zip(counts, query.split(counts), key.split(sizes), value.split(sizes), strict=True):
+        k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in (k, v))  # (B, h, L, d)
+        outputs.append(F.scaled_dot_product_attention(q[:, :, None], k, v, scale=scale)[:, :, 0])
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+@lru_cache(LAYOUTS_KEPT)
+def first_rows(layout: Layout, count: int = 1) -> Tensor:
+    """Where the first `count` tokens of each image lie among all tokens; (B * count,) int64."""
+    with torch.inference_mode(False):
+        starts = torch.tensor([n * length for images, length in layout for n in range(images)])
+        borders = torch.tensor([0, *(images * length for images, length in layout)]).cumsum(0)[:-1]
+        starts += borders.repeat_interleave(torch.tensor([images for images, _ in layout]))
+        return (starts[:, None] + torch.arange(count)).flatten()
+
+
 def _torch_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
     sizes = [images * length for images, length in layout]
     outputs = []

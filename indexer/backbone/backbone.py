@@ -109,21 +109,28 @@ class Backbone:
         return self.architecture.patch_size
 
     def intermediate(
-        self, pixels: np.ndarray | Tensor, layers: Sequence[int], *, norm: bool = True
+        self,
+        pixels: np.ndarray | Tensor,
+        layers: Sequence[int],
+        *,
+        norm: bool = True,
+        patches_of: Sequence[int] | None = None,
     ) -> list[TokenFeatures]:
         """The tokens after chosen blocks.
 
-        pixels   (B, H, W, 3) uint8 RGB; H and W multiples of the patch size
-        layers   indices of blocks, the first is 0, the last depth - 1; blocks after the last one asked do not run
-        norm     apply the network's final norm to each
-        returns  one TokenFeatures for each layer in the order asked, float32, on the backbone's device
+        pixels      (B, H, W, 3) uint8 RGB; H and W multiples of the patch size
+        layers      indices of blocks, the first is 0, the last depth - 1; blocks after the last one asked do not run
+        norm        apply the network's final norm to each
+        patches_of  the blocks of which more than CLS is read; None: all. If the last block is none of them, its
+                    registers and patches are not computed and there are none
+        returns     one TokenFeatures for each layer in the order asked, float32, on the backbone's device
         """
         if isinstance(pixels, np.ndarray):
             pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise ValueError(f"pixels are {pixels.dtype} {tuple(pixels.shape)}; uint8 (B, H, W, 3) is needed")
         with torch.inference_mode():
-            outputs = self.model.intermediate(self._normalised(pixels), layers, norm)
+            outputs = self.model.intermediate(self._normalised(pixels), layers, norm, patches_of)
             return [
                 replace(o, cls=o.cls.float(), registers=o.registers.float(), patches=o.patches.float()) for o in outputs
             ]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Layout, attention
+from .attention import Layout, attention, attention_of_first, first_rows
 from .vit import Block, SwiGLU, VisionTransformer
 
 
@@ -22,10 +22,10 @@ def fuse_for_cpu(model: VisionTransformer) -> bool:
     weight = model.patch_embed.proj.weight
     if weight.device.type != "cpu" or model.training or not _works(weight.dtype):
         return False
-    fused = []
+    fused: list[_FusedBlock] = []
     for block in model.blocks:
         assert isinstance(block, Block), "fused already"
-        fused.append(_FusedBlock(block))
+        fused.append(_FusedBlock(block, is_last=len(fused) == len(model.blocks) - 1))
     model.blocks = nn.ModuleList(fused)
     return True
 
@@ -50,7 +50,7 @@ def _works(dtype: torch.dtype) -> bool:
 class _FusedBlock(nn.Module):
     """`vit.Block` in eval mode."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, is_last: bool) -> None:
         super().__init__()
         mlp = block.mlp
         self.gated = isinstance(mlp, SwiGLU)
@@ -59,17 +59,30 @@ class _FusedBlock(nn.Module):
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.qkv = _fused(block.attn.qkv)
         self.proj = _fused(block.attn.proj, scale=getattr(block.ls1, "gamma", None))
-        self.first = _fused(first, activation="none" if self.gated else "gelu")
-        self.last = _fused(last, scale=getattr(block.ls2, "gamma", None))
+        self.widen = _fused(first, activation="none" if self.gated else "gelu")
+        self.narrow = _fused(last, scale=getattr(block.ls2, "gamma", None))
+        if is_last:  # see `first`
+            dim = block.attn.proj.in_features
+            weights, biases = (x.detach().split([dim, 2 * dim]) for x in (block.attn.qkv.weight, block.attn.qkv.bias))
+            self.query, self.key_value = map(FusedLinear, weights, biases)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         query, key, value = self.qkv(self.norm1(tokens)).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # (T, h, d)
-        tokens = self.proj.plus(tokens, attention(query, key, value, layout).flatten(1))  # (T, D)
-        hidden = self.first(self.norm2(tokens))
+        return self._feed(self.proj.plus(tokens, attention(query, key, value, layout).flatten(1)))
+
+    def first(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Each image's first token alone, of the network's last block.  (T, D) -> (B, D)"""
+        rows, normed = first_rows(layout), self.norm1(tokens)
+        query = self.query(normed[rows]).unflatten(1, (self.num_heads, -1))  # (B, h, d)
+        key, value = self.key_value(normed).unflatten(1, (2, self.num_heads, -1)).unbind(1)  # (T, h, d)
+        return self._feed(self.proj.plus(tokens[rows], attention_of_first(query, key, value, layout).flatten(1)))
+
+    def _feed(self, tokens: Tensor) -> Tensor:
+        hidden = self.widen(self.norm2(tokens))
         if self.gated:
             gate, content = hidden.chunk(2, dim=-1)
             hidden = F.silu(gate) * content
-        return self.last.plus(tokens, hidden)
+        return self.narrow.plus(tokens, hidden)
 
 
 def _fused(linear: nn.Linear, activation: str = "none", scale: Tensor | None = None) -> "FusedLinear":

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Layout, attention, prepared_attention
+from .attention import Layout, attention, attention_of_first, first_rows, prepared_attention
 from .calibration_images import calibration_images
 from .cpu_fusion import FusedLinear
 from .vit import Block, Mlp, VisionTransformer
@@ -65,7 +65,9 @@ def quantise_for_cpu(model: VisionTransformer) -> bool:
         images = calibration_images(CALIBRATED_ON, 16 * patch).bfloat16()
         ranges, expected = measure_ranges(model, images)
         special = 1 + model.architecture.num_registers
-        blocks = nn.ModuleList(_ByteBlock(block, of, special) for block, of in zip(plain, ranges, strict=True))
+        blocks = nn.ModuleList(
+            _ByteBlock(block, of, special, is_last=block is plain[-1]) for block, of in zip(plain, ranges, strict=True)
+        )
         tokens, layout = model._pack([images], [None])
         for block in blocks:
             tokens = block(tokens, layout)
@@ -93,7 +95,7 @@ def measure_ranges(model: VisionTransformer, images: Tensor) -> tuple[list["_Blo
     """What is before each product of each block, on images (B, 3, H, W); and the last block's tokens, (T, D)."""
     tokens, layout = model._pack([images], [None])
     patches = torch.ones(len(tokens), dtype=torch.bool)
-    patches[special_rows(layout, 1 + model.architecture.num_registers)] = False
+    patches[first_rows(layout, 1 + model.architecture.num_registers)] = False
     found = []
     for block in model.blocks:
         assert isinstance(block, Block)
@@ -101,15 +103,6 @@ def measure_ranges(model: VisionTransformer, images: Tensor) -> tuple[list["_Blo
         tokens = ranges.through(block, tokens, layout)
         found.append(ranges)
     return found, tokens
-
-
-@lru_cache(32)
-def special_rows(layout: Layout, count: int) -> Tensor:
-    """Where CLS and registers, `count` of each image, lie among all tokens; (S,) int64."""
-    starts = torch.tensor([n * length for images, length in layout for n in range(images)])
-    borders = torch.tensor([0, *(images * length for images, length in layout)]).cumsum(0)[:-1]
-    starts += borders.repeat_interleave(torch.tensor([images for images, _ in layout]))
-    return (starts[:, None] + torch.arange(count)).flatten()
 
 
 class _Range:
@@ -173,7 +166,7 @@ class _BlockRanges:
 class _ByteBlock(nn.Module):
     """`vit.Block` in eval mode. Tokens are float32 from the first block on."""
 
-    def __init__(self, block: Block, ranges: _BlockRanges, special: int) -> None:
+    def __init__(self, block: Block, ranges: _BlockRanges, special: int, is_last: bool) -> None:
         super().__init__()
         assert isinstance(block.mlp, Mlp)
         self.special, self.num_heads = special, block.attn.num_heads
@@ -189,6 +182,9 @@ class _ByteBlock(nn.Module):
 
         self.norm1, self.norm2 = _ByteNorm(block.norm1, first), _ByteNorm(block.norm2, second)
         self.qkv, self.proj = _ByteLinear(*qkv, first), _ByteLinear(*proj, attended)
+        if is_last:  # see `first`
+            dim = block.attn.proj.in_features
+            self.key_value = _ByteLinear(qkv[0][dim:], qkv[1][dim:], first)
         self.feed_forward: list[tuple[_ByteLinear, _ByteLinear]] = []
         bias = fc2[1]
         for channels in ranges.hidden.near_and_far():
@@ -204,7 +200,7 @@ class _ByteBlock(nn.Module):
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         tokens = tokens.float()
-        rows = special_rows(layout, self.special)
+        rows = first_rows(layout, self.special)
         special = tokens[rows]  # (S, D)
 
         qkv = self.qkv(self.norm1(tokens))  # (T, 3 * D)
@@ -219,6 +215,19 @@ class _ByteBlock(nn.Module):
             tokens = last.plus(tokens, first(normed), in_place=True)
         special = special + self.special_fc2(self.special_fc1(self.special_norm2(special).bfloat16()))
         return tokens.index_copy_(0, rows, special)
+
+    def first(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Each image's first token alone, of the network's last block.  (T, D) -> (B, D) float32"""
+        tokens = tokens.float()
+        rows = first_rows(layout, self.special)
+        own = self.special_qkv(self.special_norm1(tokens[rows]).bfloat16())  # (S, 3 * D)
+        query, own = own.split([tokens.shape[1], 2 * tokens.shape[1]], dim=1)
+        key_value = self.key_value(self.norm1(tokens)).index_copy_(0, rows, own)
+        key, value = key_value.unflatten(1, (2, self.num_heads, -1)).unbind(1)  # (T, h, d) each
+        query = query[:: self.special].unflatten(1, (self.num_heads, -1))  # (B, h, d)
+        attended = attention_of_first(query, key, value, layout, scale=1.0).flatten(1)  # (B, D), in steps of bytes
+        special = tokens[first_rows(layout)] + self.special_proj(attended)
+        return special + self.special_fc2(self.special_fc1(self.special_norm2(special).bfloat16()))
 
 
 def _prepared_qkv(linear: nn.Linear, key_mean: Tensor, value_scale: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Layout, attention
+from .attention import Layout, attention, attention_of_first, first_rows
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,16 @@ class VisionTransformer(nn.Module):
             for part, batch in zip(parts, images, strict=True)
         ]
 
-    def intermediate(self, images: Tensor, layers: Sequence[int], norm: bool = True) -> list[TokenFeatures]:
+    def intermediate(
+        self, images: Tensor, layers: Sequence[int], norm: bool = True, patches_of: Sequence[int] | None = None
+    ) -> list[TokenFeatures]:
         """The tokens after chosen blocks, in the order asked; blocks after the last one asked do not run.
 
-        images  (B, 3, H, W)  as in `forward`
-        layers  indices of blocks, the first is 0, the last depth - 1
-        norm    apply the final norm to each
+        images      (B, 3, H, W)  as in `forward`
+        layers      indices of blocks, the first is 0, the last depth - 1
+        norm        apply the final norm to each
+        patches_of  the blocks of which more than CLS is read; None: all. Where the network's last block is none of them
+                    it is computed for CLS alone, a twelfth of a small network's work, and has no registers and patches
         """
         depth = len(self.blocks)
         if not layers or not all(0 <= layer < depth for layer in layers):
@@ -154,7 +158,11 @@ class VisionTransformer(nn.Module):
         tokens, layout = self._pack([images], [None])  # (T, D)
         kept = {}
         for index in range(max(layers) + 1):
-            tokens = self.blocks[index](tokens, layout)
+            block: Any = self.blocks[index]  # or what an inference form of the network has in its place
+            if index == depth - 1 and patches_of is not None and index not in patches_of:
+                tokens, layout = block.first(tokens, layout), ((len(images), 1),)
+            else:
+                tokens = block(tokens, layout)
             if index in layers:
                 output = self.norm(tokens) if norm else tokens
                 kept[index] = self._unpack(output.unflatten(0, (len(images), -1)), self._grid(images))
@@ -236,6 +244,12 @@ class Block(nn.Module):
         tokens = self._add_branch(tokens, layout, self._attend, self.ls1)
         return self._add_branch(tokens, layout, self._feed, self.ls2)
 
+    def first(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Each image's first token, CLS, as `forward` has it in eval mode.  (T, D) -> (B, D)"""
+        own = tokens[first_rows(layout).to(tokens.device)]
+        own = self._add_branch(own, layout, lambda *_: self.attn.first(self.norm1(tokens), layout), self.ls1)
+        return self._add_branch(own, layout, self._feed, self.ls2)
+
     def _attend(self, tokens: Tensor, layout: Layout) -> Tensor:
         return self.attn(self.norm1(tokens), layout)
 
@@ -287,6 +301,15 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         query, key, value = self.qkv(tokens).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # (T, h, d) each
         return self.proj(attention(query, key, value, layout).flatten(1))  # (T, D)
+
+    def first(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """What each image's first token gathers.  (T, D) -> (B, D)"""
+        dim = tokens.shape[1]
+        weights = zip(self.qkv.weight.split([dim, 2 * dim]), self.qkv.bias.split([dim, 2 * dim]), strict=True)
+        (query, query_bias), key_value = weights
+        own = F.linear(tokens[first_rows(layout).to(tokens.device)], query, query_bias)  # (B, D)
+        key, value = F.linear(tokens, *key_value).unflatten(1, (2, self.num_heads, -1)).unbind(1)  # (T, h, d) each
+        return self.proj(attention_of_first(own.unflatten(1, (self.num_heads, -1)), key, value, layout).flatten(1))
 
 
 class Mlp(nn.Module):

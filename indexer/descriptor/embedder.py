@@ -38,11 +38,12 @@ class Embedder:
         self.resolution = resolution
         self.config = config
         self.layers = config.layers_of(backbone.depth)
+        self.patch_layers = config.patch_layers_of(backbone.depth)
         self._whole = replace(config, num_tokens=DESCRIPTOR_CONFIGS["full"].num_tokens)
 
     def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
         """What the descriptor needs of images of one shape, (rows * P, cols * P, 3) uint8 each."""
-        features = self.backbone.intermediate(np.stack(pixels), self.layers)
+        features = self.backbone.intermediate(np.stack(pixels), self.layers, patches_of=self.patch_layers)
         return descriptor.pool(features, self.config, self.backbone.depth)
 
     def pooled_of(self, image: np.ndarray) -> PooledFeatures:
@@ -63,7 +64,8 @@ class Embedder:
         for numbers in by_shape.values():
             for start in range(0, len(numbers), QUERY_BATCH):
                 batch = numbers[start : start + QUERY_BATCH]
-                features = self.backbone.intermediate(np.stack([seen[n] for n in batch]), self.layers)
+                stacked = np.stack([seen[n] for n in batch])
+                features = self.backbone.intermediate(stacked, self.layers, patches_of=self.patch_layers)
                 vectors, tokens = descriptor.apply(
                     descriptor.pool(features, self._whole, self.backbone.depth), whitening
                 )

@@ -60,6 +60,30 @@ class ManyPatches:
     grids: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True)
+class PatchCodes:
+    """Patches of several images as their bytes have them, those of one after those of the other.
+
+    codes      (K of all, T * bits / 8)  uint8
+    bits       of each number
+    positions, counts, grids  as in `ManyPatches`
+    """
+
+    codes: np.ndarray
+    bits: int
+    positions: np.ndarray
+    counts: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]
+
+    def numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens as whole numbers (K of all, T) int8, and the step (K of all, 1) float32 to unit vectors."""
+        if self.bits == 8:
+            numbers = self.codes.view(np.int8)
+        else:
+            numbers = _WHOLE_TABLES[self.bits].take(self.codes).view(np.int8)
+        return numbers, 1 / _lengths(numbers.astype(np.float32))
+
+
 def pack_patches(patches: PatchTokens, bits: int) -> bytes:
     """The bytes of one image's tokens; K * T * bits / 8 of them, and the grid's."""
     rows, cols = patches.grid
@@ -77,32 +101,62 @@ def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
 
     Raises SeenitError for bytes that `pack_patches` has not written, or not alike.
     """
+    found = read_codes(packed)
     if not packed:
-        return ManyPatches(np.empty((0, 0), np.float32), np.empty((0, 2), np.uint8), (), ())
-    positions, grids, codes = zip(*(_take_apart(data) for data in packed), strict=True)
-    bits, dim = packed[0][1], packed[0][4:6]
-    if any(data[1] != bits or data[4:6] != dim for data in packed):
+        return ManyPatches(np.empty((0, 0), np.float32), found.positions, (), ())
+    codes, bits = found.codes, found.bits
+    tokens = codes.view(np.int8).astype(np.float32) if bits == 8 else _TABLES[bits].take(codes, 0)
+    tokens = tokens.reshape(len(codes), -1)  # (K of all, T)
+    tokens /= _lengths(tokens)
+    return ManyPatches(tokens, found.positions, found.counts, found.grids)
+
+
+def read_codes(packed: Sequence[bytes]) -> PatchCodes:
+    """The tokens of several images of one index, not unpacked; errors as of `unpack_patches`."""
+    if not packed:
+        return PatchCodes(np.empty((0, 0), np.uint8), 8, np.empty((0, 2), np.uint8), (), ())
+    by_shape: dict[tuple[bytes, int], list[int]] = {}  # as a rule all images of an index are alike
+    for n, data in enumerate(packed):
+        by_shape.setdefault((data[:HEADER], len(data)), []).append(n)
+    parts = [_of_one_shape([packed[n] for n in places]) for places in by_shape.values()]
+    if len({(part.bits, part.codes.shape[1]) for part in parts}) > 1:
         raise SeenitError("the index holds patches of several kinds; rebuild the index")
-    all_codes = np.concatenate(codes)  # for one lookup
-    numbers = all_codes.view(np.int8).astype(np.float32) if bits == 8 else _TABLES[bits].take(all_codes, 0)
-    tokens = numbers.reshape(-1, int.from_bytes(dim, "little"))
-    tokens /= np.maximum(np.sqrt(np.einsum("kt,kt->k", tokens, tokens)), 1e-12)[:, None]
-    return ManyPatches(tokens, np.concatenate(positions), tuple(map(len, positions)), grids)
+    return parts[0] if len(parts) == 1 else _in_order(parts, list(by_shape.values()))
 
 
-def _take_apart(data: bytes) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
-    """Positions (K, 2), grid and the tokens' codes."""
+def _of_one_shape(packed: Sequence[bytes]) -> PatchCodes:
+    """The tokens of images with one header and one length."""
+    data = packed[0]
     if len(data) < HEADER or data[0] != FORMAT or data[1] not in BITS:
         raise SeenitError("the index holds patches in a form that is unknown here; rebuild the index")
     bits, rows, cols, dim = data[1], data[2], data[3], int.from_bytes(data[4:6], "little")
-    cells = HEADER + math.ceil(rows * cols / 8)
-    kept = np.unpackbits(np.frombuffer(data[HEADER:cells], np.uint8))[: rows * cols].nonzero()[0]
-    codes = np.frombuffer(data[cells:], np.uint8)
-    if codes.size != len(kept) * dim * bits // 8 or not dim:
+    width, cells = dim * bits // 8, HEADER + math.ceil(rows * cols / 8)
+    count, left_over = divmod(len(data) - cells, width) if width else (0, 1)
+    everything = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -1)
+    kept = np.unpackbits(everything[:, HEADER:cells], axis=1)[:, : rows * cols]
+    if left_over or count < 0 or (kept.sum(1, dtype=int) != count).any():
         raise SeenitError("the index holds damaged patches; rebuild the index")
-    positions = np.empty((len(kept), 2), np.uint8)
-    np.divmod(kept, cols, out=(positions[:, 0], positions[:, 1]), casting="unsafe")
-    return positions, (rows, cols), codes
+    positions = np.empty((len(packed) * count, 2), np.uint8)
+    np.divmod(kept.nonzero()[1], cols, out=(positions[:, 0], positions[:, 1]), casting="unsafe")
+    codes = everything[:, cells:].copy().reshape(-1, width)  # bytes cannot be written, which tensors want to be
+    return PatchCodes(codes, bits, positions, (count,) * len(packed), ((rows, cols),) * len(packed))
+
+
+def _in_order(parts: Sequence[PatchCodes], places: Sequence[Sequence[int]]) -> PatchCodes:
+    """Images of several shapes as one; `places` says for each part where its images belong."""
+    order = np.argsort([place for some in places for place in some])
+    counts = np.array([count for part in parts for count in part.counts])
+    grids = [grid for part in parts for grid in part.grids]
+    ends = np.cumsum(counts)
+    rows = np.concatenate([np.arange(ends[n] - counts[n], ends[n]) for n in order])
+    codes, positions = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "positions"))
+    in_order = tuple(int(counts[n]) for n in order)
+    return PatchCodes(codes[rows], parts[0].bits, positions[rows], in_order, tuple(grids[n] for n in order))
+
+
+def _lengths(tokens: np.ndarray) -> np.ndarray:
+    """(K, T) float32 -> (K, 1), never 0."""
+    return np.maximum(np.sqrt(np.einsum("kt,kt->k", tokens, tokens)), np.float32(1e-12))[:, None]
 
 
 def _codes(tokens: np.ndarray, bits: int) -> np.ndarray:
@@ -126,4 +180,11 @@ def _tables() -> dict[int, np.ndarray]:
     return {1: signs, 2: levels}
 
 
+def _whole_tables() -> dict[int, np.ndarray]:
+    """The same in whole numbers of 8 bits, those of a byte as one number: (256,) uint64 of 8, or uint32 of 4."""
+    levels = np.rint(_TABLES[2] / LEVELS[-1] * 127).astype(np.int8)
+    return {1: _TABLES[1].astype(np.int8).view(np.uint64)[:, 0], 2: levels.view(np.uint32)[:, 0]}
+
+
 _TABLES = _tables()
+_WHOLE_TABLES = _whole_tables()

@@ -89,6 +89,10 @@ class DescriptorConfig:
         depths = (*self.cls_depths, *self.mean_depths, self.token_depth)
         return sorted({_block(fraction, depth) for fraction in depths})
 
+    def patch_layers_of(self, depth: int) -> list[int]:
+        """Those of them of which more than CLS is read."""
+        return sorted({_block(fraction, depth) for fraction in (*self.mean_depths, self.token_depth)})
+
 
 def _as(value: object, default: object) -> Any:
     """A value from JSON of the default's kind; ValueError where it is none."""

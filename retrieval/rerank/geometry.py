@@ -10,11 +10,13 @@ Plain tensor arithmetic: nothing here knows of stores or images.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-# B candidates, N query patches, M candidate patches (zero-padded), D numbers a token, K pairs and H transforms tried
+# B candidates, V views of a query, N patches of one, M candidate patches (zero-padded), D numbers a token, K pairs and
+# H transforms tried
 
 # Where nothing else is said, none of these was tuned; all patches of an image in place of 64 are no better.
 FLOOR = 0.15  # cosine of whitened patches from which on a pair is worth anything
@@ -28,7 +30,7 @@ APART = 1.5  # patches that lie closer together fix no turn
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Mutual nearest neighbours of B candidates' patches among a query's.
+    """Mutual nearest neighbours of B candidates' patches among a query's; of several views each is (V, B, M).
 
     cosine   (B, M)  float32, of each candidate patch with its nearest in the query; 0 where that is not mutual, or
                      where none is above 0
@@ -69,20 +71,19 @@ def mutual_pairs(query: Tensor, gallery: Tensor) -> Pairs:
 def mutual_of(similarity: Tensor) -> Pairs:
     """`mutual_pairs` of cosines that are at hand.
 
-    similarity  (B, M, N)  float32, of each candidate patch with each of the query's; 0 of padding
+    similarity  (..., M, N)  float32, of each candidate patch with each of the query's; 0 of padding. Pairs are (..., M)
 
     Where it counts, above 0, a float32 is larger where its bits are as a whole number. So each cosine's last bits give
     way to n, and one pass finds the best and which it is, three times as fast as a maximum with its place. It costs a
     cosine up to 2^-15 of its size where there are 256 patches.
     """
-    count = similarity.shape[2]
+    count = similarity.shape[-1]
     below = (1 << max(count - 1, 1).bit_length()) - 1  # the bits that hold n
-    keys = similarity.clamp(min=0).view(torch.int32)
-    keys.bitwise_and_(~below).bitwise_or_(torch.arange(count, dtype=torch.int32))
-    best, best_of_query = keys.amax(2), keys.amax(1)  # (B, M), (B, N)
+    keys = similarity.view(torch.int32).bitwise_and(~below).bitwise_or_(torch.arange(count, dtype=torch.int32))
+    best, best_of_query = keys.amax(-1), keys.amax(-2)  # (..., M), (..., N); below 0 where no cosine is above
     nearest = best.bitwise_and(below).long()
-    mutual = best >= best_of_query.gather(1, nearest)
-    return Pairs(torch.where(mutual, best.bitwise_and(~below).view(torch.float32), 0.0), nearest)
+    mutual = (best > 0) & (best >= best_of_query.gather(-1, nearest))
+    return Pairs(torch.where(mutual, best.bitwise_and_(~below).view(torch.float32), 0.0), nearest)
 
 
 def find_inliers(cosine: Tensor, start: Tensor, end: Tensor) -> Inliers:
@@ -120,10 +121,10 @@ def far_apart(query_at: Tensor) -> Tensor:
 
 
 def distinctiveness_of(is_inlier: Tensor, pairs: Pairs, similarity: Tensor, apart: Tensor) -> Tensor:
-    """How far the inliers stand out from what else they might have been paired with.  (B,) float32
+    """How far the inliers stand out from what else they might have been paired with.  (B,) float32, of views (V, B)
 
-    is_inlier   (B, M)     True for the candidate's patches whose pair is an inlier
-    similarity  (B, M, N)  cosine of each candidate patch with each of the query's
+    is_inlier   (B, M)     True for the candidate's patches whose pair is an inlier; of views (V, B, M)
+    similarity  (B, M, N)  cosine of each candidate patch with each of the query's; of views (V, B, M, N)
     apart       (N, N)     see `far_apart`
 
     A patch of lawn is as like any other patch of the lawn; where two lawns are consistent with a transform it is by
@@ -134,11 +135,11 @@ def distinctiveness_of(is_inlier: Tensor, pairs: Pairs, similarity: Tensor, apar
 
     where n lies farther than ELSEWHERE from m's partner; a negative term counts 0.
     """
-    candidate, patch = is_inlier.nonzero(as_tuple=True)  # (P,)
-    paired = pairs.nearest[candidate, patch]  # (P,)
-    elsewhere = similarity[candidate, patch].masked_fill_(~apart[paired], 0).amax(1).clamp(min=0).float()  # (P,)
-    margin = (pairs.cosine[candidate, patch] - elsewhere).clamp(min=0)
-    return torch.zeros(len(is_inlier)).index_add_(0, candidate, margin)
+    of_inlier = is_inlier.nonzero(as_tuple=True)  # of (P,) each
+    elsewhere = similarity[of_inlier].mul_(apart[pairs.nearest[of_inlier]]).amax(1).clamp_(min=0)  # (P,)
+    margin = torch.zeros_like(pairs.cosine)
+    margin[of_inlier] = (pairs.cosine[of_inlier] - elsewhere).clamp_(min=0)
+    return margin.sum(-1)
 
 
 def _best_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ def _best_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
         |a z + b - w|^2 = |a|^2 |z|^2 + |b|^2 + |w|^2 + 2 Re(a conj(b) z) - 2 Re(a z conj(w)) - 2 Re(b conj(w))
     """
     count = start.shape[1]
-    i, j = torch.triu_indices(min(ANCHORS, count), count)  # with each pair by itself, which fixes none: one is there
+    i, j = _combinations(count)
     pairs = torch.cat([start.mT, end.mT, weight[:, None]], 1)  # (B, 5, K)
     x, y, to_x, to_y, weight_i = pairs.index_select(2, i).unbind(1)  # (B, H)
     x_j, y_j, to_x_j, to_y_j, weight_j = pairs.index_select(2, j).unbind(1)
@@ -180,6 +181,13 @@ def _best_of_two(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     best = (weight[:, None] @ landed)[:, 0].argmax(1)  # (B,)
     chosen = torch.stack([a, -a_i, b, a_i, a, b_i], 1).gather(2, best[:, None, None].expand(-1, 6, 1))
     return chosen.view(-1, 2, 3)
+
+
+@cache
+def _combinations(count: int) -> tuple[Tensor, Tensor]:
+    """Which two of `count` pairs are tried; also each by itself, which fixes none, so that something is there."""
+    i, j = torch.triu_indices(min(ANCHORS, count), count)
+    return i, j
 
 
 def _squared_miss(transform: Tensor, start: Tensor, end: Tensor) -> Tensor:

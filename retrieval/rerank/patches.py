@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexer.descriptor.patch_codec import unpack_patches
+from indexer.descriptor.patch_codec import ManyPatches, PatchCodes, read_codes, unpack_patches
+
+from .products import Factors, multiplies_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,19 +28,54 @@ class PatchBatch:
     grids: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True, eq=False)
+class FactorBatch:
+    """The same as they are multiplied: `tokens` are Factors of (B, M, T), the rest as in `PatchBatch`."""
+
+    tokens: Factors
+    at: Tensor
+    grids: tuple[tuple[int, int], ...]
+
+
 def batch_patches(packed: Sequence[bytes]) -> PatchBatch:
     """The patches of several images as one batch."""
     patches = unpack_patches(packed)
+    mask = _real(patches)
+    return PatchBatch(_padded(patches.tokens, mask), torch.from_numpy(mask), _middles(patches, mask), patches.grids)
+
+
+def batch_factors(packed: Sequence[bytes]) -> FactorBatch:
+    """The patches of several images as one batch, ready for `products.cosines`."""
+    if not multiplies_bytes():
+        patches = unpack_patches(packed)
+        mask = _real(patches)
+        tokens = Factors(_padded(patches.tokens, mask), torch.empty(0))
+        return FactorBatch(tokens, _middles(patches, mask), patches.grids)
+    codes = read_codes(packed)
+    mask = _real(codes)
+    numbers, step = codes.numbers()
+    tokens = Factors(_padded(numbers, mask), _padded(step, mask))
+    return FactorBatch(tokens, _middles(codes, mask), codes.grids)
+
+
+def _real(patches: ManyPatches | PatchCodes) -> np.ndarray:
+    """(B, M) bool, True where a patch is real once the images stand side by side."""
     counts = np.array(patches.counts, int)
-    mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, M)
-    middles = patches.positions[:, ::-1] + np.float32(0.5)
+    return np.arange(counts.max(initial=0)) < counts[:, None]
+
+
+def _middles(patches: ManyPatches | PatchCodes, mask: np.ndarray) -> Tensor:
+    """(B, M, 2) float32, x and y of each patch's middle, in patches."""
+    return _padded(patches.positions[:, ::-1] + np.float32(0.5), mask)
+
+
+def _padded(rows: np.ndarray, mask: np.ndarray) -> Tensor:
+    """(K of all, X) -> (B, M, X), with zeros where the mask (B, M) is False."""
     if mask.all():  # as good as always; then there is nothing to pad, and nothing large to copy
-        tokens, at = patches.tokens.reshape(*mask.shape, -1), middles.reshape(*mask.shape, 2)
-    else:
-        tokens = np.zeros((*mask.shape, patches.tokens.shape[1]), np.float32)
-        at = np.zeros((*mask.shape, 2), np.float32)
-        tokens[mask], at[mask] = patches.tokens, middles
-    return PatchBatch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(at), patches.grids)
+        return torch.from_numpy(rows).view(*mask.shape, -1)
+    padded = np.zeros((*mask.shape, rows.shape[1]), rows.dtype)
+    padded[mask] = rows
+    return torch.from_numpy(padded)
 
 
 def patches_at(grid: tuple[int, int]) -> Tensor:

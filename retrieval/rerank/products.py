@@ -49,8 +49,8 @@ def cosines(gallery: Factors, query: Factors) -> Tensor:
     """
     if gallery.numbers.dtype != torch.int8:
         return gallery.numbers @ query.numbers.T
-    flat = torch._int_mm(gallery.numbers.flatten(0, -2), query.numbers.T)  # (B * M, N) int32
-    return (flat * query.step.T).view(*gallery.numbers.shape[:-1], -1).mul_(gallery.step)
+    flat = torch._int_mm(gallery.numbers.flatten(0, -2), query.numbers.T).float()  # (B * M, N)
+    return flat.mul_(query.step.T).view(*gallery.numbers.shape[:-1], -1).mul_(gallery.step)
 
 
 @cache

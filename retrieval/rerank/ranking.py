@@ -4,7 +4,7 @@ It knows no index: whoever calls it has read the candidates.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,10 +91,10 @@ def rank_by_patches(
     by_patches = np.pad(by_patches, ((0, 0), (0, len(hits) - len(of_hits))))
     scores = fuse_scores(np.array([hit.score for hit in hits]), *by_patches)
     order = np.argsort(-scores, kind="stable").tolist()
-    ranked = [replace(hits[n], score=float(scores[n])) for n in order]
+    ranked = [Hit(hits[n].id, float(scores[n])) for n in order]
     # half of a score is the patches' part
     rest = np.minimum.accumulate([ranked[-1].score, *(hit.score / 2 for hit in others)])[1:]
-    ranked += [replace(hit, score=float(score)) for hit, score in zip(others, rest, strict=True)]
+    ranked += [Hit(hit.id, score) for hit, score in zip(others, rest.tolist(), strict=True)]
     return Ranked(ranked, [(comparison, n) for n in (*order, *range(len(order), len(ranked)))])
 
 

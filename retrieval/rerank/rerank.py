@@ -17,16 +17,17 @@ from indexer.descriptor.features import CropFeatures
 from .evidence import MATCH_PROBABILITY, Box, Evidence
 from .fuse import DISTINCTIVENESS_SCALE, saturate
 from .geometry import FLOOR, distinctiveness_of, far_apart, find_inliers, mutual_of
-from .patches import batch_patches, patches_at
+from .patches import FactorBatch, batch_factors, patches_at
 from .products import Factors, cosines
 
 X = TypeVar("X")
 Y = TypeVar("Y")
 Z = TypeVar("Z")
 
-# B candidates, N patches of a view, M of a candidate (zero-padded), T numbers in a token
+# B candidates, V views of one grid, N patches of each, M of a candidate (zero-padded), T numbers in a token
 
 CHUNK = 50  # candidates that are compared at once at most; from one noisy sweep of 25 to 100 that shows no optimum
+GLANCED = 4 * CHUNK  # the same of a glance, which takes a quarter of the memory; not tuned
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,9 @@ def glance(views: Sequence[CropFeatures], packed: Sequence[bytes]) -> np.ndarray
     Sum of the cosines above the floor of all mutual pairs; of several crops the heaviest counts. It takes a fifth of
     the time of a `Comparison`.
     """
-    queries = [_query_of(view).thinned() for view in views]
-    chunks = _chunks(packed)
-    return np.concatenate([np.zeros(0, np.float32), *map_threads(_glance, [queries] * len(chunks), chunks)])
+    of_grids = _by_grid(tuple(views))
+    chunks = _chunks(packed, GLANCED)
+    return np.concatenate([np.zeros(0, np.float32), *map_threads(_glance, [of_grids] * len(chunks), chunks)])
 
 
 class Comparison:
@@ -72,15 +73,16 @@ class Comparison:
 
     def __init__(self, views: Sequence[CropFeatures], packed: Sequence[bytes]) -> None:
         """packed  the candidates' patches, as the store has them"""
-        self._queries = [_query_of(view) for view in views]
-        chunks = _chunks(packed) if views else []
+        self._of_grids = _by_grid(tuple(views))
+        chunks = _chunks(packed, CHUNK) if views else []
         self._chunk = len(chunks[0]) if chunks else 1
-        self._parts = map_threads(_compare, [self._queries] * len(chunks), chunks)
+        self._parts = map_threads(_compare, [self._of_grids] * len(chunks), chunks)
         shape = (max(len(views), 1), len(packed))
-        weight, distinctiveness = np.zeros(shape, np.float32), np.zeros(shape, np.float32)  # (V, B)
-        for n, part in enumerate(self._parts):
-            columns = slice(n * self._chunk, n * self._chunk + len(part.grids))
-            weight[:, columns], distinctiveness[:, columns] = part.weight, part.distinctiveness
+        weight, distinctiveness = np.zeros(shape, np.float32), np.zeros(shape, np.float32)  # (views of all grids, B)
+        for n, parts in enumerate(self._parts):
+            columns = slice(n * self._chunk, n * self._chunk + len(parts[0].grids))
+            weight[:, columns] = np.concatenate([part.weight for part in parts])
+            distinctiveness[:, columns] = np.concatenate([part.distinctiveness for part in parts])
         self._best = weight.argmax(0)  # (B,)
         candidates = np.arange(len(packed))
         self.inlier_weight: np.ndarray = weight[self._best, candidates]
@@ -94,9 +96,11 @@ class Comparison:
         """What candidate n has in common with the query."""
         if n >= len(self.inlier_weight) or not self.inlier_weight[n]:
             return NO_MATCH
-        view = int(self._best[n])
-        part = self._parts[n // self._chunk]
-        return _match(n % self._chunk, view, self._queries[view], part, float(self.inlier_weight[n]))
+        view, grid = int(self._best[n]), 0
+        while view >= len(self._of_grids[grid].views):
+            view, grid = view - len(self._of_grids[grid].views), grid + 1
+        part = self._parts[n // self._chunk][grid]
+        return _match(n % self._chunk, view, self._of_grids[grid], part, float(self.inlier_weight[n]))
 
 
 def map_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> list[Z]:
@@ -139,28 +143,41 @@ def _use_one_thread(together: threading.Barrier) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Query:
-    """A view as it is compared.
+class _Views:
+    """Views of one grid as they are compared.
 
-    tokens  (N, T)  as they are multiplied
-    at      (N, 2)  see `patches_at`
-    apart   (N, N)  see `geometry.far_apart`
+    tokens   (V * N, T)      as they are multiplied
+    thinned  (V * N / 4, T)  every fourth of each view's patches, shifted from row to row
+    at       (N, 2)          see `patches_at`
+    apart    (N, N)          see `geometry.far_apart`
     """
 
-    view: CropFeatures
+    views: tuple[CropFeatures, ...]
     tokens: Factors
+    thinned: Factors
     at: Tensor
     apart: Tensor
 
-    def thinned(self) -> Factors:
-        """Every fourth of its patches, shifted from row to row."""
-        rows, cols = np.indices(self.view.grid)
-        return self.tokens.some(torch.from_numpy((cols + 2 * rows) % 4 == 0).flatten())
+    def similarity(self, candidates: FactorBatch, tokens: Factors) -> Tensor:
+        """Cosines (V, B, M, N) of the candidates' patches with `tokens` (V * N, T), in one product.  float32"""
+        flat = cosines(candidates.tokens, tokens)  # (B, M, V * N)
+        return flat.unflatten(2, (len(self.views), -1)).permute(2, 0, 1, 3)
 
 
-@lru_cache(maxsize=64)  # a view meets its candidates twice, at a glance and all over, and expansion asks again
-def _query_of(view: CropFeatures) -> _Query:
-    return _Query(view, Factors.of_query(view.tokens), *_geometry(view.grid))
+@lru_cache(maxsize=64)  # views meet their candidates twice, at a glance and all over, and expansion asks again
+def _by_grid(views: tuple[CropFeatures, ...]) -> tuple[_Views, ...]:
+    """Views of one grid together, for one pass is quicker than several."""
+    by_grid: dict[tuple[int, int], list[CropFeatures]] = {}
+    for view in views:
+        by_grid.setdefault(view.grid, []).append(view)
+    return tuple(_of_one_grid(grid, tuple(some)) for grid, some in by_grid.items())
+
+
+def _of_one_grid(grid: tuple[int, int], views: tuple[CropFeatures, ...]) -> _Views:
+    tokens = Factors.of_query(np.concatenate([view.tokens for view in views]))
+    rows, cols = np.indices(grid)
+    fourth = np.tile(((cols + 2 * rows) % 4 == 0).ravel(), len(views))
+    return _Views(views, tokens, tokens.some(torch.from_numpy(fourth)), *_geometry(grid))
 
 
 @lru_cache(maxsize=16)
@@ -192,49 +209,49 @@ class _Compared:
     at: np.ndarray
 
 
-def _compare(queries: Sequence[_Query], packed: Sequence[bytes]) -> _Compared:
-    """The views one by one for what is large, and together where the tensors are so small that their number counts."""
-    candidates = batch_patches(packed)
-    tokens = Factors.of(candidates.tokens)
-    similar = [cosines(tokens, query.tokens) for query in queries]  # (B, M, N) each
-    pairs = [mutual_of(similarity) for similarity in similar]
+def _compare(of_grids: Sequence[_Views], packed: Sequence[bytes]) -> list[_Compared]:
+    """The views of each grid against the candidates."""
+    candidates = batch_factors(packed)
+    return [_compare_views(views, candidates) for views in of_grids]
+
+
+def _compare_views(views: _Views, candidates: FactorBatch) -> _Compared:
+    similarity = views.similarity(candidates, views.tokens)  # (V, B, M, N)
+    pairs = mutual_of(similarity)
+    shape = pairs.cosine.shape[:2]
     inliers = find_inliers(
-        torch.cat([of_view.cosine for of_view in pairs]),
-        torch.cat([query.at[of_view.nearest] for query, of_view in zip(queries, pairs, strict=True)]),
-        candidates.at.repeat(len(queries), 1, 1),
+        pairs.cosine.flatten(0, 1),
+        views.at[pairs.nearest.flatten(0, 1)],
+        candidates.at.expand(len(views.views), -1, -1, -1).flatten(0, 1),
     )
-    is_inlier = inliers.is_inlier.unflatten(0, (len(queries), -1))  # (V, B, M)
-    distinctiveness = [
-        distinctiveness_of(of_view, mutual, similarity, query.apart)
-        for of_view, mutual, similarity, query in zip(is_inlier, pairs, similar, queries, strict=True)
-    ]
+    is_inlier = inliers.is_inlier.unflatten(0, shape)  # (V, B, M)
     return _Compared(
         grids=candidates.grids,
-        weight=inliers.weight.reshape(is_inlier.shape[:2]).numpy(),
-        distinctiveness=torch.stack(distinctiveness).numpy(),
+        weight=inliers.weight.unflatten(0, shape).numpy(),
+        distinctiveness=distinctiveness_of(is_inlier, pairs, similarity, views.apart).numpy(),
         is_inlier=is_inlier.numpy(),
-        cosine=torch.stack([of_view.cosine for of_view in pairs]).numpy(),
-        nearest=torch.stack([of_view.nearest for of_view in pairs]).numpy(),
-        transform=inliers.transform.reshape(*is_inlier.shape[:2], 2, 3).numpy(),
+        cosine=pairs.cosine.numpy(),
+        nearest=pairs.nearest.numpy(),
+        transform=inliers.transform.unflatten(0, shape).numpy(),
         at=candidates.at.numpy(),
     )
 
 
-def _glance(queries: Sequence[Factors], packed: Sequence[bytes]) -> np.ndarray:
-    tokens = Factors.of(batch_patches(packed).tokens)
-    paired = torch.stack([mutual_of(cosines(tokens, query)).cosine for query in queries])  # (V, B, M)
-    return (paired - FLOOR).clamp_(min=0).sum(2).amax(0).numpy()
+def _glance(of_grids: Sequence[_Views], packed: Sequence[bytes]) -> np.ndarray:
+    candidates = batch_factors(packed)
+    paired = [mutual_of(views.similarity(candidates, views.thinned)).cosine for views in of_grids]  # (V, B, M) each
+    return (torch.cat(paired) - FLOOR).clamp_(min=0).sum(2).amax(0).numpy()
 
 
-def _chunks(packed: Sequence[bytes]) -> list[Sequence[bytes]]:
+def _chunks(packed: Sequence[bytes], most: int) -> list[Sequence[bytes]]:
     """What is compared at once, with something to do for every thread."""
-    size = max(1, min(CHUNK, -(-len(packed) // torch.get_num_threads())))
+    size = max(1, min(most, -(-len(packed) // torch.get_num_threads())))
     return [packed[start : start + size] for start in range(0, len(packed), size)]
 
 
-def _match(n: int, v: int, query: _Query, compared: _Compared, inlier_weight: float) -> Match:
+def _match(n: int, v: int, views: _Views, compared: _Compared, inlier_weight: float) -> Match:
     """What candidate n of a chunk has in common with view v."""
-    view = query.view
+    view = views.views[v]
     (inliers,) = compared.is_inlier[v, n].nonzero()  # (S,)
     cosine = compared.cosine[v, n, inliers]
     order = np.argsort(-cosine, kind="stable")
@@ -242,7 +259,7 @@ def _match(n: int, v: int, query: _Query, compared: _Compared, inlier_weight: fl
     size = np.array(view.grid[::-1], np.float32)  # columns, rows of the view
     cells = np.array(compared.grids[n][::-1], np.float32)  # columns, rows of the candidate
     turn, corner = view.frame[:, :2], view.frame[:, 2]
-    here = query.at.numpy()[compared.nearest[v, n, inliers]] / size @ turn.T + corner  # (S, 2)
+    here = views.at.numpy()[compared.nearest[v, n, inliers]] / size @ turn.T + corner  # (S, 2)
     there = compared.at[n, inliers] / cells  # (S, 2)
     # candidate * cells = linear @ (size * turn^-1 (query - corner)) + shift
     linear, shift = np.split(compared.transform[v, n], (2,), axis=1)

@@ -52,6 +52,10 @@ def test_borders_are_where_images_begin_and_the_last_one_ends() -> None:
     assert attention_module._borders(LAYOUT, torch.device("cpu")).tolist() == expected
 
 
+def test_first_rows_are_where_each_image_begins() -> None:
+    assert attention_module.first_rows(((2, 5), (1, 4)), 2).tolist() == [0, 1, 5, 6, 10, 11]
+
+
 def test_the_kernel_is_given_what_the_plain_path_computes(calls: list[dict[str, Any]]) -> None:
     torch.manual_seed(0)
     qkv = torch.randn(4 * 17 + 9 + 6 * 5, 3, 2, 16, requires_grad=True)

@@ -12,7 +12,7 @@ from indexer.backbone import cpu_int8
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.calibration_images import calibration_images
 from indexer.backbone.checkpoint import build_model, load_checkpoint, save_checkpoint
-from indexer.backbone.cpu_int8 import is_eight_bit, quantise_for_cpu, special_rows
+from indexer.backbone.cpu_int8 import is_eight_bit, quantise_for_cpu
 from indexer.backbone.vit import Architecture, VisionTransformer
 
 needs_vnni = pytest.mark.skipif(not cpu_int8._works(), reason="no 8-bit products on this machine")
@@ -86,8 +86,14 @@ def test_outputs_that_were_handed_out_stay_as_they_are() -> None:
     assert torch.equal(first.patches, alone.patches) and torch.equal(first.cls, alone.cls)
 
 
-def test_special_rows_are_the_first_of_each_image() -> None:
-    assert special_rows(((2, 5), (1, 4)), 2).tolist() == [0, 1, 5, 6, 10, 11]
+@needs_vnni
+@pytest.mark.parametrize("registers", [0, 4])
+def test_the_last_block_may_be_computed_for_cls_alone(registers: int) -> None:
+    ours = eight_bit(network(Architecture(embed_dim=128, depth=3, num_heads=2, image_size=70, num_registers=registers)))
+    with torch.inference_mode():
+        whole, alone = (ours.intermediate(photos(2).bfloat16(), [2], patches_of=of) for of in (None, [1]))
+    assert not alone[0].patches.numel() and whole[0].patches.numel()
+    assert torch.cosine_similarity(alone[0].cls.float(), whole[0].cls.float(), dim=-1).min() > 0.9999
 
 
 @pytest.mark.slow

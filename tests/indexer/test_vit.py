@@ -253,3 +253,22 @@ def test_fusing_leaves_a_network_in_training_alone() -> None:
     names = set(model.state_dict())
     assert fuse_for_cpu(model) is False
     assert set(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    "architecture", [TINY, replace(TINY, num_registers=2, ffn="swiglu"), replace(TINY, layerscale=None)]
+)
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_last_block_for_cls_alone_gives_the_cls_of_all(architecture: Architecture, fused: bool) -> None:
+    model = random_network(architecture)
+    if fused and not fuse_for_cpu(model):
+        pytest.skip("no fused operators on this machine")
+    last = architecture.depth - 1
+    images = torch.randn(3, 3, 28, 42)
+    with torch.inference_mode():
+        before, whole = model.intermediate(images, [last - 1, last])
+        same, alone = model.intermediate(images, [last - 1, last], patches_of=[last - 1])
+        (asked,) = model.intermediate(images, [last], patches_of=[last])
+    torch.testing.assert_close(alone.cls, whole.cls, rtol=1e-5, atol=1e-5)
+    assert alone.patches.shape[:2] == (3, 0) and not alone.registers.numel() and alone.grid == whole.grid
+    assert torch.equal(same.patches, before.patches) and torch.equal(asked.patches, whole.patches)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from indexer.descriptor.features import CropFeatures
-from indexer.descriptor.patch_codec import BITS, PatchTokens, pack_patches, unpack_patches
+from indexer.descriptor.patch_codec import BITS, PatchTokens, pack_patches, read_codes, unpack_patches
 from indexer.errors import SeenitError
 from indexer.index.calibration import Calibration
 from retrieval.calibrate import learn
@@ -43,6 +43,9 @@ def test_packed_tokens_come_back(bits: int, least: float) -> None:
     for data, image, tokens in zip(packed, images, np.split(back.tokens, ends), strict=True):
         assert len(data) == 6 + -(-image.grid[0] * image.grid[1] // 8) + len(image.tokens) * 64 * bits // 8
         assert (tokens * image.tokens).sum(1).mean() > least
+    numbers, step = read_codes(packed).numbers()
+    assert numbers.dtype == np.int8 and step.shape == (48, 1)
+    np.testing.assert_allclose((numbers * step * back.tokens).sum(1), 1, atol=1e-5)  # the same, in whole numbers
 
 
 def test_damaged_patches_are_told() -> None:
