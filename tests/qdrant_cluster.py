@@ -160,7 +160,7 @@ def _make_equal(collection: _Collection, other: _Collection) -> None:
         points, offset = other.shard.scroll(request)
         wanted |= {str(point.id) for point in points}
         if points:
-            made = [edge.Point(str(point.id), point.vector, point.payload) for point in points]
+            made = [edge.Point(str(point.id), point.vector or {}, point.payload) for point in points]
             collection.shard.update(edge.UpdateOperation.upsert_points(made))
         if offset is None:
             break
