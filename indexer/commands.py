@@ -371,7 +371,7 @@ def tag_export(
         bool, typer.Option("--xmp", help="Write PHOTO.jpg.xmp beside each tagged image; only its own are replaced.")
     ] = False,
 ) -> None:
-    """All tags as JSON by content id, for `seenit tag import`.
+    """All tags and attributes as JSON by content id, for `seenit tag import`.
 
     With --xmp as sidecars, whose keywords photo software reads. What other programs wrote is left as it is.
     """
@@ -394,12 +394,19 @@ def tag_import(
     index: IndexOption = None,
     wait: WaitOption = 10.0,
 ) -> None:
-    """Add exported tags; those that are there stay. An image that is not there gets its tags when it comes."""
+    """Add exported tags and attributes; what is there stays. An image that is not there gets its tags when it comes."""
     from .index.find_index import find_index
     from .index.tags import import_tags
 
-    changed, unknown = import_tags(find_index(index, say=say), file.read_bytes(), wait_s=wait)
-    print(f"tagged {plural(changed, 'image')}" + (f"; {unknown:,} are not in the index" if unknown else ""))
+    done = import_tags(find_index(index, say=say), file.read_bytes(), wait_s=wait)
+    parts = [f"tagged {plural(done.tagged, 'image')}"]
+    if done.described:
+        parts.append(f"gave attributes to {done.described:,}")
+    if done.unknown:
+        parts.append(f"{done.unknown:,} are not in the index")
+    print("; ".join(parts))
+    if done.left_out:
+        say(f"attributes of {plural(done.left_out, 'image')} are not kept; import again once they are indexed")
 
 
 def _change_tags(

@@ -10,7 +10,6 @@ import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -44,40 +43,6 @@ def http_client(connect_s: float, read_s: float, transport: httpx.BaseTransport 
     except (ImportError, ValueError) as error:  # a proxy of a kind that needs more packages, or that is no address
         reason = f"the proxy of the environment cannot be used: {on_one_line(error)}"
         raise DownloadError(f"{reason}; check https_proxy, http_proxy and all_proxy") from None
-
-
-def fetch_bytes(url: str, *, max_bytes: int, timeout_s: float, allow_private: bool = False) -> bytes:
-    """The body of a file at an http or https address; DownloadError in one line.
-
-    max_bytes      a longer body is refused
-    timeout_s      for all of it, redirects included
-    allow_private  also addresses that only this machine or its network reaches; without, proxies are not asked either,
-                   since they would connect in our place
-    """
-
-    def fetch() -> bytes:
-        deadline = time.monotonic() + timeout_s
-        with (
-            http_client(timeout_s, timeout_s, None if allow_private else public_only()) as client,
-            client.stream("GET", url) as answer,
-        ):
-            refuse_other_than_a_file(answer)
-            _, length = body_range(answer)
-            body = bytearray()
-            for chunk in answer.iter_raw():
-                body += chunk
-                if max(len(body), length or 0) > max_bytes:
-                    raise refused(url, f"it is larger than {max_bytes / 1e6:.0f} MB", "download it and give the file")
-                if time.monotonic() > deadline:
-                    raise httpx.ReadTimeout("")
-            return bytes(body)
-
-    try:
-        return within(timeout_s + 0.5, fetch)
-    except TimeoutError:
-        raise refused(url, f"it did not come within {timeout_s:g} s", "download it and give the file") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise refused(url, failure(error), "check the address") from error
 
 
 def within(timeout_s: float, ask: Callable[[], T]) -> T:

@@ -93,7 +93,8 @@ class QdrantCluster(QdrantPeer):
             return 404, {"status": {"error": f"Not found: Collection `{name}` doesn't exist!"}}
         held = [self._held[node][name] for node in NODES]
         if action in _OF_ALL:
-            return _ok([_ACTIONS[action](collection, body) for collection in held][0])
+            answers = [_ACTIONS[action](collection, body) for collection in held]
+            return _ok(answers[0])
         if self._copies(held[0]) == 2:
             return _ok(self._of_copies(held, action, body))
         return _ok(self._of_shards(held, action, body))
@@ -109,7 +110,8 @@ class QdrantCluster(QdrantPeer):
             self.read_from.append(min(current))
             return _ACTIONS[action](held[min(current)], body)
         self._behind |= set(NODES) - self.up
-        return [_ACTIONS[action](held[node], body) for node in sorted(current)][0]
+        answers = [_ACTIONS[action](held[node], body) for node in sorted(current)]
+        return answers[0]
 
     def _of_shards(self, held: list[_Collection], action: str, body: bytes) -> Any:
         if action in _WRITES:
@@ -158,7 +160,7 @@ def _make_equal(collection: _Collection, other: _Collection) -> None:
         points, offset = other.shard.scroll(request)
         wanted |= {str(point.id) for point in points}
         if points:
-            made = [edge.Point(str(point.id), point.vector, point.payload) for point in points]
+            made = [edge.Point(str(point.id), point.vector or {}, point.payload) for point in points]
             collection.shard.update(edge.UpdateOperation.upsert_points(made))
         if offset is None:
             break

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import qdrant_edge as edge
@@ -74,7 +74,7 @@ class QdrantPeer:
         self._bind(0)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def __enter__(self) -> "QdrantPeer":
+    def __enter__(self) -> Self:
         self._serve()
         return self
 

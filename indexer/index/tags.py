@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SeenitError
+from ..store.attributes import Attributes, checked_attributes
 from ..store.protocol import Filter, Record
-from ..store.tag_copy import parse_tags, tags_json
+from ..store.tag_copy import export_json, parse_export
 from .index import WAIT_S, Index
 
 
@@ -36,29 +38,57 @@ def count_tags(index: str | Path) -> dict[str, int]:
 
 
 def export_tags(index: str | Path) -> bytes:
-    """All tags by content id, as JSON that `import_tags` reads; also those of images that are gone."""
+    """All tags and attributes by content id, as JSON that `import_tags` reads; also tags of images that are gone."""
+    tags: dict[str, tuple[str, ...]] = {}
+    attributes: dict[str, Attributes] = {}
     with Index.open(index) as opened:
-        tags = {record.id: record.tags for record in opened.store.scroll() if record.tags}
-        return tags_json(opened.store.remembered_tags() | tags)
+        for record in opened.store.scroll():
+            if record.tags:
+                tags[record.id] = record.tags
+            if record.attributes:
+                attributes[record.id] = record.attributes
+        return export_json(opened.store.remembered_tags() | tags, attributes)
 
 
-def import_tags(index: str | Path, data: bytes, *, wait_s: float = WAIT_S) -> tuple[int, int]:
-    """Add exported tags to an index; how many of its images got new ones, and how many ids it does not hold.
+@dataclass(frozen=True)
+class Imported:
+    """What `import_tags` did.
 
-    Tags that are there stay. Of ids that are not there the tags are remembered, and given when the image comes.
-    SeenitError where the data is not what `export_tags` writes.
+    tagged      images of the index that got new tags
+    described   images of the index that got new attributes
+    unknown     content ids that the index does not hold
+    left_out    of these, ids whose attributes are not kept: only tags are remembered for an image that comes later
+    """
+
+    tagged: int
+    described: int
+    unknown: int
+    left_out: int
+
+
+def import_tags(index: str | Path, data: bytes, *, wait_s: float = WAIT_S) -> Imported:
+    """Add exported tags and attributes to an index.
+
+    Tags that are there stay, and so do the values of attributes that are there. Of ids that are not there the tags are
+    remembered, and given when the image comes. SeenitError where the data is not what `export_tags` writes.
     """
     try:
-        tags = parse_tags(data)
+        tags, attributes = parse_export(data)
     except ValueError as error:
         raise SeenitError(f"{error}; give a file that `seenit tag export` wrote") from None
+    attributes = {id: checked_attributes(values, f"image {id}") for id, values in attributes.items()}
     with Index.open(index, write=True, wait_s=wait_s) as opened:
-        there = {record.id: record.tags for record in opened.store.retrieve(list(tags))}
-        changed = {id: tuple(sorted({*there[id], *tags[id]})) for id in there}
-        changed = {id: of_record for id, of_record in changed.items() if of_record != there[id]}
-        unknown = {id: of_record for id, of_record in tags.items() if id not in there}
-        opened.store.set_tags(changed | unknown)
-        return len(changed), len(unknown)
+        there = {record.id: record for record in opened.store.retrieve(list(tags | dict.fromkeys(attributes, ())))}
+        tagged = {id: tuple(sorted({*there[id].tags, *tags[id]})) for id in tags if id in there}
+        tagged = {id: of_record for id, of_record in tagged.items() if of_record != there[id].tags}
+        remembered = {id: of_record for id, of_record in tags.items() if id not in there}
+        opened.store.set_tags(tagged | remembered)
+        described = {id: {**attributes[id], **there[id].attributes} for id in attributes if id in there}
+        described = {id: values for id, values in described.items() if values != dict(there[id].attributes)}
+        if described:
+            opened.store.set_attributes(dict(described))
+        unknown = (tags.keys() | attributes.keys()) - there.keys()
+        return Imported(len(tagged), len(described), len(unknown), len(attributes.keys() - there.keys()))
 
 
 def _records_at(index: Index, path: str | Path) -> Iterator[Record]:

@@ -46,6 +46,16 @@ class UnreadableEntry(Unreadable):
     key: str = ""
 
 
+@dataclass(frozen=True)
+class GoneEntry:
+    """An entry that a list or a table names and whose image is not there; what is known of it goes.
+
+    path  how it is called in messages
+    """
+
+    path: str
+
+
 class Source(Protocol):
     """A list of images somewhere.
 
@@ -54,7 +64,7 @@ class Source(Protocol):
 
     name: str
 
-    def entries(self, *, stat: bool = True) -> Iterator[Entry | UnreadableEntry]:
+    def entries(self, *, stat: bool = True) -> Iterator[Entry | UnreadableEntry | GoneEntry]:
         """Every entry, image or not, a few at a time in memory.
 
         stat  with size and time, also where each image has to be asked for them

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 from ..errors import SeenitError, os_reason
-from .entry import Entry, UnreadableEntry
+from .entry import Entry, GoneEntry, UnreadableEntry
 from .named import Row, entries_of, key_of_location, located_line
 from .place import ImageRef, is_address
 
@@ -20,7 +20,7 @@ class ListSource:
         self.name = name
         self._allow_private = allow_private
 
-    def entries(self, *, stat: bool = True) -> Iterator[Entry | UnreadableEntry]:
+    def entries(self, *, stat: bool = True) -> Iterator[Entry | UnreadableEntry | GoneEntry]:
         return entries_of(self._rows(), stat)
 
     def _rows(self) -> Iterator[Row | UnreadableEntry]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import DownloadError, os_reason
 from ..images.find import stamp_ns
-from .entry import Entry, UnreadableEntry, escape_part, stamp, unescape_part
+from .entry import Entry, GoneEntry, UnreadableEntry, escape_part, stamp, unescape_part
 from .place import ImageRef, is_address
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -67,25 +67,24 @@ def located_line(text: str, base: str) -> str:
 Row = tuple[str, ImageRef, dict[str, Any]]  # key, place, and what is said of it: size, etag, time_s, about
 
 
-def entries_of(rows: Iterator[Row | UnreadableEntry], stat: bool) -> Iterator[Entry | UnreadableEntry]:
+def entries_of(rows: Iterator[Row | UnreadableEntry], stat: bool) -> Iterator[Entry | UnreadableEntry | GoneEntry]:
     """Rows as entries, with size and time of each where the row does not tell them and `stat` asks for them.
 
-    An image that is not there is left out.
+    Without `stat` it is not asked whether an image is there.
     """
     if not stat:
         yield from (row if isinstance(row, UnreadableEntry) else _entry(row, None) for row in rows)
         return
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:  # most of the time is spent waiting for servers
         while chunk := list(islice(rows, CHUNK)):
-            found = pool.map(_asked, chunk) if any(map(_is_far, chunk)) else map(_asked, chunk)
-            yield from (entry for entry in found if entry is not None)
+            yield from pool.map(_asked, chunk) if any(map(_is_far, chunk)) else map(_asked, chunk)
 
 
 def _is_far(row: Row | UnreadableEntry) -> bool:
     return not isinstance(row, UnreadableEntry) and is_address(row[1].path)
 
 
-def _asked(row: Row | UnreadableEntry) -> Entry | UnreadableEntry | None:
+def _asked(row: Row | UnreadableEntry) -> Entry | UnreadableEntry | GoneEntry:
     if isinstance(row, UnreadableEntry):
         return row
     key, place, said = row
@@ -103,7 +102,7 @@ def _asked(row: Row | UnreadableEntry) -> Entry | UnreadableEntry | None:
         found = stat_remote(place.path, allow_private=place.private)
         return _entry(row, (found.size, found.time_s, found.etag))
     except FileNotFoundError:
-        return None
+        return GoneEntry(place.name)
     except (OSError, DownloadError) as error:
         reason = os_reason(error) if isinstance(error, OSError) else str(error)
         return UnreadableEntry(place.name, reason, key)

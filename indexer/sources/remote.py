@@ -5,56 +5,27 @@ provider's own tools take them (environment, profile, instance); none is read, k
 """
 
 import io
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
+from ..errors import AwayError, ImageError, SeenitError, first_line
+from ..http_files import TIMEOUT_S, FileStat, read_http, refusal, stat_http, too_large
+from ..web import printable_url, within
 
-from ..errors import AwayError, DownloadError, ImageError, SeenitError, first_line
-from ..web import (
-    body_range,
-    failure,
-    http_client,
-    is_lasting,
-    printable_url,
-    public_only,
-    refused,
-    retry_after_s,
-    status_of,
-    within,
-)
-
-T = TypeVar("T")
-TIMEOUT_S = 20.0  # for one answer, below what a decoder process is given for an image
-TRIES = 3
-PAUSE_S = 0.3  # before the second try, then twice as long
-MAX_PAUSE_S = 3.0
 BLOCK_BYTES = 1 << 18  # read at a time of a file that is walked through
 _CLOUD = "install it with: pip install 'seenit[cloud]'"
-
-
-@dataclass(frozen=True)
-class RemoteStat:
-    """What is known of a file at an address without reading it; None for what its server does not tell."""
-
-    size: int | None
-    time_s: float | None
-    etag: str | None
 
 
 def is_http(address: str) -> bool:
     return address.lower().startswith(("http://", "https://"))
 
 
-def stat_remote(address: str, *, allow_private: bool = False) -> RemoteStat:
+def stat_remote(address: str, *, allow_private: bool = False) -> FileStat:
     """Size, time and ETag of a file; FileNotFoundError where there is none, DownloadError where that cannot be told."""
     if is_http(address):
-        return _tried(address, lambda: _head(address, allow_private))
+        return stat_http(address, allow_private=allow_private)
     filesystem, path = filesystem_of(address)
     with _in_words(address):
         return stat_of_info(within(TIMEOUT_S, lambda: filesystem.info(path)))
@@ -76,13 +47,13 @@ def read_range(
     """
     wanted = size if most is None else most if size is None else min(size, most)
     if is_http(address):
-        return _tried(address, lambda: _get(address, start, wanted, limit, allow_private))
+        return read_http(address, start, wanted, limit=limit, allow_private=allow_private)
     filesystem, path = filesystem_of(address)
     with _in_words(address):
         if wanted is None:
             there = within(TIMEOUT_S, lambda: filesystem.info(path)).get("size")
             if there is not None and there > limit:
-                raise ImageError(printable_url(address), _too_large(there, limit))
+                raise ImageError(printable_url(address), too_large(there, limit))
         end = None if wanted is None else start + wanted
         return bytes(within(TIMEOUT_S, lambda: filesystem.cat_file(path, start=start, end=end)))
 
@@ -158,7 +129,7 @@ def _in_words(address: str) -> Iterator[None]:
     except (FileNotFoundError, SeenitError):
         raise
     except Exception as error:
-        raise _refusal(address, reason_of(error)) from None
+        raise refusal(address, reason_of(error)) from None
 
 
 def reason_of(error: Exception) -> str:
@@ -169,13 +140,13 @@ def reason_of(error: Exception) -> str:
     return first_line(error) or type(error).__name__
 
 
-def stat_of_info(info: dict[str, Any]) -> RemoteStat:
+def stat_of_info(info: dict[str, Any]) -> FileStat:
     """Of what fsspec's file systems tell, each by names of its own."""
     etag = next((str(info[name]) for name in ("ETag", "etag", "md5Hash", "content_md5") if info.get(name)), None)
     names = ("LastModified", "last_modified", "mtime", "updated", "created")
     moment = next((info[name] for name in names if info.get(name) is not None), None)
     time_s, exact = _seconds(moment)
-    return RemoteStat(info.get("size"), time_s, etag or exact)
+    return FileStat(info.get("size"), time_s, etag or exact)
 
 
 def _seconds(moment: Any) -> tuple[float | None, str | None]:
@@ -188,100 +159,3 @@ def _seconds(moment: Any) -> tuple[float | None, str | None]:
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp(), moment.isoformat()
     return (float(moment), repr(moment)) if isinstance(moment, (int, float)) else (None, None)
-
-
-# ---- http ----
-
-
-def _tried(address: str, ask: Callable[[], T]) -> T:
-    """What `ask` gives, asked again after a pause where that may help."""
-    pause_s = PAUSE_S
-    for attempt in range(TRIES):
-        try:
-            return within(TIMEOUT_S, ask)
-        except _Again as error:
-            reason, pause_s = str(error), max(pause_s, error.after_s)
-        except TimeoutError:
-            reason = f"it did not come within {TIMEOUT_S:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = failure(error)
-            if is_lasting(error):
-                break
-        if attempt < TRIES - 1:
-            time.sleep(min(pause_s, MAX_PAUSE_S))
-            pause_s *= 2
-    raise _refusal(address, reason)
-
-
-def _refusal(address: str, reason: str) -> DownloadError:
-    return refused(address, reason, "check the address, or try again later")
-
-
-class _Again(Exception):
-    """A server's answer that another one may follow."""
-
-    def __init__(self, reason: str, after_s: float) -> None:
-        super().__init__(reason)
-        self.after_s = after_s
-
-
-def _head(address: str, allow_private: bool) -> RemoteStat:
-    with http_client(TIMEOUT_S, TIMEOUT_S, None if allow_private else public_only()) as client:
-        answer = client.head(address)
-    if answer.status_code in (405, 501):  # a server that knows no HEAD: the image itself tells
-        return RemoteStat(None, None, None)
-    _check_status(address, answer)
-    length = answer.headers.get("Content-Length", "")
-    return RemoteStat(int(length) if length.isdigit() else None, *_validators(answer))
-
-
-def _get(address: str, start: int, count: int | None, limit: int, allow_private: bool) -> bytes:
-    last = "" if count is None else str(start + count - 1)
-    headers = {} if count is None and not start else {"Range": f"bytes={start}-{last}"}
-    with (
-        http_client(TIMEOUT_S, TIMEOUT_S, None if allow_private else public_only()) as client,
-        client.stream("GET", address, headers=headers) as answer,
-    ):
-        if answer.status_code == 416:
-            return b""
-        _check_status(address, answer)
-        begin, length = body_range(answer)
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
-            raise _refusal(address, "the server sends it compressed, which was not asked for")
-        if begin != start and not (answer.status_code == 200 and begin == 0):
-            raise _refusal(address, "the server sends another part than was asked for")
-        skip = start - (begin or 0)
-        if skip > limit:
-            raise _refusal(address, "its server gives no parts of files; download it and give the file")
-        wanted = limit + 1 if count is None else count
-        body = bytearray()
-        for chunk in answer.iter_raw():
-            body += chunk
-            if len(body) >= skip + wanted:
-                break
-        data = bytes(body[skip : skip + wanted])
-        if count is None and len(data) > limit:
-            raise ImageError(printable_url(address), _too_large(length or len(data), limit))
-        return data
-
-
-def _check_status(address: str, answer: Any) -> None:
-    if answer.status_code in (404, 410):
-        raise FileNotFoundError(2, "not found")
-    if answer.status_code == 429 or answer.status_code >= 500:
-        raise _Again(status_of(answer), retry_after_s(answer))
-    if answer.status_code not in (200, 206):
-        raise _refusal(address, status_of(answer))
-
-
-def _validators(answer: Any) -> tuple[float | None, str | None]:
-    """Time of change in seconds, and ETag."""
-    try:
-        time_s = parsedate_to_datetime(answer.headers.get("Last-Modified", "")).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        time_s = None
-    return time_s, answer.headers.get("ETag")
-
-
-def _too_large(size: int, limit: int) -> str:
-    return f"{size / 1e6:.0f} MB, more than the limit of {limit / 1e6:.0f} MB"

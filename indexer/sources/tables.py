@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SeenitError, first_line, os_reason
-from .entry import Entry, UnreadableEntry, escape_key
+from .entry import Entry, GoneEntry, UnreadableEntry, escape_key
 from .lists import folder_of, open_text
 from .named import Row, entries_of, key_of_location, located_line
 from .place import ImageRef, is_address
@@ -52,7 +52,7 @@ class TableSource:
         """Whether the rows' keys are the table's own; SeenitError where a column that was asked for is missing."""
         return self._resolved(self._header()).key != ""
 
-    def entries(self, *, stat: bool = True) -> Iterator[Entry | UnreadableEntry]:
+    def entries(self, *, stat: bool = True) -> Iterator[Entry | UnreadableEntry | GoneEntry]:
         return entries_of(self._rows(), stat)
 
     def _rows(self) -> Iterator[Row | UnreadableEntry]:

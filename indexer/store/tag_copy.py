@@ -8,15 +8,17 @@ that it holds; the copy remembers the rest.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ..atomic_file import atomic_file, read_plain
 from ..errors import StoreError
+from .attributes import Attributes
 
 TAGS_NAME = "tags.json"
 FORMAT = 1
+WITH_ATTRIBUTES = 2  # of an export that holds attributes, too; the copy beside a database never does
 MAX_BYTES = 1 << 30
 
 Tags = dict[str, tuple[str, ...]]  # by content id
@@ -99,6 +101,29 @@ def parse_tags(data: bytes) -> Tags:
 def tags_json(tags: Tags) -> bytes:
     kept = {id: sorted(of_record) for id, of_record in sorted(tags.items()) if of_record}
     return json.dumps({"format": FORMAT, "tags": kept}, indent=0).encode()
+
+
+def export_json(tags: Tags, attributes: Mapping[str, Attributes]) -> bytes:
+    """`tags_json` with attributes beside the tags where there are any, which older readers refuse."""
+    if not attributes:
+        return tags_json(tags)
+    values = json.loads(tags_json(tags))
+    said = {id: dict(of_record) for id, of_record in sorted(attributes.items())}
+    return json.dumps({**values, "format": WITH_ATTRIBUTES, "attributes": said}, indent=0).encode()
+
+
+def parse_export(data: bytes) -> tuple[Tags, dict[str, Attributes]]:
+    """Tags, and attributes as they stand there; ValueError where the text is not what `export_json` writes."""
+    try:
+        values = json.loads(data)
+        attributes = values["attributes"] if values["format"] == WITH_ATTRIBUTES else {}
+        if not all(isinstance(of_record, dict) for of_record in attributes.values()):
+            raise ValueError("no attributes that seenit wrote")
+        if values["format"] == WITH_ATTRIBUTES:
+            data = json.dumps({"format": FORMAT, "tags": values["tags"]}).encode()
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"no tags that seenit wrote: {error}") from None
+    return parse_tags(data), dict(attributes)
 
 
 def write_tags(folder: Path, tags: Tags) -> None:

@@ -15,11 +15,13 @@ from ..index.keys import Roots, relative_parts
 from ..index.manifest import Manifest
 from ..index.skipped import read_skipped
 from ..item_files import items_folder
-from ..sources.entry import UNKNOWN_NS, Entry, UnreadableEntry
+from ..sources.entry import UNKNOWN_NS, Entry, GoneEntry, UnreadableEntry
 from ..sources.open import open_spec, settled, spec_of
 from ..store.protocol import Store, StoredFile, is_url
 from .ledger import FoundEntry, Ledger
 from .options import SyncOptions
+
+NAMED = 10  # images in one line
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Run:
     embedded: int = 0
     embedding_s: float = 0.0
     refitted: bool = False
+    num_gone: int = 0  # images that lists and tables name and that are not there
+    gone: list[str] = field(default_factory=list)  # the first NAMED of them
     twice: int = 0  # images of tables whose key an earlier row has
     skipped_saved: float = field(default_factory=time.monotonic)
     asked: dict[str, str] = field(default_factory=dict)  # keys of the files that the decoders have, by path
@@ -153,21 +157,25 @@ def _told(run: Run, root: str) -> Iterator[FoundEntry]:
         if isinstance(found, FoundEntry):
             yield found
             continue
+        if isinstance(found, GoneEntry):
+            run.num_gone += 1
+            run.gone += [found.path] * (len(run.gone) < NAMED)
+            continue
         run.unreadable.append(f"{found.path}: {found.reason}")
         if found.key:
             run.ledger.keep_key(f"{root}/{found.key}")
 
 
-def _is_entry(found: FoundEntry | UnreadableEntry) -> TypeGuard[FoundEntry]:
+def _is_entry(found: FoundEntry | UnreadableEntry | GoneEntry) -> TypeGuard[FoundEntry]:
     return isinstance(found, FoundEntry)
 
 
-def entries_below(run: Run, root: str, *, stat: bool = True) -> Iterator[FoundEntry | UnreadableEntry]:
+def entries_below(run: Run, root: str, *, stat: bool = True) -> Iterator[FoundEntry | UnreadableEntry | GoneEntry]:
     """The entries of a source with their keys in the index, without what is left out by patterns."""
     source = open_spec(run.roots.sources[root], allow_private=run.options.allow_private)
     leave_out = left_out_by(run.exclude)
     for entry in source.entries(stat=stat):
-        if isinstance(entry, UnreadableEntry):
+        if isinstance(entry, (UnreadableEntry, GoneEntry)):
             yield entry
         elif not leave_out(entry.key):
             yield found_entry(root, entry)

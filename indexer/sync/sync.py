@@ -32,7 +32,7 @@ from ..store.protocol import Store, StoredFile
 from .ledger import Ledger
 from .options import SyncOptions
 from .progress import Progress, counted_stage, stage
-from .scan import Run, patterns_left_out, scopes_of, take_stock
+from .scan import NAMED, Run, patterns_left_out, scopes_of, take_stock
 from .summary import Summary, _skip_reasons
 
 if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does without
@@ -46,7 +46,6 @@ if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does wit
 OUTGROWN = 8
 DEFAULT_RESOLUTION = 224  # pixels
 SAVE_SKIPPED_EVERY_S = 60.0
-NAMED = 10  # files in one line
 # Chosen with sync_speed.py on 10,000 small files; flat from 16 to 256 files
 BATCH_FILES, BATCH_BYTES = 64, 4_000_000
 
@@ -135,6 +134,9 @@ def sync_folder(
                 write_manifest(store, manifest)
             _remember_skipped(run)
         notes = _verified_notes(run) if options.verify and not interrupted else []
+        if run.num_gone:
+            names = ", ".join(map(quoted, run.gone)) + (", ..." if run.num_gone > len(run.gone) else "")
+            notes.append(f"left out {plural(run.num_gone, 'row')} whose image is not there: {names}")
         if run.twice:
             notes.append(f"left out {plural(run.twice, 'row')} whose key or path an earlier row has")
         if run.links_out:

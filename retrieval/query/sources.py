@@ -19,7 +19,7 @@ def as_files(sources: Sequence[str], *, allow_private: bool = False) -> Iterator
     """The file of each query image, by what was given; those that were fetched are gone when the block ends.
 
     sources        paths, http and https addresses, and `-` for standard input
-    allow_private  see `indexer.web.fetch_bytes`
+    allow_private  see `indexer.http_files.fetch_bytes`
     Raises DownloadError for an address, ImageError for what is no image.
     """
     with tempfile.TemporaryDirectory(prefix="seenit-query-") as folder:

@@ -35,6 +35,7 @@ from trainer.curation.whole_files import write_array
 
 EQUAL_SHARE = 0.05
 CURATED, AVOID = 5000, 2000
+MOST_FOR_GROUPS = 100_000  # rows that plain k-means takes minutes for
 
 
 def main() -> None:
@@ -45,17 +46,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--most-gb", type=float, default=4.0)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--keep", action="store_true", help="keep the files of the last size")
+    parser.add_argument("--keep", action="store_true", help="keep the files, for --resume")
+    parser.add_argument("--resume", action="store_true", help="go on with the files of a run that was cut short")
+    parser.add_argument("--no-groups", action="store_true", help="leave out k-means in groups beside plain k-means")
     args = parser.parse_args()
     if len(args.rows) > 1:
+        given = sys.argv[1:]
+        at = given.index("--rows")
+        others = given[:at] + given[at + 1 + len(args.rows) :]
         for rows in args.rows:
-            own = [sys.argv[0], "--rows", str(rows), "--work", str(args.work), *(["--keep"] if args.keep else [])]
-            rest = ["--dim", args.dim, "--resamplings", args.resamplings, "--threads", args.threads]
-            subprocess.run([sys.executable, *own, *map(str, rest), "--most-gb", str(args.most_gb)], check=True)
+            own = ["--rows", str(rows), "--work", str(args.work / str(rows))]
+            subprocess.run([sys.executable, sys.argv[0], *others, *own], check=True)
         return
     faiss.omp_set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
-    shutil.rmtree(args.work, ignore_errors=True)
+    if not args.resume:
+        shutil.rmtree(args.work, ignore_errors=True)
     print(f"\n{args.rows[0]:,} vectors of {args.dim} numbers, {args.threads} threads, load {os.getloadavg()[0]:.1f}\n")
     print("| step | s | of the processor | own memory, GB | on disk, GB |\n|---|---|---|---|---|", flush=True)
     run_steps(args, Steps(args.work, args.most_gb))
@@ -91,7 +97,7 @@ class Steps:
 
 def run_steps(args: argparse.Namespace, steps: Steps) -> None:
     (rows,) = args.rows
-    with steps.step("draw"):
+    with steps.step("draw"):  # the same ones each time
         kinds, original = draw_vectors(args.work / "pool", rows, args.dim)
         make_equal(args.work / "pool", kinds, original)
     pool = Embeddings.open(args.work / "pool")
@@ -113,6 +119,8 @@ def run_steps(args: argparse.Namespace, steps: Steps) -> None:
         chosen = left[draw(tree, len(left) // 10)]
     steps.print_total()
     report(pool, copies.kept_for, original, left, found.rows, kinds, chosen, copies.plan.probes, copies.plan.recall)
+    if len(left) <= MOST_FOR_GROUPS and not args.no_groups:
+        report_groups(pool, left)
 
 
 def make_equal(folder: Path, kinds: np.ndarray, original: np.ndarray) -> None:
@@ -147,8 +155,6 @@ def report(
     even = [effective(np.bincount(kinds[some])) for some in (np.arange(len(kinds)), left, chosen)]
     print(f"{len(left):,} are left, {len(retrieved):,} retrieved; kinds are worth", end=" ")
     print(", ".join(f"{value:,.0f}" for value in even) + " equal ones in the pool, left and drawn.")
-    if len(left) <= 100_000:
-        report_groups(pool, left)
 
 
 def report_groups(pool: Embeddings, left: np.ndarray) -> None:

@@ -12,11 +12,11 @@ import pytest
 from conftest import draw_photo
 from http_files import HttpFiles
 
+from indexer import http_files
 from indexer.errors import AwayError, SeenitError
 from indexer.index.copy import copy_index
 from indexer.index.index import Index
 from indexer.index.keys import Roots
-from indexer.sources import remote
 from indexer.sources.entry import UNKNOWN_NS, Entry, UnreadableEntry, stamp
 from indexer.sources.named import key_of_location, located_line, location_of_key
 from indexer.sources.open import SourceSpec, open_spec, settled, spec_of
@@ -28,7 +28,7 @@ from trainer.data.sources import open_source
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSE_S", 0.01)
+    monkeypatch.setattr(http_files, "PAUSE_S", 0.01)
 
 
 @pytest.fixture
@@ -144,6 +144,7 @@ def test_a_list_is_brought_in_line(photos: Path, tmp_path: Path, run: Any) -> No
     listed.write_text("\n".join([*names[:6], "", "photos/gone.jpg", str(photos / "a" / "0.jpg")]))
     first = run(listed)
     assert (first.images, first.embedded, first.changes.added) == (6, 6, 6)
+    assert f"left out 1 row whose image is not there: {photos / 'gone.jpg'}" in first.notes
     assert paths(tmp_path / "index") == [str(tmp_path / name) for name in names[:6]]
     again = run()  # remembered
     assert (again.embedded, again.changes.unchanged) == (0, 6)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from indexer.errors import DownloadError
-from indexer.web import fetch_bytes, is_public
+from indexer.http_files import fetch_bytes
+from indexer.web import is_public
 
 BODY = b"x" * 50_000
 

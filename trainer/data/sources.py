@@ -17,7 +17,7 @@ from indexer.images.decode import DecodedImage, Limits, decode, is_image
 from indexer.images.find import Unreadable, find_files
 from indexer.images.jobs import Broken, Cut, Job, Outcome, Settings
 from indexer.images.preprocess import detail_px, preprocess
-from indexer.sources.entry import UnreadableEntry
+from indexer.sources.entry import Entry
 from indexer.sources.open import open_spec, spec_of
 from indexer.sources.place import WHOLE_FILE, ImageRef, is_address, read_place
 from indexer.sources.shards import index_shard, is_shard
@@ -62,7 +62,7 @@ def open_source(
         path = os.path.abspath(os.path.expanduser(os.fspath(one)))
         if (spec := spec_of(one)) is not None:
             entries = open_spec(spec, allow_private=allow_private).entries(stat=False)
-            found_here = [entry.place for entry in entries if not isinstance(entry, UnreadableEntry)]
+            found_here = [entry.place for entry in entries if isinstance(entry, Entry)]
             if not found_here:
                 raise SeenitError(f"{one} names no images; give one that does")
             places += found_here
