@@ -39,17 +39,17 @@ def moves_between(first: bytes, others: Sequence[bytes]) -> Moves:
     pairs = mutual_pairs(one.tokens[0], many.tokens)
     rows, cols = one.grids[0]
     cells = torch.tensor([grid[::-1] for grid in many.grids], dtype=torch.float32)  # (B, 2) columns, rows
-    inlier_weight, total, transforms = [], [], []
-    for sign in (1, -1):
-        at = one.at[0] if sign == 1 else torch.stack([cols - one.at[0, :, 0], one.at[0, :, 1]], 1)
-        found = find_inliers(pairs.cosine, at[pairs.nearest], many.at)
+    mirrored = torch.stack([cols - one.at[0, :, 0], one.at[0, :, 1]], 1)  # (M, 2)
+    # plain and mirrored together, for small tensors cost as much as large ones
+    start = torch.cat([at[pairs.nearest] for at in (one.at[0], mirrored)])  # (2 * B, M, 2)
+    found = find_inliers(pairs.cosine.repeat(2, 1), start, many.at.repeat(2, 1, 1))
+    transforms = []
+    for sign, transform in zip((1, -1), found.transform.chunk(2), strict=True):
         # other * cells = linear @ (x of cols or 1 - x of cols, y of rows) + shift
-        linear, shift = found.transform.split((2, 1), dim=2)
+        linear, shift = transform.split((2, 1), dim=2)
         scaled = linear * torch.tensor([sign * cols, rows], dtype=torch.float32)
         moved = shift if sign == 1 else shift + linear[..., :1] * cols
         transforms.append(torch.cat([scaled, moved], 2) / cells[..., None])
-        inlier_weight.append(found.weight)
-        total.append(found.total)
-    weight, best = torch.stack(inlier_weight).max(0)  # (B,)
-    chance = CHANCE * torch.stack(total).gather(0, best[None])[0]
+    weight, best = found.weight.view(2, -1).max(0)  # (B,)
+    chance = CHANCE * found.total.view(2, -1).gather(0, best[None])[0]
     return Moves(weight, (weight - chance).clamp(min=0), torch.stack(transforms, 1))

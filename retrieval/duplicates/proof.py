@@ -212,8 +212,9 @@ def normalised(images: Tensor, around: int) -> Tensor:
 def _shrunk(images: Tensor, zoom: Tensor) -> Tensor:
     """Each image blurred as shrinking it by its zoom (1 or more) would."""
     level = zoom.clamp(1, 8).log2().round().long()
-    result = images
+    result = images.clone()
     for number in range(1, 4):
-        if (level == number).any():
-            result = torch.where((level == number)[:, None, None, None], means_around(images, 2**number + 1), result)
+        at = (level == number).nonzero()[:, 0]
+        if len(at):
+            result[at] = means_around(images[at], 2**number + 1)
     return result
