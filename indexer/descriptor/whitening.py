@@ -61,6 +61,7 @@ class DescriptorConfig:
     token_dim: int = 192  # at most; a small backbone has fewer
     num_tokens: int = 64  # patches kept of each image; a small grid has fewer
     token_bits: int = 2  # of each number of a token as it is stored
+    part_bits: int = 0  # 8: of each number of the pooled features that are kept beside the patches; 0: none are kept
     num_views: int = 0  # synthetic views that the whitening is fitted on as well, where a backbone carries no prior
 
     @property
@@ -102,11 +103,12 @@ def _as(value: object, default: object) -> Any:
 
 NUM_VIEWS = 300  # of a new index
 
-# How much of its patches an image keeps, by the name that a user gives it: bytes an image, at 192 numbers a token
+# How much of its patches an image keeps, by the name that a user gives it: bytes an image, at 192 numbers a token; the
+# pooled features take 1.5 kB more with a ViT-S
 DESCRIPTOR_CONFIGS = {
-    "compact": DescriptorConfig(num_tokens=40, token_bits=1, num_views=NUM_VIEWS),  # 1 kB
-    "balanced": DescriptorConfig(num_views=NUM_VIEWS),  # 3 kB
-    "full": DescriptorConfig(num_tokens=65535, token_bits=8, num_views=NUM_VIEWS),  # 49 kB: every patch
+    "compact": DescriptorConfig(num_tokens=40, token_bits=1, part_bits=8, num_views=NUM_VIEWS),  # 1 kB
+    "balanced": DescriptorConfig(part_bits=8, num_views=NUM_VIEWS),  # 3 kB
+    "full": DescriptorConfig(num_tokens=65535, token_bits=8, part_bits=8, num_views=NUM_VIEWS),  # 49 kB: every patch
 }
 
 
@@ -137,6 +139,7 @@ class Whitening:
     token_mean        (D,)
     token_projection  (D, T)
     num_images      how many images it was fitted on
+    kind_projection  (L, D, D), of each part, see `kind_vectors`; None where nothing tells how views of an image differ
     """
 
     config: DescriptorConfig
@@ -145,6 +148,7 @@ class Whitening:
     token_mean: Tensor
     token_projection: Tensor
     num_images: int
+    kind_projection: Tensor | None = None
 
     @property
     def global_dim(self) -> int:
@@ -260,6 +264,9 @@ def fit_whitening(
         token_mean=token_mean.float(),
         token_projection=(token_whitening @ token_directions).float().contiguous(),
         num_images=len(parts),
+        kind_projection=None
+        if within is None
+        else torch.stack([_whitening(of_views, config.shrinkage) for of_views in within]).float(),
     )
 
 
@@ -268,6 +275,22 @@ def apply(pooled: PooledFeatures, whitening: Whitening) -> tuple[np.ndarray, np.
     vectors = (pooled.parts.flatten(1) - whitening.mean) @ whitening.projection  # (B, G)
     tokens = (pooled.tokens.float() - whitening.token_mean) @ whitening.token_projection  # (B, K, T)
     return _unit_rows(vectors).numpy(), _unit_rows(tokens).numpy()
+
+
+def kind_vectors(parts: Tensor, whitening: Whitening) -> np.ndarray | None:
+    """By what images of one kind are alike: their parts whitened by how views of one image differ, and by nothing else.
+
+    parts    (B, L, D)  float32, L2-normalised
+    returns  (B, L * D) float32, L2-normalised; None where the whitening has no `kind_projection`
+
+    What tells the images of a corpus apart stays as large as it is. A corpus of three buildings differs most by
+    building, which whitening on the corpus takes away and this does not. It has every number of the parts, since what
+    is left out by the main directions of the stored vector cannot be had back from it.
+    """
+    if whitening.kind_projection is None:
+        return None
+    centred = parts - whitening.mean.view(parts.shape[1:])  # (B, L, D)
+    return _unit_rows(torch.einsum("bld,lde->ble", centred, whitening.kind_projection).flatten(1)).numpy()
 
 
 def prior_from(sample: Sequence[PooledFeatures], config: DescriptorConfig) -> dict[str, Tensor]:
@@ -304,7 +327,7 @@ def load_whitening(data: bytes) -> Whitening:
         config = _config_from(metadata["recipe"])
         num_images = int(metadata["num_images"])
         tensors = safetensors.torch.load(data)
-        if set(tensors) != {"mean", "projection", "token_mean", "token_projection"}:
+        if set(tensors) - {"kind_projection"} != set(_NAMES):
             raise ValueError("it holds other tensors")
         loaded = Whitening(config=config, num_images=num_images, **tensors)
         _check(loaded)
@@ -320,8 +343,12 @@ def _block(fraction: float, depth: int) -> int:
     return max(1, round(fraction * depth)) - 1
 
 
+_NAMES = ("mean", "projection", "token_mean", "token_projection")  # that every whitening has
+
+
 def _tensors(whitening: Whitening) -> dict[str, Tensor]:
-    return {name: getattr(whitening, name) for name in ("mean", "projection", "token_mean", "token_projection")}
+    tensors = {name: getattr(whitening, name) for name in _NAMES}
+    return tensors if whitening.kind_projection is None else tensors | {"kind_projection": whitening.kind_projection}
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -423,7 +450,9 @@ def _check(whitening: Whitening) -> None:
     wide, dim = whitening.mean.numel(), whitening.token_mean.numel()
     parts = len(whitening.config.cls_depths) + len(whitening.config.mean_depths)
     shapes = (whitening.projection.shape[0] == wide, whitening.token_projection.shape[0] == dim, wide == parts * dim)
-    if not all(shapes) or [tensor.ndim for tensor in _tensors(whitening).values()] != [1, 2, 1, 2]:
+    if not all(shapes) or [getattr(whitening, name).ndim for name in _NAMES] != [1, 2, 1, 2]:
+        raise ValueError("its tensors do not fit together")
+    if whitening.kind_projection is not None and whitening.kind_projection.shape != (parts, dim, dim):
         raise ValueError("its tensors do not fit together")
     for name, tensor in _tensors(whitening).items():
         if tensor.dtype != torch.float32 or not math.isfinite(tensor.abs().sum().item()):
