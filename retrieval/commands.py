@@ -228,6 +228,9 @@ def search(
         int, typer.Option(min=0, metavar="N", help="Query expansion (alpha-QE) over the top N results.")
     ] = 0,
     augment: Annotated[int, typer.Option(min=0, metavar="N", help="Database-side augmentation with N neighbours.")] = 0,
+    like_kind: Annotated[
+        bool, typer.Option("--like-kind", help="Find others of its kind, too: of one motif, product or building.")
+    ] = False,
     include_self: Annotated[bool, typer.Option("--include-self", help="Keep the query's own file in.")] = False,
     under: Annotated[list[str] | None, typer.Option(metavar="SUBFOLDER", help="Only below this folder.")] = None,
     after: Annotated[str | None, typer.Option(metavar="DATE", help="Taken then or later: 2023, 2023-05-01.")] = None,
@@ -314,7 +317,16 @@ def search(
             finish = f"seenit index --index {pasted(location)}"
             say(f"{plural(waiting, 'image')} of the index await refitting; to finish: {finish}")
         options = SearchOptions(
-            top, conditions, rerank, exact, include_self, expand, augment, min_probability=min_probability, group=group
+            top,
+            conditions,
+            rerank,
+            exact,
+            include_self,
+            expand,
+            augment,
+            min_probability=min_probability,
+            group=group,
+            like_kind=like_kind,
         )
         if min_probability and searcher.calibration is None:
             learn = f"seenit index --index {pasted(location)}"

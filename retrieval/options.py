@@ -19,6 +19,7 @@ class SearchOptions:
     min_probability  leave out results whose match probability is lower, or not known
     group         leave out near-copies of a better result, see `GROUP_COSINE`
     augment       database-side augmentation of each candidate with that many of its neighbours; 0: none
+    like_kind     also find others of the kind: what is no match is ordered by likeness of kind among more candidates
     Raises SeenitError for numbers that make no sense.
 
     >>> SearchOptions(top=3).rerank
@@ -34,6 +35,7 @@ class SearchOptions:
     augment: int = 0
     min_probability: float = 0.0
     group: bool = False
+    like_kind: bool = False
 
     def __post_init__(self) -> None:
         if self.top < 1:

@@ -66,10 +66,15 @@ class Embedder:
                 batch = numbers[start : start + QUERY_BATCH]
                 stacked = np.stack([seen[n] for n in batch])
                 features = self.backbone.intermediate(stacked, self.layers, patches_of=self.patch_layers)
-                vectors, tokens = descriptor.apply(
-                    descriptor.pool(features, self._whole, self.backbone.depth), whitening
-                )
-                views |= {n: CropFeatures(vectors[at], tokens[at], features[0].grid) for at, n in enumerate(batch)}
+                pooled = descriptor.pool(features, self._whole, self.backbone.depth)
+                vectors, tokens = descriptor.apply(pooled, whitening)
+                kinds = descriptor.kind_vectors(pooled.parts, whitening)
+                views |= {
+                    n: CropFeatures(
+                        vectors[at], tokens[at], features[0].grid, kind_vector=None if kinds is None else kinds[at]
+                    )
+                    for at, n in enumerate(batch)
+                }
         return [views[n] for n in range(len(images))]
 
     def indexed(self, image: np.ndarray, whitening: Whitening) -> "Indexed":
@@ -78,7 +83,8 @@ class Embedder:
         pooled = self.pooled_of(image)
         tokens = descriptor.apply(pooled, whitening)[1][0]
         patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
-        return Indexed(view, pack_patches(patches, self.config.token_bits))
+        parts = pooled.parts[0].numpy() if self.config.part_bits else None
+        return Indexed(view, pack_patches(patches, self.config.token_bits, parts))
 
 
 def config_named(tokens: str) -> DescriptorConfig:

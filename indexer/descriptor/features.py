@@ -15,6 +15,7 @@ class CropFeatures:
     tokens  (N, T)  float32, L2-normalised rows: every patch, in raster order
     grid    rows and columns of patches, N in all
     frame   (2, 3)  float32, affine: fractions of the image = frame @ (x, y, 1), fractions of the crop
+    kind_vector  (L * D,) float32, L2-normalised, see `whitening.kind_vectors`; None where the index has none
     turn    the nearest quarter turn in which the image is seen: degrees clockwise, 0, 90, 180 or 270
     """
 
@@ -23,3 +24,4 @@ class CropFeatures:
     grid: tuple[int, int]
     frame: np.ndarray = field(default_factory=lambda: WHOLE)
     turn: int = 0
+    kind_vector: np.ndarray | None = None

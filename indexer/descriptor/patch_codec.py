@@ -1,15 +1,21 @@
-"""Patch tokens as few bytes, and back.
+"""What is kept of an image beside its vector as few bytes, and back: its patch tokens and its pooled features.
 
 Tokens of one image are unit vectors whose directions matter and whose lengths do not, so that each number needs few
 bits: 1 bit is its sign, 2 bits one of the four levels that lose least of a normal distribution (Max, 1960), 8 bits a
 share of the largest. Where the patches lie is one bit for each cell of the grid.
 
-    byte 0   format, 1
+    byte 0   format: 1 tokens alone, 2 tokens and parts
     byte 1   bits of each number: 1, 2 or 8
     byte 2   rows of the grid
     byte 3   columns of the grid
     4, 5     numbers in a token, little-endian
+    6 to 8   in format 2 only: L parts, and D numbers in each, two bytes, little-endian
     then     a bit for each cell of the grid in raster order, 1 where a patch is kept; then the tokens in that order
+    then     in format 2 only: L * D numbers of 8 bits, each a share of its part's largest, part after part
+
+The parts are an image's pooled features before any statistics (`PooledFeatures.parts`). From them its vector can be
+made again by later statistics, and likeness of kind be measured, without the network. Their lengths are 1 and need no
+bytes.
 """
 
 import math
@@ -20,14 +26,16 @@ import numpy as np
 
 from ..errors import SeenitError
 
-# K tokens of T numbers
+# K tokens of T numbers, L parts of D channels
 
-FORMAT = 1
-HEADER = 6
+TOKENS, TOKENS_AND_PARTS = 1, 2  # formats
+HEADERS = {TOKENS: 6, TOKENS_AND_PARTS: 9}  # their lengths
+LARGEST = 127  # of the codes of 8 bits
 # Lloyd-Max quantisation of a standard normal number to four levels (Max, 1960): the least mean squared error
 LEVELS = np.array([-1.51, -0.4528, 0.4528, 1.51], np.float32)
 SPLIT = 0.9816  # between the two levels of either sign
 BITS = (1, 2, 8)
+DAMAGED = "the index holds damaged patches; rebuild the index"
 
 
 @dataclass(frozen=True)
@@ -84,16 +92,25 @@ class PatchCodes:
         return numbers, 1 / _lengths(numbers.astype(np.float32))
 
 
-def pack_patches(patches: PatchTokens, bits: int) -> bytes:
-    """The bytes of one image's tokens; K * T * bits / 8 of them, and the grid's."""
+def pack_patches(patches: PatchTokens, bits: int, parts: np.ndarray | None = None) -> bytes:
+    """The bytes of one image's tokens; K * T * bits / 8 of them, and the grid's.
+
+    parts  (L, D) float32, L2-normalised, to be kept as well in L * D bytes; None: none
+    """
     rows, cols = patches.grid
     count, dim = patches.tokens.shape
     assert bits in BITS and dim * bits % 8 == 0 and 0 < rows < 256 and 0 < cols < 256 and dim < 65536
     kept = np.zeros(rows * cols, bool)
     kept[patches.positions[:, 0].astype(int) * cols + patches.positions[:, 1]] = True
     assert kept.sum() == count, "positions are apart and in raster order"
-    header = bytes([FORMAT, bits, rows, cols]) + dim.to_bytes(2, "little")
-    return header + np.packbits(kept).tobytes() + _codes(patches.tokens, bits).tobytes()
+    format = TOKENS if parts is None else TOKENS_AND_PARTS
+    header = bytes([format, bits, rows, cols]) + dim.to_bytes(2, "little")
+    of_tokens = np.packbits(kept).tobytes() + _codes(patches.tokens, bits).tobytes()
+    if parts is None:
+        return header + of_tokens
+    count, dim = parts.shape
+    assert 0 < count < 256 and 0 < dim < 65536
+    return header + bytes([count]) + dim.to_bytes(2, "little") + of_tokens + _codes(parts, 8).tobytes()
 
 
 def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
@@ -117,29 +134,71 @@ def read_codes(packed: Sequence[bytes]) -> PatchCodes:
         return PatchCodes(np.empty((0, 0), np.uint8), 8, np.empty((0, 2), np.uint8), (), ())
     by_shape: dict[tuple[bytes, int], list[int]] = {}  # as a rule all images of an index are alike
     for n, data in enumerate(packed):
-        by_shape.setdefault((data[:HEADER], len(data)), []).append(n)
+        by_shape.setdefault((data[: HEADERS.get(data[0], 1) if data else 0], len(data)), []).append(n)
     parts = [_of_one_shape([packed[n] for n in places]) for places in by_shape.values()]
     if len({(part.bits, part.codes.shape[1]) for part in parts}) > 1:
         raise SeenitError("the index holds patches of several kinds; rebuild the index")
     return parts[0] if len(parts) == 1 else _in_order(parts, list(by_shape.values()))
 
 
-def _of_one_shape(packed: Sequence[bytes]) -> PatchCodes:
-    """The tokens of images with one header and one length."""
-    data = packed[0]
-    if len(data) < HEADER or data[0] != FORMAT or data[1] not in BITS:
+def unpack_parts(packed: Sequence[bytes]) -> np.ndarray | None:
+    """The parts of several images of one index, (B, L, D) float32, L2-normalised; None where one of them has none.
+
+    Raises SeenitError as `unpack_patches` does.
+    """
+    layouts = [_layout(data) for data in packed]
+    if not packed or any(not layout.num_parts for layout in layouts):
+        return None
+    count, dim = layouts[0].num_parts, layouts[0].part_dim
+    if any((layout.num_parts, layout.part_dim) != (count, dim) for layout in layouts):
+        raise SeenitError("the index holds features of several kinds; rebuild the index")
+    codes = np.stack([np.frombuffer(data, np.int8)[-count * dim :] for data in packed])
+    parts = codes.reshape(len(packed), count, dim).astype(np.float32)
+    parts /= np.maximum(np.linalg.norm(parts, axis=2, keepdims=True), 1e-12)
+    return parts
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What an image's header says, where its parts lie, and how many tokens there are room for."""
+
+    bits: int
+    grid: tuple[int, int]
+    width: int  # bytes of a token
+    num_parts: int
+    part_dim: int
+    header: int  # bytes
+    cells: int  # where the tokens begin
+    end: int  # and where they end
+    count: int  # tokens
+
+
+def _layout(data: bytes) -> _Layout:
+    if not data or len(data) < HEADERS.get(data[0], len(data) + 1) or data[1] not in BITS:
         raise SeenitError("the index holds patches in a form that is unknown here; rebuild the index")
     bits, rows, cols, dim = data[1], data[2], data[3], int.from_bytes(data[4:6], "little")
-    width, cells = dim * bits // 8, HEADER + math.ceil(rows * cols / 8)
-    count, left_over = divmod(len(data) - cells, width) if width else (0, 1)
+    has_parts, header, width = data[0] == TOKENS_AND_PARTS, HEADERS[data[0]], dim * bits // 8
+    num_parts, part_dim = (data[6], int.from_bytes(data[7:9], "little")) if has_parts else (0, 0)
+    cells, end = header + math.ceil(rows * cols / 8), len(data) - num_parts * part_dim
+    count, left_over = divmod(end - cells, width) if width else (0, 1)
+    if left_over or count < 0 or (has_parts and not num_parts * part_dim):
+        raise SeenitError(DAMAGED)
+    return _Layout(bits, (rows, cols), width, num_parts, part_dim, header, cells, end, count)
+
+
+def _of_one_shape(packed: Sequence[bytes]) -> PatchCodes:
+    """The tokens of images with one header and one length."""
+    layout = _layout(packed[0])
+    rows, cols = layout.grid
     everything = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -1)
-    kept = np.unpackbits(everything[:, HEADER:cells], axis=1)[:, : rows * cols]
-    if left_over or count < 0 or (kept.sum(1, dtype=int) != count).any():
-        raise SeenitError("the index holds damaged patches; rebuild the index")
-    positions = np.empty((len(packed) * count, 2), np.uint8)
+    kept = np.unpackbits(everything[:, layout.header : layout.cells], axis=1)[:, : rows * cols]
+    if (kept.sum(1, dtype=int) != layout.count).any():
+        raise SeenitError(DAMAGED)
+    positions = np.empty((len(packed) * layout.count, 2), np.uint8)
     np.divmod(kept.nonzero()[1], cols, out=(positions[:, 0], positions[:, 1]), casting="unsafe")
-    codes = everything[:, cells:].copy().reshape(-1, width)  # bytes cannot be written, which tensors want to be
-    return PatchCodes(codes, bits, positions, (count,) * len(packed), ((rows, cols),) * len(packed))
+    codes = everything[:, layout.cells : layout.end].copy()  # bytes cannot be written, which tensors want to be
+    codes = codes.reshape(len(packed) * layout.count, layout.width)
+    return PatchCodes(codes, layout.bits, positions, (layout.count,) * len(packed), (layout.grid,) * len(packed))
 
 
 def _in_order(parts: Sequence[PatchCodes], places: Sequence[Sequence[int]]) -> PatchCodes:
@@ -169,7 +228,7 @@ def _codes(tokens: np.ndarray, bits: int) -> np.ndarray:
         four = codes.reshape(len(codes), -1, 4)
         return four[..., 0] | four[..., 1] << 2 | four[..., 2] << 4 | four[..., 3] << 6
     largest = np.maximum(np.abs(tokens).max(1, keepdims=True), 1e-12)
-    return np.rint(tokens / largest * 127).astype(np.int8).view(np.uint8)
+    return np.rint(tokens / largest * LARGEST).astype(np.int8).view(np.uint8)
 
 
 def _tables() -> dict[int, np.ndarray]:

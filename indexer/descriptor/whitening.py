@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ class DescriptorConfig:
     token_dim: int = 192  # at most; a small backbone has fewer
     num_tokens: int = 64  # patches kept of each image; a small grid has fewer
     token_bits: int = 2  # of each number of a token as it is stored
+    part_bits: int = 0  # 8: of each number of the pooled features that are kept beside the patches; 0: none are kept
     num_views: int = 0  # synthetic views that the whitening is fitted on as well, where a backbone carries no prior
 
     @property
@@ -106,11 +107,12 @@ def _as(value: object, default: object) -> Any:
 
 NUM_VIEWS = 300  # of a new index
 
-# How much of its patches an image keeps, by the name that a user gives it: bytes an image, at 192 numbers a token
+# How much of its patches an image keeps, by the name that a user gives it: bytes an image, at 192 numbers a token; the
+# pooled features take 1.5 kB more with a ViT-S
 DESCRIPTOR_CONFIGS = {
-    "compact": DescriptorConfig(num_tokens=40, token_bits=1, num_views=NUM_VIEWS),  # 1 kB
-    "balanced": DescriptorConfig(num_views=NUM_VIEWS),  # 3 kB
-    "full": DescriptorConfig(num_tokens=65535, token_bits=8, num_views=NUM_VIEWS),  # 49 kB: every patch
+    "compact": DescriptorConfig(num_tokens=40, token_bits=1, part_bits=8, num_views=NUM_VIEWS),  # 1 kB
+    "balanced": DescriptorConfig(part_bits=8, num_views=NUM_VIEWS),  # 3 kB
+    "full": DescriptorConfig(num_tokens=65535, token_bits=8, part_bits=8, num_views=NUM_VIEWS),  # 49 kB: every patch
 }
 
 
@@ -141,6 +143,7 @@ class Whitening:
     token_mean        (D,)
     token_projection  (D, T)
     num_images      how many images it was fitted on
+    kind_projection  (L, D, D), of each part, see `kind_vectors`; None where nothing tells how views of an image differ
     """
 
     config: DescriptorConfig
@@ -149,6 +152,7 @@ class Whitening:
     token_mean: Tensor
     token_projection: Tensor
     num_images: int
+    kind_projection: Tensor | None = None
 
     @property
     def global_dim(self) -> int:
@@ -230,27 +234,12 @@ def fit_whitening(
     With n images the corpus weighs n / (n + PRIOR_IMAGES), and n / (n + ORIGIN_IMAGES) without a prior: a single
     image is then not its own mean, and has a descriptor.
     """
-    parts = torch.cat([pooled.parts for pooled in sample]).double()  # (n, L, D)
-    assert len(parts) > 0, "a whitening needs an image"
-    num_parts, dim = parts.shape[1:]
+    parts = torch.cat([pooled.parts for pooled in sample])  # (n, L, D)
     if prior is not None:
-        _check_prior(prior, config, num_parts, dim)
-    weight = len(parts) / (len(parts) + (ORIGIN_IMAGES if prior is None else PRIOR_IMAGES))
-
-    start = _prior_moments(prior, "", num_parts * dim)
-    mean, covariance = _blend(_moments(parts.flatten(1)), start, weight)
-    blocks = [slice(part * dim, (part + 1) * dim) for part in range(num_parts)]
-    spreads = [covariance[at, at] for at in blocks]
-    within, share = None if prior is None or "within" not in prior else prior["within"].double(), VIEW_SHARE
-    if prior is None and views:
-        spreads = [shrink_covariance(spread, len(parts)) for spread in spreads]
-        within = within_views([one.parts for one in views])
-        share = 1 - CORPUS_SHARE * len(parts) / (len(parts) + CORPUS_HALF)
-    if within is not None:
-        spreads = [_with_views(own, of_views, share) for own, of_views in zip(spreads, within, strict=True)]
-    whitening = torch.block_diag(*(_whitening(spread, config.shrinkage) for spread in spreads))
-    directions = _main_directions(whitening @ covariance @ whitening, config.global_dim)  # (L * D, G)
-
+        _check_prior(prior, config, *parts.shape[1:])
+    within = within_views([one.parts for one in views]) if prior is None and views else None
+    mean, projection, kind_projection = _fit_vectors(parts, config, prior, within)
+    weight, dim = _weight_of(len(parts), prior), parts.shape[2]
     token_start = _prior_moments(prior, "token_", dim)
     seen = sample if prior is not None else [*sample, *views]
     token_mean, token_covariance = _blend(_token_moments(seen), token_start, weight)
@@ -259,19 +248,97 @@ def fit_whitening(
     token_directions = _main_directions(token_covariance, token_dim)  # (D, T)
     return Whitening(
         config=config,
-        mean=mean.float(),
-        projection=(whitening @ directions).float().contiguous(),
+        mean=mean,
+        projection=projection,
         token_mean=token_mean.float(),
         token_projection=(token_whitening @ token_directions).float().contiguous(),
         num_images=len(parts),
+        kind_projection=kind_projection,
     )
+
+
+def refit_whitening(parts: Tensor, whitening: Whitening, prior: Mapping[str, Tensor] | None) -> Whitening:
+    """The whitening that a larger sample gives, of which no tokens are at hand: those keep their statistics.
+
+    parts      (n, L, D)  float32, L2-normalised
+    whitening  of the index until now; how views of one image differ is had back from its `kind_projection`
+    prior      as in `fit_whitening`
+    """
+    assert whitening.kind_projection is not None, "nothing tells how views of an image differ"
+    within = None if prior is not None else _within_of(whitening.kind_projection, whitening.config.shrinkage)
+    mean, projection, kind_projection = _fit_vectors(parts, whitening.config, prior, within)
+    return replace(whitening, mean=mean, projection=projection, num_images=len(parts), kind_projection=kind_projection)
+
+
+def _fit_vectors(
+    parts: Tensor, config: DescriptorConfig, prior: Mapping[str, Tensor] | None, of_views: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean, projection and kind projection of a whitening, as `Whitening` has them.
+
+    parts     (n, L, D) of the sample
+    of_views  (L, D, D) covariance of views about their image; None beside a prior, and where there are no views
+    """
+    parts = parts.double()
+    assert len(parts) > 0, "a whitening needs an image"
+    num_parts, dim = parts.shape[1:]
+    start = _prior_moments(prior, "", num_parts * dim)
+    mean, covariance = _blend(_moments(parts.flatten(1)), start, _weight_of(len(parts), prior))
+    blocks = [slice(part * dim, (part + 1) * dim) for part in range(num_parts)]
+    spreads = [covariance[at, at] for at in blocks]
+    within, share = None if prior is None or "within" not in prior else prior["within"].double(), VIEW_SHARE
+    if of_views is not None:
+        spreads = [shrink_covariance(spread, len(parts)) for spread in spreads]
+        within, share = of_views, 1 - CORPUS_SHARE * len(parts) / (len(parts) + CORPUS_HALF)
+    if within is not None:
+        spreads = [_with_views(own, one, share) for own, one in zip(spreads, within, strict=True)]
+    whitening = torch.block_diag(*(_whitening(spread, config.shrinkage) for spread in spreads))
+    directions = _main_directions(whitening @ covariance @ whitening, config.global_dim)  # (L * D, G)
+    of_kind = None if within is None else torch.stack([_whitening(one, config.shrinkage) for one in within]).float()
+    return mean.float(), (whitening @ directions).float().contiguous(), of_kind
+
+
+def _weight_of(num_images: int, prior: Mapping[str, Tensor] | None) -> float:
+    """The corpus's share of its statistics, see `fit_whitening`."""
+    return num_images / (num_images + (ORIGIN_IMAGES if prior is None else PRIOR_IMAGES))
+
+
+def _within_of(kind_projection: Tensor, shrinkage: float) -> Tensor:
+    """The covariances (L, D, D) float64 of which `_whitening` made this; their scale is that of the shrunk ones.
+
+    With C the covariance and c = shrinkage * trace(C) / D:  projection = (C + c I) ** -1/2
+    """
+    shrunk = torch.linalg.inv(kind_projection.double())
+    shrunk = shrunk @ shrunk  # C + c I
+    mean = shrunk.diagonal(dim1=1, dim2=2).mean(1)  # (1 + shrinkage) trace(C) / D
+    added = mean * shrinkage / (1 + shrinkage)
+    return shrunk - added[:, None, None] * torch.eye(shrunk.shape[-1], dtype=shrunk.dtype)
 
 
 def apply(pooled: PooledFeatures, whitening: Whitening) -> tuple[np.ndarray, np.ndarray]:
     """The vectors to store: global (B, G) and patch tokens (B, K, T), float32, every row L2-normalised."""
-    vectors = (pooled.parts.flatten(1) - whitening.mean) @ whitening.projection  # (B, G)
     tokens = (pooled.tokens.float() - whitening.token_mean) @ whitening.token_projection  # (B, K, T)
-    return _unit_rows(vectors).numpy(), _unit_rows(tokens).numpy()
+    return vectors_of(pooled.parts, whitening), _unit_rows(tokens).numpy()
+
+
+def vectors_of(parts: Tensor, whitening: Whitening) -> np.ndarray:
+    """The global vectors (B, G) of parts (B, L, D), float32, L2-normalised."""
+    return _unit_rows((parts.flatten(1) - whitening.mean) @ whitening.projection).numpy()
+
+
+def kind_vectors(parts: Tensor, whitening: Whitening) -> np.ndarray | None:
+    """By what images of one kind are alike: their parts whitened by how views of one image differ, and by nothing else.
+
+    parts    (B, L, D)  float32, L2-normalised
+    returns  (B, L * D) float32, L2-normalised; None where the whitening has no `kind_projection`
+
+    What tells the images of a corpus apart stays as large as it is. A corpus of three buildings differs most by
+    building, which whitening on the corpus takes away and this does not. It has every number of the parts, since what
+    is left out by the main directions of the stored vector cannot be had back from it.
+    """
+    if whitening.kind_projection is None:
+        return None
+    centred = parts - whitening.mean.view(parts.shape[1:])  # (B, L, D)
+    return _unit_rows(torch.einsum("bld,lde->ble", centred, whitening.kind_projection).flatten(1)).numpy()
 
 
 def prior_from(sample: Sequence[PooledFeatures], config: DescriptorConfig) -> dict[str, Tensor]:
@@ -308,7 +375,7 @@ def load_whitening(data: bytes) -> Whitening:
         config = _config_from(metadata["recipe"])
         num_images = int(metadata["num_images"])
         tensors = safetensors.torch.load(data)
-        if set(tensors) != {"mean", "projection", "token_mean", "token_projection"}:
+        if set(tensors) - {"kind_projection"} != set(_NAMES):
             raise ValueError("it holds other tensors")
         loaded = Whitening(config=config, num_images=num_images, **tensors)
         _check(loaded)
@@ -324,8 +391,12 @@ def _block(fraction: float, depth: int) -> int:
     return max(1, round(fraction * depth)) - 1
 
 
+_NAMES = ("mean", "projection", "token_mean", "token_projection")  # that every whitening has
+
+
 def _tensors(whitening: Whitening) -> dict[str, Tensor]:
-    return {name: getattr(whitening, name) for name in ("mean", "projection", "token_mean", "token_projection")}
+    tensors = {name: getattr(whitening, name) for name in _NAMES}
+    return tensors if whitening.kind_projection is None else tensors | {"kind_projection": whitening.kind_projection}
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -427,7 +498,9 @@ def _check(whitening: Whitening) -> None:
     wide, dim = whitening.mean.numel(), whitening.token_mean.numel()
     parts = len(whitening.config.cls_depths) + len(whitening.config.mean_depths)
     shapes = (whitening.projection.shape[0] == wide, whitening.token_projection.shape[0] == dim, wide == parts * dim)
-    if not all(shapes) or [tensor.ndim for tensor in _tensors(whitening).values()] != [1, 2, 1, 2]:
+    if not all(shapes) or [getattr(whitening, name).ndim for name in _NAMES] != [1, 2, 1, 2]:
+        raise ValueError("its tensors do not fit together")
+    if whitening.kind_projection is not None and whitening.kind_projection.shape != (parts, dim, dim):
         raise ValueError("its tensors do not fit together")
     for name, tensor in _tensors(whitening).items():
         if tensor.dtype != torch.float32 or not math.isfinite(tensor.abs().sum().item()):

@@ -21,7 +21,7 @@ def make_records(
     files   of a content id
     """
     vectors, tokens = apply(pooled, whitening)
-    bits = whitening.config.token_bits
+    config = whitening.config
     return [
         Record(
             id=image.id,
@@ -29,7 +29,11 @@ def make_records(
             metadata=image.metadata,
             whitening_id=whitening.id,
             global_vector=vectors[n],
-            patches=pack_patches(PatchTokens(tokens[n], pooled.positions[n].numpy(), image.grid), bits),
+            patches=pack_patches(
+                PatchTokens(tokens[n], pooled.positions[n].numpy(), image.grid),
+                config.token_bits,
+                pooled.parts[n].numpy() if config.part_bits else None,
+            ),
         )
         for n, image in enumerate(images)
     ]

@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does wit
 # The statistics are fitted anew when the corpus is this many times what they saw. recall@1 of covers, landmarks with
 # views of 10, 30, 100 and all 600 images: .84 .82 .90 .86, .73 .80 .78 .82, so few steps do
 OUTGROWN = 8
+OUTGROWN_STORED = 2  # where what is stored suffices for it and no image is embedded again; not tuned
 DEFAULT_RESOLUTION = 224  # pixels
 SAVE_SKIPPED_EVERY_S = 60.0
 # Chosen with sync_speed.py on 10,000 small files; flat from 16 to 256 files
@@ -294,6 +295,7 @@ def _embed_all(
     """Decode, embed and write what has no vectors of today's whitening; the manifest then, and whether stopped."""
     from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, config_named
     from ..index.statistics import check_backbone, config_of, read_whitening
+    from .refit import MOST_REFITTED, can_refit, refit_from_parts
     from .writer import FIT_SAMPLE, Writer
 
     assert run.store is not None
@@ -304,17 +306,22 @@ def _embed_all(
         check_backbone(manifest, backbone, run.store.location)
     config = config_of(manifest, run.store.location) if manifest else config_named(options.tokens or DEFAULT_TOKENS)
     embedder = Embedder(backbone, manifest.resolution if manifest else options.resolution or DEFAULT_RESOLUTION, config)
-    whitening = None
+    whitening, from_parts = None, False
     if manifest is not None:
         whitening = read_whitening(run.store, manifest, embedder.config)
         outgrown = manifest.fitted_on < FIT_SAMPLE and not manifest.fixed and options.ray is None
-        if outgrown and _has_grown_to(run, OUTGROWN * max(manifest.fitted_on, 1), stop):
+        from_parts = can_refit(whitening) and ledger.num_known() + ledger.num_to_decode() <= MOST_REFITTED
+        factor = OUTGROWN_STORED if from_parts else OUTGROWN
+        outgrown = outgrown and _has_grown_to(run, factor * max(manifest.fitted_on, 1), stop)
+        from_parts = from_parts and outgrown
+        if outgrown:
             say(
                 f"the index has outgrown its statistics, which were fitted on {plural(manifest.fitted_on, 'image')}:"
                 " fitting them again"
             )
-            ledger.make_all_stale()
-            whitening = None
+            if not from_parts:
+                ledger.make_all_stale()
+                whitening = None
     if options.ray is not None:
         return _embed_on_cluster(run, manifest, embedder, whitening, progress, stop)
     writer = Writer(run.store, ledger, run.roots, embedder, manifest, whitening, run.exclude)
@@ -325,6 +332,10 @@ def _embed_all(
         writer.finish(interrupted)
     run.embedding_s = time.monotonic() - began
     run.embedded, run.refitted = writer.written, writer.refitted
+    if from_parts and whitening is not None and writer.manifest is not None and not interrupted:
+        refitted = refit_from_parts(run.store, writer.manifest, whitening, backbone.prior, FIT_SAMPLE)
+        run.refitted = refitted is not None
+        return refitted or writer.manifest, False
     return writer.manifest, interrupted
 
 

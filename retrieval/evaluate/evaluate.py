@@ -55,6 +55,7 @@ VARIANTS = (
     Variant("global", SearchOptions(rerank=False)),
     Variant("+ patches", SearchOptions()),
     Variant("+ expansion", SearchOptions(expand=3)),
+    Variant("like kind", SearchOptions(like_kind=True)),
 )
 
 

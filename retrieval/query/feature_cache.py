@@ -52,7 +52,13 @@ class KeptFeatures:
 
     @property
     def num_bytes(self) -> int:
-        return sum(crop.vector.nbytes + crop.tokens.nbytes + crop.frame.nbytes for crop in self.crops)
+        arrays = [
+            array
+            for crop in self.crops
+            for array in (crop.vector, crop.tokens, crop.frame, crop.kind_vector)
+            if array is not None
+        ]
+        return sum(array.nbytes for array in arrays)
 
 
 class FeatureCache(BoundedCache[FeatureKey, KeptFeatures]):

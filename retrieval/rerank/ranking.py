@@ -29,6 +29,14 @@ class Ranked:
     hits: list[Hit]
     compared: Sequence[tuple[Comparison, int]] = ()
 
+    def is_compared(self, n: int) -> bool:
+        """Whether hit number n was compared with all of the query's patches."""
+        return bool(self.compared) and self.compared[n][1] < len(self.compared[n][0].inlier_weight)
+
+    def ordered(self, order: Sequence[int]) -> "Ranked":
+        """The hits with these numbers, in this order."""
+        return Ranked([self.hits[n] for n in order], [self.compared[n] for n in order] if self.compared else ())
+
     def consistency(self, n: int) -> float:
         """Of the patches of hit number n, in [0, 1)."""
         if not self.compared:

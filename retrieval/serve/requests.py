@@ -86,10 +86,18 @@ class Options(Asked):
     include_self: bool = Field(SearchOptions.include_self, description="keep the query's own files in")
     expand: int = Field(SearchOptions.expand, ge=0, le=100, description="query expansion over so many results")
     augment: int = Field(SearchOptions.augment, ge=0, le=100, description="database-side augmentation, neighbours")
+    like_kind: bool = Field(SearchOptions.like_kind, description="find others of the kind as well")
 
     def to_options(self, filters: Filters) -> SearchOptions:
         return SearchOptions(
-            self.top, filters.to_filter(), self.rerank, self.exact, self.include_self, self.expand, self.augment
+            self.top,
+            filters.to_filter(),
+            self.rerank,
+            self.exact,
+            self.include_self,
+            self.expand,
+            self.augment,
+            like_kind=self.like_kind,
         )
 
 

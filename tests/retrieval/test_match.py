@@ -50,7 +50,7 @@ def test_packed_tokens_come_back(bits: int, least: float) -> None:
 
 def test_damaged_patches_are_told() -> None:
     good = pack_patches(some_patches(np.random.default_rng(0), 5), 2)
-    for bad in (b"", good[:-1], good + b"x", b"\x02" + good[1:], good[:1] + b"\x03" + good[2:], good[:40]):
+    for bad in (b"", good[:-1], good + b"x", b"\x03" + good[1:], good[:1] + b"\x03" + good[2:], good[:40]):
         with pytest.raises(SeenitError, match="rebuild the index"):
             unpack_patches([bad])
     with pytest.raises(SeenitError, match="several kinds"):

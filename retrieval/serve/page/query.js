@@ -5,7 +5,7 @@
  * holds the whole query. Uploads themselves are kept by `uploads.js`.
  */
 
-export const DEFAULT_OPTIONS = Object.freeze({ top: 20, exact: false, rerank: true, include_self: false, expand: 0 });
+export const DEFAULT_OPTIONS = Object.freeze({ top: 20, exact: false, rerank: true, include_self: false, expand: 0, like_kind: false });
 export const NO_FILTERS = Object.freeze({ under: [], after: "", before: "", camera: "", near: null, tags: [] });
 
 /** The query with some parts replaced. */

@@ -329,6 +329,7 @@ function askedInWords(query, answer) {
     query.not.length && `${query.not.length} not liked`,
     ...filtersInWords(query.filters),
     query.options.expand && `query expansion over ${count(query.options.expand, "result")}`,
+    query.options.like_kind && "also of its kind",
     query.options.exact && "exact",
     !query.options.rerank && "patches not compared",
     `${answer.seconds.toFixed(2)} s`,

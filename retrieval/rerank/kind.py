@@ -1,0 +1,80 @@
+"""How alike in kind: other images of the same building, product or motif, which need not show the very same view.
+
+Geometric verification finds the same thing seen alike. Images of one kind lie together in several small steps instead:
+what the query is like, what those are like in turn. So each image is described by its stored vector and by one that is
+whitened by how views of one image differ and by nothing else, which leaves in what a corpus of few kinds has in common.
+The query moves towards its best candidates (query expansion; Chum et al., 2007), and each candidate's score is mixed
+with those of its nearest among the candidates, one step of diffusion over their graph (Iscen et al., 2017).
+
+It is arithmetic on what is at hand and knows no index.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# V crops of a query, B candidates, G numbers of a stored vector, C of a kind vector
+
+# Chosen on every second query of paris and grocery, in this order of weight: mAP of paris, grocery and iconic without
+# neighbours .88 .50 .36, with 5 at half weight .93 .56 .32, at full weight .93 .57 .32, with 10 .94 .54 .31
+NEIGHBOURS = 5  # of a candidate
+NEIGHBOUR_WEIGHT = 0.5  # of each, beside the candidate's own 1, times their cosine
+EXPANDED_BY = 5  # candidates that the query moves towards; with 10 paris rises by .02 and grocery falls by .03
+ROUNDS = 2  # of expansion; flat
+
+
+def of_both(stored: np.ndarray, within_whitened: np.ndarray) -> np.ndarray:
+    """Unit vectors whose cosine is the mean of both cosines.
+
+    stored           (B, G)      float32, L2-normalised
+    within_whitened  (B, L * D)  float32, L2-normalised
+    returns          (B, C)      float32
+    """
+    return np.concatenate([stored, within_whitened], axis=1) * np.float32(np.sqrt(0.5))
+
+
+def kind_scores(crops: np.ndarray, candidates: np.ndarray, by_patches: np.ndarray) -> np.ndarray:
+    """How alike in kind each candidate is to a query; higher is more alike.
+
+    crops       (V, C)  float32, kind vectors of the query
+    candidates  (B, C)  float32, theirs
+    by_patches  (B,)    what the patches of each add to its score; 0 where they were not compared
+    returns     (B,)    float64
+
+    The cosine of the crop that a candidate is most like and the patches' part, mixed with those of its neighbours;
+    again with crops that have moved towards the best by those scores.
+    """
+    neighbours, weights = _neighbours(candidates)
+
+    def scored(moved: np.ndarray) -> np.ndarray:
+        own = (moved @ candidates.T).max(0) + by_patches
+        return (own + (weights * own[neighbours]).sum(1)) / (1 + weights.sum(1))
+
+    scores = scored(crops)
+    for _ in range(ROUNDS):
+        scores = scored(_expanded(crops, candidates, scores))
+    return scores
+
+
+def _neighbours(candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest other candidates of each and their weights, (B, K) each."""
+    similar = candidates @ candidates.T
+    np.fill_diagonal(similar, -np.inf)
+    count = min(NEIGHBOURS, len(candidates) - 1)
+    nearest = np.argsort(-similar, axis=1, kind="stable")[:, :count]
+    cosines = np.take_along_axis(similar, nearest, 1).astype(np.float64)
+    return nearest, NEIGHBOUR_WEIGHT * np.maximum(cosines, 0)
+
+
+def _expanded(crops: np.ndarray, candidates: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The crops (V, C) moved towards the best candidates, by their scores."""
+    best = np.argsort(-scores, kind="stable")[:EXPANDED_BY]
+    weights = np.maximum(scores[best], 0)
+    moved = crops + (weights / max(float(weights.max(initial=0)), 1e-9)) @ candidates[best]
+    return (moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def matches_first(is_match: Sequence[bool], scores: np.ndarray) -> list[int]:
+    """The order of candidates: matches as they stand, then the others by their scores, best first."""
+    others = [int(n) for n in np.argsort(-scores, kind="stable") if not is_match[n]]
+    return [n for n, one in enumerate(is_match) if one] + others
