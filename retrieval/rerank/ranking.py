@@ -30,7 +30,7 @@ class Ranked:
     compared: Sequence[tuple[Comparison, int]] = ()
 
     def consistency(self, n: int) -> float:
-        """Of the patches of hit number n, in [0, 1)."""
+        """By how much the inliers of hit number n stand out on average, see `Comparison`."""
         if not self.compared:
             return 0.0
         comparison, row = self.compared[n]
