@@ -78,7 +78,7 @@ def build_index(
         progress("learning probabilities", 0, 0)
     began = time.monotonic()
     try:
-        calibration = calibrate(location, backbone=once, wait_s=options.wait_s, stop=stop, say=say)
+        calibration = calibrate(location, wait_s=options.wait_s, stop=stop, say=say)
     except StoreError as error:  # all images are written; the next run learns
         return Built(summary, None, (f"the probability of a match was not learnt: {error}",))
     if calibration is None and summary.images >= FEWEST and stop():

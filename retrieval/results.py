@@ -58,15 +58,6 @@ class Result:
         return f"Result({self.rank}, {self.score:.3f}, {self.path!r}{why})"
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """An image before its evidence is gathered: its score and its consistency, see `Comparison`."""
-
-    id: str
-    score: float
-    consistency: float
-
-
 @dataclass(frozen=True, eq=False)
 class Explained:
     """Two images held against each other.

@@ -31,7 +31,7 @@ from .query.encoder import QueryEncoder
 from .query.feature_cache import FeatureCache, FeatureKey, KeptFeatures
 from .query.query import EncodedQuery, Query, QueryImage, Region
 from .rerank.evidence import CONVINCING_SCORE, MATCH_PROBABILITY, Evidence
-from .results import Candidate, Explained, Result
+from .results import Explained, Result
 
 if TYPE_CHECKING:
     from indexer.backbone.backbone import Backbone
@@ -191,17 +191,6 @@ class Searcher:
         """Global descriptors (Q, G) float32, L2-normalised, of the whole images; each can be a query later on."""
         asked = self.encode(queries, regions)
         return np.stack([one.views[0].vector for one in asked])
-
-    def candidates(self, queries: Sequence[Query]) -> list[list[Candidate]]:
-        """All that is compared patch by patch with each query, best first."""
-        asked, options = self.encode(queries, include_self=True), SearchOptions(RERANKED)
-        with self.store.snapshot():
-            ranked = self._ranked(asked, options)
-            doubtful = self._doubtful(asked, ranked, options)
-        self._take_turned(asked, ranked, doubtful, self.encoder.turned([asked[n] for n in doubtful]), options)
-        return [
-            [Candidate(hit.id, hit.score, found.consistency(n)) for n, hit in enumerate(found.hits)] for found in ranked
-        ]
 
     def explain(
         self, query: QueryImage, image: QueryImage, *, region: Region | None = None, image_id: str | None = None

@@ -642,7 +642,7 @@ STOPPED_WHILE_LEARNING = """
 import os, signal, sys
 import cli
 from retrieval import calibrate
-calibrate.render_view = lambda *given, __call=calibrate.render_view: (os.kill(os.getpid(), {ending}), __call(*given))[1]
+calibrate.stored_view = lambda *given, __call=calibrate.stored_view: (os.kill(os.getpid(), {ending}), __call(*given))[1]
 sys.argv = ["seenit", "index", sys.argv[1], "--backbone", sys.argv[2], "--resolution", "56", "--workers", "1"]
 cli.main()
 """

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 
 CALIBRATION_BLOB = "calibration.json"
-FORMAT = 2  # 2: consistency is of what is distinctive
+FORMAT = 3  # 3: the curves are shipped, and moved by `background`
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Calibration:
     """probability = 1 / (1 + exp(-(slope * x + offset))), the lower one of x = score and x = the patches' consistency.
 
     Platt scaling (Platt, 1999).
+
+    background  median score of pairs of the index's images that have nothing to do with each other
     """
 
     slope: float
@@ -24,7 +26,7 @@ class Calibration:
     consistency_offset: float
     whitening_id: str  # of the descriptor, for whose scores it holds
     images: int  # in the index when it was made
-    views: int  # that it was learnt from
+    background: float
 
     def probability(self, score: float, consistency: float) -> float:
         """That a result with this score and consistency shows the same object, in (0, 1)."""
@@ -39,8 +41,8 @@ def parse_calibration(data: bytes | None, whitening_id: str) -> Calibration | No
         if values.pop("format", None) != FORMAT:
             return None
         calibration = Calibration(**values)
-        numbers = (calibration.slope, calibration.offset, calibration.consistency_slope, calibration.consistency_offset)
-        if not all(math.isfinite(number) for number in numbers):
+        curves = (calibration.slope, calibration.offset, calibration.consistency_slope, calibration.consistency_offset)
+        if not all(math.isfinite(number) for number in (*curves, calibration.background)):
             return None
         return calibration if calibration.whitening_id == whitening_id else None  # rebuilt vectors have other scores
     except (ValueError, TypeError, AttributeError, RecursionError):

@@ -18,6 +18,7 @@ from indexer.images.preprocess import detail_px, preprocess
 
 from .crops import MIDDLE, QueryCrop, query_crops
 from .feature_cache import FeatureCache, FeatureKey, IdentifiedImage
+from .plain import plain_patches
 from .query import (
     EncodedQuery,
     MultiQuery,
@@ -178,8 +179,19 @@ class QueryEncoder:
         if not crops:
             return []
         embedder, whitening = self._ready()
-        views = iter(embedder.describe([crop.pixels for of_image in crops for crop in of_image], whitening))
-        return [[replace(next(views), frame=crop.frame, turn=crop.turn) for crop in of_image] for of_image in crops]
+        patch_size = embedder.backbone.patch_size
+        flat = [crop for of_image in crops for crop in of_image]
+        seen = [preprocess(crop.pixels, "aspect", embedder.resolution, patch_size) for crop in flat]
+        views = (
+            replace(view, tokens=_without_plain(view.tokens, pixels, patch_size), frame=crop.frame, turn=crop.turn)
+            for crop, pixels, view in zip(flat, seen, embedder.describe(seen, whitening), strict=True)
+        )
+        return [[next(views) for _ in of_image] for of_image in crops]
+
+
+def _without_plain(tokens: np.ndarray, pixels: np.ndarray, patch_size: int) -> np.ndarray:
+    """Tokens (N, T) of an image, those of plain patches 0, so that they are like nothing."""
+    return np.where(plain_patches(pixels, patch_size)[:, None], np.float32(0), tokens)
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ class Ranked:
         return Ranked([self.hits[n] for n in order], [self.compared[n] for n in order] if self.compared else ())
 
     def consistency(self, n: int) -> float:
-        """Of the patches of hit number n, in [0, 1)."""
+        """By how much the inliers of hit number n stand out on average, see `Comparison`."""
         if not self.compared:
             return 0.0
         comparison, row = self.compared[n]

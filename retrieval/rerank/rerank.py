@@ -15,7 +15,6 @@ from torch import Tensor
 from indexer.descriptor.features import CropFeatures
 
 from .evidence import MATCH_PROBABILITY, Box, Evidence
-from .fuse import DISTINCTIVENESS_SCALE, saturate
 from .geometry import FLOOR, distinctiveness_of, far_apart, find_inliers, mutual_of
 from .patches import FactorBatch, batch_factors, patches_at
 from .products import Factors, cosines
@@ -89,8 +88,14 @@ class Comparison:
         self.distinctiveness: np.ndarray = distinctiveness[self._best, candidates]
 
     def consistency(self, n: int) -> float:
-        """Consistency of candidate n's patches with the query's and with nothing else, in [0, 1)."""
-        return float(saturate(self.distinctiveness[n], DISTINCTIVENESS_SCALE)) if n < len(self.distinctiveness) else 0.0
+        """By how much candidate n's inliers stand out, on average: their distinctiveness over their number, in [0, 1].
+
+        It is small where they might as well lie elsewhere; 0 without any.
+        """
+        if n >= len(self.distinctiveness) or not self.inlier_weight[n]:
+            return 0.0
+        is_inlier = self._parts[n // self._chunk].is_inlier[self._best[n], n % self._chunk]
+        return float(self.distinctiveness[n] / is_inlier.sum())
 
     def match(self, n: int) -> Match:
         """What candidate n has in common with the query."""

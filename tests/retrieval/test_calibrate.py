@@ -4,16 +4,28 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import draw_photo
 
 from indexer import sync_folder
 from indexer.index.calibration import CALIBRATION_BLOB, FORMAT, Calibration, calibration_json, parse_calibration
 from indexer.index.index import Index
+from indexer.store.protocol import Hit
 from indexer.sync.options import SyncOptions
 from retrieval import Searcher
-from retrieval.calibrate import VIEWS, calibrate
+from retrieval.calibrate import (
+    BACKGROUND,
+    CONSISTENCY_SLOPE,
+    OFFSET,
+    SLOPE,
+    background_score,
+    calibrate,
+    stored_view,
+)
 from retrieval.options import SearchOptions
+from retrieval.query.query import EncodedQuery
+from retrieval.rerank.ranking import rank_by_patches
 
 
 @pytest.fixture
@@ -23,13 +35,13 @@ def index(photos: Path, tiny_backbone: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path: Path) -> None:
+def test_an_index_learns_how_probable_a_match_is(index: Path, photos: Path, tmp_path: Path) -> None:
     with Searcher.open(index) as searcher:
         assert searcher.calibration is None
         unsure = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))[0].evidence
         assert unsure is not None and unsure.verdict is None and not unsure.is_match
     learnt = calibrate(index)
-    assert learnt is not None and (learnt.images, learnt.views) == (8, VIEWS)
+    assert learnt is not None and learnt.images == 8
     with Searcher.open(index) as searcher:
         assert searcher.calibration == learnt
         itself, *others = searcher.search(photos / "a" / "0.jpg", SearchOptions(include_self=True))
@@ -39,6 +51,45 @@ def test_an_index_learns_how_sure_a_match_is(index: Path, photos: Path, tmp_path
             assert other.evidence.probability <= itself.evidence.probability
         unknown = searcher.search(draw_photo(tmp_path / "unknown.png", 99))[0].evidence
         assert unknown is not None and unknown.probability < itself.evidence.probability  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_the_curve_begins_where_unrelated_images_score(index: Path) -> None:
+    learnt = calibrate(index)
+    with Searcher.open(index) as searcher:
+        background = background_score(searcher.store)
+        assert learnt is not None and background == pytest.approx(learnt.background)
+        records = list(searcher.store.scroll(vectors=True))
+        scores = []
+        for one in records:  # the slow way: each image against each of the others
+            assert one.global_vector is not None and one.patches is not None
+            query = EncodedQuery((stored_view(one.global_vector, one.patches),))
+            for other in records:
+                assert other.global_vector is not None and other.patches is not None
+                if other.id != one.id:
+                    hit = Hit(other.id, float(one.global_vector @ other.global_vector))
+                    scores.append(rank_by_patches({other.id: other.patches}, query, [hit]).hits[0].score)
+        assert np.median(scores) == pytest.approx(background, abs=1e-4)
+        assert background_score(searcher.store, stop=lambda: True) is None
+    even = -learnt.offset / learnt.slope - learnt.background  # how far above the background odds are even
+    assert (learnt.slope, learnt.consistency_slope) == (SLOPE, CONSISTENCY_SLOPE)
+    assert even == pytest.approx(-OFFSET / SLOPE - BACKGROUND)
+
+
+@pytest.mark.slow
+def test_learning_takes_neither_backbone_nor_files(index: Path, photos: Path) -> None:
+    for path in photos.rglob("*.png"):
+        path.unlink()
+    (photos / "a" / "0.jpg").unlink()
+    assert calibrate(index) is not None
+    assert calibrate(index, stop=lambda: True) is not None  # what is learnt already is only read
+
+
+@pytest.mark.slow
+def test_learning_is_stopped_between_images(index: Path) -> None:
+    assert calibrate(index, stop=lambda: True) is None
+    with Index.open(index) as opened:
+        assert opened.calibration is None
 
 
 @pytest.mark.long
@@ -62,7 +113,7 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
     draw_photo(few / "1.png", 1)
     sync_folder(few, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     assert calibrate(few / ".seenit") is None
-    good = {"format": FORMAT, **vars(Calibration(9.0, -4.0, 9.0, -4.0, "fit", 8, 4))}
+    good = {"format": FORMAT, **vars(Calibration(9.0, -4.0, 9.0, -4.0, "fit", 8, 0.1))}
     for bad in (
         b"",
         b"[]",
@@ -74,6 +125,7 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
                 {"format": FORMAT + 1},
                 {"slope": float("nan")},
                 {"slope": "9"},
+                {"background": float("inf")},
                 {"whitening_id": "another"},
                 {"more": 1},
             )
@@ -88,6 +140,6 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
 
 
 def test_the_lower_probability_counts() -> None:
-    curve = Calibration(10.0, -5.0, 10.0, -5.0, "fit", 100, 32)
+    curve = Calibration(10.0, -5.0, 10.0, -5.0, "fit", 100, 0.1)
     assert curve.probability(0.5, 0.5) == pytest.approx(0.5)
     assert curve.probability(0.9, 0.1) == curve.probability(0.1, 0.9) < 0.05 < 0.95 < curve.probability(0.9, 0.9)

@@ -11,7 +11,7 @@ from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import BITS, PatchTokens, pack_patches, read_codes, unpack_patches
 from indexer.errors import SeenitError
 from indexer.index.calibration import Calibration
-from retrieval.calibrate import learn
+from retrieval.calibrate import BACKGROUND, CONSISTENCY_OFFSET, CONSISTENCY_SLOPE, OFFSET, SLOPE
 from retrieval.rerank import products
 from retrieval.rerank.fuse import fuse_scores
 from retrieval.rerank.geometry import ELSEWHERE, FLOOR, Pairs, distinctiveness_of, far_apart, find_inliers, mutual_pairs
@@ -254,20 +254,6 @@ def test_a_thing_in_another_place_is_boxed_there() -> None:
     assert nothing.box is None and nothing.num_inliers == 0 and nothing.verdict is None
 
 
-def test_a_calibration_puts_even_odds_between_right_and_wrong() -> None:
-    rng = np.random.default_rng(0)
-    right, wrong = rng.normal(0.6, 0.05, 40), rng.normal(0.3, 0.05, 40)
-    slope, offset = learn(right, wrong)
-    assert slope > 0 and -offset / slope == pytest.approx(0.45, abs=0.03)
-    likely = 1 / (1 + np.exp(-(slope * np.array([0.3, 0.6]) + offset)))
-    assert likely[0] < 0.1 and likely[1] > 0.9 and likely.max() < 0.995  # forty views make nothing certain
-    # other photos of the same thing, which score as right answers do, change little
-    mixed = np.concatenate([wrong, np.full(20, 0.7)])
-    again = learn(right, mixed)
-    assert -again[1] / again[0] == pytest.approx(-offset / slope, abs=0.02)
-    assert learn(wrong, right)[0] < 0 or learn(wrong, wrong)[0] < 5  # what tells nothing apart makes nothing sure
-
-
 def logo(rng: np.random.Generator, place: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Patches (N, D) of a figure on plain ground, whose patches are alike but for knowing a little of their place."""
     ground = np.zeros(place.shape[1], np.float32)
@@ -292,11 +278,7 @@ def test_figures_on_the_same_plain_ground_are_no_match() -> None:
     def compared(tokens: np.ndarray, others: list[np.ndarray]) -> Comparison:
         return Comparison([CropFeatures(np.zeros(4, np.float32), tokens, grid)], [packed(one) for one in others])
 
-    photos = [unit(rng, 144, dim) for _ in range(8)]
-    answers = [compared(photo, [photo, photos[n - 1]]) for n, photo in enumerate(photos)]
-    right, wrong = (np.array([answer.consistency(n) for answer in answers]) for n in (0, 1))
-    calibration = Calibration(20.0, -8.0, *learn(right, wrong), whitening_id="w", images=8, views=8)
-
+    calibration = Calibration(SLOPE, OFFSET, CONSISTENCY_SLOPE, CONSISTENCY_OFFSET, "w", 8, BACKGROUND)
     logos = [logo(rng, place, inner) for _ in range(3)]
     for n, one in enumerate(logos):
         found = compared(one, logos)
@@ -306,7 +288,10 @@ def test_figures_on_the_same_plain_ground_are_no_match() -> None:
             to_evidence(found.match(k), calibration.probability(scores[k], found.consistency(k))).verdict
             for k in range(3)
         ]
-        assert [verdict == "same" for verdict in verdicts] == [k == n for k in range(3)], (verdicts, right, wrong)
+        assert [verdict == "same" for verdict in verdicts] == [k == n for k in range(3)], (
+            verdicts,
+            [found.consistency(k) for k in range(3)],
+        )
 
 
 def test_bits_are_those_of_the_configs() -> None:
