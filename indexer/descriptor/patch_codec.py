@@ -146,9 +146,9 @@ def unpack_parts(packed: Sequence[bytes]) -> np.ndarray | None:
 
     Raises SeenitError as `unpack_patches` does.
     """
-    layouts = [_layout(data) for data in packed]
-    if not packed or any(not layout.num_parts for layout in layouts):
+    if not packed or any(data[:1] != bytes([TOKENS_AND_PARTS]) for data in packed):
         return None
+    layouts = [_layout(data) for data in packed]
     count, dim = layouts[0].num_parts, layouts[0].part_dim
     if any((layout.num_parts, layout.part_dim) != (count, dim) for layout in layouts):
         raise SeenitError("the index holds features of several kinds; rebuild the index")

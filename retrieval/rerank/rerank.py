@@ -94,18 +94,24 @@ class Comparison:
         """
         if n >= len(self.distinctiveness) or not self.inlier_weight[n]:
             return 0.0
-        is_inlier = self._parts[n // self._chunk].is_inlier[self._best[n], n % self._chunk]
+        view, grid = self._best_view(n)
+        is_inlier = self._parts[n // self._chunk][grid].is_inlier[view, n % self._chunk]
         return float(self.distinctiveness[n] / is_inlier.sum())
 
     def match(self, n: int) -> Match:
         """What candidate n has in common with the query."""
         if n >= len(self.inlier_weight) or not self.inlier_weight[n]:
             return NO_MATCH
+        view, grid = self._best_view(n)
+        part = self._parts[n // self._chunk][grid]
+        return _match(n % self._chunk, view, self._of_grids[grid], part, float(self.inlier_weight[n]))
+
+    def _best_view(self, n: int) -> tuple[int, int]:
+        """The view with candidate n's heaviest inliers, by its number among those of its grid, and the grid's."""
         view, grid = int(self._best[n]), 0
         while view >= len(self._of_grids[grid].views):
             view, grid = view - len(self._of_grids[grid].views), grid + 1
-        part = self._parts[n // self._chunk][grid]
-        return _match(n % self._chunk, view, self._of_grids[grid], part, float(self.inlier_weight[n]))
+        return view, grid
 
 
 def map_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> list[Z]:

@@ -21,7 +21,7 @@ def test_bins_by_hand() -> None:
 
 def test_bins_of_equal_mass_hold_as_many_answers_each() -> None:
     rng = np.random.default_rng(0)
-    probabilities = rng.uniform(0, 0.1, 200)
+    probabilities = rng.uniform(0, 0.1, 200).tolist()
     assert [one.count for one in reliability(probabilities, [False] * 200, "mass")] == [20] * 10
     assert [one.count for one in reliability(probabilities, [False] * 200, "width")] == [200]
 
