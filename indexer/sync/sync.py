@@ -1,54 +1,37 @@
 """Brings an index in line with folders: new, changed, renamed, copied and deleted files.
 
 The store is the only truth. A run lists what the store has and what the folders have (`ledger`), reads the difference
-in worker processes (`decode_pool`), embeds what has no vectors yet, and writes record by record; so a run that is
-killed at any moment is continued by the next one. The descriptor's statistics are fitted on a sample of the corpus
-that is embedded first; once the corpus has outgrown them they are fitted again.
+in worker processes (`reading`), embeds what has no vectors yet, and writes record by record (`embedding`); so a run
+that is killed at any moment is continued by the next one.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backbone.load_once import LoadOnce, load_once
 from ..errors import AwayError, SeenitError, StoreError
-from ..images.decode import SNIFF_BYTES
-from ..images.find import Unreadable
-from ..images.jobs import Batch, BeginsLikeImage, Broken, Changed, Decoded, Hashed, Job, NotAnImage, Outcome, Vanished
-from ..images.pool import DecodePool
 from ..index.files import set_files
 from ..index.manifest import MANIFEST_BLOB, Manifest, read_manifest, write_manifest
 from ..index.place import located
-from ..index.skipped import SkippedFile, write_skipped
 from ..messages import Say, say_nothing
 from ..printable import plural, quoted
 from ..sources.open import spec_of
 from ..store.index_folder import refuse_foreign, remove_blank
 from ..store.open import is_made, open_store
 from ..store.protocol import Store, StoredFile
+from .embedding import embed_all
 from .ledger import Ledger
 from .options import SyncOptions
-from .progress import Progress, counted_stage, stage
+from .progress import Progress, stage
+from .reading import hash_likely_renames, remember_skipped
 from .scan import NAMED, Run, patterns_left_out, scopes_of, take_stock
 from .summary import Summary, _skip_reasons
 
 if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does without
     from ..backbone.backbone import Backbone
-    from ..descriptor.embedder import Embedder
-    from ..descriptor.whitening import Whitening
-    from .writer import Writer
-
-# The statistics are fitted anew when the corpus is this many times what they saw. recall@1 of covers, landmarks with
-# views of 10, 30, 100 and all 600 images: .84 .82 .90 .86, .73 .80 .78 .82, so few steps do
-OUTGROWN = 8
-OUTGROWN_STORED = 2  # where what is stored suffices for it and no image is embedded again; not tuned
-DEFAULT_RESOLUTION = 224  # pixels
-SAVE_SKIPPED_EVERY_S = 60.0
-# Chosen with sync_speed.py on 10,000 small files; flat from 16 to 256 files
-BATCH_FILES, BATCH_BYTES = 64, 4_000_000
 
 
 def default_index(folders: Sequence[str | Path]) -> Path:
@@ -108,7 +91,7 @@ def sync_folder(
         if manifest is None and not ledger.num_to_decode():
             raise AwayError(f"no files in {', '.join(map(str, folders))}; name a folder with images")
         if options.dry_run:
-            _hash_likely_renames(run, stop, progress)
+            hash_likely_renames(run, stop, progress)
             return _dry_summary(run, manifest, str(location), started)
         if store is None:
             store = run.store = open_store(location, write=True, wait_s=options.wait_s)
@@ -117,9 +100,9 @@ def sync_folder(
             stored_roots = {key: roots.stored_form(path) for key, path in roots.folders.items()}
             manifest = replace(manifest, roots=stored_roots, sources=roots.stored_sources, exclude=run.exclude)
             write_manifest(store, manifest)
-        interrupted = not _hash_likely_renames(run, stop, progress)
+        interrupted = not hash_likely_renames(run, stop, progress)
         if not interrupted and ledger.num_to_decode():
-            manifest, interrupted = _embed_all(run, manifest, asked, progress, stop, say)
+            manifest, interrupted = embed_all(run, manifest, asked, progress, stop, say)
         if manifest is None and not interrupted:
             reasons = ", ".join(f"{count} {reason}" for reason, count in _skip_reasons(ledger).items())
             raise AwayError(
@@ -133,7 +116,7 @@ def sync_folder(
             if absorbed and not interrupted:
                 manifest = manifest.without_roots(absorbed)
                 write_manifest(store, manifest)
-            _remember_skipped(run)
+            remember_skipped(run)
         notes = _verified_notes(run) if options.verify and not interrupted else []
         if run.num_gone:
             names = ", ".join(map(quoted, run.gone)) + (", ..." if run.num_gone > len(run.gone) else "")
@@ -191,9 +174,6 @@ def _optimize(store: Store, progress: Progress, stop: Callable[[], bool]) -> lis
     return []
 
 
-# ---- taking stock ----
-
-
 def _check_request(
     manifest: Manifest | None,
     backbone: LoadOnce,
@@ -242,223 +222,6 @@ def _check_request(
     check_backbone(manifest, backbone.load(manifest.backbone), location)
 
 
-# ---- reading and embedding ----
-
-
-def _hash_likely_renames(run: Run, stop: Callable[[], bool], progress: Progress) -> bool:
-    """Settle files whose size is a known one by their hash alone; False if stopped."""
-    ledger = run.ledger
-    total = ledger.num_to_hash()
-    if not total:
-        return True
-
-    def files() -> Iterator[tuple[Job, int]]:
-        return ((run.job(key, "hash"), size) for key, size in ledger.to_hash())
-
-    with (
-        DecodePool(workers=run.options.workers) as pool,
-        stage("comparing", total, "file", progress) as report,
-    ):
-        for done, outcome in enumerate(pool.run(_in_batches(files())), start=1):
-            key = run.key(outcome)
-            report(done, total)
-            if isinstance(outcome, Hashed) and ledger.is_known(outcome.id):
-                ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
-                ledger.done(key)
-            if stop():
-                return False
-    return True
-
-
-def _in_batches(files: Iterable[tuple[Job, int]]) -> Iterator[Batch]:
-    """Jobs on files of so many bytes, as few as make BATCH_BYTES, or BATCH_FILES, together."""
-    jobs: list[Job] = []
-    held = 0
-    for job, size in files:
-        jobs.append(job)
-        held += size
-        if held >= BATCH_BYTES or len(jobs) >= BATCH_FILES:
-            yield Batch(tuple(jobs))
-            jobs, held = [], 0
-    if jobs:
-        yield Batch(tuple(jobs))
-
-
-def _embed_all(
-    run: Run,
-    manifest: Manifest | None,
-    asked: LoadOnce,
-    progress: Progress,
-    stop: Callable[[], bool],
-    say: Say,
-) -> tuple[Manifest | None, bool]:
-    """Decode, embed and write what has no vectors of today's whitening; the manifest then, and whether stopped."""
-    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, config_named
-    from ..index.statistics import check_backbone, config_of, read_whitening
-    from .refit import MOST_REFITTED, can_refit, refit_from_parts
-    from .writer import FIT_SAMPLE, Writer
-
-    assert run.store is not None
-    ledger, options = run.ledger, run.options
-    name, precision = (manifest.backbone, manifest.precision) if manifest else ("auto", "auto")
-    backbone = asked.load(name, fetch=manifest is None, precision=precision)
-    if manifest is not None:
-        check_backbone(manifest, backbone, run.store.location)
-    config = config_of(manifest, run.store.location) if manifest else config_named(options.tokens or DEFAULT_TOKENS)
-    embedder = Embedder(backbone, manifest.resolution if manifest else options.resolution or DEFAULT_RESOLUTION, config)
-    whitening, from_parts = None, False
-    if manifest is not None:
-        whitening = read_whitening(run.store, manifest, embedder.config)
-        outgrown = manifest.fitted_on < FIT_SAMPLE and not manifest.fixed and options.ray is None
-        from_parts = can_refit(whitening) and ledger.num_known() + ledger.num_to_decode() <= MOST_REFITTED
-        factor = OUTGROWN_STORED if from_parts else OUTGROWN
-        outgrown = outgrown and _has_grown_to(run, factor * max(manifest.fitted_on, 1), stop)
-        from_parts = from_parts and outgrown
-        if outgrown:
-            say(
-                f"the index has outgrown its statistics, which were fitted on {plural(manifest.fitted_on, 'image')}:"
-                " fitting them again"
-            )
-            if not from_parts:
-                ledger.make_all_stale()
-                whitening = None
-    if options.ray is not None:
-        return _embed_on_cluster(run, manifest, embedder, whitening, progress, stop)
-    writer = Writer(run.store, ledger, run.roots, embedder, manifest, whitening, run.exclude)
-    keys = ledger.to_decode(0 if whitening else FIT_SAMPLE)
-    began = time.monotonic()
-    with counted_stage("indexing", ledger.num_to_decode(), "img", progress) as advance:
-        interrupted = _decode_into(run, writer, embedder, keys, advance, stop)
-        writer.finish(interrupted)
-    run.embedding_s = time.monotonic() - began
-    run.embedded, run.refitted = writer.written, writer.refitted
-    if from_parts and whitening is not None and writer.manifest is not None and not interrupted:
-        refitted = refit_from_parts(run.store, writer.manifest, whitening, backbone.prior, FIT_SAMPLE)
-        run.refitted = refitted is not None
-        return refitted or writer.manifest, False
-    return writer.manifest, interrupted
-
-
-def _decode_into(
-    run: Run,
-    writer: "Writer",
-    embedder: "Embedder",
-    keys: Iterable[str],
-    advance: Callable[[int], None],
-    stop: Callable[[], bool],
-) -> bool:
-    """Decode files in this machine's processes and hand them to the writer; whether it was stopped."""
-    with DecodePool(
-        run.options.workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size
-    ) as pool:
-        for outcome in pool.run(run.job(key, "decode") for key in keys):
-            advance(1)
-            _take(run, writer, run.key(outcome), outcome)
-            if stop():
-                return True
-    return False
-
-
-def _embed_on_cluster(
-    run: Run,
-    manifest: Manifest | None,
-    embedder: "Embedder",
-    whitening: "Whitening | None",
-    progress: Progress,
-    stop: Callable[[], bool],
-) -> tuple[Manifest | None, bool]:
-    """`_embed_all` on a Ray cluster: the sample first, read by this machine, then all else by the cluster."""
-    from .on_cluster import open_work
-    from .writer import FIT_SAMPLE, Writer
-
-    assert run.store is not None
-    ledger, began = run.ledger, time.monotonic()
-    keys = ledger.to_decode(0 if whitening else FIT_SAMPLE)
-    interrupted = False
-    with (
-        open_work(run, embedder) as work,
-        counted_stage("indexing", ledger.num_to_decode(), "img", progress) as advance,
-    ):
-        writer = Writer(
-            run.store, ledger, run.roots, work.embedder(embedder), manifest, whitening, run.exclude, fixed=True
-        )
-        while writer.whitening is None and not interrupted and (sample := list(islice(keys, FIT_SAMPLE))):
-            interrupted = _decode_into(run, writer, embedder, sample, advance, stop)
-        writer.finish(interrupted)
-        run.embedded, run.refitted = writer.written, writer.refitted
-        if not interrupted and writer.whitening is not None:
-
-            def enter(key: str, outcome: Outcome) -> bool:
-                wanted = _Wanted()
-                _take(run, wanted, key, outcome)
-                return wanted.is_new
-
-            written, interrupted = work.embed(
-                run, writer.whitening, embedder.backbone.patch_size, keys, enter, advance, stop
-            )
-            run.embedded += written
-    run.embedding_s = time.monotonic() - began
-    return writer.manifest, interrupted
-
-
-class _Wanted:
-    """Takes the place of a writer where an image is only to be known as one that has to be embedded."""
-
-    def __init__(self) -> None:
-        self.is_new = False
-
-    def add(self, image: Decoded) -> None:
-        self.is_new = True
-
-
-def _has_grown_to(run: Run, count: int, stop: Callable[[], bool]) -> bool:
-    """Whether the index will hold so many images, as far as the first bytes of new files tell.
-
-    Photo services lay a side file beside each image; they are set apart here, and remembered like any that is no image.
-    """
-    ledger = run.ledger
-    missing = count - ledger.num_known()
-    if missing <= 0 or ledger.num_to_decode() - ledger.num_stale() < missing:
-        return missing <= 0
-
-    def files() -> Iterator[tuple[Job, int]]:
-        return ((run.job(key, "sniff"), SNIFF_BYTES) for key in ledger.to_sniff())
-
-    with DecodePool(run.options.workers) as pool:
-        for outcome in pool.run(_in_batches(files())):
-            key = run.key(outcome)
-            if isinstance(outcome, NotAnImage):
-                ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, None))
-                ledger.done(key)
-            elif isinstance(outcome, BeginsLikeImage):
-                missing -= 1
-            if missing <= 0 or stop():
-                break
-    return missing <= 0
-
-
-def _take(run: Run, writer: "Writer | _Wanted", key: str, outcome: Outcome) -> None:
-    """Enter one outcome of the pool into the books."""
-    ledger = run.ledger
-    if isinstance(outcome, Decoded):
-        ledger.assign(key, outcome.id, outcome.size, outcome.mtime_ns)
-        if ledger.claim(outcome.id):
-            writer.add(outcome)
-    elif isinstance(outcome, NotAnImage):
-        ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, None))
-    elif isinstance(outcome, Broken):
-        ledger.skip(SkippedFile(key, outcome.size, outcome.mtime_ns, outcome.reason))
-    elif isinstance(outcome, Unreadable):
-        ledger.keep(key)
-        ledger.skip(SkippedFile(key, -1, 0, outcome.reason))
-    elif isinstance(outcome, Changed):
-        ledger.keep(key)  # the next run takes it
-    else:
-        assert isinstance(outcome, Vanished), outcome
-    if time.monotonic() - run.skipped_saved > SAVE_SKIPPED_EVERY_S:
-        _remember_skipped(run)
-
-
 def _bring_files_in_line(store: Store, ledger: Ledger, interrupted: bool) -> None:
     """Renames, copies and deletions: only lists of files change. A run cut short deletes nothing."""
     moved: dict[str, tuple[StoredFile, ...]] = {}
@@ -478,12 +241,6 @@ def _bring_files_in_line(store: Store, ledger: Ledger, interrupted: bool) -> Non
         set_files(store, moved)
     if gone:
         store.delete(gone)
-
-
-def _remember_skipped(run: Run) -> None:
-    assert run.store is not None
-    write_skipped(run.store, run.ledger.skipped())
-    run.skipped_saved = time.monotonic()
 
 
 def _dry_summary(run: Run, manifest: Manifest | None, location: str, started: float) -> Summary:

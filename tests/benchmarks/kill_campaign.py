@@ -42,7 +42,7 @@ from indexer.errors import SeenitError
 from indexer.store.open import open_store
 from indexer.store.protocol import Record, StoredFile
 from indexer.store.sqlite_check import check_index
-from indexer.sync.sync import OUTGROWN
+from indexer.sync.embedding import OUTGROWN
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = {"store": 0.84, "index": 0.06, "new": 0.02, "refit": 0.02, "tag": 0.03, "copy": 0.02, "watch": 0.01}

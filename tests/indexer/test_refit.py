@@ -28,9 +28,9 @@ from indexer.index.index import Index
 from indexer.index.tags import change_tags
 from indexer.store.protocol import Record
 from indexer.sync import refit
+from indexer.sync.embedding import OUTGROWN_STORED
 from indexer.sync.options import SyncOptions
 from indexer.sync.refit import refit_from_parts
-from indexer.sync.sync import OUTGROWN_STORED
 
 CONFIG = DescriptorConfig(cls_depths=(1.0,), mean_depths=(0.5,), global_dim=16, token_dim=8, part_bits=8)
 FEW = 4

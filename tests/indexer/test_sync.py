@@ -24,8 +24,9 @@ from indexer.index.skipped import SkippedFile, read_skipped, write_skipped
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Record
 from indexer.sync.options import SyncOptions
+from indexer.sync.reading import BATCH_BYTES, BATCH_FILES, _in_batches
 from indexer.sync.summary import Summary
-from indexer.sync.sync import BATCH_BYTES, BATCH_FILES, _in_batches, sync_folder
+from indexer.sync.sync import sync_folder
 
 
 def run(

@@ -30,8 +30,8 @@ from indexer.descriptor.whitening import (
 from indexer.errors import SeenitError
 from indexer.index.index import Index
 from indexer.index.manifest import MANIFEST_BLOB
+from indexer.sync.embedding import OUTGROWN
 from indexer.sync.options import SyncOptions
-from indexer.sync.sync import OUTGROWN
 
 DEPTH, DIM = 12, 24
 CONFIG = DescriptorConfig(num_tokens=8, token_dim=16, global_dim=40, num_views=NUM_VIEWS)
