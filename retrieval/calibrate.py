@@ -28,7 +28,7 @@ from indexer.store.protocol import Store
 from .rerank.fuse import fuse_scores
 from .rerank.rerank import Comparison
 
-IMAGES = 48  # that are compared with each other; not tuned
+IMAGES = 32  # that are compared with each other; not tuned
 FEWEST = 8  # images with which there is something to learn
 GROWN = 4  # times as many images: others may be among them by then
 SETTLED = 20_000  # images from which on growing changes little

@@ -13,7 +13,7 @@ from indexer.index.calibration import CALIBRATION_BLOB, FORMAT, Calibration, cal
 from indexer.index.index import Index
 from indexer.store.protocol import Hit
 from indexer.sync.options import SyncOptions
-from retrieval import Searcher
+from retrieval import Searcher, build_index
 from retrieval.calibrate import (
     BACKGROUND,
     CONSISTENCY_SLOPE,
@@ -23,9 +23,12 @@ from retrieval.calibrate import (
     calibrate,
     stored_view,
 )
+from retrieval.evaluate.ground_truth import read_tasks
 from retrieval.options import SearchOptions
 from retrieval.query.query import EncodedQuery
 from retrieval.rerank.ranking import rank_by_patches
+from retrieval.results import note_on
+from retrieval.scenes import draw_scenes
 
 
 @pytest.fixture
@@ -143,3 +146,21 @@ def test_the_lower_probability_counts() -> None:
     curve = Calibration(10.0, -5.0, 10.0, -5.0, "fit", 100, 0.1)
     assert curve.probability(0.5, 0.5) == pytest.approx(0.5)
     assert curve.probability(0.9, 0.1) == curve.probability(0.1, 0.9) < 0.05 < 0.95 < curve.probability(0.9, 0.9)
+
+
+@pytest.mark.long
+def test_the_demo_shows_its_right_answers_as_matches(tmp_path: Path) -> None:
+    """With the shipped backbone, as whoever tries seenit meets it."""
+    demo = draw_scenes(tmp_path / "demo", instances=8, views=4, distractors=12)
+    built = build_index(demo / "photos", backbone="seenit_vits14")
+    assert built.calibration is not None
+    (task,) = read_tasks(demo / "manifest.csv")
+    with Searcher.open(demo / "photos" / ".seenit") as searcher:
+        answers = searcher.search_batch([query.path for query in task.queries], SearchOptions(top=6))
+    firsts = [results[0] for results in answers]
+    found = [Path(one.path) in query.correct for one, query in zip(firsts, task.queries, strict=True)]
+    assert np.mean(found) >= 0.75
+    believed = [one.evidence is not None and one.evidence.is_match for one in firsts]
+    right = [one for one, is_right in zip(believed, found, strict=True) if is_right]
+    assert np.mean(right) >= 0.75, "who looks at right results reads that they are"
+    assert sum(bool(note_on(results)) for results in answers) <= len(answers) / 4
