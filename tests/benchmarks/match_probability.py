@@ -219,7 +219,7 @@ def keep(searcher: Searcher, path: Path) -> None:
             arrays |= {f"{where} f": crop.frame, f"{where} s": np.array([*crop.grid, crop.turn])}
     arrays["names"] = np.array(json.dumps(names))
     with path.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _tell(line: str) -> None:
