@@ -45,25 +45,6 @@ def blank_wall(number: int) -> Image.Image:
     return Image.fromarray(wall.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6))
 
 
-def drawing(number: int) -> Image.Image:
-    """Figures of all kinds anywhere on cloudy ground: what a border or a wall has nothing to do with."""
-    rng = np.random.default_rng(number)
-    clouds = rng.integers(40, 256, (9 + 2 * number, 12 + number, 3), dtype=np.uint8)
-    image = Image.fromarray(clouds).resize(SIZE, Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(image)
-    for figure in range(24):
-        colour = tuple(map(int, rng.integers(0, 256, 3)))
-        corners = [(int(x), int(y)) for x, y in rng.integers((0, 0), SIZE, (3, 2))]
-        if figure % 3 == 0:
-            draw.polygon(corners, fill=colour)
-        elif figure % 3 == 1:
-            draw.line(corners, fill=colour, width=int(rng.integers(3, 14)))
-        else:
-            (x, y), radius = corners[0], int(rng.integers(8, 60))
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=6)
-    return image
-
-
 def bordered(image: Image.Image, share: float = 0.22) -> Image.Image:
     """The image made smaller amid a black border that takes a share of each side."""
     framed = Image.new("RGB", SIZE)

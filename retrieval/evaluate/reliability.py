@@ -28,7 +28,9 @@ class ReliabilityBin:
     share: float
 
 
-def reliability(probabilities: Sequence[float], right: Sequence[bool], bins: Bins = "width") -> list[ReliabilityBin]:
+def reliability(
+    probabilities: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray, bins: Bins = "width"
+) -> list[ReliabilityBin]:
     """NUM_BINS bins in ascending order of probability, without the empty ones.
 
     bins  `width`: each a tenth of [0, 1]; `mass`: each a tenth of the answers (Nguyen and O'Connor, 2015)
@@ -46,7 +48,9 @@ def reliability(probabilities: Sequence[float], right: Sequence[bool], bins: Bin
     ]
 
 
-def calibration_error(probabilities: Sequence[float], right: Sequence[bool], bins: Bins = "mass") -> float:
+def calibration_error(
+    probabilities: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray, bins: Bins = "mass"
+) -> float:
     """The expected calibration error (Naeini et al., 2015), in [0, 1]; NaN without answers.
 
     sum over bins of count / all * |share - probability|

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from plain_images import blank_wall, bordered, chequered_cloth, drawing, gradient, logo
+from plain_images import blank_wall, bordered, chequered_cloth, gradient, logo
 
 from indexer import sync_folder
 from indexer.images.colour import to_rgb
@@ -15,6 +15,7 @@ from retrieval import Searcher
 from retrieval.calibrate import calibrate
 from retrieval.options import SearchOptions
 from retrieval.query.plain import PLAIN_DEVIATION, plain_patches
+from retrieval.scenes import draw_scenes
 
 PATCH = 14
 
@@ -68,18 +69,19 @@ def test_what_is_plain_is_paired_with_nothing(photos: Path, tiny_backbone: Path)
 @pytest.mark.long
 def test_what_has_little_to_see_is_no_match(tmp_path: Path) -> None:
     """With the shipped backbone; random weights tell nothing apart."""
-    drawings = [drawing(number) for number in range(8)]
+    demo = draw_scenes(tmp_path / "demo", instances=1, views=2, distractors=8)
+    rooms = [Image.open(path) for path in sorted((demo / "photos").glob("other_*"))]
     kinds = {
         "logo": [logo(n) for n in range(3)],
         "cloth": [chequered_cloth(n) for n in range(3)],
         "gradient": [gradient(n) for n in range(3)],
         "wall": [blank_wall(n) for n in range(3)],
-        "border": [bordered(one) for one in drawings[:3]],
+        "border": [bordered(room) for room in rooms[:3]],
     }
     folder = tmp_path / "photos"
     folder.mkdir()
-    for n, one in enumerate(drawings[3:]):
-        one.save(folder / f"drawing_{n}.png")
+    for n, room in enumerate(rooms[3:]):
+        room.save(folder / f"room_{n}.png")
     for kind, images in kinds.items():
         for n, image in enumerate(images):
             image.save(folder / f"{kind}_{n}.png")

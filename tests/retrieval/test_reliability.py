@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from retrieval.evaluate.reliability import calibration_error, reliability
+from retrieval.evaluate.reliability import Bins, calibration_error, reliability
 
 
 def test_bins_by_hand() -> None:
@@ -27,13 +27,13 @@ def test_bins_of_equal_mass_hold_as_many_answers_each() -> None:
 
 
 @pytest.mark.parametrize("bins", ["mass", "width"])
-def test_honest_probabilities_have_next_to_no_error(bins: str) -> None:
+def test_honest_probabilities_have_next_to_no_error(bins: Bins) -> None:
     rng = np.random.default_rng(0)
     probabilities = rng.uniform(0, 1, 20_000)
     right = rng.uniform(0, 1, 20_000) < probabilities
-    assert calibration_error(probabilities, right, bins) < 0.02  # type: ignore[arg-type]
-    assert calibration_error(np.sqrt(probabilities), right, bins) > 0.1  # type: ignore[arg-type]
-    assert calibration_error([1.0, 1.0], [False, False], bins) == 1.0  # type: ignore[arg-type]
+    assert calibration_error(probabilities, right, bins) < 0.02
+    assert calibration_error(np.sqrt(probabilities), right, bins) > 0.1
+    assert calibration_error([1.0, 1.0], [False, False], bins) == 1.0
 
 
 def test_nothing_to_measure() -> None:
