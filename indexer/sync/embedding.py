@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does wit
 # The statistics are fitted anew when the corpus is this many times what they saw. recall@1 of covers, landmarks with
 # views of 10, 30, 100 and all 600 images: .84 .82 .90 .86, .73 .80 .78 .82, so few steps do
 OUTGROWN = 8
-OUTGROWN_STORED = 2  # where what is stored suffices for it and no image is embedded again; not tuned
+OUTGROWN_STORED = 4  # where what is stored suffices for it; as often as match probabilities are learnt anew; not tuned
 DEFAULT_RESOLUTION = 224  # pixels
 
 
