@@ -186,6 +186,17 @@ def test_fits_are_repeatable_and_told_apart() -> None:
     assert len(fit_whitening([corpus], RECIPE).id) == 32
 
 
+def test_the_order_of_images_and_rounding_do_not_turn_vectors_around() -> None:
+    """Else an index made on a cluster, or by other batches, has vectors of other signs."""
+    corpus = pooled(200)  # more than there are directions, of which those without any variance are anybody's choice
+    fitted = fit_whitening([corpus], RECIPE)
+    for seed in range(5):
+        order = torch.randperm(200, generator=torch.Generator().manual_seed(seed))
+        noise = 1e-6 * torch.randn(corpus.parts.shape, generator=torch.Generator().manual_seed(seed))
+        again = PooledFeatures((corpus.parts + noise)[order], corpus.tokens[order], corpus.positions[order])
+        assert torch.allclose(fit_whitening([again], RECIPE).projection, fitted.projection, atol=0.5)  # of up to 84
+
+
 def test_a_prior_of_another_config_or_backbone_is_refused() -> None:
     prior = prior_from([pooled(30)], RECIPE)
     with pytest.raises(SeenitError, match="another descriptor config"):
