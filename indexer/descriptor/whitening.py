@@ -448,9 +448,12 @@ def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:
 
 
 def _main_directions(covariance: Tensor, count: int) -> Tensor:
-    """The `count` eigenvectors (D, count) of largest variance, or all there are."""
-    vectors = torch.linalg.eigh(covariance).eigenvectors  # ascending
-    return vectors.flip(1)[:, :count]
+    """The `count` eigenvectors (D, count) of largest variance, or all there are.
+
+    Of the two signs of each, which rounding would choose, that which makes its largest number positive.
+    """
+    vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count]  # descending
+    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
 
 
 def _factors(covariance: Tensor, rank: int) -> Tensor:

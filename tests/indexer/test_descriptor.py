@@ -12,6 +12,7 @@ from indexer.descriptor.whitening import (
     DescriptorConfig,
     PooledFeatures,
     Whitening,
+    _main_directions,
     apply,
     fit_whitening,
     load_whitening,
@@ -184,6 +185,15 @@ def test_fits_are_repeatable_and_told_apart() -> None:
     assert fit_whitening([corpus], RECIPE).id == fit_whitening([corpus], RECIPE).id
     assert fit_whitening([corpus], RECIPE).id != fit_whitening([pooled(30, seed=1)], RECIPE).id
     assert len(fit_whitening([corpus], RECIPE).id) == 32
+
+
+def test_a_direction_has_the_same_sign_however_it_is_found() -> None:
+    """Else an index that is made by other batches, as on a cluster, has vectors of other signs."""
+    rows = torch.randn(200, 12, generator=torch.Generator().manual_seed(0)).double()
+    directions = _main_directions(rows.T @ rows, 8)
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    assert directions.shape == (12, 8) and (largest > 0).all()
+    assert torch.allclose(directions.T @ directions, torch.eye(8).double(), atol=1e-9)
 
 
 def test_a_prior_of_another_config_or_backbone_is_refused() -> None:

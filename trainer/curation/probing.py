@@ -18,6 +18,7 @@ Members = Callable[[int], Iterable[tuple[np.ndarray, np.ndarray]]]
 ROUNDING = 2**-8 + 2**-9 + 2**-12
 MOST_PAIRS = 4_000_000  # that are held, 16 bytes each, before all but the best of each query are dropped
 _PIECE_ROWS = 4096  # queries in one product; 8 MB of results for a cell of a thousand
+_PAD_ROWS = 256
 _DENSE = 32  # a pair computed alone takes so many times as long as one in a product
 _gpus: list[Any] = []  # one, made when it is first needed
 
@@ -89,10 +90,10 @@ def _pairs_above(
 
     mine  (Q,) which of the queries
     """
-    theirs = torch.from_numpy(vectors).bfloat16().T  # (D, M)
+    theirs = _padded(torch.from_numpy(vectors).bfloat16()).T  # (D, M and some)
     for start in range(0, len(mine), _PIECE_ROWS):
         piece = mine[start : start + _PIECE_ROWS]
-        product = rough[torch.from_numpy(piece)] @ theirs  # (q, M)
+        product = (_padded(rough[torch.from_numpy(piece)]) @ theirs)[: len(piece), : len(vectors)]  # (q, M)
         near = (product.amax(1) > above - ROUNDING).nonzero()[:, 0]  # most queries have nothing near in most cells
         if not len(near):
             continue
@@ -104,6 +105,11 @@ def _pairs_above(
             similarity = np.einsum("nd,nd->n", queries[asking[at]], vectors[found])
         over = similarity > above
         yield asking[at[over]], found[over], similarity[over]
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    """Rows and zeros to a multiple of _PAD_ROWS: oneDNN makes and keeps a kernel of some 100 kB for each shape."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _PAD_ROWS))
 
 
 def _best(held: list[tuple[np.ndarray, np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
