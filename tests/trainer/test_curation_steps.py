@@ -144,8 +144,8 @@ def test_no_product_of_unit_vectors_is_rounded_by_more_than_is_allowed_for() -> 
 def test_the_graph_is_the_same_by_several_workers_and_after_an_interruption(
     tmp_path: Path, small_cells: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neighbours_module, "SHARD_ROWS", 16_384)  # spawned workers do not see the small ones
-    embeddings = Embeddings.of(concepts(20_000, num_concepts=200, dim=8, spread=0.3))
+    monkeypatch.undo()  # spawned workers do not see the small numbers
+    embeddings = Embeddings.of(concepts(40_000, num_concepts=200, dim=8, spread=0.3))
     cells = build_cells(embeddings, tmp_path / "c", num_cells=40)
     alone = neighbour_graph(cells, tmp_path / "alone", tmp_path / "c", k=6, above=0.8)
     together = neighbour_graph(cells, tmp_path / "two", tmp_path / "c", k=6, above=0.8, workers=2)
