@@ -371,7 +371,7 @@ def tag_export(
         bool, typer.Option("--xmp", help="Write PHOTO.jpg.xmp beside each tagged image; only its own are replaced.")
     ] = False,
 ) -> None:
-    """All tags and attributes as JSON by content id, for `seenit tag import`.
+    """Tags and attributes as JSON by content id, for tag import.
 
     With --xmp as sidecars, whose keywords photo software reads. What other programs wrote is left as it is.
     """

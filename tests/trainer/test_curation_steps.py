@@ -140,7 +140,7 @@ def test_no_product_of_unit_vectors_is_rounded_by_more_than_is_allowed_for() -> 
     assert float((rough - rows @ rows.T).abs().max()) < probing.ROUNDING
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_graph_is_the_same_by_several_workers_and_after_an_interruption(
     tmp_path: Path, small_cells: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
