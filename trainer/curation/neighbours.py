@@ -21,7 +21,7 @@ from .embeddings import Embeddings
 from .spread import Spread
 from .whole_files import claim_work_folder, read_array, write_array, write_text
 
-# Queries in a shard of the graph. Reading a cell takes .8 ms, comparing it with 345 queries 1.5 ms; so few come to each of
+# Queries in a shard. Reading a cell takes .8 ms, comparing it with 345 queries 1.5 ms; so few come to each of
 # 950 cells where 16,384 queries look into 20 each
 SHARD_ROWS = 32_768
 
