@@ -6,7 +6,7 @@ where one of them is a match: it shows that the index knows the thing, and it st
 for others of the kind, more candidates are taken in, those nearest to the best.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 
 from indexer.descriptor.patch_codec import unpack_parts
 from indexer.descriptor.whitening import Whitening, kind_vectors
-from indexer.store.protocol import Filter, Hit, Store
+from indexer.store.protocol import Filter, Hit, Record, Store
 
 from .query.query import EncodedQuery
 from .rerank.kind import kind_scores, matches_first, of_both
@@ -22,6 +22,7 @@ from .rerank.ranking import Ranked
 
 MOST = 600  # candidates of one query at once; time is quadratic in them; not tuned
 SEEDS, NEAR_EACH = 10, 100  # best by kind whose nearest are taken in, and how many; chosen with `rerank.kind`
+READ_AT_ONCE = 6400  # records, some 8 kB each, that are in memory for several queries; not tuned
 OWN_COSINE = 0.95  # from which a match is the query's own image, which says nothing of the others; not tuned
 
 IsMatch = Callable[[float, float], bool]  # of a score and a consistency
@@ -49,23 +50,58 @@ class KindOrder:
         self._whitening = whitening
         self._is_match = is_match
 
-    def ordered(self, asked: EncodedQuery, ranked: Ranked, where: Filter, *, like_kind: bool) -> Ranked:
-        """A query's candidates, matches first and the others by likeness of kind; scores stay what they were.
+    def ordered(
+        self, asked: Sequence[EncodedQuery], ranked: Sequence[Ranked], where: Filter, *, like_kind: bool
+    ) -> list[Ranked]:
+        """The candidates of each query, matches first and the others by likeness of kind; scores stay what they were.
 
         like_kind  with further candidates that meet `where`, and also where nothing is a match
+
+        Many queries ask the store as often as one does.
         """
-        if not ranked.hits or not (like_kind or any(self._matches(ranked))):
-            return ranked
-        described = self._described(ranked)
-        if not described.hits or not (like_kind or self._has_other_match(asked, ranked, described)):
-            return ranked
-        if like_kind:
-            best = np.argsort(-self._scores(asked, ranked, described), kind="stable")[:SEEDS]
-            ranked = self._grown(asked, ranked, described.stored[best], where)
-            described = self._described(ranked)
-        scores = np.full(len(ranked.hits), -np.inf)
-        scores[described.hits] = self._scores(asked, ranked, described)
-        return ranked.ordered(matches_first(self._matches(ranked), scores))
+        ordered = list(ranked)
+        wanted = [n for n, one in enumerate(ranked) if one.hits and (like_kind or any(self._matches(one)))]
+        at_once = max(1, READ_AT_ONCE // (MOST if like_kind else max([len(ranked[n].hits) for n in wanted], default=1)))
+        for start in range(0, len(wanted), at_once):
+            some = {n: ranked[n] for n in wanted[start : start + at_once]}
+            for n, one in self._order(asked, some, where, like_kind).items():
+                ordered[n] = one
+        return ordered
+
+    def _order(
+        self, asked: Sequence[EncodedQuery], ranked: Mapping[int, Ranked], where: Filter, like_kind: bool
+    ) -> dict[int, Ranked]:
+        """The candidates of some queries, by the queries' numbers, as `ordered` puts them; without those left alone."""
+        records = self._read({hit.id for one in ranked.values() for hit in one.hits[:MOST]})
+        described = {n: _described(one, records) for n, one in ranked.items()}
+        described = {
+            n: one
+            for n, one in described.items()
+            if one.hits and (like_kind or self._has_other_match(asked[n], ranked[n], one))
+        }
+        if like_kind and described:
+            seeds = {n: self._seeds(asked[n], ranked[n], one) for n, one in described.items()}
+            found = iter(self._store.search(np.concatenate(list(seeds.values())), NEAR_EACH, where))
+            near = {n: [hit.id for _ in rows for hit in next(found)] for n, rows in seeds.items()}
+            records |= self._read({id for ids in near.values() for id in ids} - records.keys())
+            ranked = {n: _grown(asked[n], ranked[n], ids, records) for n, ids in near.items()}
+            described = {n: _described(one, records) for n, one in ranked.items()}
+        ordered = {}
+        for n, one in described.items():
+            scores = np.full(len(ranked[n].hits), -np.inf)
+            scores[one.hits] = self._scores(asked[n], ranked[n], one)
+            ordered[n] = ranked[n].ordered(matches_first(self._matches(ranked[n]), scores))
+        return ordered
+
+    def _read(self, ids: Collection[str]) -> dict[str, Record]:
+        """Records by id, with their vectors; without those that are gone or have none."""
+        records = self._store.retrieve(list(ids), vectors=True) if ids else []
+        return {record.id: record for record in records if record.global_vector is not None}
+
+    def _seeds(self, asked: EncodedQuery, ranked: Ranked, described: _Described) -> np.ndarray:
+        """The stored vectors of the best candidates by kind.  (S, G)"""
+        best = np.argsort(-self._scores(asked, ranked, described), kind="stable")[:SEEDS]
+        return described.stored[best]
 
     def _matches(self, ranked: Ranked) -> list[bool]:
         return [self._is_match(hit.score, ranked.consistency(n)) for n, hit in enumerate(ranked.hits)]
@@ -74,15 +110,6 @@ class KindOrder:
         """Whether a candidate is a match that is not the query's own image."""
         cosines, matches = _best_cosines(asked, described.stored), self._matches(ranked)
         return any(matches[n] and cosine < OWN_COSINE for n, cosine in zip(described.hits, cosines, strict=True))
-
-    def _described(self, ranked: Ranked) -> _Described:
-        ids = [hit.id for hit in ranked.hits[:MOST]]
-        records = {record.id: record for record in self._store.retrieve(ids, vectors=True)}
-        hits = [n for n, id in enumerate(ids) if id in records and records[id].global_vector is not None]
-        of_hits = [records[ids[n]] for n in hits]
-        stored = [record.global_vector for record in of_hits if record.global_vector is not None]
-        parts = unpack_parts([record.patches or b"" for record in of_hits])
-        return _Described(hits, np.stack(stored) if stored else np.empty((0, 0), np.float32), parts)
 
     def _scores(self, asked: EncodedQuery, ranked: Ranked, described: _Described) -> np.ndarray:
         """Likeness of kind of the described candidates.  (B,) float64"""
@@ -101,26 +128,31 @@ class KindOrder:
             return kind_scores(crops, described.stored, by_patches)
         return kind_scores(of_both(crops, np.stack(of_crops)), of_both(described.stored, of_candidates), by_patches)
 
-    def _grown(self, asked: EncodedQuery, ranked: Ranked, seeds: np.ndarray, where: Filter) -> Ranked:
-        """With the nearest of the best candidates, vectors (S, G), which are not compared by their patches."""
-        known = {hit.id for hit in ranked.hits}
-        found = [hit for hits in self._store.search(seeds, NEAR_EACH, where) for hit in hits]
-        new = list(dict.fromkeys(hit.id for hit in found if hit.id not in known))[: max(MOST - len(known), 0)]
-        vectors = [
-            (record.id, record.global_vector)
-            for record in self._store.retrieve(new, vectors=True)
-            if record.global_vector is not None
-        ]
-        if not vectors:
-            return ranked
-        cosines = _best_cosines(asked, np.stack([vector for _, vector in vectors]))
-        hits = [Hit(id, float(cosine)) for (id, _), cosine in zip(vectors, cosines, strict=True)]
-        if not ranked.compared:
-            return Ranked([*ranked.hits, *hits])
-        comparison, last = ranked.compared[0][0], ranked.hits[-1].score
-        hits = [replace(hit, score=min(hit.score / 2, last)) for hit in hits]  # half of a score is the patches' part
-        not_compared = [(comparison, len(comparison.inlier_weight))] * len(hits)
-        return Ranked([*ranked.hits, *hits], [*ranked.compared, *not_compared])
+
+def _described(ranked: Ranked, records: Mapping[str, Record]) -> _Described:
+    ids = [hit.id for hit in ranked.hits[:MOST]]
+    hits = [n for n, id in enumerate(ids) if id in records]
+    of_hits = [records[ids[n]] for n in hits]
+    stored = [record.global_vector for record in of_hits if record.global_vector is not None]
+    parts = unpack_parts([record.patches or b"" for record in of_hits])
+    return _Described(hits, np.stack(stored) if stored else np.empty((0, 0), np.float32), parts)
+
+
+def _grown(asked: EncodedQuery, ranked: Ranked, ids: Sequence[str], records: Mapping[str, Record]) -> Ranked:
+    """With the images of these ids as further candidates, which are not compared by their patches."""
+    known = {hit.id for hit in ranked.hits}
+    new = list(dict.fromkeys(id for id in ids if id not in known))[: max(MOST - len(known), 0)]
+    vectors = [(id, records[id].global_vector) for id in new if id in records]
+    if not vectors:
+        return ranked
+    cosines = _best_cosines(asked, np.stack([vector for _, vector in vectors if vector is not None]))
+    hits = [Hit(id, float(cosine)) for (id, _), cosine in zip(vectors, cosines, strict=True)]
+    if not ranked.compared:
+        return Ranked([*ranked.hits, *hits])
+    comparison, last = ranked.compared[0][0], ranked.hits[-1].score
+    hits = [replace(hit, score=min(hit.score / 2, last)) for hit in hits]  # half of a score is the patches' part
+    not_compared = [(comparison, len(comparison.inlier_weight))] * len(hits)
+    return Ranked([*ranked.hits, *hits], [*ranked.compared, *not_compared])
 
 
 def _best_cosines(asked: EncodedQuery, vectors: np.ndarray) -> np.ndarray:

@@ -341,7 +341,10 @@ class Searcher:
             asked = [self._expanded(one, found, options.expand) for one, found in zip(asked, ranked, strict=True)]
             ranked = self._ranked(asked, options)
         if options.rerank or options.like_kind:
-            ranked = self._by_kind(asked, ranked, options)
+            from .like_kind import KindOrder
+
+            order = KindOrder(self.store, self.index.whitening, self._is_match)
+            ranked = order.ordered(asked, ranked, options.where, like_kind=options.like_kind)
         # no more than its own files are left out of each, so these are the records that can be among the results
         most = options.top * (GROUPED_FROM if options.group else 1)
         best = [found.hits[: most + len(one.exclude_paths)] for one, found in zip(asked, ranked, strict=True)]
@@ -349,17 +352,6 @@ class Searcher:
         records = {record.id: record for record in self.store.retrieve(list(ids), vectors=options.group)}
         return [
             self._to_results(found, records, options, one.exclude_paths)
-            for one, found in zip(asked, ranked, strict=True)
-        ]
-
-    def _by_kind(
-        self, asked: Sequence[EncodedQuery], ranked: "Sequence[Ranked]", options: SearchOptions
-    ) -> "list[Ranked]":
-        from .like_kind import KindOrder
-
-        order = KindOrder(self.store, self.index.whitening, self._is_match)
-        return [
-            order.ordered(one, found, options.where, like_kind=options.like_kind)
             for one, found in zip(asked, ranked, strict=True)
         ]
 

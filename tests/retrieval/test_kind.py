@@ -193,7 +193,7 @@ def test_what_is_no_match_is_ordered_by_kind_where_there_is_a_match(many: Path, 
 
         def order(match_score: float, like_kind: bool = False) -> Ranked:
             by_score = KindOrder(searcher.store, searcher.index.whitening, lambda score, _: score >= match_score)
-            return by_score.ordered(asked, ranked, Filter(), like_kind=like_kind)
+            return by_score.ordered([asked], [ranked], Filter(), like_kind=like_kind)[0]
 
         assert order(2.0) is ranked, "nothing is a match"
         assert order(first.score) is ranked, "the query's own image says nothing of the others"
@@ -216,14 +216,14 @@ def test_more_candidates_are_taken_in_and_filters_hold(many: Path, tiny_backbone
         (asked,) = searcher.encode([many / "0.png"])
         few = searcher._ranked([asked], SearchOptions())[0].ordered([0, 1])
         order = KindOrder(searcher.store, searcher.index.whitening, never)
-        grown = order.ordered(asked, few, Filter(), like_kind=True)
+        grown = order.ordered([asked], [few], Filter(), like_kind=True)[0]
         assert len({hit.id for hit in grown.hits}) == len(grown.hits) == searcher.store.count() == 13
         of_sub = searcher.index.with_keys(Filter(under=(str(many / "sub"),)))
-        assert len(order.ordered(asked, few, of_sub, like_kind=True).hits) == 2 + 4
+        assert len(order.ordered([asked], [few], of_sub, like_kind=True)[0].hits) == 2 + 4
         for n, hit in enumerate(grown.hits):
             assert grown.match(n) is not None and (hit in few.hits or hit.score <= few.hits[-1].score)
         plain = Ranked(few.hits)
-        assert len(order.ordered(asked, plain, Filter(), like_kind=True).hits) == 13
+        assert len(order.ordered([asked], [plain], Filter(), like_kind=True)[0].hits) == 13
 
 
 @pytest.mark.slow
@@ -258,6 +258,6 @@ def test_an_index_without_parts_is_ordered_by_its_vectors(
 def test_a_query_without_candidates_stays_empty() -> None:
     crop = CropFeatures(np.ones(2, np.float32), np.empty((0, 0), np.float32), (0, 0))
     order = KindOrder(None, None, never)  # type: ignore[arg-type]
-    assert order.ordered(EncodedQuery((crop,)), Ranked([]), Filter(), like_kind=True).hits == []
+    assert order.ordered([EncodedQuery((crop,))], [Ranked([])], Filter(), like_kind=True)[0].hits == []
     hits = [Hit("a", 0.1)]
-    assert order.ordered(EncodedQuery((crop,)), Ranked(hits), Filter(), like_kind=False).hits is hits
+    assert order.ordered([EncodedQuery((crop,))], [Ranked(hits)], Filter(), like_kind=False)[0].hits is hits
