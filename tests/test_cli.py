@@ -461,6 +461,7 @@ def test_backbones(seenit: Seenit, tiny_backbone: Path) -> None:
     assert_one_line_error(seenit("backbone", "path", "dinov2_vits15"), "dinov2_vits14")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="no such names on this system")
 def test_the_cache_may_lie_in_a_folder_of_any_name(
     seenit: Seenit, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -285,6 +285,7 @@ def drawn(seed: int) -> tuple[list[Record], list[Filter]]:
     return records, [where for where in conditions if not on_the_border(where, records)][:NUM_CONDITIONS]
 
 
+@pytest.mark.slow
 def test_what_is_drawn_tells_filters_apart() -> None:
     """Most conditions are met by some records and not by others, each kind of them included."""
     records, conditions = drawn(0)

@@ -56,6 +56,7 @@ def test_first_rows_are_where_each_image_begins() -> None:
     assert attention_module.first_rows(((2, 5), (1, 4)), 2).tolist() == [0, 1, 5, 6, 10, 11]
 
 
+@pytest.mark.slow
 def test_the_kernel_is_given_what_the_plain_path_computes(calls: list[dict[str, Any]]) -> None:
     torch.manual_seed(0)
     qkv = torch.randn(4 * 17 + 9 + 6 * 5, 3, 2, 16, requires_grad=True)

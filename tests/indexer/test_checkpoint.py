@@ -388,6 +388,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_file_ends_in_one_line(case: str, tmp_path: Path) -> None:
     make, message = HOSTILE[case]

@@ -86,6 +86,7 @@ def test_outputs_that_were_handed_out_stay_as_they_are() -> None:
     assert torch.equal(first.patches, alone.patches) and torch.equal(first.cls, alone.cls)
 
 
+@pytest.mark.slow
 @needs_vnni
 @pytest.mark.parametrize("registers", [0, 4])
 def test_the_last_block_may_be_computed_for_cls_alone(registers: int) -> None:

@@ -173,6 +173,7 @@ def test_a_server_that_goes_for_good_in_mid_scroll_leaves_no_shorter_answer(peer
     store.close()
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_half_applied_is_made_whole(peer: QdrantPeer) -> None:
     store = open_store(f"{peer.url}/photos", write=True)
     store.ensure(SCHEMA)
@@ -322,6 +323,7 @@ def check_cut_connections(store: Store, proxy: CuttingProxy) -> None:
     assert store.search(GALLERY[2:3], 30)[0][0].id == RECORDS[2].id and proxy.cuts == 5
 
 
+@pytest.mark.slow
 def test_connections_that_are_cut_half_way(proxy: CuttingProxy) -> None:
     store = open_store(f"http://127.0.0.1:{proxy.port}/photos", write=True)
     check_cut_connections(store, proxy)

@@ -268,6 +268,7 @@ def test_a_network_drive_gets_no_shared_memory(folder: Path, monkeypatch: pytest
 # Many at once
 
 
+@pytest.mark.slow
 def test_threads_read_one_state_each_while_another_writes(folder: Path) -> None:
     """The writer keeps all tags equal, and the records' number even; a reader that sees else saw two states."""
     stop = threading.Event()

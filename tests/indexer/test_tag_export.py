@@ -31,6 +31,7 @@ def described(index: Path) -> list[str]:
     return [first, second]
 
 
+@pytest.mark.slow
 def test_another_index_gets_them_and_keeps_its_own(index: Path, tmp_path: Path) -> None:
     shutil.copytree(index, tmp_path / "other")
     first, second = described(index)
@@ -51,12 +52,14 @@ def test_another_index_gets_them_and_keeps_its_own(index: Path, tmp_path: Path) 
     assert (again.tagged, again.described) == (0, 0)
 
 
+@pytest.mark.slow
 def test_without_attributes_the_format_is_as_it_was(index: Path) -> None:
     with Index.open(index, write=True) as opened:
         opened.store.set_tags({next(opened.store.scroll()).id: ("a",)})
     assert json.loads(export_tags(index))["format"] == 1
 
 
+@pytest.mark.slow
 def test_ids_that_are_not_there(index: Path, tmp_path: Path) -> None:
     file = tmp_path / "tags.json"
     file.write_text(json.dumps({"format": 2, "tags": {ELSEWHERE: ["a"]}, "attributes": {ELSEWHERE: {"x": 1}}}))
@@ -67,6 +70,7 @@ def test_ids_that_are_not_there(index: Path, tmp_path: Path) -> None:
         assert opened.store.remembered_tags() == {ELSEWHERE: ("a",)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -66,6 +66,7 @@ def shards_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_an_index_made_of_shards_is_the_plain_one(
     photos: Path, tmp_path: Path, tiny_backbone: Path, embed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_an_index_made_of_shards_is_the_plain_one(
     assert again.embedded == 0 and again.changes.unchanged == 8
 
 
+@pytest.mark.slow
 def test_a_second_run_embeds_what_is_new_and_follows_the_files(
     photos: Path, tmp_path: Path, embed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_second_run_embeds_what_is_new_and_follows_the_files(
     assert embed().images == 8
 
 
+@pytest.mark.long
 def test_a_killed_run_loses_what_was_not_written_and_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(60):
         draw_photo(tmp_path / "photos" / f"{n:02d}.jpg", n)
@@ -192,6 +195,7 @@ def test_a_record_that_is_written_again_counts_once_also_after_a_kill(tmp_path: 
     assert left.attributes_of([RECORDS[0].id]) == {RECORDS[0].id: {"lens": 35}}
 
 
+@pytest.mark.slow
 def test_without_patches_no_index_is_made(tmp_path: Path, embed: Callable[..., Any]) -> None:
     embed(patches=False)
     assert all(record.patches is None for record in everything(tmp_path / "shards").values())
@@ -341,6 +345,7 @@ def test_a_marker_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 # ---- the commands ----
 
 
+@pytest.mark.slow
 def test_the_commands(photos: Path, tmp_path: Path, tiny_backbone: Path) -> None:
     def call(*arguments: object) -> Any:
         return CliRunner().invoke(cli.app, [str(one) for one in arguments])

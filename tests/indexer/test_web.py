@@ -81,6 +81,7 @@ def test_no_private_address_is_connected_to(port: int, host: str) -> None:
     assert asked == []
 
 
+@pytest.mark.slow
 def test_the_address_that_is_connected_to_is_the_one_that_was_looked_at(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ def test_choices_are_shown_then_moved_then_undone(album: Path) -> None:
     assert {name: data for name, data in everything(album.parent).items() if "jsonl" not in name} == before
 
 
+@pytest.mark.slow
 def test_the_command_line_names_another_place(album: Path, tmp_path: Path) -> None:
     values = choices_of(album)
     none = run(album, values)

@@ -72,6 +72,7 @@ def test_what_is_gone_cannot_be_told(files: list[Path]) -> None:
     assert "could not be compared" in gone.reason and not there.reason
 
 
+@pytest.mark.slow
 def test_a_small_copy_belongs_to_what_it_was_made_of(files: list[Path]) -> None:
     places = (Place(BOX, BOX),)
     contests = [

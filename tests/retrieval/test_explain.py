@@ -320,6 +320,7 @@ def test_attention_is_a_share_of_one(embedder: Embedder) -> None:
     assert (attention.sum((1, 2)) < 1).all() and (attention.sum((1, 2)) > 0.1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(160, 120), (120, 160)])
 def test_one_image_is_drawn_in_four_panels(
     embedder: Embedder, whitening: descriptor.Whitening, size: tuple[int, int], tmp_path: Path

@@ -184,6 +184,7 @@ def never(score: float, consistency: float) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_what_is_no_match_is_ordered_by_kind_where_there_is_a_match(many: Path, tiny_backbone: Path) -> None:
     with Searcher.open(indexed(many, tiny_backbone)) as searcher:
         (asked,) = searcher.encode([many / "0.png"], include_self=True)
@@ -208,6 +209,7 @@ def test_what_is_no_match_is_ordered_by_kind_where_there_is_a_match(many: Path, 
             assert with_a_match.consistency(n) == ranked.consistency(place)
 
 
+@pytest.mark.slow
 def test_more_candidates_are_taken_in_and_filters_hold(many: Path, tiny_backbone: Path) -> None:
     (many / "sub").mkdir()
     for n in range(20, 24):

@@ -164,6 +164,7 @@ def test_in_a_batch_each_query_has_its_own_turn(searcher: Searcher, tmp_path: Pa
         check(found[0].evidence, degrees)
 
 
+@pytest.mark.slow
 def test_a_region_is_turned_as_it_is(searcher: Searcher) -> None:
     x, y, width, height = place_in_scene(90).tolist()
     first = searcher.search(scene(90), SearchOptions(top=1), region=(x, y, width, height))[0]
