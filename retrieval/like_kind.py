@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from indexer.descriptor.patch_codec import unpack_parts
-from indexer.descriptor.whitening import Whitening, kind_vectors
-from indexer.store.protocol import Filter, Hit, Record, Store
+from indexer.descriptor.whitening import kind_vectors
+from indexer.index.index import Index
+from indexer.store.protocol import Filter, Hit, Record
 
 from .query.query import EncodedQuery
 from .rerank.kind import kind_scores, matches_first, of_both
@@ -45,9 +46,9 @@ class _Described:
 class KindOrder:
     """Puts candidates of one index in the order of their likeness of kind, within one state of its store."""
 
-    def __init__(self, store: Store, whitening: Whitening, is_match: IsMatch) -> None:
-        self._store = store
-        self._whitening = whitening
+    def __init__(self, index: Index, is_match: IsMatch) -> None:
+        self._index = index  # whose statistics are read where there is use for them
+        self._store = index.store
         self._is_match = is_match
 
     def ordered(
@@ -123,7 +124,7 @@ class KindOrder:
         crops = np.stack([view.vector for view in asked.views])
         of_crops = [view.kind_vector for view in asked.views if view.kind_vector is not None]
         parts = None if described.parts is None else torch.from_numpy(described.parts)
-        of_candidates = None if parts is None else kind_vectors(parts, self._whitening)
+        of_candidates = None if parts is None else kind_vectors(parts, self._index.whitening)
         if of_candidates is None or len(of_crops) < len(asked.views):  # an older index, or a query that is a vector
             return kind_scores(crops, described.stored, by_patches)
         return kind_scores(of_both(crops, np.stack(of_crops)), of_both(described.stored, of_candidates), by_patches)

@@ -343,7 +343,7 @@ class Searcher:
         if options.rerank or options.like_kind:
             from .like_kind import KindOrder
 
-            order = KindOrder(self.store, self.index.whitening, self._is_match)
+            order = KindOrder(self.index, self._is_match)
             ranked = order.ordered(asked, ranked, options.where, like_kind=options.like_kind)
         # no more than its own files are left out of each, so these are the records that can be among the results
         most = options.top * (GROUPED_FROM if options.group else 1)

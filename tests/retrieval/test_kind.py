@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,7 +194,7 @@ def test_what_is_no_match_is_ordered_by_kind_where_there_is_a_match(many: Path, 
         assert first.score > second.score
 
         def order(match_score: float, like_kind: bool = False) -> Ranked:
-            by_score = KindOrder(searcher.store, searcher.index.whitening, lambda score, _: score >= match_score)
+            by_score = KindOrder(searcher.index, lambda score, _: score >= match_score)
             return by_score.ordered([asked], [ranked], Filter(), like_kind=like_kind)[0]
 
         assert order(2.0) is ranked, "nothing is a match"
@@ -217,7 +218,7 @@ def test_more_candidates_are_taken_in_and_filters_hold(many: Path, tiny_backbone
     with Searcher.open(indexed(many, tiny_backbone)) as searcher:
         (asked,) = searcher.encode([many / "0.png"])
         few = searcher._ranked([asked], SearchOptions())[0].ordered([0, 1])
-        order = KindOrder(searcher.store, searcher.index.whitening, never)
+        order = KindOrder(searcher.index, never)
         grown = order.ordered([asked], [few], Filter(), like_kind=True)[0]
         assert len({hit.id for hit in grown.hits}) == len(grown.hits) == searcher.store.count() == 13
         of_sub = searcher.index.with_keys(Filter(under=(str(many / "sub"),)))
@@ -259,7 +260,7 @@ def test_an_index_without_parts_is_ordered_by_its_vectors(
 
 def test_a_query_without_candidates_stays_empty() -> None:
     crop = CropFeatures(np.ones(2, np.float32), np.empty((0, 0), np.float32), (0, 0))
-    order = KindOrder(None, None, never)  # type: ignore[arg-type]
+    order = KindOrder(SimpleNamespace(store=None), never)  # type: ignore[arg-type]
     assert order.ordered([EncodedQuery((crop,))], [Ranked([])], Filter(), like_kind=True)[0].hits == []
     hits = [Hit("a", 0.1)]
     assert order.ordered([EncodedQuery((crop,))], [Ranked(hits)], Filter(), like_kind=False)[0].hits is hits
