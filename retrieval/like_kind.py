@@ -2,8 +2,8 @@
 
 Matches come first, as geometric verification has them. What is no match follows by `rerank.kind`, for of the patches of
 such a candidate too few agree to say anything of it. By default that is done with the candidates at hand, and only
-where one of them is a match: it shows that the index knows the thing, and it stands first whatever follows it. Asked
-for others of the kind, more candidates are taken in, those nearest to the best.
+where the first of them is a match: it shows that the index knows the thing, and it stands first whatever follows it.
+Asked for others of the kind, more candidates are taken in, those nearest to the best.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -78,7 +78,7 @@ class KindOrder:
         described = {
             n: one
             for n, one in described.items()
-            if one.hits and (like_kind or self._has_other_match(asked[n], ranked[n], one))
+            if one.hits and (like_kind or self._begins_with_match(asked[n], ranked[n], one))
         }
         if like_kind and described:
             seeds = {n: self._seeds(asked[n], ranked[n], one) for n, one in described.items()}
@@ -107,10 +107,12 @@ class KindOrder:
     def _matches(self, ranked: Ranked) -> list[bool]:
         return [self._is_match(hit.score, ranked.consistency(n)) for n, hit in enumerate(ranked.hits)]
 
-    def _has_other_match(self, asked: EncodedQuery, ranked: Ranked, described: _Described) -> bool:
-        """Whether a candidate is a match that is not the query's own image."""
-        cosines, matches = _best_cosines(asked, described.stored), self._matches(ranked)
-        return any(matches[n] and cosine < OWN_COSINE for n, cosine in zip(described.hits, cosines, strict=True))
+    def _begins_with_match(self, asked: EncodedQuery, ranked: Ranked, described: _Described) -> bool:
+        """Whether the first candidate is a match; the query's own image, where it comes first, is passed over."""
+        cosines = _best_cosines(asked, described.stored)
+        others = (n for n, cosine in zip(described.hits, cosines, strict=True) if cosine < OWN_COSINE)
+        first = next(others, None)
+        return first is not None and self._matches(ranked)[first]
 
     def _scores(self, asked: EncodedQuery, ranked: Ranked, described: _Described) -> np.ndarray:
         """Likeness of kind of the described candidates.  (B,) float64"""
