@@ -61,24 +61,33 @@ class KindOrder:
         Many queries ask the store as often as one does.
         """
         ordered = list(ranked)
-        wanted = [n for n, one in enumerate(ranked) if one.hits and (like_kind or any(self._matches(one)))]
+        matches = [self._matches(one) for one in ranked]
+        wanted = [n for n, one in enumerate(ranked) if one.hits and (like_kind or any(matches[n]))]
         at_once = max(1, READ_AT_ONCE // (MOST if like_kind else max([len(ranked[n].hits) for n in wanted], default=1)))
         for start in range(0, len(wanted), at_once):
             some = {n: ranked[n] for n in wanted[start : start + at_once]}
-            for n, one in self._order(asked, some, where, like_kind).items():
+            for n, one in self._order(asked, some, matches, where, like_kind).items():
                 ordered[n] = one
         return ordered
 
     def _order(
-        self, asked: Sequence[EncodedQuery], ranked: Mapping[int, Ranked], where: Filter, like_kind: bool
+        self,
+        asked: Sequence[EncodedQuery],
+        ranked: Mapping[int, Ranked],
+        matches: Sequence[list[bool]],
+        where: Filter,
+        like_kind: bool,
     ) -> dict[int, Ranked]:
-        """The candidates of some queries, by the queries' numbers, as `ordered` puts them; without those left alone."""
+        """The candidates of some queries, by the queries' numbers, as `ordered` puts them; without those left alone.
+
+        matches  of all queries, which of their candidates are matches
+        """
         records = self._read({hit.id for one in ranked.values() for hit in one.hits[:MOST]})
         described = {n: _described(one, records) for n, one in ranked.items()}
         described = {
             n: one
             for n, one in described.items()
-            if one.hits and (like_kind or self._begins_with_match(asked[n], ranked[n], one))
+            if one.hits and (like_kind or _begins_with_match(asked[n], matches[n], one))
         }
         if like_kind and described:
             seeds = {n: self._seeds(asked[n], ranked[n], one) for n, one in described.items()}
@@ -91,7 +100,8 @@ class KindOrder:
         for n, one in described.items():
             scores = np.full(len(ranked[n].hits), -np.inf)
             scores[one.hits] = self._scores(asked[n], ranked[n], one)
-            ordered[n] = ranked[n].ordered(matches_first(self._matches(ranked[n]), scores))
+            is_match = self._matches(ranked[n]) if like_kind else matches[n]  # more candidates may have been taken in
+            ordered[n] = ranked[n].ordered(matches_first(is_match, scores))
         return ordered
 
     def _read(self, ids: Collection[str]) -> dict[str, Record]:
@@ -106,13 +116,6 @@ class KindOrder:
 
     def _matches(self, ranked: Ranked) -> list[bool]:
         return [self._is_match(hit.score, ranked.consistency(n)) for n, hit in enumerate(ranked.hits)]
-
-    def _begins_with_match(self, asked: EncodedQuery, ranked: Ranked, described: _Described) -> bool:
-        """Whether the first candidate is a match; the query's own image, where it comes first, is passed over."""
-        cosines = _best_cosines(asked, described.stored)
-        others = (n for n, cosine in zip(described.hits, cosines, strict=True) if cosine < OWN_COSINE)
-        first = next(others, None)
-        return first is not None and self._matches(ranked)[first]
 
     def _scores(self, asked: EncodedQuery, ranked: Ranked, described: _Described) -> np.ndarray:
         """Likeness of kind of the described candidates.  (B,) float64"""
@@ -139,6 +142,14 @@ def _described(ranked: Ranked, records: Mapping[str, Record]) -> _Described:
     stored = [record.global_vector for record in of_hits if record.global_vector is not None]
     parts = unpack_parts([record.patches or b"" for record in of_hits])
     return _Described(hits, np.stack(stored) if stored else np.empty((0, 0), np.float32), parts)
+
+
+def _begins_with_match(asked: EncodedQuery, matches: Sequence[bool], described: _Described) -> bool:
+    """Whether the first candidate is a match; the query's own image, where it comes first, is passed over."""
+    cosines = _best_cosines(asked, described.stored)
+    others = (n for n, cosine in zip(described.hits, cosines, strict=True) if cosine < OWN_COSINE)
+    first = next(others, None)
+    return first is not None and matches[first]
 
 
 def _grown(asked: EncodedQuery, ranked: Ranked, ids: Sequence[str], records: Mapping[str, Record]) -> Ranked:

@@ -11,12 +11,11 @@ What it keeps of a cluster's rules (see Qdrant's guide to distributed deployment
 
 import json
 from typing import Any
-from urllib.parse import urlsplit
 
 import qdrant_edge as edge
 from pydantic import ValidationError
 from qdrant_client.http import models
-from qdrant_peer import _ACTIONS, QdrantPeer, _Collection, _done, _ok
+from qdrant_peer import _ACTIONS, NOT_FOUND, QdrantPeer, _Collection, _done, _ok, asked_of
 
 AWAY = "Service internal error: The replica set for shard {} has no active replica"
 NO_CONSENSUS = "Service internal error: Waiting for consensus operation commit failed. Timeout set at: 10 seconds"
@@ -62,10 +61,9 @@ class QdrantCluster(QdrantPeer):
                 self._behind.discard(node)
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
-        parts = urlsplit(path).path.strip("/").split("/")
-        if parts[0] != "collections" or len(parts) < 2:
-            return 404, {"status": {"error": "not found"}}
-        name, action = parts[1], f"{method} {'/'.join(parts[2:])}"
+        if (asked := asked_of(method, path)) is None:
+            return NOT_FOUND
+        name, action = asked
         with self._lock:
             try:
                 return self._answer(name, action, body)

@@ -112,10 +112,9 @@ class QdrantPeer:
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         """The status and the JSON of an answer."""
-        parts = urlsplit(path).path.strip("/").split("/")
-        if parts[0] != "collections" or len(parts) < 2:
-            return 404, {"status": {"error": "not found"}}
-        name, action = parts[1], f"{method} {'/'.join(parts[2:])}"
+        if (asked := asked_of(method, path)) is None:
+            return NOT_FOUND
+        name, action = asked
         with self._lock:
             try:
                 if action == "GET exists":
@@ -204,6 +203,17 @@ def half_of(body: bytes) -> bytes:
     request = json.loads(body)
     (name,) = {"points", "operations"} & set(request)
     return json.dumps({**request, name: request[name][: len(request[name]) // 2]}).encode()
+
+
+NOT_FOUND = 404, {"status": {"error": "not found"}}
+
+
+def asked_of(method: str, path: str) -> tuple[str, str] | None:
+    """The collection that a request is about, and what it asks, such as "POST points"; None for any other path."""
+    parts = urlsplit(path).path.strip("/").split("/")
+    if parts[0] != "collections" or len(parts) < 2:
+        return None
+    return parts[1], f"{method} {'/'.join(parts[2:])}"
 
 
 def _ok(result: Any) -> tuple[int, Any]:
