@@ -75,7 +75,7 @@ def import_tags(index: str | Path, data: bytes, *, wait_s: float = WAIT_S) -> Im
     try:
         tags, attributes = parse_export(data)
     except ValueError as error:
-        raise SeenitError(f"{error}; give a file that `seenit tag export` wrote") from None
+        raise SeenitError(f"these are no exported tags: {error}; give a file that `seenit tag export` wrote") from None
     attributes = {id: checked_attributes(values, f"image {id}") for id, values in attributes.items()}
     with Index.open(index, write=True, wait_s=wait_s) as opened:
         there = {record.id: record for record in opened.store.retrieve(list(tags | dict.fromkeys(attributes, ())))}
