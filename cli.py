@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from indexer import commands as indexer_commands
+from indexer.collector import collector_at_rest
 from indexer.common_options import SeenitCommand
 from indexer.pipes import Interrupted, PipeBroke, PipedCommands, is_read
 from indexer.terminal import complain, set_verbosity
@@ -31,10 +32,7 @@ app = typer.Typer(
 )
 backbone_app = typer.Typer(help="Networks for images: list, fetch, import, export, path.", no_args_is_help=True)
 tag_app = typer.Typer(help="Tags on images: add, remove, list, export, import.", no_args_is_help=True)
-evaluate_app = typer.Typer(
-    help="How good retrieval is, or a backbone's features.",
-    no_args_is_help=True,
-)
+evaluate_app = typer.Typer(help="How good retrieval is, or a backbone's features.", no_args_is_help=True)
 
 
 def _print_version(wanted: bool) -> None:
@@ -107,6 +105,7 @@ for _name, (_command, _arguments) in COMMANDS.items():
     _register(_command)
 
 
+@collector_at_rest()
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit 1, a usage error exit 2."""
     for stream in (sys.stdout, sys.stderr):  # file names need not be valid text; a pipe must not choke on them

@@ -8,7 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from .collector import wake_collector
 from .terminal import set_verbosity
+
+BRIEF = ("explain", "info", "search")  # commands that end before cycles could fill memory
 
 
 class SeenitCommand(TyperCommand):
@@ -17,6 +20,11 @@ class SeenitCommand(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         own = super().get_params(ctx)
         return [*own[:-1], *common_options(), own[-1]]  # the last one is --help
+
+    def invoke(self, ctx: Any) -> Any:
+        if self.name not in BRIEF:
+            wake_collector()
+        return super().invoke(ctx)
 
 
 def _be_quiet(wanted: bool) -> None:

@@ -284,6 +284,7 @@ def search(
         raise typer.BadParameter("--like and --not belong to one query, not to --batch", param_hint="--batch")
     if as_json and (paths_only or null):
         raise typer.BadParameter("choose one of --json, --paths-only and -0", param_hint="--json")
+    from indexer.collector import wake_collector
     from indexer.index.find_index import find_index
     from indexer.store.protocol import Filter, is_url
 
@@ -293,6 +294,8 @@ def search(
     from .search import Searcher
     from .show.answers import Form, ShownAnswers, show_answers
 
+    if batch:  # perhaps of thousands
+        wake_collector()
     near_images = [Path(image) for image in images if image != STDIN and not is_url(image)]
     location = find_index(index, near_images, say=say)
     with (
