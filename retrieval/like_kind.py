@@ -26,7 +26,7 @@ SEEDS, NEAR_EACH = 10, 100  # best by kind whose nearest are taken in, and how m
 READ_AT_ONCE = 6400  # records, some 8 kB each, that are in memory for several queries; not tuned
 OWN_COSINE = 0.95  # from which a match is the query's own image, which says nothing of the others; not tuned
 
-IsMatch = Callable[[float, float], bool]  # of a score and a consistency
+IsMatch = Callable[[Ranked, int], bool]  # of candidates and the number of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class KindOrder:
         return described.stored[best]
 
     def _matches(self, ranked: Ranked) -> list[bool]:
-        return [self._is_match(hit.score, ranked.consistency(n)) for n, hit in enumerate(ranked.hits)]
+        return [self._is_match(ranked, n) for n in range(len(ranked.hits))]
 
     def _scores(self, asked: EncodedQuery, ranked: Ranked, described: _Described) -> np.ndarray:
         """Likeness of kind of the described candidates.  (B,) float64"""

@@ -318,20 +318,21 @@ class Searcher:
         if not doubtful:
             return
         for n, query, found in zip(doubtful, turned, self._ranked(turned, options), strict=True):
-            ranked[n] = both = take_proven(ranked[n], found, self._is_match)
+            ranked[n] = both = take_proven(ranked[n], found, self._match_at)
             places = [place for place in range(len(both.hits)) if self._match_at(both, place)]
             turns = {match.turn for match in map(both.match, places) if match is not None}
             views = tuple(view for view in query.views if view.turn in turns)
             asked[n] = replace(asked[n], views=asked[n].views + views)  # for what expansion asks again
 
     def _match_at(self, ranked: "Ranked", n: int) -> bool:
-        return self._is_match(ranked.hits[n].score, ranked.consistency(n))
+        probability = self._probability(ranked, n)
+        return ranked.hits[n].score >= CONVINCING_SCORE if probability is None else probability >= MATCH_PROBABILITY
 
-    def _is_match(self, score: float, consistency: float) -> bool:
-        known = self.calibration
-        return (
-            score >= CONVINCING_SCORE if known is None else known.probability(score, consistency) >= MATCH_PROBABILITY
-        )
+    def _probability(self, ranked: "Ranked", n: int) -> float | None:
+        """That hit number n is a match; None where nothing is calibrated."""
+        if self.calibration is None:
+            return None
+        return self.calibration.probability(ranked.hits[n].score, ranked.consistency(n), ranked.colour_difference(n))
 
     def _answers(
         self, asked: Sequence[EncodedQuery], ranked: "list[Ranked]", options: SearchOptions
@@ -343,7 +344,7 @@ class Searcher:
         if options.rerank or options.like_kind:
             from .like_kind import KindOrder
 
-            order = KindOrder(self.index, self._is_match)
+            order = KindOrder(self.index, self._match_at)
             ranked = order.ordered(asked, ranked, options.where, like_kind=options.like_kind)
         # no more than its own files are left out of each, so these are the records that can be among the results
         most = options.top * (GROUPED_FROM if options.group else 1)
@@ -454,12 +455,12 @@ class Searcher:
 
     def _evidence(self, ranked: "Ranked", n: int) -> Evidence | None:
         """Of hit number n; None where patches were not compared."""
-        match, known = ranked.match(n), self.calibration
+        match = ranked.match(n)
         if match is None:
             return None
         from .rerank.rerank import to_evidence
 
-        return to_evidence(match, known.probability(ranked.hits[n].score, ranked.consistency(n)) if known else None)
+        return to_evidence(match, self._probability(ranked, n))
 
 
 def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from ..backbone.backbone import Backbone
 from ..errors import SeenitError
@@ -11,6 +12,7 @@ from ..images.preprocess import preprocess
 from . import whitening as descriptor
 from .features import CropFeatures
 from .patch_codec import PatchTokens, pack_patches
+from .patch_colours import patch_colours
 from .whitening import DESCRIPTOR_CONFIGS, DescriptorConfig, PooledFeatures, Whitening
 
 QUERY_BATCH = 8  # crops in one forward; not tuned
@@ -44,7 +46,17 @@ class Embedder:
     def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
         """What the descriptor needs of images of one shape, (rows * P, cols * P, 3) uint8 each."""
         features = self.backbone.intermediate(np.stack(pixels), self.layers, patches_of=self.patch_layers)
-        return descriptor.pool(features, self.config, self.backbone.depth)
+        pooled = descriptor.pool(features, self.config, self.backbone.depth)
+        return self._with_colours(pooled, pixels) if self.config.colour_bits else pooled
+
+    def _with_colours(self, pooled: PooledFeatures, pixels: Sequence[np.ndarray]) -> PooledFeatures:
+        """The pooled features of images with the colours of the patches that are kept of them."""
+        columns = pixels[0].shape[1] // self.backbone.patch_size
+        of_patches = [patch_colours(image, self.backbone.patch_size) for image in pixels]
+        rows, cols = pooled.positions.numpy().astype(int).transpose(2, 0, 1)  # (B, K) each
+        kept = rows * columns + cols
+        colours = np.stack([colours[at] for colours, at in zip(of_patches, kept, strict=True)])
+        return replace(pooled, colours=torch.from_numpy(colours))
 
     def pooled_of(self, image: np.ndarray) -> PooledFeatures:
         """`pooled` of one image, (H, W, 3) uint8 of any size."""
@@ -71,7 +83,11 @@ class Embedder:
                 kinds = descriptor.kind_vectors(pooled.parts, whitening)
                 views |= {
                     n: CropFeatures(
-                        vectors[at], tokens[at], features[0].grid, kind_vector=None if kinds is None else kinds[at]
+                        vectors[at],
+                        tokens[at],
+                        features[0].grid,
+                        kind_vector=None if kinds is None else kinds[at],
+                        colours=patch_colours(seen[n], self.backbone.patch_size),
                     )
                     for at, n in enumerate(batch)
                 }
@@ -82,7 +98,8 @@ class Embedder:
         (view,) = self.describe([image], whitening)
         pooled = self.pooled_of(image)
         tokens = descriptor.apply(pooled, whitening)[1][0]
-        patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid)
+        colours = None if pooled.colours is None else pooled.colours[0].numpy()
+        patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid, colours)
         parts = pooled.parts[0].numpy() if self.config.part_bits else None
         return Indexed(view, pack_patches(patches, self.config.token_bits, parts))
 

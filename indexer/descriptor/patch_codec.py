@@ -4,14 +4,15 @@ Tokens of one image are unit vectors whose directions matter and whose lengths d
 bits: 1 bit is its sign, 2 bits one of the four levels that lose least of a normal distribution (Max, 1960), 8 bits a
 share of the largest. Where the patches lie is one bit for each cell of the grid.
 
-    byte 0   format: 1 tokens alone, 2 tokens and parts
+    byte 0   format: 1 tokens alone, 2 tokens and parts, 3 tokens, colours and perhaps parts
     byte 1   bits of each number: 1, 2 or 8
     byte 2   rows of the grid
     byte 3   columns of the grid
     4, 5     numbers in a token, little-endian
-    6 to 8   in format 2 only: L parts, and D numbers in each, two bytes, little-endian
+    6 to 8   in formats 2 and 3: L parts, and D numbers in each, two bytes, little-endian
     then     a bit for each cell of the grid in raster order, 1 where a patch is kept; then the tokens in that order
-    then     in format 2 only: L * D numbers of 8 bits, each a share of its part's largest, part after part
+    then     in format 3 only: two numbers of 8 bits for each token, its patch's mean colour (`patch_colours`)
+    then     in formats 2 and 3: L * D numbers of 8 bits, each a share of its part's largest, part after part
 
 The parts are an image's pooled features before any statistics (`PooledFeatures.parts`). From them its vector can be
 made again by later statistics, and likeness of kind be measured, without the network. Their lengths are 1 and need no
@@ -28,8 +29,9 @@ from ..errors import SeenitError
 
 # K tokens of T numbers, L parts of D channels
 
-TOKENS, TOKENS_AND_PARTS = 1, 2  # formats
-HEADERS = {TOKENS: 6, TOKENS_AND_PARTS: 9}  # their lengths
+TOKENS, TOKENS_AND_PARTS, WITH_COLOURS = 1, 2, 3  # formats
+HEADERS = {TOKENS: 6, TOKENS_AND_PARTS: 9, WITH_COLOURS: 9}  # their lengths
+COLOUR = 2  # bytes of a patch's
 LARGEST = 127  # of the codes of 8 bits
 # Lloyd-Max quantisation of a standard normal number to four levels (Max, 1960): the least mean squared error
 LEVELS = np.array([-1.51, -0.4528, 0.4528, 1.51], np.float32)
@@ -45,11 +47,13 @@ class PatchTokens:
     tokens     (K, T)  float32, L2-normalised
     positions  (K, 2)  uint8, row and column of each on the grid; in raster order
     grid       rows and columns of patches
+    colours    (K, 2)  int8, see `patch_colours`; None where they are not kept
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     grid: tuple[int, int]
+    colours: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,14 @@ class ManyPatches:
     positions  (K of all, 2)  uint8, row and column of each on its grid; in raster order
     counts     K of each image
     grids      rows and columns of patches of each image
+    colours    (K of all, 2)  int8, see `patch_colours`; None where one of the images has none
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     counts: tuple[int, ...]
     grids: tuple[tuple[int, int], ...]
+    colours: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class PatchCodes:
 
     codes      (K of all, T * bits / 8)  uint8
     bits       of each number
-    positions, counts, grids  as in `ManyPatches`
+    positions, counts, grids, colours  as in `ManyPatches`
     """
 
     codes: np.ndarray
@@ -82,6 +88,7 @@ class PatchCodes:
     positions: np.ndarray
     counts: tuple[int, ...]
     grids: tuple[tuple[int, int], ...]
+    colours: np.ndarray | None = None
 
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens as whole numbers (K of all, T) int8, and the step (K of all, 1) float32 to unit vectors."""
@@ -103,11 +110,17 @@ def pack_patches(patches: PatchTokens, bits: int, parts: np.ndarray | None = Non
     kept = np.zeros(rows * cols, bool)
     kept[patches.positions[:, 0].astype(int) * cols + patches.positions[:, 1]] = True
     assert kept.sum() == count, "positions are apart and in raster order"
-    format = TOKENS if parts is None else TOKENS_AND_PARTS
+    colours = patches.colours
+    assert colours is None or (colours.shape == (count, COLOUR) and colours.dtype == np.int8)
+    format = WITH_COLOURS if colours is not None else TOKENS if parts is None else TOKENS_AND_PARTS
     header = bytes([format, bits, rows, cols]) + dim.to_bytes(2, "little")
     of_tokens = np.packbits(kept).tobytes() + _codes(patches.tokens, bits).tobytes()
-    if parts is None:
+    if colours is not None:
+        of_tokens += colours.tobytes()
+    if format == TOKENS:
         return header + of_tokens
+    if parts is None:
+        return header + bytes(3) + of_tokens
     count, dim = parts.shape
     assert 0 < count < 256 and 0 < dim < 65536
     return header + bytes([count]) + dim.to_bytes(2, "little") + of_tokens + _codes(parts, 8).tobytes()
@@ -125,7 +138,7 @@ def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
     tokens = codes.view(np.int8).astype(np.float32) if bits == 8 else _TABLES[bits].take(codes, 0)
     tokens = tokens.reshape(len(codes), -1)  # (K of all, T)
     tokens /= _lengths(tokens)
-    return ManyPatches(tokens, found.positions, found.counts, found.grids)
+    return ManyPatches(tokens, found.positions, found.counts, found.grids, found.colours)
 
 
 def read_codes(packed: Sequence[bytes]) -> PatchCodes:
@@ -146,10 +159,12 @@ def unpack_parts(packed: Sequence[bytes]) -> np.ndarray | None:
 
     Raises SeenitError as `unpack_patches` does.
     """
-    if not packed or any(data[:1] != bytes([TOKENS_AND_PARTS]) for data in packed):
+    if not packed or any(not data or data[0] not in (TOKENS_AND_PARTS, WITH_COLOURS) for data in packed):
         return None
     layouts = [_layout(data) for data in packed]
     count, dim = layouts[0].num_parts, layouts[0].part_dim
+    if any(not layout.num_parts for layout in layouts):
+        return None
     if any((layout.num_parts, layout.part_dim) != (count, dim) for layout in layouts):
         raise SeenitError("the index holds features of several kinds; rebuild the index")
     codes = np.stack([np.frombuffer(data, np.int8)[-count * dim :] for data in packed])
@@ -171,19 +186,22 @@ class _Layout:
     cells: int  # where the tokens begin
     end: int  # and where they end
     count: int  # tokens
+    colours_end: int  # where their colours end, which follow them; `end` where there are none
 
 
 def _layout(data: bytes) -> _Layout:
     if not data or len(data) < HEADERS.get(data[0], len(data) + 1) or data[1] not in BITS:
         raise SeenitError("the index holds patches in a form that is unknown here; rebuild the index")
     bits, rows, cols, dim = data[1], data[2], data[3], int.from_bytes(data[4:6], "little")
-    has_parts, header, width = data[0] == TOKENS_AND_PARTS, HEADERS[data[0]], dim * bits // 8
+    has_parts, header, width = data[0] != TOKENS, HEADERS[data[0]], dim * bits // 8
+    colour = COLOUR if data[0] == WITH_COLOURS else 0
     num_parts, part_dim = (data[6], int.from_bytes(data[7:9], "little")) if has_parts else (0, 0)
     cells, end = header + math.ceil(rows * cols / 8), len(data) - num_parts * part_dim
-    count, left_over = divmod(end - cells, width) if width else (0, 1)
-    if left_over or count < 0 or (has_parts and not num_parts * part_dim):
+    count, left_over = divmod(end - cells, width + colour) if width else (0, 1)
+    if left_over or count < 0 or (not num_parts * part_dim and (num_parts or part_dim or data[0] == TOKENS_AND_PARTS)):
         raise SeenitError(DAMAGED)
-    return _Layout(bits, (rows, cols), width, num_parts, part_dim, header, cells, end, count)
+    tokens_end = end - count * colour
+    return _Layout(bits, (rows, cols), width, num_parts, part_dim, header, cells, tokens_end, count, end)
 
 
 def _of_one_shape(packed: Sequence[bytes]) -> PatchCodes:
@@ -198,7 +216,11 @@ def _of_one_shape(packed: Sequence[bytes]) -> PatchCodes:
     np.divmod(kept.nonzero()[1], cols, out=(positions[:, 0], positions[:, 1]), casting="unsafe")
     codes = everything[:, layout.cells : layout.end].copy()  # bytes cannot be written, which tensors want to be
     codes = codes.reshape(len(packed) * layout.count, layout.width)
-    return PatchCodes(codes, layout.bits, positions, (layout.count,) * len(packed), (layout.grid,) * len(packed))
+    colours = None
+    if layout.colours_end > layout.end:
+        colours = everything[:, layout.end : layout.colours_end].copy().view(np.int8).reshape(-1, COLOUR)
+    grids = (layout.grid,) * len(packed)
+    return PatchCodes(codes, layout.bits, positions, (layout.count,) * len(packed), grids, colours)
 
 
 def _in_order(parts: Sequence[PatchCodes], places: Sequence[Sequence[int]]) -> PatchCodes:
@@ -210,7 +232,9 @@ def _in_order(parts: Sequence[PatchCodes], places: Sequence[Sequence[int]]) -> P
     rows = np.concatenate([np.arange(ends[n] - counts[n], ends[n]) for n in order])
     codes, positions = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "positions"))
     in_order = tuple(int(counts[n]) for n in order)
-    return PatchCodes(codes[rows], parts[0].bits, positions[rows], in_order, tuple(grids[n] for n in order))
+    some = [part.colours for part in parts if part.colours is not None]
+    colours = np.concatenate(some)[rows] if len(some) == len(parts) else None
+    return PatchCodes(codes[rows], parts[0].bits, positions[rows], in_order, tuple(grids[n] for n in order), colours)
 
 
 def _lengths(tokens: np.ndarray) -> np.ndarray:

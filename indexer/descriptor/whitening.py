@@ -62,6 +62,7 @@ class DescriptorConfig:
     num_tokens: int = 64  # patches kept of each image; a small grid has fewer
     token_bits: int = 2  # of each number of a token as it is stored
     part_bits: int = 0  # 8: of each number of the pooled features that are kept beside the patches; 0: none are kept
+    colour_bits: int = 0  # 8: of each of the two numbers of a kept patch's mean colour; 0: none are kept
     num_views: int = 0  # synthetic views that the whitening is fitted on as well, where a backbone carries no prior
 
     @property
@@ -110,9 +111,11 @@ NUM_VIEWS = 300  # of a new index
 # How much of its patches an image keeps, by the name that a user gives it: bytes an image, at 192 numbers a token; the
 # pooled features take 1.5 kB more with a ViT-S
 DESCRIPTOR_CONFIGS = {
-    "compact": DescriptorConfig(num_tokens=40, token_bits=1, part_bits=8, num_views=NUM_VIEWS),  # 1 kB
-    "balanced": DescriptorConfig(part_bits=8, num_views=NUM_VIEWS),  # 3 kB
-    "full": DescriptorConfig(num_tokens=65535, token_bits=8, part_bits=8, num_views=NUM_VIEWS),  # 49 kB: every patch
+    "compact": DescriptorConfig(num_tokens=40, token_bits=1, part_bits=8, colour_bits=8, num_views=NUM_VIEWS),  # 1 kB
+    "balanced": DescriptorConfig(part_bits=8, colour_bits=8, num_views=NUM_VIEWS),  # 3 kB
+    "full": DescriptorConfig(  # 49 kB: every patch
+        num_tokens=65535, token_bits=8, part_bits=8, colour_bits=8, num_views=NUM_VIEWS
+    ),
 }
 
 
@@ -123,15 +126,20 @@ class PooledFeatures:
     parts      (B, L, D)  float32, L2-normalised
     tokens     (B, K, D)  float16
     positions  (B, K, 2)  uint8, row and column of each token
+    colours    (B, K, 2)  int8, mean colour of each token's patch, see `patch_colours`; None where nobody asks for them
     """
 
     parts: Tensor
     tokens: Tensor
     positions: Tensor
+    colours: Tensor | None = None
 
     def row(self, n: int) -> "PooledFeatures":
         """Image n alone, as a batch of one; a copy, which does not keep the others in memory."""
-        return PooledFeatures(*(one[n : n + 1].clone() for one in (self.parts, self.tokens, self.positions)))
+        parts, tokens, positions = (one[n : n + 1].clone() for one in (self.parts, self.tokens, self.positions))
+        return PooledFeatures(
+            parts, tokens, positions, None if self.colours is None else self.colours[n : n + 1].clone()
+        )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def make_records(
     """
     vectors, tokens = apply(pooled, whitening)
     config = whitening.config
+    colours = [None] * len(images) if pooled.colours is None else list(pooled.colours.numpy())
     return [
         Record(
             id=image.id,
@@ -30,7 +31,7 @@ def make_records(
             whitening_id=whitening.id,
             global_vector=vectors[n],
             patches=pack_patches(
-                PatchTokens(tokens[n], pooled.positions[n].numpy(), image.grid),
+                PatchTokens(tokens[n], pooled.positions[n].numpy(), image.grid, colours[n]),
                 config.token_bits,
                 pooled.parts[n].numpy() if config.part_bits else None,
             ),

@@ -55,7 +55,7 @@ class KeptFeatures:
         arrays = [
             array
             for crop in self.crops
-            for array in (crop.vector, crop.tokens, crop.frame, crop.kind_vector)
+            for array in (crop.vector, crop.tokens, crop.frame, crop.kind_vector, crop.colours)
             if array is not None
         ]
         return sum(array.nbytes for array in arrays)

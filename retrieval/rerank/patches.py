@@ -30,11 +30,15 @@ class PatchBatch:
 
 @dataclass(frozen=True, eq=False)
 class FactorBatch:
-    """The same as they are multiplied: `tokens` are Factors of (B, M, T), the rest as in `PatchBatch`."""
+    """The same as they are multiplied: `tokens` are Factors of (B, M, T), the rest as in `PatchBatch`.
+
+    colours  (B, M, 2)  int8, zero-padded, see `patch_colours`; None where one of the images has none
+    """
 
     tokens: Factors
     at: Tensor
     grids: tuple[tuple[int, int], ...]
+    colours: Tensor | None = None
 
 
 def batch_patches(packed: Sequence[bytes]) -> PatchBatch:
@@ -50,12 +54,12 @@ def batch_factors(packed: Sequence[bytes]) -> FactorBatch:
         patches = unpack_patches(packed)
         mask = _real(patches)
         tokens = Factors(_padded(patches.tokens, mask), torch.empty(0))
-        return FactorBatch(tokens, _middles(patches, mask), patches.grids)
+        return FactorBatch(tokens, _middles(patches, mask), patches.grids, _colours(patches, mask))
     codes = read_codes(packed)
     mask = _real(codes)
     numbers, step = codes.numbers()
     tokens = Factors(_padded(numbers, mask), _padded(step, mask))
-    return FactorBatch(tokens, _middles(codes, mask), codes.grids)
+    return FactorBatch(tokens, _middles(codes, mask), codes.grids, _colours(codes, mask))
 
 
 def _real(patches: ManyPatches | PatchCodes) -> np.ndarray:
@@ -67,6 +71,10 @@ def _real(patches: ManyPatches | PatchCodes) -> np.ndarray:
 def _middles(patches: ManyPatches | PatchCodes, mask: np.ndarray) -> Tensor:
     """(B, M, 2) float32, x and y of each patch's middle, in patches."""
     return _padded(patches.positions[:, ::-1] + np.float32(0.5), mask)
+
+
+def _colours(patches: ManyPatches | PatchCodes, mask: np.ndarray) -> Tensor | None:
+    return None if patches.colours is None else _padded(patches.colours, mask)
 
 
 def _padded(rows: np.ndarray, mask: np.ndarray) -> Tensor:

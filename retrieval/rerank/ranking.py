@@ -44,6 +44,13 @@ class Ranked:
         comparison, row = self.compared[n]
         return comparison.consistency(row)
 
+    def colour_difference(self, n: int) -> float | None:
+        """By how much the inliers of hit number n differ in colour, see `Comparison`; None where it is not known."""
+        if not self.compared:
+            return None
+        comparison, row = self.compared[n]
+        return comparison.colour_difference(row)
+
     def match(self, n: int) -> Match | None:
         """What hit number n has in common with the query; None where patches were not compared."""
         if not self.compared:

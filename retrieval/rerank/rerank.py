@@ -14,6 +14,7 @@ from torch import Tensor
 
 from indexer.descriptor.features import CropFeatures
 
+from .colour import colour_difference
 from .evidence import MATCH_PROBABILITY, Box, Evidence
 from .geometry import FLOOR, distinctiveness_of, far_apart, find_inliers, mutual_of
 from .patches import FactorBatch, batch_factors, patches_at
@@ -97,6 +98,18 @@ class Comparison:
         view, grid = self._best_view(n)
         is_inlier = self._parts[n // self._chunk][grid].is_inlier[view, n % self._chunk]
         return float(self.distinctiveness[n] / is_inlier.sum())
+
+    def colour_difference(self, n: int) -> float | None:
+        """By how much candidate n's inliers differ in colour, see `colour.colour_difference`; None if not known."""
+        if n >= len(self.inlier_weight) or not self.inlier_weight[n]:
+            return None
+        view, grid = self._best_view(n)
+        part, row = self._parts[n // self._chunk][grid], n % self._chunk
+        of_query = self._of_grids[grid].views[view].colours
+        if part.colours is None or of_query is None:
+            return None
+        (inliers,) = part.is_inlier[view, row].nonzero()
+        return colour_difference(of_query[part.nearest[view, row, inliers]], part.colours[row, inliers])
 
     def match(self, n: int) -> Match:
         """What candidate n has in common with the query."""
@@ -208,6 +221,7 @@ class _Compared:
     cosine, nearest  (V, B, M)     float32 and int64, see `geometry.Pairs`
     transform        (V, B, 2, 3)  float32
     at               (B, M, 2)     float32
+    colours          (B, M, 2)     int8; None where one of the candidates has none
     """
 
     grids: tuple[tuple[int, int], ...]
@@ -218,6 +232,7 @@ class _Compared:
     nearest: np.ndarray
     transform: np.ndarray
     at: np.ndarray
+    colours: np.ndarray | None
 
 
 def _compare(of_grids: Sequence[_Views], packed: Sequence[bytes]) -> list[_Compared]:
@@ -245,6 +260,7 @@ def _compare_views(views: _Views, candidates: FactorBatch) -> _Compared:
         nearest=pairs.nearest.numpy(),
         transform=inliers.transform.unflatten(0, shape).numpy(),
         at=candidates.at.numpy(),
+        colours=None if candidates.colours is None else candidates.colours.numpy(),
     )
 
 

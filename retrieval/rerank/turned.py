@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from .ranking import Ranked
 
-IsMatch = Callable[[float, float], bool]  # of a score and a consistency
+IsMatch = Callable[[Ranked, int], bool]  # of candidates and the number of one
 
 
 def take_proven(upright: Ranked, turned: Ranked, is_match: IsMatch) -> Ranked:
@@ -17,7 +17,7 @@ def take_proven(upright: Ranked, turned: Ranked, is_match: IsMatch) -> Ranked:
 
     upright, turned  one query's candidates by its upright and by its turned crops
     """
-    proven = {hit.id: n for n, hit in enumerate(turned.hits) if is_match(hit.score, turned.consistency(n))}
+    proven = {hit.id: n for n, hit in enumerate(turned.hits) if is_match(turned, n)}
     if not proven:
         return upright
     scores = {hit.id: hit.score for hit in upright.hits}

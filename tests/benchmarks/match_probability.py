@@ -194,22 +194,27 @@ def restore(searcher: Searcher, path: Path) -> int:
     if not path.exists():
         return 0
     with np.load(path, allow_pickle=False) as file:
-        if str(file["whitening_id"]) != searcher.manifest.whitening_id:
+        if str(file["whitening_id"]) != searcher.manifest.whitening_id or "with colours" not in file:
             return 0
         names = json.loads(str(file["names"]))
         for name, turned, count in names:
             crops = []
             for n in range(count):
-                vector, tokens, frame, shape = (file[f"{name} {turned} {n} {part}"] for part in ("v", "t", "f", "s"))
+                parts = (file[f"{name} {turned} {n} {part}"] for part in ("v", "t", "f", "s", "c"))
+                vector, tokens, frame, shape, colours = parts
                 rows, columns, turn = map(int, shape)
-                crops.append(CropFeatures(vector, tokens.astype(np.float32), (rows, columns), frame, turn))
+                grid = (rows, columns)
+                crops.append(CropFeatures(vector, tokens.astype(np.float32), grid, frame, turn, colours=colours))
             key = FeatureKey(name, None, searcher.manifest.whitening_id, bool(turned))
             searcher._features.put(key, crops, (1, 1))
     return len(names)
 
 
 def keep(searcher: Searcher, path: Path) -> None:
-    arrays: dict[str, np.ndarray] = {"whitening_id": np.array(searcher.manifest.whitening_id)}
+    arrays: dict[str, np.ndarray] = {
+        "whitening_id": np.array(searcher.manifest.whitening_id),
+        "with colours": np.array(True),
+    }
     names = []
     for key, kept in searcher._features._kept.items():
         names.append((key.id, int(key.turned), len(kept.crops)))
@@ -217,6 +222,8 @@ def keep(searcher: Searcher, path: Path) -> None:
             where = f"{key.id} {int(key.turned)} {n}"
             arrays |= {f"{where} v": crop.vector, f"{where} t": crop.tokens.astype(np.float16)}
             arrays |= {f"{where} f": crop.frame, f"{where} s": np.array([*crop.grid, crop.turn])}
+            assert crop.colours is not None, "the encoder knows the colours of every image"
+            arrays |= {f"{where} c": crop.colours}
     arrays["names"] = np.array(json.dumps(names))
     with path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
     draw_photo(few / "1.png", 1)
     sync_folder(few, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     assert calibrate(few / ".seenit") is None
-    good = {"format": FORMAT, **vars(Calibration(9.0, -4.0, 9.0, -4.0, "fit", 8, 0.1))}
+    good = {"format": FORMAT, **vars(Calibration(9.0, -4.0, 9.0, -4.0, "fit", 8, 0.1, 0.3, 7.0))}
     for bad in (
         b"",
         b"[]",
@@ -129,6 +129,7 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
                 {"slope": float("nan")},
                 {"slope": "9"},
                 {"background": float("inf")},
+                {"colour_slope": float("nan")},
                 {"whitening_id": "another"},
                 {"more": 1},
             )
@@ -143,9 +144,20 @@ def test_small_and_damaged(index: Path, tmp_path: Path, tiny_backbone: Path) -> 
 
 
 def test_the_lower_probability_counts() -> None:
-    curve = Calibration(10.0, -5.0, 10.0, -5.0, "fit", 100, 0.1)
+    curve = Calibration(10.0, -5.0, 10.0, -5.0, "fit", 100, 0.1, 0.5, 1.7)
     assert curve.probability(0.5, 0.5) == pytest.approx(0.5)
     assert curve.probability(0.9, 0.1) == curve.probability(0.1, 0.9) < 0.05 < 0.95 < curve.probability(0.9, 0.9)
+
+
+def test_colours_speak_against_a_match_without_limit_and_for_it_a_little() -> None:
+    curve = Calibration(10.0, -5.0, 10.0, -5.0, "fit", 100, 0.1, 0.5, 1.7)
+    unknown = curve.probability(0.5, 0.9)
+    assert curve.probability(0.5, 0.9, 1.7) == unknown == pytest.approx(0.5)
+    assert curve.probability(0.5, 0.9, 3.7) == pytest.approx(1 / (1 + np.e))
+    assert curve.probability(0.5, 0.9, 21.7) == pytest.approx(1 / (1 + np.exp(10)))
+    alike = curve.probability(0.5, 0.9, 0.0)
+    assert alike == curve.probability(0.5, 0.9, 1.0) == pytest.approx(1 / (1 + np.exp(-0.1)))
+    assert curve.probability(0.9, 0.1, 0.0) == curve.probability(0.9, 0.1), "colours do not take back what stands out"
 
 
 @pytest.mark.long

@@ -181,7 +181,7 @@ def indexed(folder: Path, backbone: Path) -> Path:
     return folder / ".seenit"
 
 
-def never(score: float, consistency: float) -> bool:
+def never(found: Ranked, n: int) -> bool:
     return False
 
 
@@ -194,7 +194,7 @@ def test_what_is_no_match_is_ordered_by_kind_where_there_is_a_match(many: Path, 
         assert first.score > second.score
 
         def order(match_score: float, like_kind: bool = False) -> Ranked:
-            by_score = KindOrder(searcher.index, lambda score, _: score >= match_score)
+            by_score = KindOrder(searcher.index, lambda found, n: found.hits[n].score >= match_score)
             return by_score.ordered([asked], [ranked], Filter(), like_kind=like_kind)[0]
 
         assert order(2.0) is ranked, "nothing is a match"
@@ -250,7 +250,7 @@ def test_like_kind_answers_alike_from_both_stores_and_for_every_query(
 def test_an_index_without_parts_is_ordered_by_its_vectors(
     many: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {name: replace(config, part_bits=0) for name, config in DESCRIPTOR_CONFIGS.items()}
+    before = {name: replace(config, part_bits=0, colour_bits=0) for name, config in DESCRIPTOR_CONFIGS.items()}
     monkeypatch.setattr(embedder_module, "DESCRIPTOR_CONFIGS", before)
     with Searcher.open(indexed(many, tiny_backbone)) as searcher:
         stored = searcher.store.patches([record.id for record in searcher.store.scroll()])

@@ -278,7 +278,7 @@ def test_figures_on_the_same_plain_ground_are_no_match() -> None:
     def compared(tokens: np.ndarray, others: list[np.ndarray]) -> Comparison:
         return Comparison([CropFeatures(np.zeros(4, np.float32), tokens, grid)], [packed(one) for one in others])
 
-    calibration = Calibration(SLOPE, OFFSET, CONSISTENCY_SLOPE, CONSISTENCY_OFFSET, "w", 8, BACKGROUND)
+    calibration = Calibration(SLOPE, OFFSET, CONSISTENCY_SLOPE, CONSISTENCY_OFFSET, "w", 8, BACKGROUND, 0.0, 0.0)
     logos = [logo(rng, place, inner) for _ in range(3)]
     for n, one in enumerate(logos):
         found = compared(one, logos)

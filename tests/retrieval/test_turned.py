@@ -98,7 +98,7 @@ def searcher(folder: Path, tiny_backbone: Path) -> Iterator[Searcher]:
 def calibrate_by_hand(index: Path) -> None:
     """A random backbone gives upright blocks a score of .33 and inliers that stand out by .17, by .12 elsewhere."""
     with Index.open(index, write=True) as opened:
-        learnt = Calibration(100.0, -31.0, 100.0, -15.0, opened.manifest.whitening_id, opened.count, 0.0)
+        learnt = Calibration(100.0, -31.0, 100.0, -15.0, opened.manifest.whitening_id, opened.count, 0.0, 0.0, 0.0)
         opened.store.write_blob(CALIBRATION_BLOB, calibration_json(learnt))
 
 
@@ -282,8 +282,8 @@ def ranked(**scores: tuple[float, float]) -> Ranked:
 
 
 def test_a_turn_that_proves_nothing_leaves_the_order() -> None:
-    def is_match(score: float, consistency: float) -> bool:
-        return score > 0.5 and consistency > 0.5
+    def is_match(found: Ranked, n: int) -> bool:
+        return found.hits[n].score > 0.5 and found.consistency(n) > 0.5
 
     upright = ranked(a=(0.4, 0.3), b=(0.3, 0.2), c=(0.2, 0.1))
     weak = ranked(c=(0.49, 0.9), d=(0.6, 0.4), b=(0.1, 0.9))
