@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from .rerank.ranking import Ranked
     from .show.inspect import Inspection
 
-RERANKED = 100  # candidates at least that are compared patch by patch; time is linear in them, see search_speed.py
+# Candidates at least that are compared patch by patch: 100 up to 1,000 images, by the cube root more up to 200 at 8,000.
+# Among 10,974 images 100 lack a right one for 8 of 100 covers, 200 for 4; 400 and 1,000 bring nothing more in the end
+RERANKED, MOST_RERANKED = 100, 200
 # Of them as many as are asked for, and these at least, are compared by all patches and by place, after a glance at all.
 # On covers, landmarks and paris the best 40 give the results that all give, the best 30 lose .01 recall@1 of covers
 COMPARED_DEEPLY = 40
@@ -366,7 +368,7 @@ class Searcher:
         )  # its own files may be among them
         deep = max(wanted, COMPARED_DEEPLY)
         if options.rerank:
-            wanted = max(wanted, min(self.store.count(), RERANKED_EXACT) if options.exact else RERANKED)
+            wanted = max(wanted, min(self.store.count(), RERANKED_EXACT) if options.exact else self._reranked)
         vectors = np.stack([view.vector for one in asked for view in one.views])
         of_views = iter(self.store.search(vectors, wanted, options.where, exact=options.exact))
         hits = [_best([next(of_views) for _ in one.views])[:wanted] for one in asked]
@@ -381,6 +383,10 @@ class Searcher:
             packed = self.store.patches(list(dict.fromkeys(hit.id for found in some for hit in found)))
             ranked += map_threads(partial(rank_by_patches, packed, deep=deep), asked[start : start + at_once], some)
         return ranked
+
+    @cached_property
+    def _reranked(self) -> int:
+        return reranked_of(self.store.count())  # as it was at the first search, near enough
 
     def _expanded(self, asked: EncodedQuery, ranked: "Ranked", num_results: int) -> EncodedQuery:
         """The query with the vectors of its first results mixed in."""
@@ -461,6 +467,11 @@ class Searcher:
         from .rerank.rerank import to_evidence
 
         return to_evidence(match, self._probability(ranked, n))
+
+
+def reranked_of(count: int) -> int:
+    """How many candidates at least are compared in an index of so many images."""
+    return min(MOST_RERANKED, max(RERANKED, round(RERANKED * (count / 1000) ** (1 / 3))))
 
 
 def _best(of_views: Sequence[Sequence[Hit]]) -> list[Hit]:

@@ -19,6 +19,7 @@ from retrieval import Result, Searcher
 from retrieval.options import SearchOptions
 from retrieval.query.encoder import read_query
 from retrieval.query.query import MultiQuery
+from retrieval.search import reranked_of
 
 
 @pytest.fixture
@@ -258,3 +259,8 @@ def test_a_server_gives_the_same_answers_as_the_embedded_store(index: Path, phot
         assert copy_index(url, photos.parent / "copied") == 8
     with Searcher.open(photos.parent / "copied") as copied:
         assert "renamed.jpg" in names(copied.search(query))
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(0, 100), (1000, 100), (2000, 126), (8000, 200), (10_000_000, 200)])
+def test_more_candidates_are_compared_in_a_larger_index(count: int, wanted: int) -> None:
+    assert reranked_of(count) == wanted
