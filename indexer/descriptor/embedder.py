@@ -7,6 +7,7 @@ import numpy as np
 
 from ..backbone.backbone import Backbone
 from ..errors import SeenitError
+from ..images.light import lighten
 from ..images.preprocess import preprocess
 from . import whitening as descriptor
 from .features import CropFeatures
@@ -41,9 +42,14 @@ class Embedder:
         self.patch_layers = config.patch_layers_of(backbone.depth)
         self._whole = replace(config, num_tokens=DESCRIPTOR_CONFIGS["full"].num_tokens)
 
+    def lit(self, pixels: np.ndarray) -> np.ndarray:
+        """An image (H, W, 3) uint8 as it is described: brightened where it is dark, see `lighten`."""
+        return lighten(pixels, self.config.dark_below)
+
     def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
         """What the descriptor needs of images of one shape, (rows * P, cols * P, 3) uint8 each."""
-        features = self.backbone.intermediate(np.stack(pixels), self.layers, patches_of=self.patch_layers)
+        seen = np.stack([self.lit(image) for image in pixels])
+        features = self.backbone.intermediate(seen, self.layers, patches_of=self.patch_layers)
         return descriptor.pool(features, self.config, self.backbone.depth)
 
     def pooled_of(self, image: np.ndarray) -> PooledFeatures:
@@ -56,7 +62,7 @@ class Embedder:
 
     def describe(self, images: Sequence[np.ndarray], whitening: Whitening) -> list[CropFeatures]:
         """Each image, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
-        seen = [preprocess(image, "aspect", self.resolution, self.backbone.patch_size) for image in images]
+        seen = [self.lit(preprocess(image, "aspect", self.resolution, self.backbone.patch_size)) for image in images]
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for n, pixels in enumerate(seen):
             by_shape.setdefault(pixels.shape, []).append(n)

@@ -63,6 +63,7 @@ class DescriptorConfig:
     token_bits: int = 2  # of each number of a token as it is stored
     part_bits: int = 0  # 8: of each number of the pooled features that are kept beside the patches; 0: none are kept
     num_views: int = 0  # synthetic views that the whitening is fitted on as well, where a backbone carries no prior
+    dark_below: int = 0  # mean grey level of images that are brightened before they are described; 0: none are
 
     @property
     def settings(self) -> dict[str, object]:
@@ -106,13 +107,18 @@ def _as(value: object, default: object) -> Any:
 
 
 NUM_VIEWS = 300  # of a new index
+DARK_BELOW = 65  # likewise
 
 # How much of its patches an image keeps, by the name that a user gives it: bytes an image, at 192 numbers a token; the
 # pooled features take 1.5 kB more with a ViT-S
 DESCRIPTOR_CONFIGS = {
-    "compact": DescriptorConfig(num_tokens=40, token_bits=1, part_bits=8, num_views=NUM_VIEWS),  # 1 kB
-    "balanced": DescriptorConfig(part_bits=8, num_views=NUM_VIEWS),  # 3 kB
-    "full": DescriptorConfig(num_tokens=65535, token_bits=8, part_bits=8, num_views=NUM_VIEWS),  # 49 kB: every patch
+    "compact": DescriptorConfig(
+        num_tokens=40, token_bits=1, part_bits=8, num_views=NUM_VIEWS, dark_below=DARK_BELOW
+    ),  # 1 kB
+    "balanced": DescriptorConfig(part_bits=8, num_views=NUM_VIEWS, dark_below=DARK_BELOW),  # 3 kB
+    "full": DescriptorConfig(
+        num_tokens=65535, token_bits=8, part_bits=8, num_views=NUM_VIEWS, dark_below=DARK_BELOW
+    ),  # 49 kB: every patch
 }
 
 
