@@ -8,8 +8,8 @@ there. A pair is *verified* where its photo is a match; it is *in its place* whe
 lie within PLACE of the image's diagonal from where the homography has them. *false*: of as many pairs of photos of
 different things, each with the next name's, those that are a match.
 
-SIFT (Lowe, 2004; OpenCV, where it is installed) with the ratio test, one match for each place, and a homography by RANSAC (Fischler and Bolles,
-1981) is run on the photos as they are. It verifies a pair with LEAST_INLIERS inliers or more.
+SIFT (Lowe, 2004; OpenCV, where it is installed) is run on the photos as they are, with the ratio test, one match for
+each place and a homography by RANSAC (Fischler and Bolles, 1981). It verifies a pair with LEAST_INLIERS inliers or more.
 """
 
 import argparse

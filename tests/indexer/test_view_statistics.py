@@ -161,7 +161,9 @@ def test_an_index_of_the_formula_of_before_stays_usable_and_keeps_it(
 ) -> None:
     for n in range(3):
         draw_photo(tmp_path / f"{n}.png", n)
-    before = {name: replace(config, num_views=0, part_bits=0, dark_below=0) for name, config in DESCRIPTOR_CONFIGS.items()}
+    before = {
+        name: replace(config, num_views=0, part_bits=0, dark_below=0) for name, config in DESCRIPTOR_CONFIGS.items()
+    }
     with monkeypatch.context() as patched:
         patched.setattr(embedder_module, "DESCRIPTOR_CONFIGS", before)
         sync_folder(tmp_path, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
