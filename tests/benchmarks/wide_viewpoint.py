@@ -9,7 +9,7 @@ lie within PLACE of the image's diagonal from where the homography has them. *fa
 different things, each with the next name's, those that are a match.
 
 SIFT (Lowe, 2004; OpenCV, where it is installed) is run on the photos as they are, with the ratio test, one match for
-each place and a homography by RANSAC (Fischler and Bolles, 1981). It verifies a pair with LEAST_INLIERS inliers or more.
+each place and a homography by RANSAC (Fischler and Bolles, 1981). It verifies a pair with LEAST_INLIERS and more.
 """
 
 import argparse
