@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from .rerank.ranking import Ranked
     from .show.inspect import Inspection
 
-# Candidates at least that are compared patch by patch: 100 up to 1,000 images, by the cube root more up to 200 at 8,000.
-# Among 10,974 images 100 lack a right one for 8 of 100 covers, 200 for 4; 400 and 1,000 bring nothing more in the end
+# Candidates at least that are compared patch by patch: 100 of up to 1,000 images, by the cube root more up to 200 at
+# 8,000. Among 10,974 the first 100 lack a right one for 8 of 100 covers, 200 for 4; 400 bring nothing more in the end
 RERANKED, MOST_RERANKED = 100, 200
 # Of them as many as are asked for, and these at least, are compared by all patches and by place, after a glance at all.
 # On covers, landmarks and paris the best 40 give the results that all give, the best 30 lose .01 recall@1 of covers

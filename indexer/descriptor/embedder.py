@@ -8,11 +8,12 @@ import torch
 
 from ..backbone.backbone import Backbone
 from ..errors import SeenitError
+from ..images.light import lighten
 from ..images.preprocess import preprocess
 from . import whitening as descriptor
 from .features import CropFeatures
+from .mean_colours import mean_colours
 from .patch_codec import PatchTokens, pack_patches
-from .patch_colours import patch_colours
 from .whitening import DESCRIPTOR_CONFIGS, DescriptorConfig, PooledFeatures, Whitening
 
 QUERY_BATCH = 8  # crops in one forward; not tuned
@@ -43,16 +44,21 @@ class Embedder:
         self.patch_layers = config.patch_layers_of(backbone.depth)
         self._whole = replace(config, num_tokens=DESCRIPTOR_CONFIGS["full"].num_tokens)
 
+    def lit(self, pixels: np.ndarray) -> np.ndarray:
+        """An image (H, W, 3) uint8 as it is described: brightened where it is dark, see `lighten`."""
+        return lighten(pixels, self.config.dark_below)
+
     def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
         """What the descriptor needs of images of one shape, (rows * P, cols * P, 3) uint8 each."""
-        features = self.backbone.intermediate(np.stack(pixels), self.layers, patches_of=self.patch_layers)
+        seen = np.stack([self.lit(image) for image in pixels])
+        features = self.backbone.intermediate(seen, self.layers, patches_of=self.patch_layers)
         pooled = descriptor.pool(features, self.config, self.backbone.depth)
         return self._with_colours(pooled, pixels) if self.config.colour_bits else pooled
 
     def _with_colours(self, pooled: PooledFeatures, pixels: Sequence[np.ndarray]) -> PooledFeatures:
         """The pooled features of images with the colours of the patches that are kept of them."""
         columns = pixels[0].shape[1] // self.backbone.patch_size
-        of_patches = [patch_colours(image, self.backbone.patch_size) for image in pixels]
+        of_patches = [mean_colours(image, self.backbone.patch_size) for image in pixels]
         rows, cols = pooled.positions.numpy().astype(int).transpose(2, 0, 1)  # (B, K) each
         kept = rows * columns + cols
         colours = np.stack([colours[at] for colours, at in zip(of_patches, kept, strict=True)])
@@ -76,7 +82,7 @@ class Embedder:
         for numbers in by_shape.values():
             for start in range(0, len(numbers), QUERY_BATCH):
                 batch = numbers[start : start + QUERY_BATCH]
-                stacked = np.stack([seen[n] for n in batch])
+                stacked = np.stack([self.lit(seen[n]) for n in batch])
                 features = self.backbone.intermediate(stacked, self.layers, patches_of=self.patch_layers)
                 pooled = descriptor.pool(features, self._whole, self.backbone.depth)
                 vectors, tokens = descriptor.apply(pooled, whitening)
@@ -87,7 +93,7 @@ class Embedder:
                         tokens[at],
                         features[0].grid,
                         kind_vector=None if kinds is None else kinds[at],
-                        colours=patch_colours(seen[n], self.backbone.patch_size),
+                        colours=mean_colours(seen[n], self.backbone.patch_size),
                     )
                     for at, n in enumerate(batch)
                 }

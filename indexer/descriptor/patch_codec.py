@@ -11,7 +11,7 @@ share of the largest. Where the patches lie is one bit for each cell of the grid
     4, 5     numbers in a token, little-endian
     6 to 8   in formats 2 and 3: L parts, and D numbers in each, two bytes, little-endian
     then     a bit for each cell of the grid in raster order, 1 where a patch is kept; then the tokens in that order
-    then     in format 3 only: two numbers of 8 bits for each token, its patch's mean colour (`patch_colours`)
+    then     in format 3 only: two numbers of 8 bits for each token, its patch's mean colour (`mean_colours`)
     then     in formats 2 and 3: L * D numbers of 8 bits, each a share of its part's largest, part after part
 
 The parts are an image's pooled features before any statistics (`PooledFeatures.parts`). From them its vector can be
@@ -47,7 +47,7 @@ class PatchTokens:
     tokens     (K, T)  float32, L2-normalised
     positions  (K, 2)  uint8, row and column of each on the grid; in raster order
     grid       rows and columns of patches
-    colours    (K, 2)  int8, see `patch_colours`; None where they are not kept
+    colours    (K, 2)  int8, see `mean_colours`; None where they are not kept
     """
 
     tokens: np.ndarray
@@ -64,7 +64,7 @@ class ManyPatches:
     positions  (K of all, 2)  uint8, row and column of each on its grid; in raster order
     counts     K of each image
     grids      rows and columns of patches of each image
-    colours    (K of all, 2)  int8, see `patch_colours`; None where one of the images has none
+    colours    (K of all, 2)  int8, see `mean_colours`; None where one of the images has none
     """
 
     tokens: np.ndarray

@@ -66,6 +66,7 @@ class DescriptorConfig:
     part_bits: int = 0  # 8: of each number of the pooled features that are kept beside the patches; 0: none are kept
     colour_bits: int = 0  # 8: of each of the two numbers of a kept patch's mean colour; 0: none are kept
     num_views: int = 0  # synthetic views that the whitening is fitted on as well, where a backbone carries no prior
+    dark_below: int = 0  # mean grey level of images that are brightened before they are described; 0: none are
 
     @property
     def settings(self) -> dict[str, object]:
@@ -109,15 +110,15 @@ def _as(value: object, default: object) -> Any:
 
 
 NUM_VIEWS = 300  # of a new index
+DARK_BELOW = 65  # likewise
 
+_NEW = DescriptorConfig(part_bits=8, colour_bits=8, num_views=NUM_VIEWS, dark_below=DARK_BELOW)
 # How much of its patches an image keeps, by the name that a user gives it: bytes an image, at 192 numbers a token; the
 # pooled features take 1.5 kB more with a ViT-S
 DESCRIPTOR_CONFIGS = {
-    "compact": DescriptorConfig(num_tokens=40, token_bits=1, part_bits=8, colour_bits=8, num_views=NUM_VIEWS),  # 1 kB
-    "balanced": DescriptorConfig(part_bits=8, colour_bits=8, num_views=NUM_VIEWS),  # 3 kB
-    "full": DescriptorConfig(  # 49 kB: every patch
-        num_tokens=65535, token_bits=8, part_bits=8, colour_bits=8, num_views=NUM_VIEWS
-    ),
+    "compact": replace(_NEW, num_tokens=40, token_bits=1),  # 1 kB
+    "balanced": _NEW,  # 3 kB
+    "full": replace(_NEW, num_tokens=65535, token_bits=8),  # 49 kB: every patch
 }
 
 
@@ -128,7 +129,7 @@ class PooledFeatures:
     parts      (B, L, D)  float32, L2-normalised
     tokens     (B, K, D)  float16
     positions  (B, K, 2)  uint8, row and column of each token
-    colours    (B, K, 2)  int8, mean colour of each token's patch, see `patch_colours`; None where nobody asks for them
+    colours    (B, K, 2)  int8, mean colour of each token's patch, see `mean_colours`; None where nobody asks for them
     """
 
     parts: Tensor

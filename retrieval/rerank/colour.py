@@ -14,7 +14,7 @@ NOISE = 10.0  # of a* and b*: added to how far colours spread, which may be noth
 def colour_difference(query: np.ndarray, candidate: np.ndarray) -> float | None:
     """Mean distance of paired patches' colours in CIELAB's a* and b*, in terms of how far these spread.
 
-    query, candidate  (S, 2) int8, see `patch_colours`
+    query, candidate  (S, 2) int8, see `mean_colours`
     returns           0 where light explains all; some 1 for one thing, 2 for two; None where there are too few pairs
 
     mean over s of |query[s] - candidate[s] - median over s of (query[s] - candidate[s])| / sqrt(NOISE + spread)

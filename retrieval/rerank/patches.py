@@ -32,7 +32,7 @@ class PatchBatch:
 class FactorBatch:
     """The same as they are multiplied: `tokens` are Factors of (B, M, T), the rest as in `PatchBatch`.
 
-    colours  (B, M, 2)  int8, zero-padded, see `patch_colours`; None where one of the images has none
+    colours  (B, M, 2)  int8, zero-padded, see `mean_colours`; None where one of the images has none
     """
 
     tokens: Factors

@@ -38,7 +38,7 @@ class Inspection:
 def inspect_image(image: np.ndarray, embedder: Embedder, whitening: Whitening) -> Inspection:
     """Describe (H, W, 3) uint8 pixels as indexing does."""
     backbone = embedder.backbone
-    pixels = preprocess(image, "aspect", embedder.resolution, backbone.patch_size)[None]  # (1, H', W', 3)
+    pixels = embedder.lit(preprocess(image, "aspect", embedder.resolution, backbone.patch_size))[None]  # (1, H', W', 3)
     features = backbone.intermediate(pixels, embedder.layers)
     kept = np.zeros(features[0].grid, bool)
     rows, cols = descriptor.pool(features, embedder.config, backbone.depth).positions[0].long().unbind(-1)

@@ -162,7 +162,8 @@ def test_an_index_of_the_formula_of_before_stays_usable_and_keeps_it(
     for n in range(3):
         draw_photo(tmp_path / f"{n}.png", n)
     before = {
-        name: replace(config, num_views=0, part_bits=0, colour_bits=0) for name, config in DESCRIPTOR_CONFIGS.items()
+        name: replace(config, num_views=0, part_bits=0, colour_bits=0, dark_below=0)
+        for name, config in DESCRIPTOR_CONFIGS.items()
     }
     with monkeypatch.context() as patched:
         patched.setattr(embedder_module, "DESCRIPTOR_CONFIGS", before)
@@ -170,7 +171,7 @@ def test_an_index_of_the_formula_of_before_stays_usable_and_keeps_it(
     index = tmp_path / ".seenit"
     with Index.open(index, write=True) as opened:
         values = cast(dict[str, Any], json.loads(opened.store.read_blob(MANIFEST_BLOB) or b""))
-        for name in ("num_views", "part_bits", "colour_bits"):
+        for name in ("num_views", "part_bits", "colour_bits", "dark_below"):
             assert values["descriptor"].pop(name) == 0  # as a version wrote it that did not know the setting
         opened.store.write_blob(MANIFEST_BLOB, json.dumps(values).encode())
     for n in range(3, 3 * OUTGROWN):

@@ -9,8 +9,8 @@ from PIL import Image
 from indexer.backbone.backbone import Backbone
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.features import CropFeatures
+from indexer.descriptor.mean_colours import mean_colours
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches, read_codes, unpack_parts, unpack_patches
-from indexer.descriptor.patch_colours import patch_colours
 from indexer.errors import SeenitError
 from indexer.index.index import Index
 from indexer.sync.options import SyncOptions
@@ -43,18 +43,18 @@ def plain(*colours: tuple[int, int, int]) -> np.ndarray:
     ],
 )
 def test_colours_are_those_of_cielab(colour: tuple[int, int, int], lab: tuple[int, int]) -> None:
-    assert patch_colours(plain(colour), 14).tolist() == [list(lab)]
+    assert mean_colours(plain(colour), 14).tolist() == [list(lab)]
 
 
 def test_a_patch_has_the_mean_of_its_pixels_and_its_place() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2 * 14, 3 * 14, 3), np.uint8)
-    of_all = patch_colours(pixels, 14)
+    of_all = mean_colours(pixels, 14)
     assert of_all.shape == (6, 2) and of_all.dtype == np.int8
     for n in range(6):
         patch = pixels[n // 3 * 14 :][:14, n % 3 * 14 :][:, :14]
         mean = patch.reshape(-1, 3).mean(0)
-        assert np.abs(of_all[n] - patch_colours(plain(tuple(np.rint(mean).astype(int))), 14)[0].astype(int)).max() <= 1
+        assert np.abs(of_all[n] - mean_colours(plain(tuple(np.rint(mean).astype(int))), 14)[0].astype(int)).max() <= 1
 
 
 def test_light_is_taken_out_and_twins_differ() -> None:

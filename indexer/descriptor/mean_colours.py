@@ -14,7 +14,7 @@ _TO_XYZ = np.array(
 _WHITE = np.array([0.95047, 1.0, 1.08883], np.float32)
 
 
-def patch_colours(pixels: np.ndarray, patch_size: int) -> np.ndarray:
+def mean_colours(pixels: np.ndarray, patch_size: int) -> np.ndarray:
     """a* and b* of CIELAB of each patch's mean colour, in raster order, rounded.  (rows * columns, 2) int8
 
     pixels  (rows * P, columns * P, 3) uint8, sRGB
