@@ -14,7 +14,7 @@ from trainer.curation import byte_products, probing
 from trainer.curation import cells as cells_module
 from trainer.curation import neighbours as neighbours_module
 from trainer.curation.balance import Tree, build_tree, default_levels, draw, effective, shares
-from trainer.curation.byte_products import Products, encode
+from trainer.curation.byte_products import Products, encode, most_similar
 from trainer.curation.cells import build_cells, nearest_in_cells, probes_for, sample_of, similar_in_cells
 from trainer.curation.components import bounded_components, components
 from trainer.curation.deduplicate import find_copies, near_any, whole_groups
@@ -130,21 +130,15 @@ def test_of_two_neighbours_it_is_enough_that_one_finds_the_other(tmp_path: Path,
     assert ((found | found.T) & true).sum() / true.sum() == pytest.approx(promised, abs=0.03)
 
 
-def test_where_cells_are_many_those_around_the_query_are_compared(
-    tmp_path: Path, small_cells: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embeddings = Embeddings.of(concepts(1000, num_concepts=60, spread=1.0))
-    cells = build_cells(embeddings, tmp_path / "c")
-    positions = sample_of(1000)
-    queries, own = cells.vectors[positions].astype(np.float32), cells.cells_of(positions)
-    every = cells.probed(queries, 3, own)
-    monkeypatch.setattr(cells_module, "NEAR_CELLS", 19)
-    assert (cells.probed(queries, 3, own) == every).mean() > 0.99
-    assert cells.probed(queries, 50, own).shape == (len(queries), 19)
-    monkeypatch.setattr(cells_module, "NEAR_CELLS", 2)
-    assert (cells.probed(queries, 3, own) == own[:, None]).any(axis=1).all()
-    probes, promised, _ = probes_for(cells, positions, k=10, recall=0.9)
-    assert probes == 2 and promised < 0.9  # more than all that are near cannot be looked into
+def test_the_most_similar_as_bytes_tell_are_nearly_those_of_exact_products() -> None:
+    rows, centres = concepts(3000, num_concepts=60, spread=1.0), concepts(300, spread=1.0, seed=1)
+    similarity = rows @ centres.T
+    found = most_similar(rows, centres, 20)
+    best = np.argsort(-similarity, axis=1)[:, :20]
+    assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(found, best, strict=True)]) > 0.97
+    got = np.take_along_axis(similarity, found, axis=1)
+    assert np.abs(got - np.take_along_axis(similarity, best, axis=1)).max() < 0.03
+    assert np.array_equal(np.sort(most_similar(rows, centres, 300), axis=1), np.tile(np.arange(300), (3000, 1)))
 
 
 @pytest.mark.parametrize("of_bytes", [True, False])

@@ -13,17 +13,16 @@ import faiss
 import numpy as np
 import torch
 
+from .byte_products import most_similar
 from .embeddings import BLOCK_ROWS, Embeddings
 from .kmeans import assign, kmeans
-from .probing import nearest_cells, search_cells, search_cells_above, top
+from .probing import search_cells, search_cells_above, top
 from .spread import Spread
 from .whole_files import claim_work_folder, read_array, step_file, write_array
 
 EXACT_ROWS = 50_000  # up to so many vectors all are compared with all
 CELL_ROWS = 1000  # vectors in a cell, on average
 SAMPLE = 500  # queries that are compared with everything
-NEAR_CELLS = 1000  # around a query's own among which those to be looked into are chosen: with all of 10,000 cells this
-# alone would take as long as comparing the vectors
 MARGIN = 0.01  # by which the sample's recall is to be above what is asked for
 
 
@@ -67,19 +66,9 @@ class Cells:
             vectors = torch.from_numpy(np.array(self.vectors[where][kept])).float()  # ten times as quick as astype
             yield np.asarray(self.rows[where])[kept], vectors.numpy()
 
-    def probed(self, queries: np.ndarray, probes: int, own: np.ndarray | None = None) -> np.ndarray:
-        """The cells that queries look into, nearest first.  (Q, P) int64; P no more than `probes`
-
-        own  (Q,) the cell that each query lies in: where cells are many, only NEAR_CELLS around that one are compared
-        """
-        if own is None or len(self.centroids) <= NEAR_CELLS:
-            return nearest_cells(queries, self.centroids, probes)
-        found = np.empty((len(queries), min(probes, NEAR_CELLS)), np.int64)
-        for cell in np.unique(own):
-            mine = np.flatnonzero(own == cell)
-            near = nearest_cells(self.centroids[cell : cell + 1], self.centroids, NEAR_CELLS)[0]
-            found[mine] = near[nearest_cells(queries[mine], self.centroids[near], probes)]
-        return found
+    def probed(self, queries: np.ndarray, probes: int) -> np.ndarray:
+        """The cells that queries (Q, D) look into, as far as bytes tell the nearest, these first.  (Q, P) int64"""
+        return most_similar(queries, self.centroids, min(probes, len(self.centroids)))
 
     def cells_of(self, positions: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.starts, positions, side="right") - 1
@@ -120,30 +109,22 @@ def build_cells(
 
 
 def nearest_in_cells(
-    cells: Cells,
-    queries: np.ndarray,
-    k: int,
-    *,
-    probes: int,
-    allowed: np.ndarray | None = None,
-    own: np.ndarray | None = None,
+    cells: Cells, queries: np.ndarray, k: int, *, probes: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k vectors most similar to each query among those of its `probes` nearest cells.
 
     queries  (Q, D)  float32, rows of length 1
     allowed  (rows of the embeddings,)  bool, False for rows that shall not be found
-    own      (Q,)  int64, see `Cells.probed`
     returns  similarity (Q, K) float32, descending, and rows (Q, K) int64, -1 where there are no more
     """
-    probed = cells.probed(queries, probes, own)
-    return search_cells(queries, probed, lambda cell: cells.members(cell, allowed), k)
+    return search_cells(queries, cells.probed(queries, probes), lambda cell: cells.members(cell, allowed), k)
 
 
 def similar_in_cells(
-    cells: Cells, queries: np.ndarray, k: int, *, probes: int, above: float, own: np.ndarray | None = None
+    cells: Cells, queries: np.ndarray, k: int, *, probes: int, above: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What `nearest_in_cells` finds over a similarity, quicker, pair by pair: queries, rows, similarity, (E,) each."""
-    return search_cells_above(queries, cells.probed(queries, probes, own), cells.members, k, above)
+    return search_cells_above(queries, cells.probed(queries, probes), cells.members, k, above)
 
 
 def probes_for(
@@ -178,34 +159,28 @@ def probes_for(
     asking, at = np.nonzero(true)
     if not len(asking):
         return min(4, len(cells.centroids)), 1.0, 0
-    own_cell = None if own is None else cells.cells_of(own)
-    needed = _cells_until(cells, queries, own_cell, asking, cells.cells_of(found[asking, at]))
+    needed = _cells_until(cells, queries, asking, cells.cells_of(found[asking, at]))
     if either:
-        assert own_cell is not None
+        assert own is not None
         some = np.sort(np.random.default_rng(0).permutation(len(asking))[:SAMPLE])
-        asking, others = asking[some], found[asking[some], at[some]]
+        others = found[asking[some], at[some]]
         vectors = np.array(cells.vectors[np.sort(others)], np.float32)[np.argsort(np.argsort(others, kind="stable"))]
-        back = _cells_until(cells, vectors, cells.cells_of(others), np.arange(len(others)), own_cell[asking])
+        back = _cells_until(cells, vectors, np.arange(len(others)), cells.cells_of(own[asking[some]]))
         needed = np.minimum(needed[some], back)
-    most = min(len(cells.centroids), NEAR_CELLS if own is not None else len(cells.centroids))
-    shares = np.cumsum(np.bincount(needed, minlength=most + 2))[: most + 1] / len(needed)
-    probes = min(int(np.searchsorted(shares, min(recall + MARGIN, 1.0 - 1e-9))), most)
+    shares = np.cumsum(np.bincount(needed, minlength=len(cells.centroids) + 1)) / len(needed)
+    probes = int(np.argmax(shares >= min(recall + MARGIN, 1.0 - 1e-9)))
     return probes, float(shares[probes]), len(needed)
 
 
-def _cells_until(
-    cells: Cells, queries: np.ndarray, own: np.ndarray | None, asking: np.ndarray, wanted: np.ndarray
-) -> np.ndarray:
-    """How many cells a query looks into until it comes to a certain one; C + 1 where it never does.  (E,) int64
+def _cells_until(cells: Cells, queries: np.ndarray, asking: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """How many cells a query looks into until it comes to a certain one.  (E,) int64
 
     queries  (Q, D)  float32
-    own      see `Cells.probed`
     asking   (E,)    which of the queries
     wanted   (E,)    cells
     """
-    num_cells = len(cells.centroids)
-    nearest = cells.probed(queries, num_cells, own)  # (Q, P)
-    rank = np.full((len(queries), num_cells), num_cells)
+    nearest = cells.probed(queries, len(cells.centroids))  # (Q, C)
+    rank = np.empty_like(nearest)
     np.put_along_axis(rank, nearest, np.arange(nearest.shape[1])[None], axis=1)
     return rank[asking, wanted] + 1
 

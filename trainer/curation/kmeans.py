@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 
 from .embeddings import BLOCK_ROWS, Embeddings
-from .probing import flat_index, nearest_cells, search_cells, top
+from .probing import flat_index, search_cells, top
 from .spread import Spread
 
 FLAT = 2000  # centroids up to which every vector is compared with all of them
@@ -111,7 +111,7 @@ def _nearest_centroids(block: np.ndarray, grouped: _Grouped) -> tuple[np.ndarray
     if len(centroids) <= FLAT:
         found = top(block, centroids, 1)
     else:
-        probed = nearest_cells(block, grouped.groups, PROBES)
+        probed = top(block, grouped.groups, min(PROBES, len(grouped.groups)))[1]
         found = search_cells(block, probed, lambda cell: [(numbers[cell], centroids[numbers[cell]])], 1)
     return found[0][:, 0], found[1][:, 0]
 

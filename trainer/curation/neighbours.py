@@ -107,7 +107,7 @@ def search_shard(folder: Path, cells_folder: Path, number: int) -> None:
     size = shard_rows(len(cells))
     where = slice(number * size, min((number + 1) * size, len(cells)))
     queries, own = np.array(cells.vectors[where], np.float32), np.array(cells.rows[where])
-    asking, rows, similarity = _nearest_pairs(cells, queries, cells.cells_of(np.arange(where.start, where.stop)), plan)
+    asking, rows, similarity = _nearest_pairs(cells, queries, plan)
     kept = rows != own[asking]  # the query itself was found
     asking, rows, similarity = asking[kept], rows[kept], similarity[kept]
     kept = np.arange(len(asking)) - np.searchsorted(asking, asking) < plan.k
@@ -116,13 +116,11 @@ def search_shard(folder: Path, cells_folder: Path, number: int) -> None:
     write_array(_shard_path(folder, number), edges)
 
 
-def _nearest_pairs(
-    cells: Cells, queries: np.ndarray, own: np.ndarray, plan: Plan
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _nearest_pairs(cells: Cells, queries: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Queries (E,) ascending, rows (E,), similarity (E,) over the plan's, descending for each query; k + 1 at most."""
     if plan.above > 0:
-        return similar_in_cells(cells, queries, plan.k + 1, probes=plan.probes, above=plan.above, own=own)
-    similarity, rows = nearest_in_cells(cells, queries, plan.k + 1, probes=plan.probes, own=own)  # (Q, K + 1)
+        return similar_in_cells(cells, queries, plan.k + 1, probes=plan.probes, above=plan.above)
+    similarity, rows = nearest_in_cells(cells, queries, plan.k + 1, probes=plan.probes)  # (Q, K + 1)
     asking, at = np.nonzero((rows >= 0) & (similarity > plan.above))
     return asking, rows[asking, at], similarity[asking, at]
 

@@ -39,11 +39,6 @@ def flat_index(dim: int) -> faiss.Index:
     return faiss.GpuIndexFlatIP(_gpu(), dim) if faiss.get_num_gpus() else faiss.IndexFlatIP(dim)
 
 
-def nearest_cells(queries: np.ndarray, centroids: np.ndarray, probes: int) -> np.ndarray:
-    """The cells that each query looks into, nearest first.  (Q, P) int64"""
-    return top(queries, centroids, min(probes, len(centroids)))[1]
-
-
 def search_cells(queries: np.ndarray, probed: np.ndarray, members: Members, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k vectors most similar to each query among those of the cells that it looks into.
 
