@@ -35,6 +35,15 @@ def is_shard_folder(folder: str | Path) -> bool:
     return os.path.lexists(os.path.join(folder, MARKER))
 
 
+def refuse_shards(folder: str | Path) -> None:
+    """SeenitError where vectors lie in a folder as shards, and an index is needed."""
+    if is_shard_folder(folder):
+        raise SeenitError(
+            f"{folder} holds shards of seenit embed, and no index; make one of them with:"
+            f" seenit copy {pasted(folder)} INDEX"
+        )
+
+
 def claim_folder(folder: Path, wait_s: float) -> filelock.BaseFileLock:
     """The writer's lock on the index at `folder`, which is made if need be; see `index_lock.take_lock`."""
     refuse_foreign(folder)
@@ -52,6 +61,7 @@ def refuse_missing(folder: Path) -> None:
     if refuse_odd_files(folder):
         return
     refuse_first_version(folder)
+    refuse_shards(folder)
     raise SeenitError(f"no index at {folder}; create one with: seenit index FOLDER --index {pasted(folder)}")
 
 

@@ -66,6 +66,21 @@ def make_shard_folder(folder: Path, *, patches: bool = True) -> None:
         raise SeenitError(f"cannot write to {folder}: {os_reason(error)}; name another folder with --shards") from None
 
 
+def shard_paths(folder: Path) -> list[Path]:
+    """The files of all shards in a folder, in order; UnusableError where it cannot be listed."""
+    try:
+        found = map(_SHARD.fullmatch, os.listdir(folder))
+    except OSError as error:
+        raise UnusableError(f"cannot read {folder}: {os_reason(error)}; check the folder") from None
+    return [folder / f"{number:06d}.parquet" for number in sorted(int(one[1]) for one in found if one)]
+
+
+def shard_schema(folder: Path) -> Schema | None:
+    """What vectors the shards in a folder hold; None before the first one. UnusableError where its marker is none."""
+    dim, _ = _read_marker(folder)
+    return None if dim is None else Schema(dim)
+
+
 def remove_empty(folder: Path) -> None:
     """Remove a folder for shards that holds none, and no statistics."""
     if not set(os.listdir(folder)) - {MARKER, "lock", "lock.json"}:
@@ -307,11 +322,7 @@ class ShardStore:
                 self._shard_of[id] = number
 
     def _numbers(self) -> list[int]:
-        try:
-            found = map(_SHARD.fullmatch, os.listdir(self._folder))
-        except OSError as error:
-            raise UnusableError(f"cannot read {self._folder}: {os_reason(error)}; check the folder") from None
-        return sorted(int(one[1]) for one in found if one)
+        return [int(path.stem) for path in shard_paths(self._folder)]
 
     def _dims(self) -> Schema:
         if self._schema is None:

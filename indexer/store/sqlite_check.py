@@ -23,7 +23,7 @@ from ..index.index import WAIT_S, Index
 from ..index.manifest import MANIFEST_BLOB, parse_manifest
 from ..printable import pasted, plural, printable, quoted
 from ..progress_bar import progress_bar
-from .index_folder import claim_folder, refuse_missing, remove_blank
+from .index_folder import claim_folder, is_index_folder, is_shard_folder, refuse_missing, remove_blank
 from .protocol import Record, Schema, StoredFile, is_url
 from .sqlite_errors import sqlite_errors
 from .sqlite_filter import from_bytes, id_text
@@ -50,6 +50,7 @@ class Checked:
     index: str
     images: int  # records that are sound
     problems: tuple[str, ...]
+    step: str = ""  # what to do about them; empty: a repair
 
     @property
     def in_words(self) -> str:
@@ -57,7 +58,7 @@ class Checked:
             return f"{quoted(self.index)} is whole: {plural(self.images, 'image')}"
         told = [f"  {printable(problem)}" for problem in self.problems[:MOST_PROBLEMS]]
         more = [f"  and {len(self.problems) - MOST_PROBLEMS} more"] if len(self.problems) > MOST_PROBLEMS else []
-        return "\n".join([f"{quoted(self.index)} is damaged:", *told, *more, mend(quoted(self.index))])
+        return "\n".join([f"{quoted(self.index)} is damaged:", *told, *more, self.step or mend(quoted(self.index))])
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,17 @@ class Repaired:
 
 
 def check_index(location: str | Path, *, progress: bool = False) -> Checked:
-    """Read the whole index; SeenitError where there is none."""
+    """Read the whole index, or all shards of a folder; SeenitError where there is none."""
     if is_url(location):
         with Index.open(location) as index:
             seen = sum(1 for _ in index.store.scroll(vectors=True))
             problems = () if seen == index.count else (f"{seen:,} records can be read of {index.count:,}",)
         return Checked(str(location), seen, problems)
     folder = Path(location)
+    if is_shard_folder(folder) and not is_index_folder(folder):
+        from .shard_check import STEP, check_shards
+
+        return Checked(str(location), *check_shards(folder, progress=progress), step=STEP)
     refuse_missing(folder)
     found: list[str] = []
     seen = 0
@@ -122,6 +127,10 @@ def repair_index(location: str | Path, *, wait_s: float = WAIT_S, progress: bool
     if is_url(location):
         raise SeenitError(f"{location} is a server's; restore one of its snapshots, or index again")
     folder = Path(location)
+    if is_shard_folder(folder) and not is_index_folder(folder):
+        raise SeenitError(
+            f"{folder} holds shards, which are not repaired; remove those that seenit check names, and embed again"
+        )
     refuse_missing(folder)
     lock = claim_folder(folder, wait_s)
     unfinished = folder / "repair.part"

@@ -6,8 +6,10 @@ Each size runs in a process of its own and prints a table: seconds by the clock 
 of its own (RssAnon, asked ten times a second; files that are mapped are not in it, as the system may drop them), and
 bytes on the disk after the step, the vectors themselves included. Where its own memory is over `--most-gb`, it ends.
 
-The vectors are drawn: kinds of very different frequency, variance that falls off with the dimension as a backbone's
-does, a tenth of them edited copies, and a twentieth equal bit for bit.
+The vectors are drawn: kinds of very different frequency, a tenth of them edited copies, and a twentieth equal bit for
+bit. Their variance falls off with the dimension as it does among the whitened vectors of an index, in which the cosines
+of unrelated photos spread by .06 (3,072 photos, shipped backbone); `--falloff .5` gives that of raw features, among
+which they spread by .18 and one vector in three has unrelated ones over .6.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from trainer.curation.retrieve import retrieve_left
 from trainer.curation.whole_files import write_array
 
 EQUAL_SHARE = 0.05
+FALLOFF = 0.22
 CURATED, AVOID = 5000, 2000
 MOST_FOR_GROUPS = 100_000  # rows that plain k-means takes minutes for
 
@@ -42,6 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--falloff", type=float, default=FALLOFF, help="see draw_vectors")
+    parser.add_argument("--most-edited", type=float, default=0.7, help="see draw_vectors")
     parser.add_argument("--resamplings", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--most-gb", type=float, default=4.0)
@@ -97,9 +102,8 @@ class Steps:
 
 def run_steps(args: argparse.Namespace, steps: Steps) -> None:
     (rows,) = args.rows
-    with steps.step("draw"):  # the same ones each time
-        kinds, original = draw_vectors(args.work / "pool", rows, args.dim)
-        make_equal(args.work / "pool", kinds, original)
+    with steps.step("draw"):
+        kinds, original = drawn(args)
     pool = Embeddings.open(args.work / "pool")
     with steps.step("copies: cells, graph of 64 neighbours over .6, components"):
         copies = find_copies(pool, args.work)
@@ -121,6 +125,19 @@ def run_steps(args: argparse.Namespace, steps: Steps) -> None:
     report(pool, copies.kept_for, original, left, found.rows, kinds, chosen, copies.plan.probes, copies.plan.recall)
     if len(left) <= MOST_FOR_GROUPS and not args.no_groups:
         report_groups(pool, left)
+
+
+def drawn(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Kinds and originals, see `draw_vectors`; those of a run that is resumed."""
+    paths = [args.work / f"{name}.npy" for name in ("kinds", "original")]
+    if not all(path.is_file() for path in paths):
+        (rows,) = args.rows
+        found = draw_vectors(args.work / "pool", rows, args.dim, falloff=args.falloff, most_edited=args.most_edited)
+        make_equal(args.work / "pool", *found)
+        for path, array in zip(paths, found, strict=True):
+            write_array(path, array)
+    kinds, original = (np.load(path) for path in paths)
+    return kinds, original
 
 
 def make_equal(folder: Path, kinds: np.ndarray, original: np.ndarray) -> None:

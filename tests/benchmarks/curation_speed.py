@@ -91,14 +91,21 @@ def run_steps(
         floor(pool, left, cells, copies.plan, levels[0])
 
 
-def draw_vectors(folder: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write the vectors in shards; returns the kind of each row, and which row it is a copy of (its own number)."""
+def draw_vectors(
+    folder: Path, rows: int, dim: int, *, falloff: float = 0.5, most_edited: float = 0.7
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write the vectors in shards; returns the kind of each row, and which row it is a copy of (its own number).
+
+    falloff      the numbers' standard deviation falls as dimension ** -falloff
+    most_edited  length of the largest change of a copy; without it a vector has a length of 1.1
+    """
     rng = np.random.default_rng(0)
     num_kinds = max(10, rows // 100)
     frequency = 1 / np.arange(1, num_kinds + 1) ** 0.7
-    scale = (np.arange(1, dim + 1) ** -0.5).astype(np.float32)
+    scale = (np.arange(1, dim + 1) ** -falloff).astype(np.float32)
     kinds = rng.choice(num_kinds, rows, p=frequency / frequency.sum())
     original = np.arange(rows)
+    scale /= np.linalg.norm(scale)
     centres = rng.standard_normal((num_kinds, dim), np.float32) * scale
     for number, start in enumerate(range(0, rows, BLOCK_ROWS)):
         mine = slice(start, min(start + BLOCK_ROWS, rows))
@@ -108,7 +115,7 @@ def draw_vectors(folder: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndar
         copied = copied[copied > count // 2]  # of the block's first half, so that no copy is copied
         source = rng.integers(0, count // 2, len(copied))
         source = source[: len(copied)]
-        edits = rng.uniform(0.2, 0.7, (len(copied), 1)).astype(np.float32)
+        edits = rng.uniform(0.2, most_edited, (len(copied), 1)).astype(np.float32)
         vectors[copied] = vectors[source] + edits * rng.standard_normal((len(copied), dim), np.float32) * scale
         kinds[start + copied], original[start + copied] = kinds[start + source], start + source
         write_array(folder / f"{number:05d}.npy", unit_rows(vectors)[0])

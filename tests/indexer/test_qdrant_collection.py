@@ -264,6 +264,38 @@ def test_a_copy_to_a_server_loads_it_like_that(
     assert (params.shard_number, params.replication_factor) == (4, 3)
 
 
+@pytest.mark.slow
+def test_a_copy_is_a_backup_of_a_collection(peer: QdrantPeer, tmp_path: Path) -> None:
+    """Out into a folder and back into another collection: what the server holds is the same, to the bit."""
+    with_attributes = [replace(record, attributes={"sku": f"a-{n}"}) for n, record in enumerate(RECORDS)]
+    source = open_store(f"{peer.url}/photos?shards=2", write=True)
+    source.ensure(SCHEMA)
+    source.upsert(with_attributes)
+    source.write_blob("descriptor.safetensors", b"fit")
+    source.write_blob("calibration.json", b"{}")
+    write_manifest(source, Manifest("tiny", "00", 224, {"token_bits": 2}, "fit-a", 30, {"0": str(tmp_path)}))
+    source.close()
+    assert copy_index(f"{peer.url}/photos", tmp_path / "backup") == 30
+    assert copy_index(tmp_path / "backup", f"{peer.url}/restored?shards=2") == 30
+    before = held(peer, "photos")
+    assert len(before) == 30 and held(peer, "restored") == before
+    assert described(peer, "restored").config == described(peer).config
+    stores = [open_store(f"{peer.url}/{name}") for name in ("photos", "restored")]
+    names = stores[0].blob_names()
+    assert len(names) == 3 and stores[1].blob_names() == names
+    assert [stores[1].read_blob(name) for name in names] == [stores[0].read_blob(name) for name in names]
+    for store in stores:
+        store.close()
+
+
+def held(peer: QdrantPeer, collection: str) -> dict[object, tuple[object, object]]:
+    """Every point's payload and vectors, as the server gives them."""
+    client = QdrantClient(peer.url, check_compatibility=False)
+    points, _ = client.scroll(collection, limit=1000, with_payload=True, with_vectors=True)
+    client.close()
+    return {point.id: (point.payload, point.vector) for point in points}
+
+
 def test_what_follows_an_address() -> None:
     assert Address.parse("http://h/photos?shards=6&replicas=2").layout == Layout(6, 2)
     assert Address.parse("http://h/photos?grpc=6334&shards=1").layout == Layout(1, None)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from indexer.store import shard_file, shard_store
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Record, Schema, StoredFile
 from indexer.store.shard_store import ShardStore, make_shard_folder
+from indexer.store.sqlite_check import check_index, repair_index
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -363,3 +365,54 @@ def test_the_commands(photos: Path, tmp_path: Path, tiny_backbone: Path) -> None
             copy_index(tmp_path / "index", twin)
     with pytest.raises(SeenitError, match="are the same index"):
         copy_index("http://Host:6333/photos?shards=2", "http://host/photos/")
+
+
+# ---- where an index is needed ----
+
+
+def test_shards_are_checked_one_by_one(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    make_shard_folder(folder)
+    with closing(ShardStore.open(folder, write=True)) as store:
+        store.ensure(Schema(DIM))
+        for record in RECORDS[:3]:
+            store.upsert([record])
+            store.optimize()
+    names = [path.name for path in shards_of(folder)]
+    assert len(names) == 3
+    without = check_index(folder)
+    assert without.images == 3 and [*without.problems] == [f"the manifest of the shards in {folder} is missing"]
+    whole = (folder / names[1]).read_bytes()
+    (folder / names[1]).write_bytes(whole[:-40])
+    (folder / names[2]).write_bytes(b"PAR1")
+    found = check_index(folder)
+    assert found.images == 1 and len(found.problems) == 2
+    for name, problem in zip(names[1:], found.problems, strict=True):
+        assert str(folder / name) in problem and "remove it, and embed again" in problem
+    assert found.in_words.endswith("run the same seenit embed --shards again")
+    with pytest.raises(SeenitError, match="shards, which are not repaired"):
+        repair_index(folder)
+
+
+@pytest.mark.slow
+def test_commands_that_need_an_index_say_what_shards_are(
+    photos: Path, tmp_path: Path, embed: Callable[..., Any]
+) -> None:
+    embed()
+    folder = tmp_path / "shards"
+
+    def call(*arguments: object) -> Any:
+        return CliRunner().invoke(cli.app, [str(one) for one in arguments])
+
+    sound = call("check", "--index", folder)
+    assert sound.exit_code == 0 and "is whole: 8 images" in sound.output
+    photo = next(photos.rglob("*.jpg"))
+    for arguments in (("duplicates", folder), ("serve", folder), ("search", photo, "--index", folder)):
+        done = call(*arguments)
+        assert done.exit_code == 1 and f"seenit copy {folder} INDEX" in str(done.exception), arguments
+    shard = shards_of(folder)[0]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    broken = call("check", "--index", folder)
+    assert broken.exit_code == 1 and str(shard) in broken.output and "embed --shards again" in broken.output

@@ -28,7 +28,7 @@ def _die(path: str) -> None:
 
 
 def search_shard_or_die(folder: Path, cells_folder: Path, number: int) -> None:
-    neighbours.SHARD_ROWS = 500
+    neighbours.LEAST_ROWS = 500
     _die(str(folder / "killed"))
     neighbours.search_shard(folder, cells_folder, number)
 
@@ -54,7 +54,7 @@ class Deadly:
 @pytest.mark.long
 def test_the_choice_of_a_cluster_is_that_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(neighbours, "SHARD_ROWS", 500)
+    monkeypatch.setattr(neighbours, "LEAST_ROWS", 500)
     monkeypatch.setattr(cells, "EXACT_ROWS", 1000)
     monkeypatch.setattr(kmeans, "BLOCK_ROWS", 700)
     rng = np.random.default_rng(0)

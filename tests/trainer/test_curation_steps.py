@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from indexer.errors import SeenitError
+from trainer.curation import byte_products, probing
 from trainer.curation import cells as cells_module
 from trainer.curation import neighbours as neighbours_module
-from trainer.curation import probing
 from trainer.curation.balance import Tree, build_tree, default_levels, draw, effective, shares
+from trainer.curation.byte_products import Products, encode, most_similar
 from trainer.curation.cells import build_cells, nearest_in_cells, probes_for, sample_of, similar_in_cells
 from trainer.curation.components import bounded_components, components
 from trainer.curation.deduplicate import find_copies, near_any, whole_groups
@@ -38,7 +39,7 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if some hundred vectors were many."""
     monkeypatch.setattr(cells_module, "EXACT_ROWS", 100)
     monkeypatch.setattr(cells_module, "CELL_ROWS", 50)
-    monkeypatch.setattr(neighbours_module, "SHARD_ROWS", 128)
+    monkeypatch.setattr(neighbours_module, "LEAST_ROWS", 128)
 
 
 def edges_of(graph: neighbours_module.NeighbourLists) -> np.ndarray:
@@ -114,13 +115,43 @@ def test_probing_all_cells_is_exact_and_the_promised_recall_is_kept(tmp_path: Pa
     assert reached == pytest.approx(promised, abs=0.03)
 
 
+def test_of_two_neighbours_it_is_enough_that_one_finds_the_other(tmp_path: Path, small_cells: None) -> None:
+    embeddings = Embeddings.of(concepts(1000, num_concepts=60, spread=1.0))
+    cells = build_cells(embeddings, tmp_path / "c")
+    sample = sample_of(1000)
+    both, _, _ = probes_for(cells, sample, k=999, above=0.55, recall=0.9)
+    probes, promised, judged = probes_for(cells, sample, k=999, above=0.55, recall=0.9, either=True)
+    assert 1 < probes < both and promised >= 0.9 and judged == cells_module.SAMPLE
+    exact = embeddings.rows(np.arange(1000)).astype(np.float32)
+    asking, rows, _ = similar_in_cells(cells, exact, 1000, probes=probes, above=0.55)
+    found = np.zeros((1000, 1000), bool)
+    found[asking, rows] = True
+    true = (exact @ exact.T > 0.55) & ~np.eye(1000, dtype=bool)
+    assert ((found | found.T) & true).sum() / true.sum() == pytest.approx(promised, abs=0.03)
+
+
+def test_the_most_similar_as_bytes_tell_are_nearly_those_of_exact_products() -> None:
+    rows, centres = concepts(3000, num_concepts=60, spread=1.0), concepts(300, spread=1.0, seed=1)
+    similarity = rows @ centres.T
+    found = most_similar(rows, centres, 20)
+    best = np.argsort(-similarity, axis=1)[:, :20]
+    assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(found, best, strict=True)]) > 0.97
+    got = np.take_along_axis(similarity, found, axis=1)
+    assert np.abs(got - np.take_along_axis(similarity, best, axis=1)).max() < 0.03
+    assert np.array_equal(np.sort(most_similar(rows, centres, 300), axis=1), np.tile(np.arange(300), (3000, 1)))
+
+
+@pytest.mark.parametrize("of_bytes", [True, False])
 @pytest.mark.parametrize(("above", "pairs"), [(0.05, 10_000), (0.6, 10_000), (0.6, 200), (0.97, 10_000)])
 def test_pairs_over_a_similarity_are_those_of_the_full_search(
-    tmp_path: Path, small_cells: None, monkeypatch: pytest.MonkeyPatch, above: float, pairs: int
+    tmp_path: Path, small_cells: None, monkeypatch: pytest.MonkeyPatch, above: float, pairs: int, of_bytes: bool
 ) -> None:
-    """Rough products leave nothing out; with few pairs held at a time the best are kept."""
+    """Products of bytes leave nothing out; with few pairs held at a time the best are kept."""
     monkeypatch.setattr(probing, "MOST_PAIRS", pairs)
-    monkeypatch.setattr(probing, "_PIECE_ROWS", 37)
+    monkeypatch.setattr(byte_products, "_PIECE", 37)
+    monkeypatch.setattr(byte_products, "_PAD_ROWS", 1)
+    if not of_bytes:
+        monkeypatch.setattr(byte_products, "multiplies_bytes", lambda: False)
     embeddings = Embeddings.of(concepts(1000, num_concepts=60, spread=0.3))
     cells = build_cells(embeddings, tmp_path / "c")
     queries = embeddings.rows(np.arange(300)).astype(np.float32)
@@ -132,12 +163,37 @@ def test_pairs_over_a_similarity_are_those_of_the_full_search(
     assert set(zip(*found[:2], strict=True)) == set(zip(asking, rows[asking, at], strict=True))
 
 
-def test_no_product_of_unit_vectors_is_rounded_by_more_than_is_allowed_for() -> None:
+def test_no_pair_over_its_bound_is_missed_and_few_others_are_told() -> None:
     rng = np.random.default_rng(0)
-    ones = torch.from_numpy(rng.standard_normal((400, 64)).astype(np.float32))
-    rows = torch.nn.functional.normalize(torch.cat([ones, ones + 0.1, torch.full((1, 64), 1.0039)]))
-    rough = (rows.bfloat16() @ rows.bfloat16().T).float()
-    assert float((rough - rows @ rows.T).abs().max()) < probing.ROUNDING
+    rows, _ = unit_rows(rng.standard_normal((2000, 64)) * np.arange(1, 65) ** -0.3)
+    rows[500:1000] = unit_rows(rows[:500] + 0.08 * rng.standard_normal((500, 64)))[0]
+    exact = rows.astype(np.float32)
+    similarity = exact @ exact.T
+    mine = rng.permutation(2000)[:1300]
+    above = rng.choice([0.3, 0.6, 0.9], 1300).astype(np.float32)
+    asking, found = Products(encode(rows)).pairs_over(mine, encode(rows, one_step=True), above)
+    told = np.zeros((1300, 2000), bool)
+    told[asking, found] = True
+    over = similarity[mine] > above[:, None]
+    assert told[over].all() and len(asking) == told.sum()
+    assert not told[similarity[mine] < above[:, None] - 0.06].any()
+
+
+def test_rounding_to_bytes_takes_away_what_it_says() -> None:
+    rows, _ = unit_rows(concepts(100, dim=48))
+    for one_step in (False, True):
+        codes = encode(rows, one_step=one_step)
+        again = codes.codes.float().numpy() * codes.step[:, None]
+        assert np.linalg.norm(rows - again, axis=1) == pytest.approx(codes.error, abs=1e-6)
+        assert codes.error.max() < 0.03 and (len(np.unique(codes.step)) == 1) == one_step
+
+
+def test_pairs_are_ordered_by_query_similarity_and_number() -> None:
+    rng = np.random.default_rng(0)
+    queries, numbers = rng.integers(0, 20, 500), rng.permutation(500)
+    similarity = rng.choice(rng.uniform(0.1, 1, 30), 500).astype(np.float32)  # many are equal
+    ordered = probing._by_query(queries, numbers, similarity)
+    assert np.array_equal(ordered, np.lexsort((numbers, -similarity, queries)))
 
 
 @pytest.mark.long

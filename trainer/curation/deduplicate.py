@@ -87,6 +87,7 @@ def find_copies(
         k=k,
         above=above,
         recall=recall,
+        either=True,
         workers=workers,
         spread=spread,
         progress=progress,

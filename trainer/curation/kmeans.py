@@ -111,7 +111,8 @@ def _nearest_centroids(block: np.ndarray, grouped: _Grouped) -> tuple[np.ndarray
     if len(centroids) <= FLAT:
         found = top(block, centroids, 1)
     else:
-        found = search_cells(block, grouped.groups, lambda cell: [(numbers[cell], centroids[numbers[cell]])], 1, PROBES)
+        probed = top(block, grouped.groups, min(PROBES, len(grouped.groups)))[1]
+        found = search_cells(block, probed, lambda cell: [(numbers[cell], centroids[numbers[cell]])], 1)
     return found[0][:, 0], found[1][:, 0]
 
 

@@ -21,9 +21,10 @@ from .embeddings import Embeddings
 from .spread import Spread
 from .whole_files import claim_work_folder, read_array, write_array, write_text
 
-# Queries in a shard of the graph. Of a cell's time .8 ms is reading it, and 1.5 ms comparing it with 345 queries, as
-# few as 16,384 queries with 20 cells each bring to each of 950
-SHARD_ROWS = 32_768
+# Queries in a shard of the graph: SHARDS shards, so that many workers have something to do, but within these borders.
+# The more there are, the larger are the products beside the reading of cells, and the more memory they take
+LEAST_ROWS, MOST_ROWS = 32_768, 262_144
+SHARDS = 40
 
 EDGE = np.dtype([("row", "<u4"), ("neighbour", "<u4"), ("similarity", "<f4")])
 
@@ -58,6 +59,7 @@ def neighbour_graph(
     k: int = 64,
     above: float = -1.0,
     recall: float = 0.95,
+    either: bool = False,
     workers: int = 1,
     spread: Spread | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
@@ -66,17 +68,19 @@ def neighbour_graph(
 
     above     leave out neighbours that are no more similar than that
     recall    share of the true neighbours to be found, judged on a sample
+    either    of two neighbours one has to find the other, not both; see `cells.probes_for`
     workers   processes of this machine; the result is the same for any number
     spread    other machines in their place
     progress  gets how many shards are done, of how many
     """
-    made_from = f"graph k {k} above {above} recall {recall} of {(cells_folder / 'made_from').read_text('utf-8')}"
+    how = f"k {k} above {above} recall {recall}{' either' * either} shards {shard_rows(len(cells))}"
+    made_from = f"graph {how} of {(cells_folder / 'made_from').read_text('utf-8')}"
     claim_work_folder(folder, made_from)
     if not (folder / "plan.json").is_file():
-        probes, found, judged = probes_for(cells, sample_of(len(cells)), k=k, above=above, recall=recall)
+        probes, found, judged = probes_for(cells, sample_of(len(cells)), k=k, above=above, recall=recall, either=either)
         write_text(folder / "plan.json", json.dumps(asdict(Plan(k, above, probes, found, judged))))
     plan = Plan(**json.loads((folder / "plan.json").read_text("utf-8")))
-    count = math.ceil(len(cells) / SHARD_ROWS)
+    count = math.ceil(len(cells) / shard_rows(len(cells)))
     missing = [number for number in range(count) if not _shard_path(folder, number).is_file()]
     progress(count - len(missing), count)
     if spread is not None:
@@ -92,11 +96,17 @@ def neighbour_graph(
     return NeighbourLists(tuple(_shard_path(folder, number) for number in range(count)), plan)
 
 
+def shard_rows(count: int) -> int:
+    """Queries in a shard of a graph of so many vectors."""
+    return min(max(math.ceil(count / SHARDS), LEAST_ROWS), MOST_ROWS)
+
+
 def search_shard(folder: Path, cells_folder: Path, number: int) -> None:
     """Find the neighbours of one shard's queries and write them: all that a worker on any machine has to do."""
     cells, plan = Cells.open(cells_folder), Plan(**json.loads((folder / "plan.json").read_text("utf-8")))
-    where = slice(number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, len(cells)))
-    queries, own = cells.vectors[where].astype(np.float32), cells.rows[where]
+    size = shard_rows(len(cells))
+    where = slice(number * size, min((number + 1) * size, len(cells)))
+    queries, own = np.array(cells.vectors[where], np.float32), np.array(cells.rows[where])
     asking, rows, similarity = _nearest_pairs(cells, queries, plan)
     kept = rows != own[asking]  # the query itself was found
     asking, rows, similarity = asking[kept], rows[kept], similarity[kept]
@@ -130,7 +140,7 @@ def nearest(
         probes, _, _ = probes_for(cells, sample, k=k, recall=recall, allowed=allowed)
     answers = [
         nearest_in_cells(cells, block, k, probes=probes, allowed=allowed)
-        for _, block in queries.blocks(size=SHARD_ROWS)
+        for _, block in queries.blocks(size=LEAST_ROWS)
     ]
     similarity, rows = zip(*answers, strict=True)
     return np.concatenate(similarity), np.concatenate(rows)
