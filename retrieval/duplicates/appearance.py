@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad, unfold
+from torch.nn.functional import conv2d, pad
 
 from .windows import blurred
 
@@ -20,6 +20,7 @@ from .windows import blurred
 BLURS = (0.0, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5.0, 7.0)  # pixels, that one of the two may be softer by
 SAMPLE = 512  # pixels of the sides of the part on which sharpness is compared
 TAPS = 5  # of a side of the small filter
+FILTER_PIXELS = 65_536  # on which it is fitted at most: 25 numbers need no more
 FILTER_RIDGE = 0.02  # of the mean power, that pulls the small filter towards none
 KNOTS = (
     0.0,
@@ -37,6 +38,7 @@ KNOTS = (
 TONE_SAMPLE = 180  # pixels along a line, on which curves are fitted
 TONE_RIDGE = 1e-4  # of the number of pixels, that keeps curves from bending where there are none
 TONE_STEPS = 5  # of reweighting: what the curves do not fit does not pull
+TONE_SETTLED = 0.02  # levels; where no curve moves by more, further steps change nothing
 FINE = 4  # entries of a table for each level
 SLOPE_OVER = 8.0  # levels, over which a curve's slope is taken
 TO_RED, TO_BLUE = 1.402, 1.772  # of Cr and Cb, JFIF
@@ -89,8 +91,17 @@ def equally_sharp(frame: Tensor, warped: Tensor, inside: Tensor) -> tuple[Tensor
 def _small_filter(source: Tensor, target: Tensor, inside: Tensor) -> tuple[Tensor, float]:
     """The filter (T, T) that brings a plane (H, W) nearest to another one, and what is left, over the structure."""
     reach = TAPS // 2
-    columns = unfold(source[None, None], TAPS)[0]  # (T * T, N)
-    within = (slice(reach, -reach or None),) * 2
+    height, width = (length - 2 * reach for length in source.shape)
+    every = -(-height * width // FILTER_PIXELS)  # rows
+    # (T * T, N) of some rows: their neighbours one by one, for `unfold` would copy those of all
+    columns = torch.stack(
+        [
+            source[down : down + height : every, across : across + width].flatten()
+            for down in range(TAPS)
+            for across in range(TAPS)
+        ]
+    )
+    within = (slice(reach, reach + height, every), slice(reach, reach + width))
     wanted, weight = target[within].flatten(), inside[within].flatten()
     mean = (wanted * weight).sum() / weight.sum().clamp(min=1)
     columns, wanted = columns - mean, wanted - mean
@@ -142,7 +153,10 @@ def _curves(features: Tensor, wanted: Tensor) -> Tensor:
     for _ in range(TONE_STEPS):
         weighted = features * weight
         normal = (weighted @ features.mT + bend).double()
+        before = solution
         solution = torch.linalg.solve(normal, (weighted @ (wanted - middle)).double()).float()
+        if float((solution - before).abs().max()) < TONE_SETTLED:
+            break
         left = (wanted - middle - solution @ features).abs()
         scale = float(left.median()) * 2 + 2
         weight = 1 / (1 + (left / scale).square()).square()

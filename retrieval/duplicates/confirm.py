@@ -16,13 +16,13 @@ from ..rerank.rerank import map_threads
 from .candidates import DuplicateCandidates
 from .groups import Pair
 from .patches import moves_between
-from .proof import Fits, best_of, fit_affine, whole_turns
+from .proof import COARSE, LEAST_COARSE, Fits, best_start, fit_affine, hopeful
 from .thumbnails import Thumbnails
 
 # P pairs
 
 FIRSTS_AT_ONCE = 256  # images whose neighbours' patches are in memory
-PAIRS_AT_ONCE = 32  # whose pixels are compared in one go
+PAIRS_AT_ONCE = 256  # whose pixels are compared in one go
 
 # Chosen on one half of the made copies, see tests/benchmarks/duplicates_quality.py
 LEAST_COSINE = 0.15  # of two images' global vectors, for a look at their patches
@@ -30,6 +30,9 @@ LOOK_SURPLUS = 1.0  # of agreeing patches beyond chance, from which on pixels ar
 LOOK_COSINE = 0.5  # or of the global vectors,
 LOOK_ALIKE = 0.4  # or correlation of the patterns,
 PART_ALIKE = 0.6  # or of a part of one with all of the other
+# What cosine and surplus are worth beside the correlation of pixels that are not aligned yet, see proof.HOPEFUL. Chosen
+# on the made copies; between .2 and .6 for each 1 of the cosine it turns away about as many others.
+BY_COSINE, BY_SURPLUS, MOST_SURPLUS = 0.4, 0.02, 4.0
 NEAR_CORRELATION = 0.5  # of the pixels' windows, for a copy,
 DRIFT = 0.03  # and pixels that its blocks may drift,
 DRIFT_BY_NOISE = 0.23  # more where what is no copy's fault (noise, blur) moves them, as the correlation tells,
@@ -96,27 +99,36 @@ def compare_pixels(
     first: np.ndarray,
     second: np.ndarray,
     hypotheses: np.ndarray,
+    evidence: np.ndarray,
     report: Callable[[int], None] = lambda done: None,
 ) -> PixelFits:
     """Lay images on each other and correlate them.
 
     first, second  (P,)          rows that have thumbnails
     hypotheses     (P, H, 2, 3)  how the second may lie on the first; whole on whole, turned and mirrored, is tried too
+    evidence       (P,)          what is known of each pair beforehand, see `evidence_of`
     """
-    turns, count = whole_turns(), len(first)
-    fits = PixelFits(*(np.empty((count, *shape), np.float32) for shape in ((2, 3), (), (), (2,))))
+    count = len(first)
+    fits = PixelFits(*(np.zeros((count, *shape), np.float32) for shape in ((2, 3), (), (), (2,))))
+    fits.correlation[:], fits.drift[:] = -1, np.inf
 
-    def fitted(start: int, end: int) -> Fits:
-        one, other = thumbnails.of(first[start:end].tolist()), thumbnails.of(second[start:end].tolist())
-        tried = torch.cat([torch.from_numpy(hypotheses[start:end]), turns.expand(end - start, -1, -1, -1)], 1)
-        return fit_affine(one, other, best_of(one, other, tried))
+    def fitted(start: int, end: int) -> tuple[np.ndarray, Fits]:
+        """Of those of the pairs that are worth it: their places, and how they fit."""
+        one, other = (thumbnails.squares(rows[start:end].tolist()) for rows in (first, second))
+        at = torch.arange(end - start)
+        begin, score = best_start(one(at, COARSE), other(at, COARSE), torch.from_numpy(hypotheses[start:end]))
+        known = torch.from_numpy(evidence[start:end])
+        at = at[hopeful(score, known, LEAST_COARSE)]
+        found = fit_affine(
+            lambda some, side: one(at[some], side), lambda some, side: other(at[some], side), begin[at], known[at]
+        )
+        return start + at.numpy(), found
 
     starts = list(range(0, count, PAIRS_AT_ONCE))
     for at in range(0, len(starts), threads := torch.get_num_threads()):
         some = starts[at : at + threads]
         ends = [min(start + PAIRS_AT_ONCE, count) for start in some]
-        for start, end, found in zip(some, ends, map_threads(fitted, some, ends), strict=True):
-            part = slice(start, end)
+        for part, found in map_threads(fitted, some, ends):
             fits.transform[part], fits.correlation[part] = found.transform, found.correlation
             fits.drift[part], fits.overlap[part] = found.drift, found.overlap
         report(ends[-1])
@@ -126,6 +138,11 @@ def compare_pixels(
 def worth_a_look(found: DuplicateCandidates, moves: PatchMoves, alike: np.ndarray) -> np.ndarray:
     """Which pairs may be copies; `alike` (P,) is the likeness of their patterns.  (P,) bool"""
     return (moves.surplus >= LOOK_SURPLUS) | (found.cosine >= LOOK_COSINE) | (alike >= LOOK_ALIKE)
+
+
+def evidence_of(cosine: np.ndarray, surplus: np.ndarray) -> np.ndarray:
+    """What vectors and patches say for candidates (P,), in terms of a correlation.  (P,) float32"""
+    return np.asarray(BY_COSINE * cosine + BY_SURPLUS * surplus.clip(0, MOST_SURPLUS), np.float32)
 
 
 def copies_among(first: np.ndarray, second: np.ndarray, fits: PixelFits) -> list[Pair]:

@@ -30,6 +30,7 @@ from .confirm import (
     compare_patches,
     compare_pixels,
     copies_among,
+    evidence_of,
     scenes_among,
     worth_a_look,
 )
@@ -332,6 +333,7 @@ class _Proof:
         look = worth_a_look(found, self._moves, likeness(patterns.whole, found.first, found.second))
         look |= are_among(found, within)
         self._first, self._second = found.first[look], found.second[look]
+        self._evidence = evidence_of(found.cosine[look], self._moves.surplus[look])
         in_part = whole_in_part(patterns, self._first, self._second)
         self._hypotheses = np.concatenate([self._moves.transform[look], in_part[:, None]], 1)  # (P, 3, 2, 3)
         rows = np.union1d(self._first, self._second)
@@ -342,11 +344,11 @@ class _Proof:
     def confirmed(self, scenes: bool) -> list[Pair]:
         """The candidates that are copies, the copies that those lead to, and with `scenes` the others whose patches
         agree."""
-        first, second, hypotheses = self._first, self._second, self._hypotheses
+        first, second, hypotheses, evidence = self._first, self._second, self._hypotheses, self._evidence
         early = with_keepers(first, second, self._order)
-        copies = self._copies(first[early], second[early], hypotheses[early])
+        copies = self._copies(first[early], second[early], hypotheses[early], evidence[early])
         late = ~early & ~settled(first, second, copies, self._tried)
-        copies += self._copies(first[late], second[late], hypotheses[late])
+        copies += self._copies(first[late], second[late], hypotheses[late], evidence[late])
         copies += self.further_copies(copies, self._order)
         known = {(min(pair.first, pair.second), max(pair.first, pair.second)) for pair in copies}
         others = [pair for pair in scenes_among(self._found, self._moves) if (pair.first, pair.second) not in known]
@@ -363,12 +365,15 @@ class _Proof:
             return []
         transforms = np.stack([way for *_, way in ways]).astype(np.float32)[:, None]  # (P, 1, 2, 3)
         ends = np.array([(one, other) for one, other, _ in ways])
-        return self._copies(ends[:, 0], ends[:, 1], transforms)
+        return self._copies(ends[:, 0], ends[:, 1], transforms, np.ones(len(ends), np.float32))
 
-    def _copies(self, first: np.ndarray, second: np.ndarray, hypotheses: np.ndarray) -> list[Pair]:
+    def _copies(
+        self, first: np.ndarray, second: np.ndarray, hypotheses: np.ndarray, evidence: np.ndarray
+    ) -> list[Pair]:
         has = self._thumbnails.has
         there = np.array([has(one) and has(other) for one, other in zip(first, second, strict=True)], bool)
         self._tried |= {(min(pair), max(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
-        first, second, hypotheses = first[there], second[there], hypotheses[there]
-        fits = compare_pixels(self._thumbnails, first, second, hypotheses, self._search.reporter("pixels", len(first)))
+        first, second, hypotheses, evidence = (values[there] for values in (first, second, hypotheses, evidence))
+        report = self._search.reporter("pixels", len(first))
+        fits = compare_pixels(self._thumbnails, first, second, hypotheses, evidence, report)
         return copies_among(first, second, fits)

@@ -1,16 +1,17 @@
 """Small grey squares of the images that are to be compared, each decoded once and kept on disk, not in memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from indexer.images.jobs import Changed, Decoded, Job, Outcome, Vanished
 from indexer.images.pool import DecodePool
 
 from .mapped import mapped
-from .proof import SIDE
+from .proof import COARSE, SIDE, Squares
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, ITU-R BT.601
 
@@ -25,6 +26,7 @@ class Thumbnails:
         self._side = side
         self._workers = workers
         self._pixels = mapped(np.uint8, most, side, side)
+        self._coarse = mapped(np.float32, most if side > COARSE else 0, COARSE, COARSE)  # so that none is shrunk twice
 
     def read(self, wanted: Iterable[tuple[int, str, str]]) -> Iterator[int]:
         """Decode what is not there yet; yields how many are done.
@@ -38,7 +40,10 @@ class Thumbnails:
             for done, outcome in enumerate(pool.run(Job(path) for path in todo), start=1):
                 row, id = todo[outcome.path]
                 if isinstance(outcome, Decoded) and outcome.id == id:
-                    self._pixels[len(self._at)] = (outcome.pixels @ GREY).round()
+                    pixels = (outcome.pixels @ GREY).round()
+                    self._pixels[len(self._at)] = pixels
+                    if self._side > COARSE:
+                        self._coarse[len(self._at)] = _shrunk(pixels)
                     self._at[row] = len(self._at)
                 else:
                     self.missing[row] = _why(outcome)
@@ -47,9 +52,25 @@ class Thumbnails:
     def has(self, row: int) -> bool:
         return row in self._at
 
-    def of(self, rows: Iterable[int]) -> Tensor:
+    def of(self, rows: Sequence[int]) -> Tensor:
         """(B, S, S) float32 in [0, 255]"""
         return torch.from_numpy(self._pixels[[self._at[row] for row in rows]].astype(np.float32))
+
+    def squares(self, rows: Sequence[int]) -> Squares:
+        """Those of some rows, of several sizes, for the proof in pixels."""
+        places = np.array([self._at[row] for row in rows], np.int64)
+
+        def of_side(at: Tensor, side: int) -> Tensor:
+            if side == COARSE:
+                return torch.from_numpy(self._coarse[places[at.numpy()]])
+            full = torch.from_numpy(self._pixels[places[at.numpy()]].astype(np.float32))
+            return full if side == self._side else avg_pool2d(full[:, None], self._side // side)[:, 0]
+
+        return of_side
+
+
+def _shrunk(pixels: np.ndarray) -> np.ndarray:
+    return avg_pool2d(torch.from_numpy(pixels)[None], len(pixels) // COARSE)[0].numpy()
 
 
 def _why(outcome: Outcome) -> str:

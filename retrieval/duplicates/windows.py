@@ -65,13 +65,15 @@ def blurred(plane: Tensor, sigma: float) -> Tensor:
 def _sums(images: Tensor, width: int, dim: int) -> Tensor:
     """Sums of `width` neighbours along a dimension, which gets `width` - 1 shorter."""
     length = images.shape[dim] - width + 1
-    total, start, size = torch.zeros_like(images.narrow(dim, 0, length)), 0, 1
+    total, start, size = None, 0, 1
     while size <= width:
         if width & size:
-            total += images.narrow(dim, start, length)
+            part = images.narrow(dim, start, length)
+            total = part if total is None else total + part
             start += size
         size *= 2
         if size <= width:  # sums of `size` neighbours from those of half as many
             left = images.shape[dim] - size // 2
             images = images.narrow(dim, 0, left) + images.narrow(dim, size // 2, left)
+    assert total is not None
     return total

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from torch.nn.functional import avg_pool2d
 
 from indexer.errors import SeenitError
 from indexer.images.metadata import Metadata
@@ -31,7 +32,7 @@ from retrieval.duplicates.patterns import (
     whole_in_part,
 )
 from retrieval.duplicates.present import as_json, duplicates_table, write_duplicates_page
-from retrieval.duplicates.proof import SIDE, Fits, best_of, fit_affine, whole_turns
+from retrieval.duplicates.proof import COARSE, SIDE, Fits, Squares, best_start, fit_affine, whole_turns
 from retrieval.duplicates.schedule import settled, untried_pairs, with_keepers
 from retrieval.geometry import inverse
 
@@ -60,10 +61,18 @@ def grey(image: Image.Image) -> torch.Tensor:
 # ---- pixels ----
 
 
+def squares_of(image: torch.Tensor) -> Squares:
+    """(1, SIDE, SIDE) in every size."""
+    return lambda at, side: avg_pool2d(image[at][:, None], SIDE // side)[:, 0]
+
+
 def lay(first: Image.Image, second: Image.Image, start: np.ndarray | None = None) -> Fits:
-    one, other = grey(first)[None], grey(second)[None]
-    given = whole_turns() if start is None else torch.tensor(start, dtype=torch.float32)[None]
-    return fit_affine(one, other, best_of(one, other, given[None]))
+    one, other = (squares_of(grey(image)[None]) for image in (first, second))
+    given = np.eye(3)[:2] if start is None else start
+    all_of_it = torch.arange(1)
+    coarse = one(all_of_it, COARSE), other(all_of_it, COARSE)
+    begin, _ = best_start(*coarse, torch.tensor(given, dtype=torch.float32)[None, None])
+    return fit_affine(one, other, begin, torch.ones(1))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +106,15 @@ def test_a_cut_out_is_found_from_a_rough_guess_in_both_directions() -> None:
     back = lay(part, whole, inverse(torch.tensor(rough)[None])[0].numpy())
     assert back.overlap[0].tolist() == pytest.approx([1.0, 0.36], abs=0.05)
     assert np.allclose(inverse(back.transform)[0].numpy(), truth, atol=0.03)
+
+
+def test_what_is_known_beforehand_decides_whether_a_poor_start_is_followed() -> None:
+    image = squares_of(grey(scene(3, 320, 240))[None])
+    rough = torch.tensor([[[1.0, 0.01, 0.01], [-0.01, 1.0, -0.01]]])
+    followed, given_up = (fit_affine(image, image, rough, torch.tensor([known])) for known in (1.0, -0.6))
+    assert float(followed.correlation) > 0.95 and float(followed.drift) < 0.01
+    assert np.allclose(followed.transform[0], SAME, atol=1e-3)
+    assert float(given_up.correlation) < 0.9 and float(given_up.drift) == np.inf
 
 
 def test_two_flat_images_prove_nothing() -> None:
