@@ -434,9 +434,10 @@ def test_a_repair_keeps_what_is_sound_and_a_sync_embeds_only_the_rest(
 
 
 def damage_patches_of(folder: Path, packed: bytes) -> None:
-    """Flip a bit in the patches of one record."""
-    data = bytearray((folder / DATABASE).read_bytes())
-    data[data.index(packed[-100:]) + 50] ^= 16
+    """Flip a bit in the patches of one record, and in what is left of them on pages that are free again."""
+    data, at = bytearray((folder / DATABASE).read_bytes()), -1
+    while (at := data.find(packed[-100:], at + 1)) >= 0:
+        data[at + 50] ^= 16
     (folder / DATABASE).write_bytes(data)
 
 
