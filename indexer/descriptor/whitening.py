@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 PRIOR_IMAGES = 1000  # a prior from photos weighs as much as so many images
 ORIGIN_IMAGES = 1  # without a prior, as if so many images with a vector of zeros had been indexed
 PRIOR_RANK = 192  # directions of the global covariance that a prior keeps; not tuned
-# Of what is whitened away beside a prior: how views of one photo differ, which the prior knows. Chosen on covers and
-# landmarks, re-ranked upright crops, mAP at shares of .4, .7, .85, 1: .915 .926 .926 .916 and .807 .789 .803 .798
-VIEW_SHARE = 0.85
+# Of what is whitened away beside a prior: how views of one photo differ, which the prior knows. More of it orders other
+# photos of a motif better and tells matches worse from the rest, see docs/log.md
+VIEW_SHARE = 0.4
 # Where views of the corpus itself tell: the corpus has half of its share at CORPUS_HALF images. mAP by the global
 # vectors alone at shares of the corpus of .6, .3, .1, 0. Fitted on 600 images: covers .725 - .734 .726, landmarks .663
 # .657 .620 .562, paris .519 .586 .670 .786; on 30: covers .665 - .695 .674, landmarks .548 - .559 .552, paris .729 -
