@@ -1,6 +1,8 @@
 """Core time from file to the ViT's pixels, stage by stage, and through the pool.
 
-    python tests/benchmarks/decode_speed.py [--resolution 224] [--workers 2]
+    python tests/benchmarks/decode_speed.py [--resolution 224] [--workers 2] [--formats]
+
+--formats  in place of stages: one 12-megapixel photo in each format that cameras, phones and editors write
 
 The images are made: smooth colours, detail at every scale and the noise of a sensor, so that the files have a
 camera's size. Times are medians of processor time (all threads, this process; the pool's: its processes and this one)
@@ -16,10 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
@@ -30,6 +35,18 @@ from indexer.images.metadata import content_id
 from indexer.images.pool import DecodePool
 from indexer.images.preprocess import detail_px, preprocess
 from indexer.images.worker import pack, send
+
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "JPEG": ("jpg", {"quality": 90}),
+    "progressive JPEG": ("jpg", {"quality": 90, "progressive": True}),
+    "JPEG without halved colours": ("jpg", {"quality": 90, "subsampling": 0}),
+    "HEIC": ("heic", {"quality": 70}),
+    "AVIF": ("avif", {"quality": 70}),
+    "WebP": ("webp", {"quality": 85}),
+    "lossless WebP": ("webp", {"lossless": True, "method": 0}),
+    "PNG": ("png", {"compress_level": 3}),
+    "TIFF, LZW": ("tif", {"compression": "tiff_lzw"}),
+}
 
 
 def make_photo(path: Path, width: int, height: int, seed: int, quality: int) -> None:
@@ -106,12 +123,32 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def formats_table(folder: Path, resolution: int, workers: int) -> None:
+    """One photo in each format: its size, and from file to the ViT's pixels in one process and through the pool."""
+    register_heif_opener()
+    source = folder / "photo.jpg"
+    make_photo(source, 4000, 3000, 0, 90)
+    photo = Image.open(source)
+    print("| format | MB | core-ms | images/s through the pool |\n|---|---|---|---|")
+    for name, (suffix, settings) in FORMATS.items():
+        path = folder / f"as{name.replace(' ', '_')}.{suffix}"
+        photo.save(path, **settings)
+        ms = core_ms(partial(read_image, Job(str(path)), Settings(resolution)), 5)
+        rate, _, _ = through_the_pool([path], 8, workers, resolution)
+        print(f"| {name} | {path.stat().st_size / 1e6:.1f} | {ms:.0f} | {rate:.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--images", type=int, default=4, help="images made of each size")
+    parser.add_argument("--formats", action="store_true", help="a table of formats in place of stages")
     arguments = parser.parse_args()
+    if arguments.formats:
+        with tempfile.TemporaryDirectory() as made:
+            formats_table(Path(made), arguments.resolution, arguments.workers)
+        return
     shapes = {"12 MP": (4000, 3000, 88), "8 MP": (3264, 2448, 88), "2 MP": (1920, 1080, 88), "500 px": (500, 375, 90)}
     with tempfile.TemporaryDirectory() as folder:
         for name, (width, height, quality) in shapes.items():
