@@ -6,7 +6,7 @@ where the first of them is a match: it shows that the index knows the thing, and
 Asked for others of the kind, more candidates are taken in, those nearest to the best.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,14 +19,12 @@ from indexer.store.protocol import Filter, Hit, Record
 
 from .query.query import EncodedQuery
 from .rerank.kind import kind_scores, matches_first, of_both
-from .rerank.ranking import Ranked
+from .rerank.ranking import IsMatch, Ranked
 
 MOST = 600  # candidates of one query at once; time is quadratic in them; not tuned
 SEEDS, NEAR_EACH = 10, 100  # best by kind whose nearest are taken in, and how many; chosen with `rerank.kind`
 READ_AT_ONCE = 6400  # records, some 8 kB each, that are in memory for several queries; not tuned
 OWN_COSINE = 0.95  # from which a match is the query's own image, which says nothing of the others; not tuned
-
-IsMatch = Callable[[Ranked, int], bool]  # of candidates and the number of one
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,7 +93,7 @@ class Embedder:
                         tokens[at],
                         features[0].grid,
                         kind_vector=None if kinds is None else kinds[at],
-                        colours=mean_colours(seen[n], self.backbone.patch_size),
+                        colours=mean_colours(seen[n], self.backbone.patch_size) if self.config.colour_bits else None,
                     )
                     for at, n in enumerate(batch)
                 }

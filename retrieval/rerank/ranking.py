@@ -3,7 +3,7 @@
 It knows no index: whoever calls it has read the candidates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,9 @@ class Ranked:
             return None
         comparison, row = self.compared[n]
         return comparison.match(row)
+
+
+IsMatch = Callable[[Ranked, int], bool]  # whether the hit of this number is a match
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,7 @@ little like it, and would stand before right answers that are weak themselves. S
 only where that makes it a match; all others keep their scores and their order.
 """
 
-from collections.abc import Callable
-
-from .ranking import Ranked
-
-IsMatch = Callable[[Ranked, int], bool]  # of candidates and the number of one
+from .ranking import IsMatch, Ranked
 
 
 def take_proven(upright: Ranked, turned: Ranked, is_match: IsMatch) -> Ranked:
