@@ -177,7 +177,8 @@ def embed(
         typer.Option(metavar="FILE", help="Plain features: .npy, with the paths in FILE.txt, or .parquet."),
     ] = None,
     shards: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="What an index holds, as Parquet shards, for copy and curate.")
+        str | None,
+        typer.Option(metavar="DIR", help="What an index holds, as Parquet shards, for copy and curate; or s3://..."),
     ] = None,
     patches: Annotated[
         bool, typer.Option("--patches/--no-patches", help="With --shards: keep patches, which an index needs.")
@@ -245,7 +246,7 @@ def embed(
 
 
 def _embed_into_shards(
-    sources: Sequence[str], folder: Path, patches: bool, options: SyncOptions, backbone: str, precision: str
+    sources: Sequence[str], place: str, patches: bool, options: SyncOptions, backbone: str, precision: str
 ) -> None:
     from .backbone.load_once import LoadOnce
     from .vector_shards import embed_into_shards
@@ -254,7 +255,7 @@ def _embed_into_shards(
     with stop_on_interrupt(signal.SIGTERM) as stop:
         summary = embed_into_shards(
             sources,
-            folder,
+            place,
             patches=patches,
             options=options,
             backbone=once,
@@ -268,7 +269,7 @@ def _embed_into_shards(
         say(f"skipped {count:,}: {reason}")
     for note in summary.notes:
         say(note)
-    print(f"{plural(summary.images, 'image')}, {summary.embedded:,} embedded now: {quoted(str(folder))}")
+    print(f"{plural(summary.images, 'image')}, {summary.embedded:,} embedded now: {quoted(place)}")
     if summary.interrupted:
         say("stopped early: what was done is saved; run the same command again to go on")
         sys.exit(130)

@@ -24,7 +24,7 @@ from indexer.index.index import Index
 from indexer.store import shard_file, shard_store
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Record, Schema, StoredFile
-from indexer.store.shard_store import ShardStore, make_shard_folder
+from indexer.store.shard_store import ShardStore, make_shard_place
 from indexer.store.sqlite_check import check_index, repair_index
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -140,7 +140,7 @@ def test_a_killed_run_loses_what_was_not_written_and_goes_on(tmp_path: Path, tin
 
 
 def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
-    make_shard_folder(tmp_path)
+    make_shard_place(tmp_path)
     store = open_store(tmp_path, write=True)
     assert isinstance(store, ShardStore) and store.schema() is None
     store.ensure(Schema(DIM))
@@ -173,7 +173,7 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_a_record_that_is_written_again_counts_once_also_after_a_kill(tmp_path: Path) -> None:
-    make_shard_folder(tmp_path)
+    make_shard_place(tmp_path)
     store = ShardStore.open(tmp_path, write=True)
     store.ensure(Schema(DIM))
     store.upsert(RECORDS[:4])
@@ -212,7 +212,7 @@ def test_nothing_of_others_is_written_over(tmp_path: Path, tiny_backbone: Path) 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "text.txt").write_text("mine")
     with pytest.raises(SeenitError, match="holds other files"):
-        make_shard_folder(tmp_path / "mine")
+        make_shard_place(tmp_path / "mine")
     with pytest.raises(SeenitError):
         embed_into_shards(tmp_path / "nothing", tmp_path / "shards", backbone=str(tiny_backbone))
     assert not (tmp_path / "shards").exists()
@@ -372,7 +372,7 @@ def test_the_commands(photos: Path, tmp_path: Path, tiny_backbone: Path) -> None
 
 def test_shards_are_checked_one_by_one(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
-    make_shard_folder(folder)
+    make_shard_place(folder)
     with closing(ShardStore.open(folder, write=True)) as store:
         store.ensure(Schema(DIM))
         for record in RECORDS[:3]:
