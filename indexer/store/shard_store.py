@@ -10,14 +10,18 @@ it need; it is not searched, and knows no filters. What is surprising: a shard i
 that is killed loses what it had not written yet, a shard at most. The next run finds that it is missing. A record that
 is written anew goes into a new shard; of rows with the same id that in the later shard counts, and `close` rewrites the
 shards in which a row no longer does. A place is listed once, when it is opened.
+
+The actors of a cluster write shards of their own, by numbers that the writer gives them (`give_number`). These are
+noted in `shards.json` first: an actor that outlives its killed driver for a moment overwrites nothing of the next one.
 """
 
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -34,6 +38,7 @@ from .shard_file import MAX_DIM, arrow, read_ids, read_listed, read_records, wri
 from .shard_place import PlacedFile, PlaceLock, ShardPlace, place_at
 
 FORMAT = 1
+GIVEN_AT_ONCE = 1000  # numbers that are noted together
 SHARD_RECORDS = 2048  # some 9 MB with patches of the usual size; so much is lost at most. Not tuned
 MAX_BLOB = 1 << 30
 _BLOBS = "blobs"
@@ -41,6 +46,7 @@ _SHARD = re.compile(r"(\d{6}|[1-9]\d{6,8})\.parquet")
 _BLOB_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9]+)+")
 _OURS = {MARKER, _BLOBS, "lock", "lock.json"}
 _MAX_MARKER = 10_000  # bytes
+MAX_NUMBER = 999_999_999
 _STEP = "make an index of them with: seenit copy {} INDEX"
 
 
@@ -52,14 +58,14 @@ def make_shard_place(location: str | Path, *, patches: bool = True) -> None:
     arrow()
     place = place_at(location)
     if place.is_there(MARKER):
-        if _read_marker(place)[1] != patches:
+        if _read_marker(place).patches != patches:
             kept = "without" if patches else "with"
             raise SeenitError(f"the shards in {_named(place)} were made {kept} patches; name another one with --shards")
         return
     place.make()
     if any(name not in _OURS and not name.endswith(".part") for name in place.sizes()):
         raise SeenitError(f"{_named(place)} holds other files; name a new or empty one with --shards")
-    _write_marker(place, None, patches)
+    _write_marker(place, Marker(None, patches))
 
 
 def are_shards(location: str | Path) -> bool:
@@ -79,8 +85,7 @@ def shard_at(place: ShardPlace, number: int) -> PlacedFile:
 
 def shard_schema(place: ShardPlace) -> Schema | None:
     """What vectors the shards of a place hold; None before the first one. UnusableError where its marker is none."""
-    dim, _ = _read_marker(place)
-    return None if dim is None else Schema(dim)
+    return _read_marker(place).schema
 
 
 def remove_empty(location: str | Path) -> None:
@@ -97,14 +102,15 @@ class ShardStore:
     def __init__(self, place: ShardPlace, lock: PlaceLock | None) -> None:
         self.location = place.location
         self._place, self._lock = place, lock
-        dim, self.has_patches = _read_marker(place)
-        self._schema = None if dim is None else Schema(dim)
+        marker = _read_marker(place)
+        self._schema, self.has_patches, self._noted = marker.schema, marker.patches, marker.next
         self._sizes = shard_numbers(place)  # bytes by number
         self._waiting: dict[str, Record] = {}  # to be written
         self._shard_of: dict[str, int] = {}  # of each id that was written, the shard whose row counts
         self._outdated = set[int]()  # shards with rows that no longer count
         self._revision: object = None
-        self._read_ids(self._sizes)
+        self._read_ids()
+        self._next = max(max(self._sizes, default=-1) + 1, self._noted)  # number of a shard
 
     @classmethod
     def open(cls, location: str | Path, *, write: bool = False, wait_s: float = 10.0) -> "ShardStore":
@@ -159,8 +165,9 @@ class ShardStore:
 
     def ensure(self, schema: Schema) -> None:
         if self._schema is None:
-            _write_marker(self._place, schema.global_dim, self.has_patches)
+            self._writer().check()
             self._schema = schema
+            self._note()
         elif self._schema != schema:
             raise StoreError(
                 f"the shards in {_named(self._place)} hold vectors of {self._schema}, not of {schema}; name another one"
@@ -242,10 +249,51 @@ class ShardStore:
         self._flush()
 
     def size(self) -> StoreSize:
-        shards = sum(self._sizes.values())
+        shards = sum(shard_numbers(self._place).values())
         return StoreSize({"shards": shards} if shards else {})
 
+    # What the actors of a cluster write
+
+    def give_number(self) -> int:
+        """A number for a shard that somebody else writes; nobody is given it again, also after a kill."""
+        if self._next >= self._noted:
+            self._writer().check()
+            self._noted = self._next + GIVEN_AT_ONCE
+            self._note()
+        self._next += 1
+        return self._next - 1
+
+    def took(self, number: int, ids: Iterable[str]) -> None:
+        """Somebody else wrote records with these ids into a shard; in the place of others with the same ids."""
+        self._sizes.setdefault(number, 0)
+        for id in ids:
+            self._counts_in(id, number)
+        self._revision = secrets.token_hex(8)
+
+    def moved(self, numbers: Iterable[int], into: int) -> None:
+        """Somebody else wrote all records of shards into another one, and deleted these."""
+        gone = set(numbers)
+        self._shard_of.update({id: into for id, number in self._shard_of.items() if number in gone})
+        for number in gone:
+            del self._sizes[number]
+        self._sizes.setdefault(into, 0)
+
+    def small_shards(self) -> dict[int, int]:
+        """Shards that are less than half full and of which each row counts: how many rows they have, by number."""
+        rows = Counter(self._shard_of.values())
+        return {n: count for n, count in rows.items() if count < SHARD_RECORDS // 2 and n not in self._outdated}
+
     # Within
+
+    def _note(self) -> None:
+        dim = None if self._schema is None else self._schema.global_dim
+        _write_marker(self._place, Marker(dim, self.has_patches, self._noted))
+
+    def _counts_in(self, id: str, number: int) -> None:
+        """The row of an id that counts is that of this shard from now on."""
+        if (before := self._shard_of.get(id)) not in (None, number):
+            self._outdated.add(before)
+        self._shard_of[id] = number
 
     def _condition(self, where: Filter) -> Callable[[Record], bool]:
         if where != Filter(not_whitening_id=where.not_whitening_id):
@@ -266,14 +314,12 @@ class ShardStore:
     def _flush(self) -> None:
         """Write what waits as new shards."""
         while self._waiting:
-            number = max(self._sizes, default=-1) + 1
             some = dict(islice(self._waiting.items(), SHARD_RECORDS))
-            self._write(number, list(some.values()))
+            self._write(self._next, list(some.values()))
             for id in some:
-                if (before := self._shard_of.get(id)) is not None:
-                    self._outdated.add(before)
-                self._shard_of[id] = number
+                self._counts_in(id, self._next)
                 del self._waiting[id]
+            self._next += 1
 
     def _drop_outdated(self) -> None:
         for number in sorted(self._outdated):
@@ -302,12 +348,10 @@ class ShardStore:
             self._place.delete(self._at(number).name)
             del self._sizes[number]
 
-    def _read_ids(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
+    def _read_ids(self) -> None:
+        for number in self._sizes:
             for id in read_ids(self._at(number), self._dims()):
-                if (before := self._shard_of.get(id)) is not None:
-                    self._outdated.add(before)
-                self._shard_of[id] = number
+                self._counts_in(id, number)
 
     def _dims(self) -> Schema:
         if self._schema is None:
@@ -331,15 +375,34 @@ def _named(place: ShardPlace) -> str:
     return printable(place.location)
 
 
-def _read_marker(place: ShardPlace) -> tuple[int | None, bool]:
-    """The vectors' length, None before the first record, and whether patches are kept."""
+@dataclass(frozen=True)
+class Marker:
+    """What shards are.
+
+    dim      length of the vectors; None before the first record
+    patches  whether they are kept
+    next     from which number on none was given to an actor of a cluster
+    """
+
+    dim: int | None
+    patches: bool
+    next: int = 0
+
+    @property
+    def schema(self) -> Schema | None:
+        return None if self.dim is None else Schema(self.dim)
+
+
+def _read_marker(place: ShardPlace) -> Marker:
     path = PlacedFile(place, MARKER)
     try:
         data = place.read(MARKER, _MAX_MARKER)
         values = json.loads(data or b"")
-        format, dim, patches = values["format"], values["dim"], values["patches"]
-        if type(format) is not int or type(patches) is not bool:
+        format, dim, patches, number = values["format"], values["dim"], values["patches"], values.get("next", 0)
+        if type(format) is not int or type(patches) is not bool or type(number) is not int:
             raise ValueError("other types")
+        if not 0 <= number <= MAX_NUMBER - GIVEN_AT_ONCE:
+            raise ValueError("no number of a shard")
         if dim is not None and not (type(dim) is int and 0 < dim <= MAX_DIM):
             raise ValueError("no length of vectors")
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -348,8 +411,9 @@ def _read_marker(place: ShardPlace) -> tuple[int | None, bool]:
         raise UnusableError(
             f"the shards in {_named(place)} have format {format}, this seenit reads {FORMAT}; update seenit"
         )
-    return dim, patches
+    return Marker(dim, patches, number)
 
 
-def _write_marker(place: ShardPlace, dim: int | None, patches: bool) -> None:
-    place.put(MARKER, json.dumps({"format": FORMAT, "dim": dim, "patches": patches}).encode())
+def _write_marker(place: ShardPlace, marker: Marker) -> None:
+    values = {"format": FORMAT, "dim": marker.dim, "patches": marker.patches}
+    place.put(MARKER, json.dumps(values | ({"next": marker.next} if marker.next else {})).encode())
