@@ -5,8 +5,8 @@
 The server is the tests' peer in a process of its own: Qdrant's engine behind a small server in Python. What it takes
 for JSON and for its own language is in the figures; a real server takes less. So they bound what the client and the
 number of its requests cost, and do not tell how quick Qdrant is. Each figure is of --rounds calls with candidates of
-their own, after ten that are not counted: p50 / p95 by the clock, and in brackets the milliseconds of the processor that
-a call takes of this process and of the server's. Recall is held against comparing with every record.
+their own, after ten that are not counted: p50 / p95 by the clock, and in brackets the milliseconds of the processor
+that a call takes of this process and of the server's. Recall is held against comparing with every record.
 """
 
 import argparse

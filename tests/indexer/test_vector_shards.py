@@ -356,7 +356,19 @@ def test_the_commands(photos: Path, tmp_path: Path, tiny_backbone: Path) -> None
     done = call("embed", photos, "--shards", tmp_path / "shards", *usual)
     assert done.exit_code == 0 and "8 images, 8 embedded now" in done.output
     assert call("embed", photos, *usual).exit_code == 2
-    assert call("embed", photos, "--out", tmp_path / "x.npy", "--tokens", "full", *usual).exit_code == 2
+    for only in (
+        "--tokens=full",
+        "--ray=local",
+        "--actors=1",
+        "--gpus-per-actor=.5",
+        "--allow-private",
+        "--no-patches",
+    ):
+        refused = call("embed", photos, "--out", tmp_path / "x.npy", only, *usual)
+        assert refused.exit_code == 2 and f"{only.split('=')[0]} goes with --shards" in refused.output, only
+    for target in (("--out", tmp_path / "x.npy"), ("--shards", tmp_path / "other")):
+        refused = call("embed", photos, *target, "--resolution", 5)
+        assert refused.exit_code == 1 and "a resolution of 5 pixels makes no sense" in str(refused.exception)
     assert "copied 8 images" in call("copy", tmp_path / "shards", tmp_path / "index").output
     assert call("info", "--index", tmp_path / "shards").exit_code == 0
     (tmp_path / "link").symlink_to(tmp_path / "index")
@@ -365,6 +377,28 @@ def test_the_commands(photos: Path, tmp_path: Path, tiny_backbone: Path) -> None
             copy_index(tmp_path / "index", twin)
     with pytest.raises(SeenitError, match="are the same index"):
         copy_index("http://Host:6333/photos?shards=2", "http://host/photos/")
+
+
+def test_embed_and_index_share_their_options() -> None:
+    from typer.main import get_command
+
+    def options_of(name: str) -> dict[str, Any]:
+        command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+        return {option: one for one in command.params for option in one.opts if option.startswith("--")}
+
+    index, embed = options_of("index"), options_of("embed")
+    shared = index.keys() & embed.keys() - {"--backbone", "--help"}
+    assert shared >= {
+        "--tokens",
+        "--ray",
+        "--actors",
+        "--path-column",
+        "--key-column",
+        "--allow-private",
+        "--resolution",
+    }
+    for name in shared:
+        assert (index[name].help, index[name].default) == (embed[name].help, embed[name].default), name
 
 
 # ---- where an index is needed ----
