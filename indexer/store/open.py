@@ -14,9 +14,10 @@ def is_made(location: str | Path) -> bool:
     if is_url(location):
         return True
     if is_address(location):
+        from .shard_place import takes_shards
         from .shard_store import are_shards
 
-        return are_shards(location)
+        return takes_shards(location) and are_shards(location)
     return is_index_folder(location) or is_shard_folder(location)
 
 

@@ -19,7 +19,9 @@ from ..errors import SeenitError, StoreError, UnusableError, os_reason
 from ..printable import printable
 from ..sources.place import is_address
 from .lock import take_lock
-from .protocol import is_url
+
+# Kinds of addresses whose stores put objects whole; memory: fsspec's own, of one process
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 
 
 class PlaceLock(Protocol):
@@ -74,11 +76,16 @@ class PlacedFile:
         return f"{self.place.location.rstrip('/')}/{self.name}"
 
 
+def takes_shards(location: str | Path) -> bool:
+    """Whether a path or an address is of a kind that holds shards: file servers put no file whole or not at all."""
+    return not is_address(location) or str(location).partition("://")[0].lower() in STORES
+
+
 def place_at(location: str | Path) -> ShardPlace:
-    """The place that a path or an address means; SeenitError for an address that takes no files."""
+    """The place that a path or an address means; SeenitError for an address that takes no shards."""
     if not is_address(location):
         return FolderPlace(Path(location))
-    if is_url(location) or str(location).startswith("file:"):
+    if not takes_shards(location):
         raise SeenitError(f"{printable(str(location))} takes no shards; name a folder, or an address such as s3://...")
     from .remote_place import RemotePlace
 
