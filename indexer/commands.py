@@ -6,19 +6,27 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .errors import WAIT_S
 from .printable import megabytes, plural, printable, quoted
 from .sync.options import SyncOptions
 from .terminal import (
+    ActorsOption,
+    AllowPrivateOption,
     BackboneOption,
+    GpusPerActorOption,
     IndexOption,
     JsonOption,
+    KeyColumnOption,
+    PathColumnOption,
     PrecisionOption,
+    RayOption,
+    ResolutionOption,
+    TokensOption,
     WaitOption,
+    WorkersOption,
     say,
     say_details,
     shows_progress,
@@ -177,38 +185,31 @@ def embed(
         typer.Option(metavar="FILE", help="Plain features: .npy, with the paths in FILE.txt, or .parquet."),
     ] = None,
     shards: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="What an index holds, as Parquet shards, for copy and curate.")
+        str | None,
+        typer.Option(metavar="DIR", help="What an index holds, as Parquet shards, for copy and curate; or s3://..."),
     ] = None,
     patches: Annotated[
         bool, typer.Option("--patches/--no-patches", help="With --shards: keep patches, which an index needs.")
     ] = True,
     backbone: BackboneOption = "auto",
     precision: PrecisionOption = "auto",
-    resolution: Annotated[
-        int | None, typer.Option(min=56, max=1036, metavar="PX", help="Images are seen at PX x PX. [224]")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes. [one per core]")] = None,
-    tokens: Annotated[
-        Literal["compact", "balanced", "full"] | None,
-        typer.Option(help="With --shards: patches kept of each image, as for an index. [balanced]"),
-    ] = None,
-    path_column: Annotated[str, typer.Option(metavar="NAME", help="Of a table, as for seenit index.")] = "",
-    key_column: Annotated[str, typer.Option(metavar="NAME", help="Of a table, as for seenit index.")] = "",
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="With --shards: on a Ray cluster, as for seenit index.")
-    ] = None,
-    actors: Annotated[int | None, typer.Option(min=1, help="On a cluster: processes that embed.")] = None,
-    gpus_per_actor: Annotated[float, typer.Option(min=0, metavar="N", help="On a cluster: GPUs of each.")] = 0.0,
-    allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="Fetch also from addresses of this machine and its network.")
-    ] = False,
-    wait: WaitOption = WAIT_S,
+    resolution: ResolutionOption = SyncOptions.resolution,
+    workers: WorkersOption = SyncOptions.workers,
+    tokens: TokensOption = SyncOptions.tokens,
+    path_column: PathColumnOption = SyncOptions.path_column,
+    key_column: KeyColumnOption = SyncOptions.key_column,
+    ray: RayOption = SyncOptions.ray,
+    actors: ActorsOption = SyncOptions.actors,
+    gpus_per_actor: GpusPerActorOption = SyncOptions.gpus_per_actor,
+    allow_private: AllowPrivateOption = SyncOptions.allow_private,
+    wait: WaitOption = SyncOptions.wait_s,
 ) -> None:
     """Write features of images; no index is made.
 
     --out: the backbone's last CLS, L2-normalised, of folders. Nothing is overwritten.
 
-    --shards: the vectors and patches of an index; run again, it embeds what is new. Then: seenit copy DIR INDEX.
+    --shards: the vectors and patches of an index; run again, it embeds what is new. Then: seenit copy DIR INDEX. What
+    concerns patches, tables, addresses and clusters goes with it alone.
     """
     if (out is None) == (shards is None):
         raise typer.BadParameter("give one of --out and --shards", param_hint="--out")
@@ -227,7 +228,15 @@ def embed(
         )
         _embed_into_shards(sources, shards, patches, options, backbone, precision)
         return
-    asked = {"--tokens": tokens, "--path-column": path_column, "--key-column": key_column, "--ray": ray}
+    asked = {
+        "--tokens": tokens,
+        "--path-column": path_column,
+        "--key-column": key_column,
+        "--ray": ray,
+        "--actors": actors,
+        "--gpus-per-actor": gpus_per_actor,
+        "--allow-private": allow_private,
+    }
     if only := [name for name, value in asked.items() if value] + ["--no-patches"] * (not patches):
         raise typer.BadParameter(f"{only[0]} goes with --shards", param_hint=only[0])
     assert out is not None
@@ -245,7 +254,7 @@ def embed(
 
 
 def _embed_into_shards(
-    sources: Sequence[str], folder: Path, patches: bool, options: SyncOptions, backbone: str, precision: str
+    sources: Sequence[str], place: str, patches: bool, options: SyncOptions, backbone: str, precision: str
 ) -> None:
     from .backbone.load_once import LoadOnce
     from .vector_shards import embed_into_shards
@@ -254,7 +263,7 @@ def _embed_into_shards(
     with stop_on_interrupt(signal.SIGTERM) as stop:
         summary = embed_into_shards(
             sources,
-            folder,
+            place,
             patches=patches,
             options=options,
             backbone=once,
@@ -268,7 +277,7 @@ def _embed_into_shards(
         say(f"skipped {count:,}: {reason}")
     for note in summary.notes:
         say(note)
-    print(f"{plural(summary.images, 'image')}, {summary.embedded:,} embedded now: {quoted(str(folder))}")
+    print(f"{plural(summary.images, 'image')}, {summary.embedded:,} embedded now: {quoted(place)}")
     if summary.interrupted:
         say("stopped early: what was done is saved; run the same command again to go on")
         sys.exit(130)

@@ -21,6 +21,7 @@ from .images.jobs import Decoded, Job, NotAnImage
 from .images.pool import DecodePool
 from .messages import Say, say_nothing
 from .progress_bar import progress_bar
+from .sync.options import check_resolution
 
 if TYPE_CHECKING:
     from .backbone.backbone import Backbone
@@ -54,12 +55,13 @@ def embed_folder(
     """The last CLS of every image below folders, seen at about resolution x resolution pixels in its own aspect.
 
     backbone  a loaded one, or one that is loaded, and fetched if need be, once there are files to embed
-    SeenitError where a folder is not there or holds no image that can be read.
+    SeenitError where a folder is not there or holds no image that can be read, or a resolution makes no sense.
 
     >>> found = embed_folder("photos", "auto")
     >>> len(found.paths) == len(found.features)
     True
     """
+    check_resolution(resolution)
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     files = [found.path for found in find_files(folders) if isinstance(found, FoundFile)]
     if not files:

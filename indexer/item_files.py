@@ -15,6 +15,7 @@ import platformdirs
 
 from .atomic_file import atomic_file
 from .errors import SeenitError
+from .sources.place import is_address
 from .store.index_folder import ITEMS
 from .store.protocol import is_url
 from .store.sqlite_schema import DATABASE_NAME
@@ -24,10 +25,13 @@ ADDRESS_NAME = "index.address"  # beside the added images of an index on a serve
 
 
 def items_folder(index: str | Path, *, make: bool = False) -> Path | None:
-    """The folder of an index's added images; None where there is none yet for an index on a server.
+    """The folder of an index's added images; None for shards in an object store, and where there is none yet for an
+    index on a server.
 
     make  it and what is above it; OSError where that cannot be
     """
+    if is_address(index) and not is_url(index):
+        return None
     if not is_url(index):
         folder = Path(index) / ITEMS
     else:

@@ -40,6 +40,62 @@ PrecisionOption = Annotated[
 ]
 
 
+# What `seenit index` and `seenit embed` share, and some of it other commands
+ResolutionOption = Annotated[
+    int | None,
+    typer.Option("--resolution", metavar="PX", help="Images are seen at about PX x PX pixels. [224]"),
+]
+
+
+TokensOption = Annotated[
+    Literal["compact", "balanced", "full"] | None,
+    typer.Option("--tokens", help="Patches kept of each image, for reranking: 1, 3 or 49 kB. [balanced]"),
+]
+
+
+WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Decoding processes. [one per core]")]
+
+
+PathColumnOption = Annotated[
+    str,
+    typer.Option(
+        "--path-column", metavar="NAME", help="Of a table: the column of paths or addresses. [path, url, ...]"
+    ),
+]
+
+
+KeyColumnOption = Annotated[
+    str,
+    typer.Option(
+        "--key-column", metavar="NAME", help="Of a table: the column of each image's own key. [key, or the path]"
+    ),
+]
+
+
+RayOption = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Decode and embed on a Ray cluster: its address, auto, or local."),
+]
+
+
+ActorsOption = Annotated[
+    int | None, typer.Option("--actors", min=1, help="On a cluster: processes that embed. [by its GPUs or cores]")
+]
+
+
+GpusPerActorOption = Annotated[
+    float,
+    typer.Option(
+        "--gpus-per-actor", min=0, metavar="N", help="On a cluster: GPUs of each of them, or the share of one."
+    ),
+]
+
+
+AllowPrivateOption = Annotated[
+    bool, typer.Option("--allow-private", help="Fetch also from addresses of this machine and its network.")
+]
+
+
 _verbosity = 0  # -1: results and errors only; 0: also notes; 1: also details
 
 

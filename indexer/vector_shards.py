@@ -5,13 +5,13 @@ is the index that `seenit index` makes: the same ids, statistics and vectors.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import SeenitError
 from .messages import Say, say_nothing
-from .store.index_folder import is_shard_folder
-from .store.shard_store import make_shard_folder, remove_empty
+from .store.shard_store import are_shards, make_shard_place, remove_empty
 from .sync.options import SyncOptions
 from .sync.progress import Progress
 from .sync.summary import Summary
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def embed_into_shards(
     sources: str | Path | Sequence[str | Path],
-    folder: str | Path,
+    place: str | Path,
     *,
     patches: bool = True,
     options: SyncOptions = SyncOptions(),
@@ -35,7 +35,8 @@ def embed_into_shards(
 ) -> Summary:
     """Bring shards of vectors in line with sources; what they hold of other sources stays.
 
-    folder   new, empty, or one that this made; see `store.shard_store` for what lies in it
+    place    a folder, or an address of an object store (`s3://bucket/vectors`): new, empty, or one that this made; see
+             `store.shard_store` for what lies in it
     patches  False: vectors and metadata alone, for curation; no index can be made of them
     For the others see `sync_folder`. A process that is killed loses one shard at most, which the next call embeds.
 
@@ -45,12 +46,12 @@ def embed_into_shards(
     >>> copy_index("vectors", "index")
     10
     """
-    folder = Path(folder)
-    is_new = not is_shard_folder(folder)
-    make_shard_folder(folder, patches=patches)
+    is_new = not are_shards(place)
+    make_shard_place(place, patches=patches)
     try:
-        return sync_folder(sources, folder, options=options, backbone=backbone, progress=progress, stop=stop, say=say)
+        return sync_folder(sources, place, options=options, backbone=backbone, progress=progress, stop=stop, say=say)
     except SeenitError:
         if is_new:
-            remove_empty(folder)
+            with suppress(SeenitError):  # what went wrong before is what is told
+                remove_empty(place)
         raise

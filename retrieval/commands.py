@@ -13,11 +13,20 @@ import typer
 from indexer.printable import pasted, plural, printable, quoted
 from indexer.sync.options import SyncOptions
 from indexer.terminal import (
+    ActorsOption,
+    AllowPrivateOption,
     BackboneOption,
+    GpusPerActorOption,
     IndexOption,
     JsonOption,
+    KeyColumnOption,
+    PathColumnOption,
     PrecisionOption,
+    RayOption,
+    ResolutionOption,
+    TokensOption,
     WaitOption,
+    WorkersOption,
     parse_attributes,
     parse_moment,
     parse_numbers,
@@ -55,16 +64,9 @@ def index(
         typer.Option(metavar="NAME|PATH", help="The network for a new index; see: seenit backbone list. [auto]"),
     ] = None,
     precision: PrecisionOption = "auto",
-    resolution: Annotated[
-        int | None, typer.Option(metavar="PX", help="Images are seen at about PX x PX pixels. [224]")
-    ] = SyncOptions.resolution,
-    tokens: Annotated[
-        Literal["compact", "balanced", "full"] | None,
-        typer.Option(help="Patches kept of each image, for reranking: 1, 3 or 49 kB. [balanced]"),
-    ] = SyncOptions.tokens,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Decoding processes. [one per core]")
-    ] = SyncOptions.workers,
+    resolution: ResolutionOption = SyncOptions.resolution,
+    tokens: TokensOption = SyncOptions.tokens,
+    workers: WorkersOption = SyncOptions.workers,
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on keeping the index in line until Ctrl-C or SIGTERM.")
     ] = False,
@@ -88,25 +90,12 @@ def index(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read files again whose size and time are unchanged.")
     ] = SyncOptions.verify,
-    path_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Of a table: the column of paths or addresses. [path, url, ...]")
-    ] = SyncOptions.path_column,
-    key_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Of a table: the column of each image's own key. [key, or the path]")
-    ] = SyncOptions.key_column,
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Decode and embed on a Ray cluster: its address, auto, or local."),
-    ] = SyncOptions.ray,
-    actors: Annotated[
-        int | None, typer.Option(min=1, help="On a cluster: processes that embed. [by its GPUs or cores]")
-    ] = SyncOptions.actors,
-    gpus_per_actor: Annotated[
-        float, typer.Option(min=0, metavar="N", help="On a cluster: GPUs of each of them, or the share of one.")
-    ] = SyncOptions.gpus_per_actor,
-    allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="Fetch also from addresses of this machine and its network.")
-    ] = SyncOptions.allow_private,
+    path_column: PathColumnOption = SyncOptions.path_column,
+    key_column: KeyColumnOption = SyncOptions.key_column,
+    ray: RayOption = SyncOptions.ray,
+    actors: ActorsOption = SyncOptions.actors,
+    gpus_per_actor: GpusPerActorOption = SyncOptions.gpus_per_actor,
+    allow_private: AllowPrivateOption = SyncOptions.allow_private,
     wait: WaitOption = SyncOptions.wait_s,
     as_json: JsonOption = False,
 ) -> None:
@@ -256,9 +245,7 @@ def search(
     ] = 0.0,
     group: Annotated[bool, typer.Option("--group", help="Hide near-copies of a better result.")] = False,
     precision: PrecisionOption = "auto",
-    allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="Fetch also from addresses of this machine and its network.")
-    ] = False,
+    allow_private: AllowPrivateOption = False,
     as_json: JsonOption = False,
     paths_only: Annotated[bool, typer.Option("--paths-only", help="Print a path a line, and nothing else.")] = False,
     null: Annotated[bool, typer.Option("--null", "-0", help="The same, each path ended by a NUL byte.")] = False,

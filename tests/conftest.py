@@ -5,7 +5,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -183,3 +184,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n in range(10):
         draw_photo(folder / f"{n}.jpg", n)
     return folder
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A bucket `photos` in a server of S3 on this machine, and a client of it."""
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
+    server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer(port=0)
+    import boto3
+
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="photos")
+    yield client
+    s3fs.S3FileSystem.clear_instance_cache()  # its clients know this server
+    urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()  # what it holds is the process's, not its own
+    server.stop()

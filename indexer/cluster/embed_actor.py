@@ -1,7 +1,10 @@
-"""Embedding in an actor of a cluster: the backbone is loaded once, and records go straight to a server's collection."""
+"""Embedding in an actor of a cluster: the backbone is loaded once, and records go straight to a server's collection, or
+to shards of vectors.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,9 +14,10 @@ from ..descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening, 
 from ..errors import SeenitError
 from ..images.batches import of_one_shape
 from ..images.jobs import Decoded
-from ..index.records import make_records, with_what_was_said
+from ..index.records import Said, make_records, with_what_was_said
 from ..store.open import open_store
 from ..store.protocol import Record, Schema, Store, StoredFile
+from .shard_parts import ShardTarget
 
 BATCH = 8  # as on one machine; a GPU is given more
 GPU_BATCH = 64  # not tuned: no GPU was at hand
@@ -27,6 +31,7 @@ class ActorSpec:
     settings                 of the descriptor
     store                    a server's collection that the actor writes to; None: the driver writes
     precision                of the backbone, a `dtype` of `Backbone.load`
+    shards                   where the actor writes shards; None: it writes none
     """
 
     backbone: str
@@ -35,6 +40,7 @@ class ActorSpec:
     settings: Mapping[str, object]
     store: str | None
     precision: str = "auto"
+    shards: ShardTarget | None = None
 
 
 class EmbedActor:
@@ -52,6 +58,7 @@ class EmbedActor:
         self._batch = GPU_BATCH if backbone.device.type == "cuda" else BATCH
         self._whitening: tuple[bytes, Whitening] | None = None
         self._store: Store | None = None
+        self._place = None if spec.shards is None else spec.shards.place()
 
     def pooled(self, pixels: Sequence[np.ndarray]) -> PooledFeatures:
         """What statistics are fitted on, of images of one shape."""
@@ -63,11 +70,15 @@ class EmbedActor:
         images: Sequence[Decoded],
         files: Mapping[str, tuple[StoredFile, ...]],
         pixels: Mapping[str, np.ndarray],
+        number: int = 0,
+        said: Mapping[str, Said] = MappingProxyType({}),
     ) -> list[Record]:
         """Records of images, written where the actor writes, which then come back without vector and patches.
 
         files   by content id, as the records are to have them
         pixels  by path
+        number  of the shard that an actor of a cluster with shards writes
+        said    by content id, what users said of images that are embedded again, for shards; a server is asked
         """
         if self._whitening is None or self._whitening[0] != whitening:
             self._whitening = (whitening, load_whitening(whitening))
@@ -79,6 +90,10 @@ class EmbedActor:
                 batch, self._embedder.pooled([image.pixels for image in batch]), fitted, files.__getitem__
             )
         ]
+        if self._spec.shards is not None and self._place is not None:
+            records = [record if record.id not in said else said[record.id].put_on(record) for record in records]
+            self._spec.shards.write(self._place, number, records, fitted.global_dim)
+            return [replace(record, global_vector=None, patches=None) for record in records]
         if self._spec.store is None:
             return records
         if self._store is None:
@@ -86,3 +101,10 @@ class EmbedActor:
             self._store.ensure(Schema(fitted.global_dim))
         self._store.upsert(with_what_was_said(self._store, records))
         return [replace(record, global_vector=None, patches=None) for record in records]
+
+    def merge(self, numbers: Sequence[int], into: int, dim: int) -> bool:
+        """Make one shard of several; whether this machine has them."""
+        if self._spec.shards is None or self._place is None:
+            return False
+        self._spec.shards.merge(self._place, numbers, into, dim)
+        return True

@@ -14,6 +14,7 @@ from ..atomic_file import atomic_file
 from ..errors import SeenitError, os_reason
 from ..item_files import items_folder
 from ..progress_bar import progress_bar
+from ..sources.place import is_address
 from ..store.open import open_store
 from ..store.protocol import SERVING, Store, is_url
 from ..store.qdrant_address import Address
@@ -45,8 +46,12 @@ def copy_index(source: str | Path, target: str | Path, *, progress: bool = False
 
 
 def _refuse_same(source: str | Path, target: str | Path) -> None:
+    if is_address(source) != is_address(target):
+        return
     if is_url(source) or is_url(target):
         same = is_url(source) and is_url(target) and _address(source) == _address(target)
+    elif is_address(source):
+        same = str(source).rstrip("/") == str(target).rstrip("/")
     else:
         same = os.path.realpath(source) == os.path.realpath(target)
     if same:

@@ -10,8 +10,8 @@ from platformdirs import user_state_path
 
 from ..errors import SeenitError
 from ..messages import Say, say_nothing
+from ..sources.place import is_address
 from ..store.index_folder import is_index_folder
-from ..store.protocol import is_url
 from ..store.sqlite_schema import DATABASE_NAME
 
 
@@ -20,7 +20,7 @@ def remember_index(location: str) -> None:
     with suppress(OSError):
         file = _state_file()
         file.parent.mkdir(parents=True, exist_ok=True)
-        text = location if is_url(location) else os.path.abspath(location)
+        text = location if is_address(location) else os.path.abspath(location)
         file.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
@@ -31,8 +31,10 @@ def find_index(given: str | None, near: Sequence[Path] = (), say: Say = say_noth
     query may be anybody's.
     """
     if named := given or os.environ.get("SEENIT_INDEX"):
+        if is_address(named):
+            return named
         inside = Path(named) / ".seenit"  # of a folder of images its index
-        return str(inside) if not is_url(named) and is_index_folder(inside) else named
+        return str(inside) if is_index_folder(inside) else named
     for start in [Path.cwd(), *(path.absolute() for path in near)]:
         for folder in [start, *start.parents]:
             place = folder / ".seenit"

@@ -9,7 +9,6 @@ from ..sources.entry import escape_part, unescape_part
 from ..sources.named import key_of_location, location_of_key
 from ..sources.open import SourceSpec
 from ..sources.place import is_address
-from ..store.protocol import is_url
 
 _NO_NAMES = ("", ".", "..")
 
@@ -25,7 +24,7 @@ class Roots:
     """
 
     def __init__(self, location: str, roots: dict[str, str], sources: Mapping[str, SourceSpec] | None = None) -> None:
-        self._base = None if is_url(location) else os.path.abspath(location)
+        self._base = None if is_address(location) else os.path.abspath(location)
         self.sources = dict(sources or {})
         self.folders = {key: self._absolute(folder) for key, folder in roots.items()}
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from ..sources.place import is_address
 from ..store.index_folder import is_index_folder
-from ..store.protocol import is_url
 
 
 def index_in(folder: str | Path) -> Path | None:
@@ -13,4 +13,4 @@ def index_in(folder: str | Path) -> Path | None:
 
 def located(location: str | Path) -> str | Path:
     """Where an index is meant to be: a folder of images that has one in it as `.seenit` stands for that one."""
-    return location if is_url(location) else index_in(location) or location
+    return location if is_address(location) else index_in(location) or location

@@ -1,11 +1,12 @@
 """From pooled features to the records that a store keeps."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..descriptor.patch_codec import PatchTokens, pack_patches
 from ..descriptor.whitening import PooledFeatures, Whitening, apply
 from ..images.jobs import Decoded
+from ..store.attributes import Attributes
 from ..store.protocol import Record, Store, StoredFile
 
 
@@ -40,10 +41,26 @@ def make_records(
     ]
 
 
-def with_what_was_said(store: Store, records: Sequence[Record]) -> list[Record]:
-    """Records with the tags and attributes that the store has of them, which writing them anew must not lose."""
-    ids = [record.id for record in records]
+@dataclass(frozen=True)
+class Said:
+    """What users said of an image, which writing its record anew must not lose."""
+
+    tags: tuple[str, ...]
+    attributes: Attributes
+
+    def put_on(self, record: Record) -> Record:
+        return replace(record, tags=self.tags, attributes=self.attributes)
+
+
+def what_was_said(store: Store, ids: Sequence[str]) -> dict[str, Said]:
+    """By content id, of those that anything was said of."""
     tags, attributes = store.tags_of(ids), store.attributes_of(ids)
-    return [
-        replace(record, tags=tags.get(record.id, ()), attributes=attributes.get(record.id, {})) for record in records
-    ]
+    return {
+        id: Said(tags.get(id, ()), attributes.get(id, {})) for id in ids if tags.get(id, ()) or attributes.get(id, {})
+    }
+
+
+def with_what_was_said(store: Store, records: Sequence[Record]) -> list[Record]:
+    """Records with the tags and attributes that the store has of them."""
+    said = what_was_said(store, [record.id for record in records])
+    return [said[record.id].put_on(record) if record.id in said else record for record in records]

@@ -61,12 +61,15 @@ def read_range(
 class RemoteFile(io.RawIOBase):
     """A file at an address, read in ranges: for tar files and Parquet, of which parts are needed."""
 
-    def __init__(self, address: str, *, allow_private: bool = False) -> None:
-        """AwayError where it is not there, SeenitError where its server tells no size."""
+    def __init__(self, address: str, *, allow_private: bool = False, stat: FileStat | None = None) -> None:
+        """AwayError where it is not there, SeenitError where its server tells no size.
+
+        stat  where it is known already; nothing is asked then
+        """
         super().__init__()
         self.address, self._allow_private = address, allow_private
         try:
-            self.stat = stat_remote(address, allow_private=allow_private)
+            self.stat = stat or stat_remote(address, allow_private=allow_private)
         except FileNotFoundError:
             raise AwayError(f"nothing is at {printable_url(address)}; check the address") from None
         if self.stat.size is None:

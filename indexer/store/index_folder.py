@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 
 from ..errors import SeenitError, StoreError, first_line
-from ..printable import pasted
+from ..printable import pasted, printable
 from .lock import take_lock
 from .sqlite_schema import DATABASE_NAME, refuse_odd_files
 from .tag_copy import TAGS_NAME
@@ -35,13 +35,12 @@ def is_shard_folder(folder: str | Path) -> bool:
     return os.path.lexists(os.path.join(folder, MARKER))
 
 
-def refuse_shards(folder: str | Path) -> None:
-    """SeenitError where vectors lie in a folder as shards, and an index is needed."""
-    if is_shard_folder(folder):
-        raise SeenitError(
-            f"{folder} holds shards of seenit embed, and no index; make one of them with:"
-            f" seenit copy {pasted(folder)} INDEX"
-        )
+def no_index_in_shards(location: str | Path) -> SeenitError:
+    """That shards of vectors lie where an index is needed."""
+    return SeenitError(
+        f"{printable(str(location))} holds shards of seenit embed, and no index; make one of them with:"
+        f" seenit copy {pasted(location)} INDEX"
+    )
 
 
 def claim_folder(folder: Path, wait_s: float) -> filelock.BaseFileLock:
@@ -61,7 +60,8 @@ def refuse_missing(folder: Path) -> None:
     if refuse_odd_files(folder):
         return
     refuse_first_version(folder)
-    refuse_shards(folder)
+    if is_shard_folder(folder):
+        raise no_index_in_shards(folder)
     raise SeenitError(f"no index at {folder}; create one with: seenit index FOLDER --index {pasted(folder)}")
 
 

@@ -3,17 +3,27 @@
 from pathlib import Path
 
 from ..errors import SeenitError
-from .index_folder import is_index_folder, is_shard_folder
+from ..printable import pasted, printable
+from ..sources.place import is_address
+from .index_folder import is_index_folder, is_shard_folder, no_index_in_shards
 from .protocol import Store, is_url
 
 
 def is_made(location: str | Path) -> bool:
-    """Whether an index is meant, rather than a folder of images: an address, or a folder with a database or shards."""
-    return is_url(location) or is_index_folder(location) or is_shard_folder(location)
+    """Whether an index is meant, rather than images: a server's address, or a place with a database or shards."""
+    if is_url(location):
+        return True
+    if is_address(location):
+        from .shard_place import takes_shards
+        from .shard_store import are_shards
+
+        return takes_shards(location) and are_shards(location)
+    return is_index_folder(location) or is_shard_folder(location)
 
 
 def open_store(location: str | Path, *, write: bool = False, wait_s: float = 10.0) -> Store:
-    """Open the store at a folder, be it a database or shards of vectors, or at `http(s)://host:port/collection`.
+    """Open the store at a folder, be it a database or shards of vectors, at `http(s)://host:port/collection`, or the
+    shards below an address such as `s3://bucket/vectors`.
 
     This is the one place that chooses.
 
@@ -25,12 +35,30 @@ def open_store(location: str | Path, *, write: bool = False, wait_s: float = 10.
         from .qdrant_store import QdrantStore
 
         return QdrantStore.open(str(location), write=write, wait_s=wait_s)
-    if "://" in str(location):
-        raise SeenitError(f"cannot open {location}: an index is a folder or http(s)://host:port/collection")
-    if is_shard_folder(location):
+    if is_address(location):
+        refuse_no_shards(location)
+    if is_address(location) or is_shard_folder(location):
         from .shard_store import ShardStore
 
-        return ShardStore.open(Path(location), write=write, wait_s=wait_s)
+        return ShardStore.open(location, write=write, wait_s=wait_s)
     from .sqlite_store import SqliteStore
 
     return SqliteStore.open(Path(location), write=write, wait_s=wait_s)
+
+
+def refuse_shards(location: str | Path) -> None:
+    """SeenitError where shards of vectors are meant, and an index is needed."""
+    if is_address(location) and not is_url(location):
+        refuse_no_shards(location)
+        raise no_index_in_shards(location)
+    if is_shard_folder(location):
+        raise no_index_in_shards(location)
+
+
+def refuse_no_shards(address: str | Path) -> None:
+    """SeenitError unless shards of vectors lie below an address of an object store."""
+    if not is_made(address):
+        raise SeenitError(
+            f"{printable(str(address))} holds no shards of vectors, and an index is a folder or"
+            f" http(s)://host:port/collection; embed with: seenit embed SOURCE --shards {pasted(address)}"
+        )

@@ -6,17 +6,19 @@ from ..errors import SeenitError
 from ..index.manifest import MANIFEST_BLOB, parse_manifest
 from ..progress_bar import progress_bar
 from .shard_file import read_records
-from .shard_store import ShardStore, shard_paths, shard_schema
+from .shard_place import place_at
+from .shard_store import ShardStore, shard_at, shard_numbers, shard_schema
 
 STEP = "remove the shards that are named, and run the same seenit embed --shards again"
 
 
-def check_shards(folder: Path, *, progress: bool = False) -> tuple[int, tuple[str, ...]]:
+def check_shards(location: str | Path, *, progress: bool = False) -> tuple[int, tuple[str, ...]]:
     """How many images lie in sound shards, and what is wrong with the rest; all shards are read whole.
 
-    SeenitError where the folder's marker is none.
+    SeenitError where the place's marker is none, or the place cannot be read at all.
     """
-    paths, schema = shard_paths(folder), shard_schema(folder)
+    place = place_at(location)
+    paths, schema = [shard_at(place, number) for number in shard_numbers(place)], shard_schema(place)
     sound = set[str]()
     found = []
     with progress_bar(len(paths), "checking", "shards", progress) as bar:
@@ -28,18 +30,18 @@ def check_shards(folder: Path, *, progress: bool = False) -> tuple[int, tuple[st
             except SeenitError as error:
                 found.append(str(error))
             bar.update()
-    return len(sound), (*found, *([] if found else _of_statistics(folder)))
+    return len(sound), (*found, *([] if found else _of_statistics(location)))
 
 
-def _of_statistics(folder: Path) -> list[str]:
+def _of_statistics(location: str | Path) -> list[str]:
     """What is wrong with the blobs of shards that are sound."""
     try:
-        store = ShardStore.open(folder)
+        store = ShardStore.open(location)
         blobs = {name: store.read_blob(name) for name in store.blob_names()}
         if (manifest := blobs.get(MANIFEST_BLOB)) is not None:
-            parse_manifest(manifest, folder)
+            parse_manifest(manifest, location)
         elif store.count():
-            return [f"the manifest of the shards in {folder} is missing"]
+            return [f"the manifest of the shards in {location} is missing"]
     except SeenitError as error:
         return [str(error)]
     return []

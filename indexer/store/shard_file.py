@@ -6,21 +6,19 @@ pages are read. Columns are compared by name and type; every vector has to be fi
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..atomic_file import atomic_path, open_plain
-from ..errors import SeenitError, StoreError, UnusableError, first_line, os_reason
+from ..errors import SeenitError, UnusableError, first_line
 from ..images.metadata import ID_PATTERN
 from .payload import PATCHES_FIELD, checked_vector, from_engine, record_from, record_payload, to_engine
 from .protocol import Listed, Record, Schema, StoredFile
+from .shard_place import PlacedFile
 
 MAX_ROWS = 65_536
 MAX_BYTES = 4 << 30  # of a file, and of what it declares its columns to hold
@@ -61,10 +59,11 @@ def columns(dim: int) -> Any:
     )
 
 
-def write_shard(path: Path, records: Sequence[Record], schema: Schema, *, patches: bool = True) -> None:
-    """Write records whole or not at all, in the place of what is there; StoreError where the disk does not take them.
+def write_shard(at: PlacedFile, records: Sequence[Record], schema: Schema, *, patches: bool = True) -> int:
+    """Write records whole or not at all, in the place of what is there, and return the shard's bytes.
 
     patches  False: without them
+    StoreError where the place does not take them.
     """
     pa = arrow()
     vectors = np.stack([checked_vector(record, schema) for record in records])  # (N, G) float16
@@ -86,27 +85,25 @@ def write_shard(path: Path, records: Sequence[Record], schema: Schema, *, patche
         for field in wanted
     ]
     table = pa.Table.from_arrays(arrays, schema=wanted)
-    try:
-        with atomic_path(path) as temporary:
-            pa.parquet.write_table(table, temporary, compression="none", use_dictionary=False, write_page_checksum=True)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {path}: {os_reason(error)}; make room, and run the same again to go on"
-        ) from None
+    encoded = pa.BufferOutputStream()
+    pa.parquet.write_table(table, encoded, compression="none", use_dictionary=False, write_page_checksum=True)
+    data = encoded.getvalue().to_pybytes()
+    at.place.put(at.name, data)
+    return len(data)
 
 
-def read_ids(path: Path, schema: Schema) -> list[str]:
+def read_ids(at: PlacedFile, schema: Schema) -> list[str]:
     """The content ids of a shard, in its order."""
-    with _opened(path, schema) as file:
+    with _opened(at, schema) as file:
         found = [id for batch in file.iter_batches(MAX_ROWS, columns=["id"]) for id in batch.column(0).to_pylist()]
     if not all(isinstance(id, str) and _ID.match(id) for id in found):
-        raise _damaged(path, "a content id is none")
+        raise _damaged(at, "a content id is none")
     return found
 
 
-def read_listed(path: Path, schema: Schema) -> list[Listed]:
+def read_listed(at: PlacedFile, schema: Schema) -> list[Listed]:
     """Ids, whitenings and files of a shard, in its order."""
-    with _opened(path, schema) as file:
+    with _opened(at, schema) as file:
         rows = [
             row
             for batch in file.iter_batches(MAX_ROWS, columns=["id", "whitening", "files"])
@@ -115,10 +112,10 @@ def read_listed(path: Path, schema: Schema) -> list[Listed]:
         return [Listed(_id_of(row), _text(row["whitening"]), _files_of(row)) for row in rows]
 
 
-def read_records(path: Path, schema: Schema, *, vectors: bool) -> Iterator[Record]:
+def read_records(at: PlacedFile, schema: Schema, *, vectors: bool) -> Iterator[Record]:
     """The records of a shard in its order; without `vectors` neither these nor patches are read."""
     names = ["id", "files", "whitening", "about", *(["vector", "patches"] if vectors else [])]
-    with _opened(path, schema) as file:
+    with _opened(at, schema) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=names):
             rows = batch.select(names[:4]).to_pylist()
             found: Sequence[np.ndarray | None] = [None] * len(rows)
@@ -127,17 +124,17 @@ def read_records(path: Path, schema: Schema, *, vectors: bool) -> Iterator[Recor
                 found = _vectors_of(batch.column("vector"), schema)
                 packed = batch.column("patches").to_pylist()
             for row, vector, patches in zip(rows, found, packed, strict=True):
-                yield _record_of(row, vector, patches, path)
+                yield _record_of(row, vector, patches, at)
 
 
-def _record_of(row: dict[str, Any], vector: np.ndarray | None, patches: bytes | None, path: Path) -> Record:
+def _record_of(row: dict[str, Any], vector: np.ndarray | None, patches: bytes | None, at: PlacedFile) -> Record:
     if patches is not None and len(patches) > MAX_PATCHES:
         raise ValueError(f"a record's patches take {len(patches):,} bytes")
     about = json.loads(row["about"])
     files = [{"key": to_engine(file.key), "size": file.size, "mtime_ns": file.mtime_ns} for file in _files_of(row)]
     payload = {**about, "files": files, "whitening_id": _text(row["whitening"])}
     payload.pop(PATCHES_FIELD, None)
-    record = record_from(_id_of(row), payload, None if vector is None else {"global": vector}, str(path))
+    record = record_from(_id_of(row), payload, None if vector is None else {"global": vector}, str(at))
     return record if patches is None else replace(record, patches=patches)
 
 
@@ -181,25 +178,25 @@ def _text(value: object) -> str:
 
 
 @contextmanager
-def _opened(path: Path, schema: Schema) -> Iterator[Any]:
+def _opened(at: PlacedFile, schema: Schema) -> Iterator[Any]:
     """A shard whose declared shape is as it should be; UnusableError, in one line, for whatever is wrong with it."""
     pa = arrow()
     try:
-        with open_plain(path) as raw:
-            size = os.fstat(raw.fileno()).st_size
+        raw, size = at.place.open(at.name)
+        with raw:
             if size > MAX_BYTES:
                 raise ValueError(f"it has {size:,} bytes")
             file = pa.parquet.ParquetFile(raw, page_checksum_verification=True)
             _check_declared(file, schema, size)
             yield file
     except FileNotFoundError:
-        raise _damaged(path, "it is gone") from None
+        raise UnusableError(f"the shard {at} is gone; if another process writes here, run the same again") from None
     except (SeenitError, GeneratorExit):
         raise
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, first_line(error)) from None
+        raise _damaged(at, first_line(error)) from None
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-        raise _damaged(path, first_line(error)) from None
+        raise _damaged(at, first_line(error)) from None
 
 
 def _check_declared(file: Any, schema: Schema, size: int) -> None:
@@ -236,5 +233,5 @@ def _same_type(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _damaged(path: Path, why: str) -> UnusableError:
-    return UnusableError(f"the shard {path} cannot be used: {why}; remove it, and embed again what it held")
+def _damaged(at: PlacedFile, why: str) -> UnusableError:
+    return UnusableError(f"the shard {at} cannot be used: {why}; remove it, and embed again what it held")

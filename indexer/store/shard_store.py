@@ -1,121 +1,126 @@
-"""Vectors as shards in a folder: what embedding writes where the index is made later, or somewhere else.
+"""Vectors as shards in a folder or an object store: what embedding writes where the index is made later or elsewhere.
 
-    FOLDER/shards.json       what this is: format, length of the vectors, whether patches are kept
-    FOLDER/000017.parquet    some thousand records, see `shard_file`
-    FOLDER/blobs/NAME        the blobs of an index, among them the manifest and the statistics
-    FOLDER/lock, lock.json   locked while a process writes
+    PLACE/shards.json       what this is: format, length of the vectors, whether patches are kept
+    PLACE/000017.parquet    some thousand records, see `shard_file`
+    PLACE/blobs/NAME        the blobs of an index, among them the manifest and the statistics
+    PLACE/lock, lock.json   locked while a process writes; in an object store PLACE/locks/NUMBER.json
 
 It fulfils the protocol of a store as far as bringing it in line with its sources, copying it into an index and curating
 it need; it is not searched, and knows no filters. What is surprising: a shard is written when it is full, so a process
 that is killed loses what it had not written yet, a shard at most. The next run finds that it is missing. A record that
 is written anew goes into a new shard; of rows with the same id that in the later shard counts, and `close` rewrites the
-shards in which a row no longer does.
+shards in which a row no longer does. A place is listed once, when it is opened.
+
+The actors of a cluster write shards of their own, by numbers that the writer gives them (`give_number`). These are
+noted in `shards.json` first: an actor that outlives its killed driver for a moment overwrites nothing of the next one.
 """
 
 import json
-import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
-import filelock
 import numpy as np
 
-from ..atomic_file import atomic_file, read_plain
-from ..errors import SeenitError, StoreError, UnusableError, os_reason
-from ..printable import pasted
+from ..errors import SeenitError, StoreError, UnusableError
+from ..printable import pasted, printable
 from .attributes import Attributes
-from .index_folder import MARKER, is_shard_folder
-from .lock import take_lock
+from .index_folder import MARKER
 from .protocol import BuildProgress, Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize, never, no_progress
 from .shard_file import MAX_DIM, arrow, read_ids, read_listed, read_records, write_shard
+from .shard_place import PlacedFile, PlaceLock, ShardPlace, place_at
 
 FORMAT = 1
+GIVEN_AT_ONCE = 1000  # numbers that are noted together
 SHARD_RECORDS = 2048  # some 9 MB with patches of the usual size; so much is lost at most. Not tuned
 MAX_BLOB = 1 << 30
 _BLOBS = "blobs"
-_SHARD = re.compile(r"(\d{6})\.parquet")
+_SHARD = re.compile(r"(\d{6}|[1-9]\d{6,8})\.parquet")
 _BLOB_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9]+)+")
 _OURS = {MARKER, _BLOBS, "lock", "lock.json"}
+_MAX_MARKER = 10_000  # bytes
+MAX_NUMBER = 999_999_999
 _STEP = "make an index of them with: seenit copy {} INDEX"
 
 
-def make_shard_folder(folder: Path, *, patches: bool = True) -> None:
-    """Make a folder for shards unless it is one; SeenitError where it holds anything else.
+def make_shard_place(location: str | Path, *, patches: bool = True) -> None:
+    """Make a folder or an address a place for shards unless it is one; SeenitError where it holds anything else.
 
     patches  False: records are kept without them, for curation, at about a third of the size
     """
     arrow()
-    try:
-        if is_shard_folder(folder):
-            if _read_marker(folder)[1] != patches:
-                kept = "without" if patches else "with"
-                raise SeenitError(f"the shards in {folder} were made {kept} patches; name another folder with --shards")
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(name not in _OURS and not name.endswith(".part") for name in os.listdir(folder)):
-            raise SeenitError(f"{folder} holds other files; name a new or empty folder with --shards")
-        _write_marker(folder, None, patches)
-    except OSError as error:
-        raise SeenitError(f"cannot write to {folder}: {os_reason(error)}; name another folder with --shards") from None
+    place = place_at(location)
+    if place.is_there(MARKER):
+        if _read_marker(place).patches != patches:
+            kept = "without" if patches else "with"
+            raise SeenitError(f"the shards in {_named(place)} were made {kept} patches; name another one with --shards")
+        return
+    place.make()
+    if any(name not in _OURS and not name.endswith(".part") for name in place.sizes()):
+        raise SeenitError(f"{_named(place)} holds other files; name a new or empty one with --shards")
+    _write_marker(place, Marker(None, patches))
 
 
-def shard_paths(folder: Path) -> list[Path]:
-    """The files of all shards in a folder, in order; UnusableError where it cannot be listed."""
-    try:
-        found = map(_SHARD.fullmatch, os.listdir(folder))
-    except OSError as error:
-        raise UnusableError(f"cannot read {folder}: {os_reason(error)}; check the folder") from None
-    return [folder / f"{number:06d}.parquet" for number in sorted(int(one[1]) for one in found if one)]
+def are_shards(location: str | Path) -> bool:
+    """Whether vectors lie in a folder, or below an address, as shards; StoreError where that cannot be told."""
+    return place_at(location).is_there(MARKER)
 
 
-def shard_schema(folder: Path) -> Schema | None:
-    """What vectors the shards in a folder hold; None before the first one. UnusableError where its marker is none."""
-    dim, _ = _read_marker(folder)
-    return None if dim is None else Schema(dim)
+def shard_numbers(place: ShardPlace) -> dict[int, int]:
+    """The bytes of each shard by its number, in order."""
+    found = {int(name[1]): size for one, size in place.sizes().items() if (name := _SHARD.fullmatch(one))}
+    return dict(sorted(found.items()))
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove a folder for shards that holds none, and no statistics."""
-    if not set(os.listdir(folder)) - {MARKER, "lock", "lock.json"}:
-        for name in (MARKER, "lock", "lock.json"):
-            with suppress(OSError):
-                os.unlink(folder / name)
-        with suppress(OSError):
-            os.rmdir(folder)
+def shard_at(place: ShardPlace, number: int) -> PlacedFile:
+    return PlacedFile(place, f"{number:06d}.parquet")
+
+
+def shard_schema(place: ShardPlace) -> Schema | None:
+    """What vectors the shards of a place hold; None before the first one. UnusableError where its marker is none."""
+    return _read_marker(place).schema
+
+
+def remove_empty(location: str | Path) -> None:
+    """Remove a place for shards that holds none, and no statistics."""
+    place = place_at(location)
+    if not {*place.sizes(), *place.sizes(_BLOBS)} - {MARKER, "lock", "lock.json"}:
+        place.delete(MARKER)
+        place.discard()
 
 
 class ShardStore:
     """See the module; use `open`."""
 
-    def __init__(self, folder: Path, lock: filelock.BaseFileLock | None) -> None:
-        self.location = str(folder)
-        self._folder, self._lock = folder, lock
-        dim, self.has_patches = _read_marker(folder)
-        self._schema = None if dim is None else Schema(dim)
+    def __init__(self, place: ShardPlace, lock: PlaceLock | None) -> None:
+        self.location = place.location
+        self._place, self._lock = place, lock
+        marker = _read_marker(place)
+        self._schema, self.has_patches, self._noted = marker.schema, marker.patches, marker.next
+        self._sizes = shard_numbers(place)  # bytes by number
         self._waiting: dict[str, Record] = {}  # to be written
         self._shard_of: dict[str, int] = {}  # of each id that was written, the shard whose row counts
         self._outdated = set[int]()  # shards with rows that no longer count
         self._revision: object = None
         self._read_ids()
+        self._next = max(max(self._sizes, default=-1) + 1, self._noted)  # number of a shard
 
     @classmethod
-    def open(cls, folder: Path, *, write: bool = False, wait_s: float = 10.0) -> "ShardStore":
-        """Open the shards in a folder that `make_shard_folder` made; StoreError and kin as for an index."""
+    def open(cls, location: str | Path, *, write: bool = False, wait_s: float = 10.0) -> "ShardStore":
+        """Open the shards in a place that `make_shard_place` made; StoreError and kin as for an index."""
+        place = place_at(location)
         if not write:
-            return cls(folder, None)
+            return cls(place, None)
+        lock = place.lock(wait_s)
         try:
-            lock = take_lock(folder / "lock", folder, wait_s)
-        except OSError as error:
-            raise StoreError(f"cannot write to {folder}: {os_reason(error)}; check the folder") from None
-        try:
-            return cls(folder, lock)
+            return cls(place, lock)
         except BaseException:
             lock.release()
             raise
@@ -136,30 +141,19 @@ class ShardStore:
     # Blobs
 
     def read_blob(self, name: str) -> bytes | None:
-        try:
-            return read_plain(self._blob(name), MAX_BLOB)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UnusableError(f"cannot read {name} of the shards in {self._folder}: {os_reason(error)}") from None
+        return self._place.read(_blob(name), MAX_BLOB)
 
     def write_blob(self, name: str, data: bytes) -> None:
-        path = self._blob(name)
-        with self._writing():
-            path.parent.mkdir(exist_ok=True)
-            with atomic_file(path) as file:
-                file.write(data)
+        self._writer().check()
+        self._place.put(_blob(name), data)
         self._revision = secrets.token_hex(8)
 
     def delete_blob(self, name: str) -> None:
-        with self._writing(), suppress(FileNotFoundError):
-            os.unlink(self._blob(name))
+        self._writer().check()
+        self._place.delete(_blob(name))
 
     def blob_names(self) -> list[str]:
-        try:
-            return sorted(name for name in os.listdir(self._folder / _BLOBS) if _BLOB_NAME.fullmatch(name))
-        except FileNotFoundError:
-            return []
+        return sorted(name for name in self._place.sizes(_BLOBS) if _BLOB_NAME.fullmatch(name))
 
     def revision(self) -> object:
         return self._revision
@@ -171,12 +165,12 @@ class ShardStore:
 
     def ensure(self, schema: Schema) -> None:
         if self._schema is None:
-            with self._writing():
-                _write_marker(self._folder, schema.global_dim, self.has_patches)
+            self._writer().check()
             self._schema = schema
+            self._note()
         elif self._schema != schema:
             raise StoreError(
-                f"the shards in {self._folder} hold vectors of {self._schema}, not of {schema}; name another folder"
+                f"the shards in {_named(self._place)} hold vectors of {self._schema}, not of {schema}; name another one"
             )
 
     def upsert(self, records: Sequence[Record]) -> None:
@@ -216,15 +210,15 @@ class ShardStore:
     def scroll(self, where: Filter = Filter(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         """Shard by shard, and not in the order of ids, for which all shards would be read for each page."""
         meets = self._condition(where)
-        for number in self._numbers():
+        for number in list(self._sizes):
             for record in self._records(number, vectors):
                 if meets(record):
                     yield record
         yield from list(filter(meets, self._waiting.values()))
 
     def list_files(self) -> Iterator[Listed]:
-        for number in self._numbers():
-            for listed in read_listed(self._path(number), self._dims()):
+        for number in list(self._sizes):
+            for listed in read_listed(self._at(number), self._dims()):
                 if self._counts(listed.id, number):
                     yield listed
         for record in list(self._waiting.values()):
@@ -255,10 +249,51 @@ class ShardStore:
         self._flush()
 
     def size(self) -> StoreSize:
-        shards = sum(os.lstat(self._path(number)).st_size for number in self._numbers())
+        shards = sum(shard_numbers(self._place).values())
         return StoreSize({"shards": shards} if shards else {})
 
+    # What the actors of a cluster write
+
+    def give_number(self) -> int:
+        """A number for a shard that somebody else writes; nobody is given it again, also after a kill."""
+        if self._next >= self._noted:
+            self._writer().check()
+            self._noted = self._next + GIVEN_AT_ONCE
+            self._note()
+        self._next += 1
+        return self._next - 1
+
+    def took(self, number: int, ids: Iterable[str]) -> None:
+        """Somebody else wrote records with these ids into a shard; in the place of others with the same ids."""
+        self._sizes.setdefault(number, 0)
+        for id in ids:
+            self._counts_in(id, number)
+        self._revision = secrets.token_hex(8)
+
+    def moved(self, numbers: Iterable[int], into: int) -> None:
+        """Somebody else wrote all records of shards into another one, and deleted these."""
+        gone = set(numbers)
+        self._shard_of.update({id: into for id, number in self._shard_of.items() if number in gone})
+        for number in gone:
+            del self._sizes[number]
+        self._sizes.setdefault(into, 0)
+
+    def small_shards(self) -> dict[int, int]:
+        """Shards that are less than half full and of which each row counts: how many rows they have, by number."""
+        rows = Counter(self._shard_of.values())
+        return {n: count for n, count in rows.items() if count < SHARD_RECORDS // 2 and n not in self._outdated}
+
     # Within
+
+    def _note(self) -> None:
+        dim = None if self._schema is None else self._schema.global_dim
+        _write_marker(self._place, Marker(dim, self.has_patches, self._noted))
+
+    def _counts_in(self, id: str, number: int) -> None:
+        """The row of an id that counts is that of this shard from now on."""
+        if (before := self._shard_of.get(id)) not in (None, number):
+            self._outdated.add(before)
+        self._shard_of[id] = number
 
     def _condition(self, where: Filter) -> Callable[[Record], bool]:
         if where != Filter(not_whitening_id=where.not_whitening_id):
@@ -266,10 +301,10 @@ class ShardStore:
         return lambda record: where.not_whitening_id is None or record.whitening_id != where.not_whitening_id
 
     def _refuse(self, what: str) -> NoReturn:
-        raise StoreError(f"the shards in {self._folder} {what}; {_STEP.format(pasted(self._folder))}")
+        raise StoreError(f"the shards in {_named(self._place)} {what}; {_STEP.format(pasted(self.location))}")
 
     def _records(self, number: int, vectors: bool) -> Iterator[Record]:
-        for record in read_records(self._path(number), self._dims(), vectors=vectors):
+        for record in read_records(self._at(number), self._dims(), vectors=vectors):
             if self._counts(record.id, number):
                 yield record
 
@@ -279,14 +314,12 @@ class ShardStore:
     def _flush(self) -> None:
         """Write what waits as new shards."""
         while self._waiting:
-            number = max(self._numbers(), default=-1) + 1
             some = dict(islice(self._waiting.items(), SHARD_RECORDS))
-            self._write(number, list(some.values()))
+            self._write(self._next, list(some.values()))
             for id in some:
-                if (before := self._shard_of.get(id)) is not None:
-                    self._outdated.add(before)
-                self._shard_of[id] = number
+                self._counts_in(id, self._next)
                 del self._waiting[id]
+            self._next += 1
 
     def _drop_outdated(self) -> None:
         for number in sorted(self._outdated):
@@ -307,73 +340,80 @@ class ShardStore:
         self._revision = secrets.token_hex(8)
 
     def _write(self, number: int, records: Sequence[Record]) -> None:
-        assert self._lock is not None, "opened for reading only"
+        self._writer().check()
         if records:
-            write_shard(self._path(number), records, self._dims(), patches=self.has_patches)
+            at = self._at(number)
+            self._sizes[number] = write_shard(at, records, self._dims(), patches=self.has_patches)
         else:
-            with self._writing():
-                os.unlink(self._path(number))
+            self._place.delete(self._at(number).name)
+            del self._sizes[number]
 
     def _read_ids(self) -> None:
-        for number in self._numbers():
-            for id in read_ids(self._path(number), self._dims()):
-                if (before := self._shard_of.get(id)) is not None:
-                    self._outdated.add(before)
-                self._shard_of[id] = number
-
-    def _numbers(self) -> list[int]:
-        return [int(path.stem) for path in shard_paths(self._folder)]
+        for number in self._sizes:
+            for id in read_ids(self._at(number), self._dims()):
+                self._counts_in(id, number)
 
     def _dims(self) -> Schema:
         if self._schema is None:
-            raise UnusableError(f"{self._folder / MARKER} does not tell the vectors' length; embed again")
+            raise UnusableError(f"{PlacedFile(self._place, MARKER)} does not tell the vectors' length; embed again")
         return self._schema
 
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{number:06d}.parquet"
+    def _at(self, number: int) -> PlacedFile:
+        return shard_at(self._place, number)
 
-    def _blob(self, name: str) -> Path:
-        assert _BLOB_NAME.fullmatch(name), name
-        folder = self._folder / _BLOBS
-        if folder.is_symlink():
-            raise UnusableError(f"{folder} is a link; do not use these shards")
-        return folder / name
-
-    def _writing(self) -> "_Writing":
-        return _Writing(self._folder)
+    def _writer(self) -> PlaceLock:
+        assert self._lock is not None, "opened for reading only"
+        return self._lock
 
 
-class _Writing:
-    """What writing raises, in one line."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise StoreError(f"cannot write to {self._folder}: {os_reason(error)}; make room, or check it") from None
+def _blob(name: str) -> str:
+    assert _BLOB_NAME.fullmatch(name), name
+    return f"{_BLOBS}/{name}"
 
 
-def _read_marker(folder: Path) -> tuple[int | None, bool]:
-    """The vectors' length, None before the first record, and whether patches are kept."""
-    path = folder / MARKER
+def _named(place: ShardPlace) -> str:
+    return printable(place.location)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What shards are.
+
+    dim      length of the vectors; None before the first record
+    patches  whether they are kept
+    next     from which number on none was given to an actor of a cluster
+    """
+
+    dim: int | None
+    patches: bool
+    next: int = 0
+
+    @property
+    def schema(self) -> Schema | None:
+        return None if self.dim is None else Schema(self.dim)
+
+
+def _read_marker(place: ShardPlace) -> Marker:
+    path = PlacedFile(place, MARKER)
     try:
-        values = json.loads(read_plain(path, 10_000))
-        format, dim, patches = values["format"], values["dim"], values["patches"]
-        if type(format) is not int or type(patches) is not bool:
+        data = place.read(MARKER, _MAX_MARKER)
+        values = json.loads(data or b"")
+        format, dim, patches, number = values["format"], values["dim"], values["patches"], values.get("next", 0)
+        if type(format) is not int or type(patches) is not bool or type(number) is not int:
             raise ValueError("other types")
+        if not 0 <= number <= MAX_NUMBER - GIVEN_AT_ONCE:
+            raise ValueError("no number of a shard")
         if dim is not None and not (type(dim) is int and 0 < dim <= MAX_DIM):
             raise ValueError("no length of vectors")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UnusableError(f"{path} is not what seenit wrote; embed into another folder") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UnusableError(f"{path} is not what seenit wrote; embed into another place") from None
     if format != FORMAT:
-        raise UnusableError(f"the shards in {folder} have format {format}, this seenit reads {FORMAT}; update seenit")
-    return dim, patches
+        raise UnusableError(
+            f"the shards in {_named(place)} have format {format}, this seenit reads {FORMAT}; update seenit"
+        )
+    return Marker(dim, patches, number)
 
 
-def _write_marker(folder: Path, dim: int | None, patches: bool) -> None:
-    with atomic_file(folder / MARKER) as file:
-        file.write(json.dumps({"format": FORMAT, "dim": dim, "patches": patches}).encode())
+def _write_marker(place: ShardPlace, marker: Marker) -> None:
+    values = {"format": FORMAT, "dim": marker.dim, "patches": marker.patches}
+    place.put(MARKER, json.dumps(values | ({"next": marker.next} if marker.next else {})).encode())

@@ -23,7 +23,9 @@ from ..index.index import WAIT_S, Index
 from ..index.manifest import MANIFEST_BLOB, parse_manifest
 from ..printable import pasted, plural, printable, quoted
 from ..progress_bar import progress_bar
+from ..sources.place import is_address
 from .index_folder import claim_folder, is_index_folder, is_shard_folder, refuse_missing, remove_blank
+from .open import refuse_no_shards
 from .protocol import Record, Schema, StoredFile, is_url
 from .sqlite_errors import sqlite_errors
 from .sqlite_filter import from_bytes, id_text
@@ -87,11 +89,11 @@ def check_index(location: str | Path, *, progress: bool = False) -> Checked:
             seen = sum(1 for _ in index.store.scroll(vectors=True))
             problems = () if seen == index.count else (f"{seen:,} records can be read of {index.count:,}",)
         return Checked(str(location), seen, problems)
-    folder = Path(location)
-    if is_shard_folder(folder) and not is_index_folder(folder):
+    if _holds_shards(location):
         from .shard_check import STEP, check_shards
 
-        return Checked(str(location), *check_shards(folder, progress=progress), step=STEP)
+        return Checked(str(location), *check_shards(location, progress=progress), step=STEP)
+    folder = Path(location)
     refuse_missing(folder)
     found: list[str] = []
     seen = 0
@@ -119,6 +121,14 @@ def check_index(location: str | Path, *, progress: bool = False) -> Checked:
     return Checked(str(location), seen, tuple(found))
 
 
+def _holds_shards(location: str | Path) -> bool:
+    """Whether shards are meant; SeenitError for an address of an object store without any."""
+    if is_address(location):
+        refuse_no_shards(location)
+        return True
+    return is_shard_folder(location) and not is_index_folder(location)
+
+
 def repair_index(location: str | Path, *, wait_s: float = WAIT_S, progress: bool = False) -> Repaired:
     """Put a new database of all that is sound in the place of a damaged one, which is kept beside it.
 
@@ -126,11 +136,11 @@ def repair_index(location: str | Path, *, wait_s: float = WAIT_S, progress: bool
     """
     if is_url(location):
         raise SeenitError(f"{location} is a server's; restore one of its snapshots, or index again")
-    folder = Path(location)
-    if is_shard_folder(folder) and not is_index_folder(folder):
+    if _holds_shards(location):
         raise SeenitError(
-            f"{folder} holds shards, which are not repaired; remove those that seenit check names, and embed again"
+            f"{location} holds shards, which are not repaired; remove those that seenit check names, and embed again"
         )
+    folder = Path(location)
     refuse_missing(folder)
     lock = claim_folder(folder, wait_s)
     unfinished = folder / "repair.part"

@@ -2,8 +2,9 @@
 
 The driver hands chunks of jobs to decoding tasks. What comes back to it is small; pixels stay with the workers. It
 enters the outcomes into the ledger as on one machine, and of the images that have no vectors yet an actor makes
-records. An actor that writes to a server's collection writes by content id: a call that is repeated, because a worker
-was killed, writes the same once more. A driver that was killed begins with what the store holds.
+records. An actor writes to a server's collection by content id, and shards by a number that the driver gives: a call
+that is repeated, because a worker was killed, writes the same once more. A driver that was killed begins with what the
+store holds. An index in a folder has one writer, the driver.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,14 @@ import numpy as np
 from ..cluster.decode_task import decode_jobs
 from ..cluster.embed_actor import ActorSpec, EmbedActor
 from ..cluster.session import Cluster, open_cluster
+from ..cluster.shard_parts import ShardParts, ShardTarget
 from ..descriptor.embedder import Embedder
 from ..descriptor.whitening import PooledFeatures, Whitening, save_whitening
 from ..errors import SeenitError
 from ..images.jobs import Decoded, Job, Outcome
-from ..index.records import with_what_was_said
+from ..index.records import what_was_said, with_what_was_said
 from ..store.protocol import Record, Schema, is_url
+from ..store.shard_store import ShardStore
 from .scan import Run
 
 CHUNK = 32  # images in a task; so much is decoded again when a worker is lost
@@ -69,11 +72,17 @@ class ClusterWork:
         report  gets how many more are done
         """
         assert run.store is not None
-        run.store.ensure(Schema(whitening.global_dim))
+        dim = whitening.global_dim
+        run.store.ensure(Schema(dim))
         fitted = save_whitening(whitening)
+        parts = None
+        if self._spec.shards is not None:
+            run.store.optimize()  # the sample, which is then kept whatever follows
+            parts = ShardParts(_shards_of(run))
+        merging = dict[Any, tuple[list[int], int]]()
         chunks = iter(lambda: [run.job(key, "decode") for key in islice(keys, CHUNK)], list[Job]())
         decoding: dict[Any, Any] = {}
-        embedding = set[Any]()
+        embedding = dict[Any, int]()  # with the number of the shard that is written
         most_decoding, most_embedding = CHUNKS_PER_CPU * self._cluster.cpus, CALLS_PER_ACTOR * len(self._actors)
         written = calls = 0
         interrupted = False
@@ -85,12 +94,20 @@ class ClusterWork:
                 arguments = (jobs, self._spec.resolution, patch_size)
                 light, pixels = self._cluster.task(decode_jobs, *arguments, returns=2)
                 decoding[light] = pixels
-            if not decoding and not embedding:
+            at_end = not decoding and not embedding
+            if parts is not None and (due := parts.due(at_end=at_end)):
+                calls += 1
+                merging[self._actors[calls % len(self._actors)].merge.remote(*due, dim)] = due
+            if at_end and not merging:
                 return written, interrupted
-            for done in self._cluster.wait([*decoding, *embedding], 0.5):
+            for done in self._cluster.wait([*decoding, *embedding, *merging], 0.5):
                 if done in embedding:
-                    embedding.remove(done)
-                    written += self._book(run, self._cluster.result(done))
+                    written += self._book(run, self._cluster.result(done), parts, embedding.pop(done))
+                    continue
+                if done in merging:
+                    merge = merging.pop(done)
+                    if self._cluster.result(done) and parts is not None:
+                        parts.merged(*merge)
                     continue
                 pixels = decoding.pop(done)
                 outcomes = self._cluster.result(done)
@@ -98,17 +115,29 @@ class ClusterWork:
                 report(len(outcomes))
                 if images:
                     files = {image.id: run.ledger.files(image.id) for image in images}
+                    number = 0 if parts is None else parts.next_number()
+                    said = {} if parts is None else what_was_said(run.store, [image.id for image in images])
                     actor = self._actors[calls % len(self._actors)]
-                    embedding.add(actor.embed.remote(fitted, images, files, pixels))
+                    embedding[actor.embed.remote(fitted, images, files, pixels, number, said)] = number
                     calls += 1
 
-    def _book(self, run: Run, records: list[Record]) -> int:
+    @staticmethod
+    def _book(run: Run, records: list[Record], parts: ShardParts | None, number: int) -> int:
+        """Enter what an actor wrote; what it could not write comes with vectors."""
         assert run.store is not None
-        if self._spec.store is None:
-            run.store.upsert(with_what_was_said(run.store, records))
+        whole = [record for record in records if record.global_vector is not None]
+        if whole:
+            run.store.upsert(with_what_was_said(run.store, whole))
+        elif parts is not None:
+            parts.wrote(number, [record.id for record in records])
         for record in records:
             run.ledger.wrote(record.id, record.files)
         return len(records)
+
+
+def _shards_of(run: Run) -> ShardStore:
+    assert isinstance(run.store, ShardStore)
+    return run.store
 
 
 class open_work:
@@ -126,6 +155,7 @@ class open_work:
             embedder.config.settings,
             location if is_url(location) else None,
             embedder.backbone.precision,
+            ShardTarget.of(run.store) if isinstance(run.store, ShardStore) else None,
         )
         self._session = open_cluster(options.ray, options.workers)
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import WAIT_S
+from ..errors import WAIT_S, SeenitError
+
+RESOLUTIONS = (56, 1036)  # pixels, the least and the most
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,12 @@ class SyncOptions:
         for name in ("exclude", "no_exclude"):  # one text is one pattern, not its letters
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
+
+def check_resolution(resolution: int | None) -> None:
+    """SeenitError for pixels that no network here sees; None is whatever is usual."""
+    least, most = RESOLUTIONS
+    if resolution is not None and not least <= resolution <= most:
+        raise SeenitError(
+            f"a resolution of {resolution} pixels makes no sense; take one from {least} to {most} with --resolution"
+        )

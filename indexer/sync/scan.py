@@ -17,7 +17,8 @@ from ..index.skipped import read_skipped
 from ..item_files import items_folder
 from ..sources.entry import UNKNOWN_NS, Entry, GoneEntry, UnreadableEntry
 from ..sources.open import open_spec, settled, spec_of
-from ..store.protocol import Store, StoredFile, is_url
+from ..sources.place import is_address
+from ..store.protocol import Store, StoredFile
 from .ledger import FoundEntry, Ledger
 from .options import SyncOptions
 
@@ -195,7 +196,7 @@ def found_entry(root: str, entry: Entry) -> FoundEntry:
 def _files_below(run: Run, scope: str, location: object) -> Iterator[StoredFile]:
     folder = run.roots.path(scope)
     start = os.path.join(os.path.abspath(folder), "")  # of every path that is found
-    exclude = [] if is_url(str(location)) else [str(Path(str(location)).absolute())]
+    exclude = [] if is_address(str(location)) else [str(Path(str(location)).absolute())]
 
     def count_link(link: str) -> None:
         run.links_out += 1

@@ -24,7 +24,7 @@ from ..store.open import is_made, open_store
 from ..store.protocol import Store, StoredFile
 from .embedding import embed_all
 from .ledger import Ledger
-from .options import SyncOptions
+from .options import SyncOptions, check_resolution
 from .progress import Progress, stage
 from .reading import hash_likely_renames, remember_skipped
 from .scan import NAMED, Run, patterns_left_out, scopes_of, take_stock
@@ -182,8 +182,7 @@ def _check_request(
 ) -> None:
     """Refuse what does not fit an existing index."""
     resolution, tokens = options.resolution, options.tokens
-    if resolution is not None and not 56 <= resolution <= 1036:
-        raise SeenitError(f"a resolution of {resolution} pixels makes no sense; take one from 56 to 1036")
+    check_resolution(resolution)
     if manifest is None:
         if tokens is not None:
             from ..descriptor.embedder import config_named

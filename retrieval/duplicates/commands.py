@@ -210,14 +210,15 @@ def index_at(where: str | None) -> str:
     from indexer.errors import SeenitError
     from indexer.index.find_index import find_index
     from indexer.index.place import index_in
-    from indexer.store.index_folder import refuse_shards
+    from indexer.sources.place import is_address
+    from indexer.store.open import refuse_shards
     from indexer.store.protocol import is_url
 
     if where is None or is_url(where):
         return find_index(where, say=say)
-    if (place := index_in(Path(where).expanduser())) is not None:
+    if not is_address(where) and (place := index_in(Path(where).expanduser())) is not None:
         return str(place)
-    refuse_shards(Path(where).expanduser())
+    refuse_shards(where if is_address(where) else Path(where).expanduser())
     raise SeenitError(f"no index at {where}; create one with: seenit index {pasted(where)}")
 
 

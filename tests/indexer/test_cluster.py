@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from indexer.errors import SeenitError
 from indexer.index.index import Index
 from indexer.store import shard_store
 from indexer.store.protocol import Record
+from indexer.store.shard_store import ShardStore
 from indexer.sync import on_cluster, writer
 from indexer.sync.options import SyncOptions
 from indexer.sync.summary import Summary
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from qdrant_peer import QdrantPeer
 
 pytest.importorskip("ray", reason="Ray is not installed")
+pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 pytestmark = pytest.mark.long
 SAMPLE, IMAGES = 16, 80
 
@@ -128,10 +131,29 @@ def test_the_index_of_a_cluster_is_the_plain_one(many: Path, plain: Path, tmp_pa
 def test_shards_of_a_cluster_make_the_plain_index(
     many: Path, plain: Path, tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Actors write them, and every worker is killed once on the way."""
     monkeypatch.setattr(shard_store, "SHARD_RECORDS", 16)
+    by_driver: list[Record] = []
+    upsert = ShardStore.upsert
+
+    def counted(store: ShardStore, records: Sequence[Record]) -> None:
+        by_driver.extend(records)
+        upsert(store, records)
+
+    monkeypatch.setattr(ShardStore, "upsert", counted)
+    killed: list[int] = []
+
+    def kill(what: str, done: int, total: int) -> None:
+        if done > SAMPLE + 24 and not killed:
+            killed.extend(workers_of_this_process())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
     options = SyncOptions(resolution=56, workers=1, ray="local", actors=1)
-    done = embed_into_shards(many, tmp_path / "shards", options=options, backbone=str(tiny_backbone))
-    assert done.embedded == IMAGES and len(list((tmp_path / "shards").glob("*.parquet"))) == IMAGES // 16
+    done = embed_into_shards(many, tmp_path / "shards", options=options, backbone=str(tiny_backbone), progress=kill)
+    assert killed and done.embedded == IMAGES and len(by_driver) == SAMPLE
+    rows = [pq.read_metadata(path).num_rows for path in (tmp_path / "shards").glob("*.parquet")]
+    assert sum(rows) == IMAGES and len(rows) <= IMAGES // 16 + 2 and max(rows) <= 16
     copy_index(tmp_path / "shards", tmp_path / "index")
     same(records(plain), records(tmp_path / "index"))
 

@@ -393,24 +393,6 @@ def test_entries_are_the_images_of_training(web: HttpFiles, photos: Path, tmp_pa
     assert all(isinstance(entry, UnreadableEntry) for entry in broken)
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bucket in a server of S3 on this machine, and a client of it."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer(port=0)
-    import boto3
-
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="photos")
-    yield client
-    server.stop()
-
-
 @pytest.mark.long
 def test_a_bucket_is_brought_in_line(bucket: Any, photos: Path, tmp_path: Path, run: Any) -> None:
     for n, photo in enumerate(sorted(photos.rglob("*.jpg"))):

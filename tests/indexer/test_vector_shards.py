@@ -24,7 +24,7 @@ from indexer.index.index import Index
 from indexer.store import shard_file, shard_store
 from indexer.store.open import open_store
 from indexer.store.protocol import Filter, Record, Schema, StoredFile
-from indexer.store.shard_store import ShardStore, make_shard_folder
+from indexer.store.shard_store import ShardStore, make_shard_place
 from indexer.store.sqlite_check import check_index, repair_index
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -140,7 +140,7 @@ def test_a_killed_run_loses_what_was_not_written_and_goes_on(tmp_path: Path, tin
 
 
 def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
-    make_shard_folder(tmp_path)
+    make_shard_place(tmp_path)
     store = open_store(tmp_path, write=True)
     assert isinstance(store, ShardStore) and store.schema() is None
     store.ensure(Schema(DIM))
@@ -173,7 +173,7 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_a_record_that_is_written_again_counts_once_also_after_a_kill(tmp_path: Path) -> None:
-    make_shard_folder(tmp_path)
+    make_shard_place(tmp_path)
     store = ShardStore.open(tmp_path, write=True)
     store.ensure(Schema(DIM))
     store.upsert(RECORDS[:4])
@@ -212,7 +212,7 @@ def test_nothing_of_others_is_written_over(tmp_path: Path, tiny_backbone: Path) 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "text.txt").write_text("mine")
     with pytest.raises(SeenitError, match="holds other files"):
-        make_shard_folder(tmp_path / "mine")
+        make_shard_place(tmp_path / "mine")
     with pytest.raises(SeenitError):
         embed_into_shards(tmp_path / "nothing", tmp_path / "shards", backbone=str(tiny_backbone))
     assert not (tmp_path / "shards").exists()
@@ -356,7 +356,19 @@ def test_the_commands(photos: Path, tmp_path: Path, tiny_backbone: Path) -> None
     done = call("embed", photos, "--shards", tmp_path / "shards", *usual)
     assert done.exit_code == 0 and "8 images, 8 embedded now" in done.output
     assert call("embed", photos, *usual).exit_code == 2
-    assert call("embed", photos, "--out", tmp_path / "x.npy", "--tokens", "full", *usual).exit_code == 2
+    for only in (
+        "--tokens=full",
+        "--ray=local",
+        "--actors=1",
+        "--gpus-per-actor=.5",
+        "--allow-private",
+        "--no-patches",
+    ):
+        refused = call("embed", photos, "--out", tmp_path / "x.npy", only, *usual)
+        assert refused.exit_code == 2 and f"{only.split('=')[0]} goes with --shards" in refused.output, only
+    for target in (("--out", tmp_path / "x.npy"), ("--shards", tmp_path / "other")):
+        refused = call("embed", photos, *target, "--resolution", 5)
+        assert refused.exit_code == 1 and "a resolution of 5 pixels makes no sense" in str(refused.exception)
     assert "copied 8 images" in call("copy", tmp_path / "shards", tmp_path / "index").output
     assert call("info", "--index", tmp_path / "shards").exit_code == 0
     (tmp_path / "link").symlink_to(tmp_path / "index")
@@ -367,12 +379,34 @@ def test_the_commands(photos: Path, tmp_path: Path, tiny_backbone: Path) -> None
         copy_index("http://Host:6333/photos?shards=2", "http://host/photos/")
 
 
+def test_embed_and_index_share_their_options() -> None:
+    from typer.main import get_command
+
+    def options_of(name: str) -> dict[str, Any]:
+        command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+        return {option: one for one in command.params for option in one.opts if option.startswith("--")}
+
+    index, embed = options_of("index"), options_of("embed")
+    shared = index.keys() & embed.keys() - {"--backbone", "--help"}
+    assert shared >= {
+        "--tokens",
+        "--ray",
+        "--actors",
+        "--path-column",
+        "--key-column",
+        "--allow-private",
+        "--resolution",
+    }
+    for name in shared:
+        assert (index[name].help, index[name].default) == (embed[name].help, embed[name].default), name
+
+
 # ---- where an index is needed ----
 
 
 def test_shards_are_checked_one_by_one(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
-    make_shard_folder(folder)
+    make_shard_place(folder)
     with closing(ShardStore.open(folder, write=True)) as store:
         store.ensure(Schema(DIM))
         for record in RECORDS[:3]:

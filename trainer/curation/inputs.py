@@ -137,9 +137,9 @@ def join(parts: Sequence[Images]) -> Images:
 
 
 def _is_index(given: str | Path) -> bool:
-    """Whether an index is named; http addresses of lists, tables and tar files are sources of images."""
+    """Whether an index or shards are named; addresses of lists, tables and tar files are sources of images."""
     spec = spec_of(given) if is_address(given) else None
-    return is_index(given) and (spec is None or spec.kind == "remote")
+    return (spec is None or spec.kind == "remote") and is_index(given)
 
 
 def _usable(index: IndexVectors | None, first: IndexVectors | None) -> bool:
