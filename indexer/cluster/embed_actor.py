@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..backbone.backbone import Backbone
+from ..backbone.byte_ranges import ByteRanges
 from ..descriptor.embedder import Embedder
 from ..descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening, load_whitening
 from ..errors import SeenitError
@@ -27,6 +28,7 @@ class ActorSpec:
     settings                 of the descriptor
     store                    a server's collection that the actor writes to; None: the driver writes
     precision                of the backbone, a `dtype` of `Backbone.load`
+    ranges                   for 8 bits: `ByteRanges` as they are saved
     """
 
     backbone: str
@@ -35,13 +37,15 @@ class ActorSpec:
     settings: Mapping[str, object]
     store: str | None
     precision: str = "auto"
+    ranges: bytes | None = None
 
 
 class EmbedActor:
     """See `ActorSpec`."""
 
     def __init__(self, spec: ActorSpec) -> None:
-        backbone = Backbone.load(spec.backbone, dtype=spec.precision)
+        ranges = None if spec.ranges is None else ByteRanges.load(spec.ranges)
+        backbone = Backbone.load(spec.backbone, dtype=spec.precision, ranges=ranges)
         if backbone.hash != spec.backbone_hash:
             raise SeenitError(
                 f"backbone {spec.backbone} is another one on a machine of the cluster ({backbone.hash[:8]}, not"

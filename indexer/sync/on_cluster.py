@@ -126,6 +126,7 @@ class open_work:
             embedder.config.settings,
             location if is_url(location) else None,
             embedder.backbone.precision,
+            None if embedder.backbone.ranges is None else embedder.backbone.ranges.save(),
         )
         self._session = open_cluster(options.ray, options.workers)
 
