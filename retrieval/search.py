@@ -275,7 +275,8 @@ class Searcher:
     def _ready(self) -> "tuple[Embedder, Whitening]":
         """The backbone that made the index, loaded on first use, and the statistics of today."""
         if self._embedder is None:
-            self._embedder = self.index.embedder(self._backbone.load(self.manifest.backbone))
+            made_by = self.manifest.backbone
+            self._embedder = self.index.embedder(self._backbone.load(made_by, ranges=self.index.byte_ranges))
         return self._embedder, self.index.whitening
 
     @property

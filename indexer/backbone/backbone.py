@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..errors import SeenitError, first_line
 from ..messages import Say, say_to_stderr
+from .byte_ranges import ByteRanges
 from .cache import offline_by_environment
 from .checkpoint import build_model, load_checkpoint
-from .cpu_int8 import is_eight_bit
+from .cpu_int8 import is_eight_bit, measure_photos, quantise_for_cpu
 from .dtype import best_dtype
 from .layouts import EXTRA_PREFIX, Preprocessing
 from .resolve import choose_backbone
@@ -41,6 +42,7 @@ class Backbone:
     model: VisionTransformer  # for inference only, see cpu_fusion and cpu_int8
     device: torch.device
     dtype: torch.dtype
+    ranges: ByteRanges | None = None  # an index's own, which it computes in 8 bits by
 
     @classmethod
     def load(
@@ -50,6 +52,7 @@ class Backbone:
         device: str = "auto",
         dtype: str = "auto",
         offline: bool = False,
+        ranges: ByteRanges | None = None,
         say: Say = say_to_stderr,
     ) -> "Backbone":
         """Load a backbone, fetching an official one that is not in the cache.
@@ -59,6 +62,7 @@ class Backbone:
         dtype    `auto` (the device's fastest number format), float32, bfloat16, float16, or int8: matrix products in 8
                  bits, see cpu_int8; where that cannot be done, `auto`. Results are float32 in any case
         offline  fetch nothing; SEENIT_OFFLINE=1 in the environment says the same
+        ranges   for int8: those of an index, see `with_own_ranges`; None: those of drawn images
         say      gets one line before anything is fetched, and one on which backbone was taken and why
         """
         where = _choose_device(device)
@@ -70,7 +74,10 @@ class Backbone:
         if where.type == "cpu":
             _bound_threads()
         name = chosen.name or checkpoint.name
-        model = build_model(checkpoint, number_format, where, fused=True, eight_bit=dtype == "int8")
+        of = checkpoint.architecture
+        if ranges is not None and not ranges.fit(of.depth, of.embed_dim, of.hidden_dim):
+            raise SeenitError(f"the 8-bit ranges are not of {name}; compute in another precision: --precision bfloat16")
+        model = build_model(checkpoint, number_format, where, fused=True, eight_bit=dtype == "int8", ranges=ranges)
         if dtype == "int8" and not is_eight_bit(model):
             say(f"8 bits are not for {name} on this machine; it computes in another precision")
             if number_format != best_dtype(where):
@@ -87,6 +94,7 @@ class Backbone:
             model=model,
             device=where,
             dtype=number_format,
+            ranges=ranges if is_eight_bit(model) else None,
         )
         say(f"backbone {name} on {where} in {backbone.precision}: {chosen.why}")
         return backbone
@@ -95,6 +103,22 @@ class Backbone:
     def precision(self) -> str:
         """What matrix products are computed in, by the names that `load` knows."""
         return "int8" if is_eight_bit(self.model) else str(self.dtype).removeprefix("torch.")
+
+    def with_own_ranges(self, images: Sequence[np.ndarray]) -> "Backbone":
+        """This backbone in 8 bits, with ranges measured on images (H, W, 3) uint8, sides multiples of the patch size.
+
+        It is loaded again, for weights in 8 bits by other ranges are no weights to begin with. Where ranges of these
+        images do not serve it stays as it is.
+        """
+        assert images and self.precision == "int8"
+        checkpoint = load_checkpoint(choose_backbone(self.spec, offline=True).path)
+        if checkpoint.hash != self.hash:
+            raise SeenitError(f"the weights of {self.name} changed while they were in use; run the command again")
+        plain = build_model(checkpoint, torch.bfloat16, self.device)
+        ranges = measure_photos(plain, [self._normalised(torch.tensor(image)[None]) for image in images])
+        if ranges is None or not quantise_for_cpu(plain, ranges):
+            return self
+        return replace(self, model=plain, ranges=ranges)
 
     @property
     def depth(self) -> int:

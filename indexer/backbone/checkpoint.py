@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..atomic_file import atomic_path
 from ..errors import CheckpointError, on_one_line
+from .byte_ranges import ByteRanges
 from .cpu_fusion import fuse_for_cpu
 from .cpu_int8 import quantise_for_cpu
 from .layouts import (
@@ -120,19 +121,21 @@ def build_model(
     *,
     fused: bool = False,
     eight_bit: bool = False,
+    ranges: ByteRanges | None = None,
 ) -> VisionTransformer:
     """The network with the checkpoint's weights in memory of its own; in eval mode, gradients off.
 
     fused      rearrange it for faster inference on a CPU, where that can be done (see cpu_fusion); it cannot be trained
                or saved then
     eight_bit  of a fused one in bfloat16: multiply in 8 bits, where that can be done well (see cpu_int8)
+    ranges     for that: an index's own
     """
     with torch.device("meta"):
         model = VisionTransformer(checkpoint.architecture)
     state = {key: value.to(device=device, dtype=dtype, copy=True) for key, value in checkpoint.state.items()}
     model.load_state_dict(state, assign=True)
     model.eval().requires_grad_(False)
-    if fused and not (eight_bit and quantise_for_cpu(model)):
+    if fused and not (eight_bit and quantise_for_cpu(model, ranges)):
         fuse_for_cpu(model)
     return model
 

@@ -1,12 +1,16 @@
 """A backbone that is loaded when it is first needed, and then kept for all steps and rounds of a run."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..messages import Say, say_nothing
 
 if TYPE_CHECKING:  # it imports torch, which a run that embeds nothing does without
+    import numpy as np
+
     from .backbone import Backbone
+    from .byte_ranges import ByteRanges
 
 
 class LoadOnce:
@@ -25,11 +29,19 @@ class LoadOnce:
         self.precision = precision
         self._say = say
 
-    def load(self, otherwise: str, *, fetch: bool = False, precision: str = "auto") -> "Backbone":
+    def load(
+        self,
+        otherwise: str,
+        *,
+        fetch: bool = False,
+        precision: str = "auto",
+        ranges: "Callable[[], ByteRanges | None]" = lambda: None,
+    ) -> "Backbone":
         """The backbone; `otherwise` names it where none, or `auto`, was asked for, and `precision` likewise.
 
         fetch  whether an official one that is not here may be fetched: nothing that works with an existing index waits
                for a network
+        ranges  an index's own for 8 bits, asked for if these are computed in and nothing is loaded yet
         """
         if self._loaded is None:
             from .backbone import Backbone
@@ -37,7 +49,15 @@ class LoadOnce:
             spec = otherwise if self.spec in (None, "auto") else self.spec
             assert spec is not None
             wanted = precision if self.precision == "auto" else self.precision
-            self._loaded = Backbone.load(spec, dtype=wanted, offline=not fetch, say=self._say)
+            own = ranges() if wanted == "int8" else None
+            self._loaded = Backbone.load(spec, dtype=wanted, offline=not fetch, ranges=own, say=self._say)
+        return self._loaded
+
+    def fit_to(self, images: "Sequence[np.ndarray]") -> "Backbone":
+        """The backbone, which is loaded, with ranges of these images where it computes in 8 bits by no index's own."""
+        assert self._loaded is not None
+        if images and self._loaded.precision == "int8" and self._loaded.ranges is None:
+            self._loaded = self._loaded.with_own_ranges(images)
         return self._loaded
 
     @property

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ..backbone.backbone import Backbone
+from ..backbone.byte_ranges import ByteRanges
 from ..descriptor.embedder import Embedder
 from ..descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening, load_whitening
 from ..errors import SeenitError
@@ -32,6 +33,7 @@ class ActorSpec:
     store                    a server's collection that the actor writes to; None: the driver writes
     precision                of the backbone, a `dtype` of `Backbone.load`
     shards                   where the actor writes shards; None: it writes none
+    ranges                   for 8 bits: `ByteRanges` as they are saved
     """
 
     backbone: str
@@ -41,13 +43,15 @@ class ActorSpec:
     store: str | None
     precision: str = "auto"
     shards: ShardTarget | None = None
+    ranges: bytes | None = None
 
 
 class EmbedActor:
     """See `ActorSpec`."""
 
     def __init__(self, spec: ActorSpec) -> None:
-        backbone = Backbone.load(spec.backbone, dtype=spec.precision)
+        ranges = None if spec.ranges is None else ByteRanges.load(spec.ranges)
+        backbone = Backbone.load(spec.backbone, dtype=spec.precision, ranges=ranges)
         if backbone.hash != spec.backbone_hash:
             raise SeenitError(
                 f"backbone {spec.backbone} is another one on a machine of the cluster ({backbone.hash[:8]}, not"

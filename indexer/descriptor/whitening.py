@@ -291,21 +291,20 @@ def _fit_vectors(
     """
     parts = parts.double()
     assert len(parts) > 0, "a whitening needs an image"
-    num_parts, dim = parts.shape[1:]
-    start = _prior_moments(prior, "", num_parts * dim)
-    mean, covariance = _blend(_moments(parts.flatten(1)), start, _weight_of(len(parts), prior))
-    blocks = [slice(part * dim, (part + 1) * dim) for part in range(num_parts)]
-    spreads = [covariance[at, at] for at in blocks]
+    mean, rows = _blended_rows(parts.flatten(1), prior, _weight_of(len(parts), prior))
+    rows = rows.unflatten(1, parts.shape[1:])  # (R, L, D)
+    spreads = [rows[:, part].T @ rows[:, part] for part in range(rows.shape[1])]
     within, share = None if prior is None or "within" not in prior else prior["within"].double(), VIEW_SHARE
     if of_views is not None:
         spreads = [shrink_covariance(spread, len(parts)) for spread in spreads]
         within, share = of_views, 1 - CORPUS_SHARE * len(parts) / (len(parts) + CORPUS_HALF)
     if within is not None:
         spreads = [_with_views(own, one, share) for own, one in zip(spreads, within, strict=True)]
-    whitening = torch.block_diag(*(_whitening(spread, config.shrinkage) for spread in spreads))
-    directions = _main_directions(whitening @ covariance @ whitening, config.global_dim)  # (L * D, G)
+    whitening = torch.stack([_whitening(spread, config.shrinkage) for spread in spreads])  # (L, D, D)
+    whitened = torch.einsum("rld,lde->rle", rows, whitening).flatten(1)
+    directions = _main_directions_of_rows(whitened, config.global_dim).unflatten(0, parts.shape[1:])  # (L, D, G)
     of_kind = None if within is None else torch.stack([_whitening(one, config.shrinkage) for one in within]).float()
-    return mean.float(), (whitening @ directions).float().contiguous(), of_kind
+    return mean.float(), torch.bmm(whitening, directions).flatten(0, 1).float().contiguous(), of_kind
 
 
 def _weight_of(num_images: int, prior: Mapping[str, Tensor] | None) -> float:
@@ -438,6 +437,21 @@ def _blend(own: tuple[Tensor, Tensor], start: tuple[Tensor, Tensor], weight: flo
     return mean, covariance
 
 
+def _blended_rows(parts: Tensor, prior: Mapping[str, Tensor] | None, weight: float) -> tuple[Tensor, Tensor]:
+    """`_blend` of the parts (n, D) and the prior's, with the covariance as rows (R, D), whose outer products it sums.
+
+    covariance = rows.T @ rows
+    """
+    own = parts.mean(0)
+    start, factors = torch.zeros_like(own), parts[:0]
+    if prior is not None:
+        start, factors = prior["mean"].double().flatten(), prior["factors"].double()
+    apart = own - start
+    shift = math.sqrt(weight * (1 - weight)) * apart[None]
+    rows = [math.sqrt(weight / len(parts)) * (parts - own), math.sqrt(1 - weight) * factors, shift]
+    return start + weight * apart, torch.cat(rows)
+
+
 def _prior_moments(prior: Mapping[str, Tensor] | None, prefix: str, size: int) -> tuple[Tensor, Tensor]:
     if prior is None:
         return torch.zeros(size).double(), torch.zeros(size, size).double()
@@ -461,9 +475,33 @@ def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:
 def _main_directions(covariance: Tensor, count: int) -> Tensor:
     """The `count` eigenvectors (D, count) of largest variance, or all there are.
 
-    Of the two signs of each, which rounding would choose, that which makes its largest number positive.
+    The sign of each, which rounding would choose, is that of `_one_sign`.
     """
-    vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count]  # descending
+    return _one_sign(torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count])  # descending
+
+
+def _main_directions_of_rows(rows: Tensor, count: int) -> Tensor:
+    """`_main_directions` of rows.T @ rows, (R, D) -> (D, count), at less than a tenth of the time where rows are few.
+
+    Fewer rows than `count` leave directions in which nothing varies. Any of them will do, so they are drawn, the same
+    ones each time.
+    """
+    num_rows, dim = rows.shape
+    if num_rows >= dim:
+        return _main_directions(rows.T @ rows, count)
+    basis, within = torch.linalg.qr(rows.T)  # (D, R), (R, R)
+    directions = basis @ _main_directions(within @ within.T, count)
+    missing = min(count, dim) - num_rows
+    if missing > 0:
+        drawn = torch.from_numpy(np.random.default_rng(0).standard_normal((dim, missing)))
+        for _ in range(2):  # what rounding leaves of the basis goes the second time
+            drawn = torch.linalg.qr(drawn - basis @ (basis.T @ drawn)).Q
+        directions = torch.cat([directions, drawn], dim=1)
+    return _one_sign(directions)
+
+
+def _one_sign(vectors: Tensor) -> Tensor:
+    """Of the two signs of each column that which makes its largest number positive."""
     return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
 
 

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ..errors import AwayError, SeenitError, first_line, os_reason
 
@@ -29,8 +29,7 @@ MAX_IGNORE_BYTES = 1 << 20
 MAX_STAMP_NS = (1 << 63) - 1  # the year 2262, and what SQLite and the engines hold
 
 
-@dataclass(frozen=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     """A regular file (or a link to one), as the folder's listing shows it."""
 
     path: str  # absolute; bytes that are not UTF-8 are surrogates, as os.fsdecode makes them
@@ -102,7 +101,8 @@ def stamp_ns(status: os.stat_result) -> int:
 
     A camera with a flat battery, an archive or a network drive makes times of any year.
     """
-    return max(-MAX_STAMP_NS, min(status.st_mtime_ns, MAX_STAMP_NS))
+    stamp = status.st_mtime_ns
+    return stamp if -MAX_STAMP_NS <= stamp <= MAX_STAMP_NS else max(-MAX_STAMP_NS, min(stamp, MAX_STAMP_NS))
 
 
 def open_regular(path: str) -> IO[bytes]:
@@ -192,7 +192,11 @@ def _walk(top: str, walk: _Walk, rules: _Rules) -> Iterator[FoundFile | Unreadab
             if entry.name.startswith("."):
                 continue
             try:
-                if entry.is_dir(follow_symlinks=False):
+                if entry.is_file(follow_symlinks=False):  # as nearly all are
+                    if not (rules and _is_excluded(entry.path, rules)):
+                        status = entry.stat(follow_symlinks=False)
+                        yield FoundFile(entry.path, status.st_size, stamp_ns(status))
+                elif entry.is_dir(follow_symlinks=False):
                     if entry.name.lower() not in SKIPPED_FOLDERS and not _is_excluded(f"{entry.path}/", rules):
                         folders.append((entry.path, rules))
                 elif _is_excluded(entry.path, rules) or (entry.is_symlink() and walk.leads_out(entry.path)):

@@ -27,6 +27,7 @@ from .skipped import SkippedFile, read_skipped
 
 if TYPE_CHECKING:
     from ..backbone.backbone import Backbone
+    from ..backbone.byte_ranges import ByteRanges
     from ..descriptor.embedder import Embedder
     from ..descriptor.whitening import Whitening
     from ..items import Item
@@ -114,6 +115,12 @@ class Index:
         from .statistics import config_of, read_whitening
 
         return read_whitening(self.store, self.manifest, config_of(self.manifest, self.location))
+
+    def byte_ranges(self) -> "ByteRanges | None":
+        """Of its own images, for queries in 8 bits; None where it has none. SeenitError where they are damaged."""
+        from .statistics import read_ranges
+
+        return read_ranges(self.store, self.manifest)
 
     def embedder(self, backbone: "Backbone") -> "Embedder":
         """What describes images as the index's were; SeenitError where another backbone made the index."""

@@ -40,6 +40,7 @@ class Manifest:
     sources: dict[str, dict[str, object]] = field(default_factory=dict)  # key -> a source that is no folder
     fixed: bool = False  # whether the statistics were fitted on a random sample before all else, and stay
     precision: str = "auto"  # what the backbone's products were computed in; `auto`: the index is older than that
+    ranges: str = ""  # id of the 8-bit ranges of its own images, see `ByteRanges`; empty: those of drawn images
     seenit: str = VERSION  # the version that wrote it
     format: int = FORMAT
 

@@ -1,6 +1,7 @@
 """What an index was made with: its backbone, its descriptor and the statistics, each checked."""
 
 from ..backbone.backbone import Backbone
+from ..backbone.byte_ranges import ByteRanges
 from ..descriptor import whitening as descriptor
 from ..descriptor.whitening import DescriptorConfig, Whitening
 from ..errors import SeenitError
@@ -9,6 +10,7 @@ from ..store.protocol import Store
 from .manifest import Manifest
 
 WHITENING_BLOB = "descriptor.safetensors"
+RANGES_BLOB = "ranges.safetensors"
 
 
 MEND = "mend it with: seenit check --repair --index {}"
@@ -32,6 +34,25 @@ def config_of(manifest: Manifest, location: object) -> DescriptorConfig:
             f"the index at {location} cannot be used: its descriptor has an {error}, made by seenit {manifest.seenit};"
             " update seenit, or make another index"
         ) from None
+
+
+def read_ranges(store: Store, manifest: Manifest) -> ByteRanges | None:
+    """The 8-bit ranges of the index's own images, None where it has none; SeenitError where they cannot be had."""
+    if not manifest.ranges:
+        return None
+    data, why = store.read_blob(RANGES_BLOB), "they are missing"
+    if data is not None:
+        try:
+            ranges = ByteRanges.load(data)
+            if ranges.id == manifest.ranges:
+                return ranges
+            why = "they are not the ones it names"
+        except SeenitError as error:
+            why = str(error)
+    raise SeenitError(
+        f"the index at {store.location} cannot be used in 8 bits: its ranges are of no use ({why}); search it with"
+        " --precision bfloat16, and to add images make another index"
+    )
 
 
 def read_whitening(store: Store, manifest: Manifest, config: DescriptorConfig) -> Whitening:

@@ -4,7 +4,6 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
@@ -102,13 +101,25 @@ def read_listed(
         " FROM records r LEFT JOIN files f USING (number) ORDER BY r.number",
     )
     seen = 0
-    for _, of_record in groupby(rows, itemgetter(0)):
-        files = sorted(of_record, key=itemgetter(3))
-        _, id, whitening_id, place, *_ = files[0]
-        stored = [] if place is None else [StoredFile(from_bytes(key), size, at) for *_, key, size, at in files]
-        yield Listed(id_text(id), whitening_id, tuple(stored))
-        seen += 1
+    last: tuple[int, bytes, str, list[tuple[int, StoredFile]]] | None = None
+    for number, id, whitening_id, place, key, size, mtime_ns in rows:
+        if last is None or last[0] != number:
+            if last is not None:
+                yield _listed(*last)
+            seen += 1
+            last = (number, id, whitening_id, [])
+        if place is not None:
+            last[3].append((place, StoredFile(from_bytes(key), size, mtime_ns)))
+    if last is not None:
+        yield _listed(*last)
     check_count(db, seen)
+
+
+def _listed(_: int, id: bytes, whitening_id: str, files: list[tuple[int, StoredFile]]) -> Listed:
+    if len(files) == 1:
+        return Listed(id_text(id), whitening_id, (files[0][1],))
+    files.sort(key=itemgetter(0))
+    return Listed(id_text(id), whitening_id, tuple(file for _, file in files))
 
 
 def files_by_number(db: apsw.Connection, numbers: np.ndarray) -> dict[int, tuple[StoredFile, ...]]:

@@ -6,6 +6,7 @@ others, from what it stores where that suffices (see `refit`).
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from .reading import take_in, will_hold
 from .scan import Run
 
 if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does without
+    import numpy as np
+
     from ..descriptor.embedder import Embedder
     from ..descriptor.whitening import Whitening
     from .writer import Writer
@@ -29,6 +32,9 @@ if TYPE_CHECKING:  # they import torch, which a run that embeds nothing does wit
 OUTGROWN = 8
 OUTGROWN_STORED = 4  # where what is stored suffices for it; as often as match probabilities are learnt anew; not tuned
 DEFAULT_RESOLUTION = 224  # pixels
+RANGED_ON = 16  # images, see `cpu_int8.PHOTO_MARGIN`
+FEWEST_RANGED = 8  # with fewer the ranges are those of drawn images; not tuned
+MOST_TRIED = 4 * RANGED_ON  # files, some of which are no images
 
 
 def embed_all(
@@ -41,14 +47,15 @@ def embed_all(
 ) -> tuple[Manifest | None, bool]:
     """Decode, embed and write what has no vectors of today's whitening; the manifest then, and whether stopped."""
     from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, config_named
-    from ..index.statistics import check_backbone, config_of, read_whitening
+    from ..index.statistics import check_backbone, config_of, read_ranges, read_whitening
     from .refit import MOST_REFITTED, can_refit, refit_from_parts
     from .writer import FIT_SAMPLE, Writer
 
     assert run.store is not None
     ledger, options = run.ledger, run.options
     name, precision = (manifest.backbone, manifest.precision) if manifest else ("auto", "auto")
-    backbone = asked.load(name, fetch=manifest is None, precision=precision)
+    own = None if manifest is None else partial(read_ranges, run.store, manifest)
+    backbone = asked.load(name, fetch=manifest is None, precision=precision, ranges=own or (lambda: None))
     if manifest is not None:
         check_backbone(manifest, backbone, run.store.location)
     config = config_of(manifest, run.store.location) if manifest else config_named(options.tokens or DEFAULT_TOKENS)
@@ -69,6 +76,8 @@ def embed_all(
             if not from_parts:
                 ledger.make_all_stale()
                 whitening = None
+    if whitening is None and backbone.precision == "int8" and backbone.ranges is None:
+        embedder = Embedder(asked.fit_to(_some_images(run, embedder)), embedder.resolution, config)
     if options.ray is not None:
         return _embed_on_cluster(run, manifest, embedder, whitening, progress, stop)
     writer = Writer(run.store, ledger, run.roots, embedder, manifest, whitening, run.exclude)
@@ -84,6 +93,22 @@ def embed_all(
         run.refitted = refitted is not None
         return refitted or writer.manifest, False
     return writer.manifest, interrupted
+
+
+def _some_images(run: Run, embedder: "Embedder") -> "list[np.ndarray]":
+    """Images that 8-bit ranges are measured on, as the network sees them; none where too few can be read."""
+    keys = islice(run.ledger.to_sniff(), MOST_TRIED)
+    images: list[np.ndarray] = []
+    with DecodePool(
+        run.options.workers, resolution=embedder.resolution, patch_size=embedder.backbone.patch_size
+    ) as pool:
+        for outcome in pool.run(run.job(key, "decode") for key in keys):
+            run.key(outcome)
+            if isinstance(outcome, Decoded):
+                images.append(embedder.lit(outcome.pixels))
+            if len(images) == RANGED_ON:
+                break
+    return images if len(images) >= FEWEST_RANGED else []
 
 
 def _decode_into(

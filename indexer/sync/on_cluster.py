@@ -156,6 +156,7 @@ class open_work:
             location if is_url(location) else None,
             embedder.backbone.precision,
             ShardTarget.of(run.store) if isinstance(run.store, ShardStore) else None,
+            None if embedder.backbone.ranges is None else embedder.backbone.ranges.save(),
         )
         self._session = open_cluster(options.ray, options.workers)
 

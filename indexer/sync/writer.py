@@ -11,7 +11,7 @@ from ..images.jobs import Decoded
 from ..index.keys import Roots
 from ..index.manifest import Manifest, write_manifest
 from ..index.records import make_records, with_what_was_said
-from ..index.statistics import WHITENING_BLOB
+from ..index.statistics import RANGES_BLOB, WHITENING_BLOB
 from ..store.protocol import Record, Schema, Store
 from .ledger import Ledger
 
@@ -94,11 +94,13 @@ class Writer:
         if not self._held:
             return
         self._whitening = self._embedder.fit_whitening([pooled for _, pooled in self._held], self._viewed.render())
+        self._store.ensure(Schema(self._whitening.global_dim))
         roots = {key: self._roots.stored_form(path) for key, path in self._roots.folders.items()}
         self.manifest = Manifest(
             backbone=self._embedder.backbone.spec,
             backbone_hash=self._embedder.backbone.hash,
             precision=self._embedder.backbone.precision if self.manifest is None else self.manifest.precision,
+            ranges=self._write_ranges(),
             resolution=self._embedder.resolution,
             descriptor=self._embedder.config.settings,
             whitening_id=self._whitening.id,
@@ -108,13 +110,20 @@ class Writer:
             sources=self._roots.stored_sources,
             fixed=self._fixed,
         )
-        self._store.ensure(Schema(self._whitening.global_dim))
         self._store.write_blob(WHITENING_BLOB, save_whitening(self._whitening))
         write_manifest(self._store, self.manifest)
         self.refitted = True
         held, self._held = self._held, []
         for images, pooled in held:
             self._to_records(images, pooled)
+
+    def _write_ranges(self) -> str:
+        """Keep the 8-bit ranges that the vectors are made by; their id, which a manifest is to name."""
+        ranges = self._embedder.backbone.ranges
+        if ranges is None:
+            return "" if self.manifest is None else self.manifest.ranges
+        self._store.write_blob(RANGES_BLOB, ranges.save())
+        return ranges.id
 
     def _to_records(self, images: list[Decoded], pooled: PooledFeatures) -> None:
         assert self._whitening is not None

@@ -347,7 +347,8 @@ class _Proof:
         first, second, hypotheses, evidence = self._first, self._second, self._hypotheses, self._evidence
         early = with_keepers(first, second, self._order)
         copies = self._copies(first[early], second[early], hypotheses[early], evidence[early])
-        late = ~early & ~settled(first, second, copies, self._tried)
+        late = ~early
+        late[late] = ~settled(first[late], second[late], copies, self._tried)
         copies += self._copies(first[late], second[late], hypotheses[late], evidence[late])
         copies += self.further_copies(copies, self._order)
         known = {(min(pair.first, pair.second), max(pair.first, pair.second)) for pair in copies}

@@ -52,8 +52,8 @@ def settled(first: np.ndarray, second: np.ndarray, pairs: Sequence[Pair], tried:
             like[pair.second].add(pair.first)
 
     def known(one: int, other: int) -> bool:
-        ones, others = like[one], like[other]
-        if not (ones | {one}).isdisjoint(others | {other}):
+        ones, others = like[one], like[other]  # of an image with very many copies they are not copied
+        if one in others or not ones.isdisjoint(others):
             return True
         return any((min(a, b), max(a, b)) in tried for a in ones for b in others)
 
@@ -97,6 +97,8 @@ def _reached_from(start: int, beside: dict[int, list[Pair]]) -> dict[int, Transf
     while waiting and len(ways) < REACH:
         row = waiting.popleft()
         for pair in beside[row]:
+            if len(ways) >= REACH:  # an image may have thousands of copies
+                break
             if pair.second in ways:
                 continue
             assert pair.transform is not None

@@ -68,7 +68,8 @@ class Settling:
         self._report = report
         self._close_look = CloseLook(path_of, self.sizes, workers)
         self._closer: dict[tuple[int, int], Closer] = {}  # by rows, the lower one first
-        self._judged: dict[tuple[int, int, int], bool] = {}  # by keeper, member and rival: whether the keeper is nearer
+        self._judged: set[tuple[int, int, int]] = set()  # keeper, member and rival that were held against each other
+        self._lost: dict[tuple[int, int], int] = {}  # the first rival that is nearer, by rows of keeper and member
         self._pairs: list[Pair] = []
 
     def settled(self, pairs: Sequence[Pair]) -> list[Star]:
@@ -138,8 +139,7 @@ class Settling:
         closer = self.closer_of(pair)
         if closer is None:
             return ""
-        ends = _ends(pair)
-        rival = next((rival for (*of, rival), near in self._judged.items() if _sorted(*of) == ends and not near), None)
+        rival = self._lost.get(_ends(pair))
         if rival is not None:
             return f"it may be a copy of {self._path_of(rival)}, which differs from the keeper"
         return closer.reason or self._better_elsewhere(pair, closer)
@@ -200,13 +200,12 @@ class Settling:
                 if known is not None and known.transform is not None
             )
             contests.append(Contest(pair, held))
-            for rival, _ in rivals:  # what is no copy of a rival is nearer to its keeper
-                self._judged[pair.first, pair.second, rival] = True
+            self._judged |= {(pair.first, pair.second, rival) for rival, _ in rivals}
         report = self._report("telling rivals apart", len(contests))
         told = zip(contests, self._close_look.rival_of(contests), strict=True)
         for done, (contest, lost_to) in enumerate(told, start=1):
-            if lost_to is not None:
-                self._judged[contest.pair.first, contest.pair.second, lost_to] = False
+            if lost_to is not None:  # what is no copy of a rival is nearer to its keeper
+                self._lost.setdefault(_ends(contest.pair), lost_to)
             report(done)
 
     def _pairs_with_rivals(self, contested: Sequence[tuple[Pair, list[Rival]]]) -> dict[tuple[int, int], Pair]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.backbone.backbone import Backbone
+from indexer.backbone.load_once import load_once
 from indexer.errors import ImageError, SeenitError
 from indexer.images.decode import decode_file
 from indexer.images.metadata import content_id
@@ -48,6 +49,7 @@ def open_gallery(
     index     None: a temporary one. One that is there must hold exactly the images, else SeenitError
     backbone  a loaded one must be the one that made the index; a name serves to make one only
     """
+    loaded = load_once(backbone) if isinstance(backbone, Backbone) else None  # in 8 bits it is fitted to the gallery
     paths: dict[str, list[Path]] = {}
     for path in dict.fromkeys(images):
         paths.setdefault(content_id(path.read_bytes()), []).append(path)
@@ -60,7 +62,7 @@ def open_gallery(
                 photos,
                 location,
                 options=SyncOptions(resolution=resolution, follow_links=True),  # links of this function's own
-                backbone=backbone,
+                backbone=loaded or backbone,
                 progress=progress,
                 say=say,
             )
@@ -71,8 +73,8 @@ def open_gallery(
         with Searcher.open(location, say=say) as searcher:
             if not is_new:
                 _check_same(searcher, paths, resolution)
-            if isinstance(backbone, Backbone):
-                searcher.use(backbone)
+            if loaded is not None:
+                searcher.use(loaded)
             yield Gallery(searcher, paths)
 
 

@@ -112,7 +112,8 @@ class Service:
         service = cls(Searcher.open(location, say=say, precision=options.precision), options)
         backbone, made = service.searcher.backbone, service.index.manifest
         precision = made.precision if options.watch else "auto"
-        loading = service.batcher.call(lambda: backbone.load(made.backbone, precision=precision))  # before any query
+        load = partial(backbone.load, made.backbone, precision=precision, ranges=service.index.byte_ranges)
+        loading = service.batcher.call(load)  # before any query
         loading.add_done_callback(
             lambda done: say(f"no search will be answered: {e}") if (e := done.exception()) else None
         )

@@ -1,12 +1,13 @@
 """How long looking for duplicates takes in an index that is there, stage by stage, and its peak memory.
 
-    python tests/benchmarks/duplicates_speed.py --records 10000 100000 [--work FOLDER]
+    python tests/benchmarks/duplicates_speed.py --records 10000 100000 [--every 50 --copies 1] [--work FOLDER]
 
-Images are drawn noise of several scales at 320 x 240, two in a hundred of them copies (half the size, mirrored every
-other time). Vectors and patches are made up: kinds of 50 images with cosines around .3, so that every image has
-about as many candidates as there can be. Decoding photos of a camera takes some milliseconds more for each image; see
-decode_speed.py. With --work the indexes are kept for another run. On two cores 10,000 take two minutes to search and
-one to make; 100,000 take twenty and ten.
+Images are drawn noise of several scales at 320 x 240. Of each `--every` of them the last `--copies` are copies of the
+one before (half the size or a little more, mirrored every other time): two in a hundred by default, half of all with
+`--every 2`, many of one image with `--every 500 --copies 499`. Vectors and patches are made up: kinds of 50 images with
+cosines around .3, so that every image has about as many candidates as there can be. Decoding photos of a camera takes
+some milliseconds more for each image; see decode_speed.py. With --work the indexes are kept for another run. On two
+cores 10,000 take two minutes to search and one to make; 100,000 take twenty and ten.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -36,43 +38,69 @@ from retrieval.duplicates import find_duplicates
 
 DIM = 384
 KIND = 50  # images of one kind
-COPIED = 50  # every so many images there is a copy of the one before
 CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Copied:
+    """Of each `every` images the last `copies` are copies of the one before them."""
+
+    every: int
+    copies: int
+
+    def number(self, place: int) -> int:
+        """Of a copy from 0; below 0 for what is none, -1 for what copies are of."""
+        return place % self.every - (self.every - self.copies)
+
+    def are_copies(self, one: int, other: int) -> bool:
+        return one // self.every == other // self.every and min(self.number(one), self.number(other)) >= -1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    copied = Copied(args.every, args.copies)
+    if not 0 < copied.copies < copied.every:
+        parser.error("--copies: at least one, and fewer than --every")
     if args.search is not None:
-        search(args.search)
+        search(args.search, copied)
         return
     print("| images | s in all | of them | copies found | wrong | peak memory, MB |\n|---|---|---|---|---|---|")
     for count in args.records:
         with tempfile.TemporaryDirectory() as own:
-            folder = (args.work or Path(own)) / str(count)
+            folder = (args.work or Path(own)) / f"{count}-{copied.every}-{copied.copies}"
             if not (folder / "made").exists():
-                make(folder, count)
+                make(folder, count, copied)
             # a process of its own, so that the memory is the search's
             answer = subprocess.run(
-                [sys.executable, __file__, "--search", str(folder)], check=True, capture_output=True, text=True
+                [
+                    *(sys.executable, __file__, "--search", str(folder)),
+                    *("--every", str(copied.every), "--copies", str(copied.copies)),
+                ],
+                check=True,
+                capture_output=True,
+                text=True,
             )
-            print(tell(count, json.loads(answer.stdout)), flush=True)
+            print(tell(count, copied, json.loads(answer.stdout)), flush=True)
 
 
-def tell(count: int, result: dict[str, float | dict[str, float]]) -> str:
+def tell(count: int, copied: Copied, result: dict[str, float | dict[str, float]]) -> str:
     stages = result["stages"]
     assert isinstance(stages, dict)
     told = ", ".join(f"{name} {seconds:.0f}" for name, seconds in stages.items() if seconds >= 0.5)
+    wanted = count // copied.every * copied.copies
     return (
-        f"| {count:,} | {result['seconds']:.0f} | {told} | {result['found']} of {count // COPIED} | {result['wrong']} |"
+        f"| {count:,} | {result['seconds']:.0f} | {told} | {result['found']} of {wanted} | {result['wrong']} |"
         f" {result['anonymous']:.0f} and {result['file_backed']:.0f} of files |"
     )
 
 
-def search(folder: Path) -> None:
+def search(folder: Path, copied: Copied) -> None:
     """Prints the figures as JSON."""
     started: dict[str, float] = {}
 
@@ -86,7 +114,7 @@ def search(folder: Path) -> None:
     ends = [*list(started.values())[1:], ended]
     stages = {what: end - start for (what, start), end in zip(started.items(), ends, strict=True)}
     numbers = [(number(group.file.path), number(file.path)) for group in found.groups for file in group.spare]
-    right = sum(abs(one - other) == 1 and max(one, other) % COPIED == COPIED - 1 for one, other in numbers)
+    right = sum(copied.are_copies(one, other) for one, other in numbers)
     print(
         json.dumps(
             {
@@ -105,7 +133,7 @@ def number(path: str) -> int:
     return int(Path(path).stem)
 
 
-def make(folder: Path, count: int) -> None:
+def make(folder: Path, count: int, copied: Copied) -> None:
     """Images in folder/photos, their index in folder/index."""
     store = open_store(folder / "index", write=True)
     roots = {"0": str(folder / "photos")}
@@ -114,7 +142,8 @@ def make(folder: Path, count: int) -> None:
     store.ensure(Schema(DIM))
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     with Pool() as pool:
-        starts = ((folder / "photos", start, min(CHUNK, count - start)) for start in range(0, count, CHUNK))
+        chunk = copied.every * -(-CHUNK // copied.every)  # copies lie in the chunk of what they are of
+        starts = ((folder / "photos", start, min(chunk, count - start), copied) for start in range(0, count, chunk))
         for records in pool.imap(make_records, starts):
             store.upsert(records)
     store.optimize()
@@ -122,26 +151,28 @@ def make(folder: Path, count: int) -> None:
     (folder / "made").touch()
 
 
-def make_records(job: tuple[Path, int, int]) -> list[Record]:
-    photos, start, count = job
+def make_records(job: tuple[Path, int, int, Copied]) -> list[Record]:
+    photos, start, count, copied = job
     rng = np.random.default_rng(start)
     descriptor_config = DESCRIPTOR_CONFIGS["balanced"]
     records: list[Record] = []
-    image, vector = Image.new("RGB", (1, 1)), np.zeros(DIM, np.float32)
-    tokens, positions = np.zeros((0, 0), np.float32), np.zeros((0, 2), np.uint8)
+    original, vector_of, tokens_of = Image.new("RGB", (1, 1)), np.zeros(DIM, np.float32), np.zeros((0, 0), np.float32)
+    positions = np.zeros((0, 2), np.uint8)
     for place in range(start, start + count):
-        if place % COPIED == COPIED - 1:
-            image = ImageOps.mirror(image) if place % (2 * COPIED) < COPIED else image
-            image = image.resize((160, 120))
-            vector = normal(vector + 0.3 * unit(rng, DIM))
-            tokens = normal(tokens + 0.3 * unit(rng, *tokens.shape))
+        number = copied.number(place)
+        if number >= 0:
+            image = ImageOps.mirror(original) if (place // copied.every + number) % 2 == 0 else original
+            image = image.resize((160 + 8 * (number % 20), 120 + 6 * (number % 20)))
+            vector = normal(vector_of + 0.3 * unit(rng, DIM))
+            tokens = normal(tokens_of + 0.3 * unit(rng, *tokens_of.shape))
         else:
-            image, vector = drawn(rng), normal(0.65 * centre(place // KIND) + unit(rng, DIM))
-            tokens = unit(rng, min(descriptor_config.num_tokens, PATCHES), descriptor_config.token_dim)
+            image = original = drawn(rng)
+            vector = vector_of = normal(0.65 * centre(place // KIND) + unit(rng, DIM))
+            tokens = tokens_of = unit(rng, min(descriptor_config.num_tokens, PATCHES), descriptor_config.token_dim)
             cells = np.sort(rng.choice(PATCHES, len(tokens), replace=False))
             positions = np.stack(np.divmod(cells, GRID[1]), axis=1).astype(np.uint8)
         path = photos / f"{place:07d}.jpg"
-        image.save(path, quality=85)
+        image.save(path, quality=85 - max(number, 0) // 20 % 40)
         status, data = path.stat(), path.read_bytes()
         records.append(
             Record(

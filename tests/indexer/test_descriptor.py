@@ -13,6 +13,7 @@ from indexer.descriptor.whitening import (
     PooledFeatures,
     Whitening,
     _main_directions,
+    _main_directions_of_rows,
     apply,
     fit_whitening,
     load_whitening,
@@ -194,6 +195,29 @@ def test_a_direction_has_the_same_sign_however_it_is_found() -> None:
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     assert directions.shape == (12, 8) and (largest > 0).all()
     assert torch.allclose(directions.T @ directions, torch.eye(8).double(), atol=1e-9)
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 8, 11, 12, 40])
+def test_directions_of_few_rows_are_those_of_their_covariance(num_rows: int) -> None:
+    """With fewer rows than directions the others are at right angles to all rows."""
+    rows = torch.randn(num_rows, 12, generator=torch.Generator().manual_seed(1)).double()
+    found, plain = _main_directions_of_rows(rows, 8), _main_directions(rows.T @ rows, 8)
+    settled = min(num_rows, 8)
+    assert found.shape == (12, 8)
+    assert torch.allclose(found[:, :settled], plain[:, :settled], atol=1e-9)
+    assert torch.allclose(found.T @ found, torch.eye(8).double(), atol=1e-9)
+    assert settled == 8 or (rows @ found[:, settled:]).abs().max() < 1e-9
+    assert (found.gather(0, found.abs().argmax(0, keepdim=True)) > 0).all()
+    assert torch.equal(found, _main_directions_of_rows(rows, 8))
+
+
+def test_rows_that_repeat_leave_directions_that_are_at_right_angles() -> None:
+    rows = torch.ones(6, 12).double()
+    found = _main_directions_of_rows(rows, 8)
+    assert torch.allclose(found[:, 0], torch.full((12,), 12**-0.5).double(), atol=1e-9)
+    assert torch.allclose(found.T @ found, torch.eye(8).double(), atol=1e-9)
+    nothing = _main_directions_of_rows(0 * rows, 8)
+    assert torch.allclose(nothing.T @ nothing, torch.eye(8).double(), atol=1e-9)
 
 
 def test_a_prior_of_another_config_or_backbone_is_refused() -> None:

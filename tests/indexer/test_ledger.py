@@ -110,3 +110,67 @@ def test_random_histories_equal_a_plain_twin() -> None:
             now = {key for key, value in after.items() if value == content}
             assert lines.get(content, {file.key for file in ledger.files(content)}) == now, (seed, content)
         ledger.close()
+
+
+def test_of_two_contents_of_one_file_one_counts() -> None:
+    """As a run leaves them that was killed between writing a record and taking the file from the one before."""
+    ledger = Ledger()
+    ledger.add_known([record("A", "0/a", "0/b"), record("B", "0/b", size=11), record("C", "0/a")], "f")
+    ledger.add_found([StoredFile("0/a", 10, 1), StoredFile("0/b", 11, 1)])
+    ledger.settle(["0"])
+    assert list(ledger.to_decode(5)) == []
+    assert ledger.files("A") == (StoredFile("0/a", 10, 1),) and ledger.files("B") == (StoredFile("0/b", 11, 1),)
+    lines = dict(ledger.out_of_line())
+    assert lines == {"A": (StoredFile("0/a", 10, 1),), "C": ()}
+    changes = ledger.changes()
+    assert (changes.unchanged, changes.removed, changes.updated) == (2, 0, 0)
+    ledger.close()
+
+
+def test_a_file_that_is_read_again_and_is_the_same_changes_nothing() -> None:
+    for verify in (False, True):
+        ledger = Ledger()
+        ledger.add_known([record("A", "0/a", whitening_id="f" if verify else "old"), record("B", "0/b")], "f")
+        ledger.add_found([StoredFile("0/a", 10, 1), StoredFile("0/b", 10, 1)])
+        ledger.settle(["0"], verify=verify)
+        read = list(ledger.to_decode(5))
+        assert read == (["0/a", "0/b"] if verify else ["0/a"])
+        for key in read:
+            ledger.assign(key, key[-1].upper(), 10, 1)
+        assert ledger.claim("A") is not verify
+        ledger.wrote("A", ledger.files("A"))
+        assert list(ledger.out_of_line()) == []
+        changes = ledger.changes()
+        assert (changes.added, changes.updated, changes.removed, changes.unchanged) == (0, 0, 0, 2)
+        if verify:
+            assert ledger.verified() == (2, [])
+        ledger.close()
+
+
+def test_a_record_written_without_one_of_its_files_is_out_of_line() -> None:
+    ledger = Ledger()
+    ledger.add_known([record("A", "0/a", whitening_id="old")], "f")
+    ledger.add_found([StoredFile("0/a", 10, 1), StoredFile("0/copy", 10, 1)])
+    ledger.settle(["0"])
+    assert sorted(ledger.to_decode(5)) == ["0/a", "0/copy"]
+    ledger.assign("0/a", "A", 10, 1)
+    assert ledger.claim("A")
+    made_with = ledger.files("A")
+    ledger.assign("0/copy", "A", 10, 1)  # found while the record is made
+    assert not ledger.claim("A")
+    ledger.wrote("A", made_with)
+    assert dict(ledger.out_of_line()) == {"A": (StoredFile("0/a", 10, 1), StoredFile("0/copy", 10, 1))}
+    ledger.close()
+
+
+def test_what_cannot_be_read_now_is_kept_as_known() -> None:
+    ledger = Ledger()
+    ledger.add_known([record("A", "0/a"), record("B", "0/b")], "f")
+    ledger.add_found([StoredFile("0/a", 12, 5), StoredFile("0/b", 12, 5)])
+    ledger.settle(["0"])
+    ledger.keep("0/a")
+    assert ledger.files("A") == (StoredFile("0/a", 10, 1),) and ledger.files("B") == ()
+    ledger.keep_unread()
+    assert ledger.files("B") == (StoredFile("0/b", 10, 1),)
+    assert list(ledger.out_of_line()) == [] and ledger.changes().unchanged == 2
+    ledger.close()

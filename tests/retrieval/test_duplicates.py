@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ from retrieval.duplicates.patterns import (
 )
 from retrieval.duplicates.present import as_json, duplicates_table, write_duplicates_page
 from retrieval.duplicates.proof import COARSE, SIDE, Fits, Squares, best_start, fit_affine, whole_turns
-from retrieval.duplicates.schedule import settled, untried_pairs, with_keepers
+from retrieval.duplicates.schedule import REACH, settled, untried_pairs, with_keepers
 from retrieval.geometry import inverse
 
 pytestmark = pytest.mark.slow
@@ -219,6 +221,19 @@ def test_only_pairs_that_may_tell_something_new_are_compared() -> None:
     assert settled(first, second, with_another, set()).tolist() == [True, True, True, False, False]
     chain = [near(0, 1), near(1, 3)]
     assert [(one, other) for one, other, _ in untried_pairs(chain, range(6), {(0, 1), (1, 3)})] == [(0, 3)]
+
+
+def test_an_image_with_very_many_copies_costs_each_other_one_no_more_than_its_reach() -> None:
+    """0 has 500 copies; 600 to 604 differ from it, so that each is followed by itself."""
+    copies = [near(0, copy) for copy in range(1, 501)]
+    differing = [replace(near(0, other), stays="it differs") for other in range(600, 605)]
+    tried = {(pair.first, pair.second) for pair in (*copies, *differing)}
+    found = list(untried_pairs([*differing, *copies], [0, *range(1, 501), *range(600, 605)], tried))
+    by_row = Counter(row for row, *_ in found)
+    assert set(by_row) == set(range(600, 605)) and max(by_row.values()) < REACH
+    assert {(600, 601), (603, 604)} <= {(row, other) for row, other, _ in found}  # the nearest are among them
+    among = np.arange(1, 500)
+    assert settled(among, among + 1, copies, tried).all()  # both are copies of 0
 
 
 UPPER_LEFT = np.array([[0.5, 0, 0], [0, 0.5, 0]])  # how a photo lies in a collage of four
