@@ -15,7 +15,7 @@ class CropFeatures:
     tokens  (N, T)  float32, L2-normalised rows: every patch, in raster order
     grid    rows and columns of patches, N in all
     frame   (2, 3)  float32, affine: fractions of the image = frame @ (x, y, 1), fractions of the crop
-    kind_vector  (L * D,) float32, L2-normalised, see `whitening.kind_vectors`; None where the index has none
+    kind_vector  (D,) float32, L2-normalised, see `whitening.kind_vectors`; None where the index has none
     colours  (N, 2) int8, mean colour of every patch, see `mean_colours`; None where it is not known
     turn    the nearest quarter turn in which the image is seen: degrees clockwise, 0, 90, 180 or 270
     """

@@ -154,9 +154,10 @@ def read_codes(packed: Sequence[bytes]) -> PatchCodes:
     return parts[0] if len(parts) == 1 else _in_order(parts, list(by_shape.values()))
 
 
-def unpack_parts(packed: Sequence[bytes]) -> np.ndarray | None:
+def unpack_parts(packed: Sequence[bytes], most: int | None = None) -> np.ndarray | None:
     """The parts of several images of one index, (B, L, D) float32, L2-normalised; None where one of them has none.
 
+    most  the first so many of them only; None: all
     Raises SeenitError as `unpack_patches` does.
     """
     if not packed or any(not data or data[0] not in (TOKENS_AND_PARTS, WITH_COLOURS) for data in packed):
@@ -168,9 +169,23 @@ def unpack_parts(packed: Sequence[bytes]) -> np.ndarray | None:
     if any((layout.num_parts, layout.part_dim) != (count, dim) for layout in layouts):
         raise SeenitError("the index holds features of several kinds; rebuild the index")
     codes = np.stack([np.frombuffer(data, np.int8)[-count * dim :] for data in packed])
-    parts = codes.reshape(len(packed), count, dim).astype(np.float32)
+    parts = codes.reshape(len(packed), count, dim)[:, :most].astype(np.float32)
     parts /= np.maximum(np.linalg.norm(parts, axis=2, keepdims=True), 1e-12)
     return parts
+
+
+def unpack_colours(packed: Sequence[bytes]) -> list[np.ndarray] | None:
+    """The mean colours of the patches of several images, (K, 2) int8 each; None where one of them has none.
+
+    Raises SeenitError as `unpack_patches` does.
+    """
+    if not packed or any(not data or data[0] != WITH_COLOURS for data in packed):
+        return None
+    layouts = [_layout(data) for data in packed]
+    return [
+        np.frombuffer(data, np.int8, layout.colours_end - layout.end, layout.end).reshape(-1, COLOUR)
+        for data, layout in zip(packed, layouts, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

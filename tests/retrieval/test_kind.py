@@ -13,7 +13,7 @@ from qdrant_peer import QdrantPeer
 from indexer import Filter, SeenitError, sync_folder
 from indexer.descriptor import embedder as embedder_module
 from indexer.descriptor.features import CropFeatures
-from indexer.descriptor.patch_codec import PatchTokens, pack_patches, unpack_parts, unpack_patches
+from indexer.descriptor.patch_codec import PatchTokens, pack_patches, unpack_colours, unpack_parts, unpack_patches
 from indexer.descriptor.whitening import (
     DESCRIPTOR_CONFIGS,
     DescriptorConfig,
@@ -23,15 +23,17 @@ from indexer.descriptor.whitening import (
     load_whitening,
     save_whitening,
 )
+from indexer.images.metadata import Metadata
 from indexer.index.copy import copy_index
-from indexer.store.protocol import Hit
+from indexer.store.protocol import Hit, Record
 from indexer.sync.options import SyncOptions
 from retrieval import Searcher
 from retrieval.like_kind import KindOrder
 from retrieval.options import SearchOptions
 from retrieval.query.query import EncodedQuery
 from retrieval.rerank import kind
-from retrieval.rerank.kind import kind_scores, matches_first, of_both
+from retrieval.rerank.colours import MOST, SPREAD, STEP, about_mean, colour_histograms, colours_of_crop
+from retrieval.rerank.kind import joined, kind_scores, matches_first
 from retrieval.rerank.ranking import Ranked
 
 
@@ -76,12 +78,64 @@ def test_few_candidates_have_few_neighbours(count: int) -> None:
     assert np.isfinite(kind_scores(rows[:1], rows, np.zeros(count))).all()
 
 
-def test_both_vectors_count_alike() -> None:
+def test_a_joined_cosine_is_the_weighted_mean_of_all() -> None:
     rng = np.random.default_rng(2)
-    stored, whitened = unit(rng, 2, 6), unit(rng, 2, 9)
-    joined = of_both(stored, whitened)
-    assert joined.dtype == np.float32
-    assert float(joined[0] @ joined[1]) == pytest.approx(float(stored[0] @ stored[1] + whitened[0] @ whitened[1]) / 2)
+    stored, whitened, colours = unit(rng, 2, 6), unit(rng, 2, 9), unit(rng, 2, 4)
+    rows = joined([stored, whitened, colours], [3, 6, 1])
+    assert rows.dtype == np.float32 and rows.shape == (2, 19)
+    wanted = 0.3 * stored[0] @ stored[1] + 0.6 * whitened[0] @ whitened[1] + 0.1 * colours[0] @ colours[1]
+    assert float(rows[0] @ rows[1]) == pytest.approx(float(wanted), abs=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(joined([stored], [0.3]), stored, atol=1e-7)
+
+
+# ---- colours ----
+
+
+def test_colour_histograms_against_the_slow_loop() -> None:
+    rng = np.random.default_rng(5)
+    colours = [rng.integers(-128, 128, (count, 2)).astype(np.int8) for count in (5, 3, 0, 5)]
+    cells = range(-MOST, MOST + 1, STEP)
+
+    def near(value: int) -> np.ndarray:
+        weights = np.exp([-0.5 * ((min(max(value, -MOST), MOST) - cell) / SPREAD) ** 2 for cell in cells])
+        return np.asarray(weights / weights.sum())
+
+    found = colour_histograms(colours)
+    assert found.shape == (4, len(cells) ** 2) and found.dtype == np.float32
+    for row, one in zip(found, colours, strict=True):
+        shares = sum((np.outer(near(int(a)), near(int(b))) for a, b in one), np.zeros((len(cells),) * 2))
+        np.testing.assert_allclose(row, np.sqrt(shares / max(len(one), 1)).ravel(), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found[[0, 1, 3]], axis=1), 1, atol=1e-6)
+
+
+def test_what_all_candidates_have_makes_none_alike() -> None:
+    grey, red, blue = (np.array([colour], np.int8) for colour in ((0, 0), (50, 30), (20, -50)))
+    rows = colour_histograms([np.concatenate([grey] * 9 + [one]) for one in (red, red, blue)])
+    assert rows[0] @ rows[2] > 0.85
+    centred = about_mean(rows, rows.mean(0))
+    assert centred[0] @ centred[1] > 0.99 and centred[0] @ centred[2] < -0.9
+    assert not about_mean(rows[:1], rows[0]).any(), "all alike: nothing to tell"
+
+
+def crop_of(tokens: np.ndarray, colours: np.ndarray | None) -> CropFeatures:
+    return CropFeatures(np.ones(1, np.float32), tokens, (1, len(tokens)), colours=colours)
+
+
+def test_a_crop_is_told_by_patches_that_are_unlike_each_other_and_not_plain() -> None:
+    tokens = np.zeros((40, 16), np.float32)
+    tokens[:10] = np.eye(16)[:10]  # ten things, and a wall of twenty patches alike; the rest is plain
+    tokens[10:30] = np.eye(16)[12]
+    colours = np.arange(80).reshape(40, 2).astype(np.int8)
+    chosen = colours_of_crop(crop_of(tokens, colours), 11)
+    assert chosen is not None and len(chosen) == 11
+    np.testing.assert_array_equal(chosen[:10], colours[:10])
+    assert 10 <= chosen[10][0] // 2 < 30, "the wall once"
+    every = colours_of_crop(crop_of(tokens, colours), 64)
+    np.testing.assert_array_equal(every, colours[:30])
+    plain = colours_of_crop(crop_of(np.zeros_like(tokens), colours), 11)
+    np.testing.assert_array_equal(plain, colours)
+    assert colours_of_crop(crop_of(tokens, None), 11) is None
 
 
 def test_matches_stay_before_all_others_in_their_order() -> None:
@@ -107,6 +161,25 @@ def test_parts_come_back_beside_the_patches() -> None:
     assert (back * parts).sum(2).min() > 0.9999
     np.testing.assert_array_equal(unpack_patches(packed).tokens[:6], unpack_patches([alone]).tokens)
     assert unpack_parts([packed[0], alone]) is None and unpack_parts([]) is None and unpack_parts([b""]) is None
+
+
+def test_the_first_parts_and_colours_come_back_alone() -> None:
+    parts = unit(np.random.default_rng(4), 2, 4, 48)
+    colours = np.random.default_rng(6).integers(-127, 128, (2, 6, 2)).astype(np.int8)
+    packed = [
+        pack_patches(replace(some_patches(), colours=of_image), 2, one)
+        for of_image, one in zip(colours, parts, strict=True)
+    ]
+    every, first = unpack_parts(packed), unpack_parts(packed, most=1)
+    assert every is not None and first is not None
+    np.testing.assert_array_equal(first, every[:, :1])
+    back = unpack_colours(packed)
+    assert back is not None
+    np.testing.assert_array_equal(np.stack(back), colours)
+    assert unpack_colours([packed[0], pack_patches(some_patches(), 2, parts[0])]) is None
+    assert unpack_colours([]) is None and unpack_colours([b""]) is None
+    with pytest.raises(SeenitError, match="rebuild the index"):
+        unpack_colours([packed[0][:-1]])
 
 
 def test_damaged_parts_are_told() -> None:
@@ -142,7 +215,8 @@ def test_kind_keeps_what_tells_few_kinds_apart_and_leaves_out_what_differs_betwe
     ]
     whitening = fit_whitening([pooled(photos)], CONFIG, None, views)
     vectors = kind_vectors(pooled(photos).parts, whitening)
-    assert vectors is not None and vectors.shape == (60, 48)
+    assert vectors is not None and vectors.shape == (60, 24)
+    np.testing.assert_array_equal(kind_vectors(pooled(photos).parts[:, :1], whitening), vectors)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
     def share_of_own(rows: np.ndarray) -> float:
@@ -151,8 +225,7 @@ def test_kind_keeps_what_tells_few_kinds_apart_and_leaves_out_what_differs_betwe
         return float((nearest == (np.arange(60) // 20)[:, None]).mean())
 
     assert share_of_own(vectors) > 0.95
-    raw = pooled(photos).parts.flatten(1).numpy()
-    assert share_of_own(vectors) > share_of_own(raw / np.linalg.norm(raw, axis=1, keepdims=True)) + 0.1
+    assert share_of_own(vectors) > share_of_own(pooled(photos).parts[:, 0].numpy()) + 0.1
     again = load_whitening(save_whitening(whitening))
     assert again.id == whitening.id
     np.testing.assert_array_equal(kind_vectors(pooled(photos).parts, again), vectors)
@@ -225,6 +298,11 @@ def test_more_candidates_are_taken_in_and_filters_hold(many: Path, tiny_backbone
         assert len(order.ordered([asked], [few], of_sub, like_kind=True)[0].hits) == 2 + 4
         for n, hit in enumerate(grown.hits):
             assert grown.match(n) is not None and (hit in few.hits or hit.score <= few.hits[-1].score)
+        match = few.hits[1].id  # the first is the query's own image
+        behind = KindOrder(searcher.index, lambda found, n: found.hits[n].id == match)
+        taken_in = behind.ordered([asked], [few], Filter(), like_kind=False)[0]
+        assert taken_in.hits[0].id == match and len(taken_in.hits) == 13
+        assert order.ordered([asked], [few], Filter(), like_kind=False)[0] is few, "nothing is a match"
         plain = Ranked(few.hits)
         assert len(order.ordered([asked], [plain], Filter(), like_kind=True)[0].hits) == 13
 
@@ -264,3 +342,37 @@ def test_a_query_without_candidates_stays_empty() -> None:
     assert order.ordered([EncodedQuery((crop,))], [Ranked([])], Filter(), like_kind=True)[0].hits == []
     hits = [Hit("a", 0.1)]
     assert order.ordered([EncodedQuery((crop,))], [Ranked(hits)], Filter(), like_kind=False)[0].hits is hits
+
+
+class Colourful:
+    """A store of images that differ in nothing but colour."""
+
+    def __init__(self, colours: list[np.ndarray]) -> None:
+        self.vector = np.eye(4, dtype=np.float32)[0]
+        packed = [pack_patches(replace(some_patches(), colours=one), 2) for one in colours]
+        self.records = {
+            str(n): Record(str(n), (), Metadata(8, 8, "PNG"), "", global_vector=self.vector, patches=data)
+            for n, data in enumerate(packed)
+        }
+
+    def retrieve(self, ids: list[str], vectors: bool = False) -> list[Record]:
+        return [self.records[id] for id in ids if id in self.records]
+
+    def search(self, vectors: np.ndarray, limit: int, where: Filter) -> list[list[Hit]]:
+        return [[Hit(id, 1.0) for id in self.records][:limit] for _ in vectors]
+
+
+def test_of_what_is_alike_otherwise_that_of_the_same_colours_comes_first() -> None:
+    red, blue = (np.tile(np.array(colour, np.int8), (6, 1)) for colour in ((50, 30), (20, -50)))
+    store = Colourful([blue, red] * 8)
+    index = SimpleNamespace(store=store, whitening=SimpleNamespace(config=DescriptorConfig(), kind_projection=None))
+    order = KindOrder(index, never)  # type: ignore[arg-type]
+
+    def answers(colours: np.ndarray | None) -> list[str]:
+        asked = EncodedQuery((replace(crop_of(some_patches().tokens, colours), vector=store.vector),))
+        ranked = Ranked([Hit(id, 1.0) for id in store.records])
+        return [hit.id for hit in order.ordered([asked], [ranked], Filter(), like_kind=True)[0].hits]
+
+    assert sorted(map(int, answers(red)[:8])) == list(range(1, 16, 2))
+    assert sorted(map(int, answers(blue)[:8])) == list(range(0, 16, 2))
+    assert answers(None) == [str(n) for n in range(16)], "a query without colours leaves equals as they were"
