@@ -18,7 +18,7 @@ from indexer.index.index import Index
 from indexer.store.protocol import Filter, Hit, Record
 
 from .query.query import EncodedQuery
-from .rerank.colours import about_mean, colour_histograms, colours_of_crop
+from .rerank.colour_histograms import about_mean, colour_histograms, colours_of_crop
 from .rerank.kind import COLOURS, KIND, STORED, joined, kind_scores, matches_first
 from .rerank.ranking import IsMatch, Ranked
 

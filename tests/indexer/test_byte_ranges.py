@@ -148,7 +148,9 @@ def test_shards_and_actors_of_a_cluster_have_them_too(photos: Path, small_backbo
     with Index.open(tmp_path / "index") as index:
         kept, manifest = index.byte_ranges(), index.manifest
     assert kept is not None and manifest.ranges == kept.id
-    spec = ActorSpec(manifest.backbone, manifest.backbone_hash, 70, manifest.descriptor, None, "int8", kept.save())
+    spec = ActorSpec(
+        manifest.backbone, manifest.backbone_hash, 70, manifest.descriptor, None, "int8", ranges=kept.save()
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (1, 70, 70, 3), dtype=np.uint8)
     by_actor = EmbedActor(spec).pooled(list(pixels))
     with Searcher.open(tmp_path / "index", precision="int8") as searcher:

@@ -32,7 +32,7 @@ from retrieval.like_kind import KindOrder
 from retrieval.options import SearchOptions
 from retrieval.query.query import EncodedQuery
 from retrieval.rerank import kind
-from retrieval.rerank.colours import MOST, SPREAD, STEP, about_mean, colour_histograms, colours_of_crop
+from retrieval.rerank.colour_histograms import MOST, SPREAD, STEP, about_mean, colour_histograms, colours_of_crop
 from retrieval.rerank.kind import joined, kind_scores, matches_first
 from retrieval.rerank.ranking import Ranked
 
