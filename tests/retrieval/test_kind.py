@@ -22,6 +22,7 @@ from indexer.descriptor.whitening import (
     kind_vectors,
     load_whitening,
     save_whitening,
+    select_patches,
 )
 from indexer.images.metadata import Metadata
 from indexer.index.copy import copy_index
@@ -136,6 +137,14 @@ def test_a_crop_is_told_by_patches_that_are_unlike_each_other_and_not_plain() ->
     plain = colours_of_crop(crop_of(np.zeros_like(tokens), colours), 11)
     np.testing.assert_array_equal(plain, colours)
     assert colours_of_crop(crop_of(tokens, None), 11) is None
+
+
+@pytest.mark.parametrize("count", [1, 7, 39, 40])
+def test_a_query_chooses_its_patches_as_an_index_does(count: int) -> None:
+    tokens = unit(np.random.default_rng(7), 40, 16)
+    colours = np.arange(80).reshape(40, 2).astype(np.int8)
+    chosen = colours_of_crop(crop_of(tokens, colours), count)
+    np.testing.assert_array_equal(chosen, colours[select_patches(torch.from_numpy(tokens)[None], count)[0].numpy()])
 
 
 def test_matches_stay_before_all_others_in_their_order() -> None:
