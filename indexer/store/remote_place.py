@@ -44,6 +44,14 @@ class RemotePlace:
         self._top = path.rstrip("/")
 
     def sizes(self, folder: str = "") -> dict[str, int]:
+        listed = self._listed(folder)
+        return {name: int(info.get("size") or 0) for name, info in listed.items() if info["type"] == "file"}
+
+    def names(self) -> list[str]:
+        return list(self._listed(""))
+
+    def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What lies right in the place or in a folder of it, as the store tells it, by name."""
         path = f"{self._top}/{folder}" if folder else self._top
 
         def listed() -> list[dict[str, Any]]:
@@ -55,12 +63,8 @@ class RemotePlace:
             self._files.invalidate_cache(path)
             return found
 
-        names = {}
-        for info in self._asked("list", "read", listed):
-            rest = str(info["name"]).removeprefix(path).strip("/")
-            if info["type"] == "file" and rest and "/" not in rest:
-                names[rest] = int(info.get("size") or 0)
-        return names
+        found = {str(info["name"]).removeprefix(path).strip("/"): info for info in self._asked("list", "read", listed)}
+        return {name: info for name, info in found.items() if name and "/" not in name}
 
     def is_there(self, name: str) -> bool:
         return self._size_of(name) is not None

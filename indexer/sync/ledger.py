@@ -232,6 +232,10 @@ class Ledger:
     def num_stale(self) -> int:
         return self._number("SELECT COUNT(*) FROM stale JOIN (SELECT DISTINCT id FROM current) USING (id)")
 
+    def has_stale(self) -> bool:
+        """Whether any record may still be embedded again."""
+        return bool(self._number("SELECT EXISTS (SELECT 1 FROM stale)"))
+
     def num_known(self) -> int:
         return self._number("SELECT COUNT(DISTINCT id) FROM known")
 
