@@ -20,6 +20,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -38,6 +39,7 @@ from .shard_file import MAX_DIM, arrow, read_ids, read_listed, read_records, wri
 from .shard_place import PlacedFile, PlaceLock, ShardPlace, place_at
 
 FORMAT = 1
+READERS = 16  # shards whose ids are read at a time; not tuned
 GIVEN_AT_ONCE = 1000  # numbers that are noted together
 SHARD_RECORDS = 2048  # some 9 MB with patches of the usual size; so much is lost at most. Not tuned
 MAX_BLOB = 1 << 30
@@ -348,9 +350,16 @@ class ShardStore:
             self._numbers.discard(number)
 
     def _read_ids(self) -> None:
-        for number in sorted(self._numbers):
-            for id in read_ids(self._at(number), self._dims()):
-                self._counts_in(id, number)
+        numbers = sorted(self._numbers)
+        with ThreadPoolExecutor(READERS) as readers:  # an object store answers many questions in the time of one
+            for start in range(0, len(numbers), READERS):
+                some = numbers[start : start + READERS]
+                for number, ids in zip(some, readers.map(self._ids_in, some), strict=True):
+                    for id in ids:
+                        self._counts_in(id, number)
+
+    def _ids_in(self, number: int) -> list[str]:
+        return read_ids(self._at(number), self._dims())
 
     def _dims(self) -> Schema:
         if self._schema is None:
