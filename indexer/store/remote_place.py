@@ -32,6 +32,7 @@ RENEW_S = 10.0  # between two signs of life of a writer
 DEAD_S = 35.0  # without one, as another writer sees it
 POLL_S = 1.0
 BLOCK_BYTES = 1 << 18  # read at a time
+MAX_NOTE = 10_000  # bytes
 _LOCKS = "locks"
 
 
@@ -185,8 +186,7 @@ class RemoteLock:
         self._thread.start()
 
     def check(self) -> None:
-        numbers = self._numbers()
-        if self._number not in numbers or max(numbers) != self._number:
+        if not self._is_mine() or max(self._numbers(), default=0) != self._number:
             raise LockedError(
                 f"another process writes to {printable_url(self._place.location)} now, as this one gave no sign of life"
                 " for too long; what this one wrote is kept; run the same command again to go on"
@@ -194,16 +194,21 @@ class RemoteLock:
 
     def release(self) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(RENEW_S)
         with suppress(SeenitError):  # else it dies of age
-            self._place.delete(_name(self._number))
+            if self._is_mine():
+                self._place.delete(_name(self._number))
+
+    def _is_mine(self) -> bool:
+        """Whether the object is the one that this writer put: numbers begin anew once all writers have ended."""
+        return self._token.encode() in (self._place.read(_name(self._number), MAX_NOTE) or b"")
 
     def _take(self, deadline: float) -> int:
         seen: tuple[int, bytes, float] | None = None  # the newest one, as it was, and since when it is so
         while True:
             numbers = self._numbers()
             newest = max(numbers, default=0)
-            note = self._place.read(_name(newest), 10_000) if newest else None
+            note = self._place.read(_name(newest), MAX_NOTE) if newest else None
             if note is not None and (seen is None or seen[:2] != (newest, note)):
                 seen = (newest, note, time.monotonic())
             is_dead = seen is not None and time.monotonic() - seen[2] > DEAD_S
