@@ -65,9 +65,13 @@ class ShardTarget:
 class ShardParts:
     """The driver's books of small shards: which there are, and which of them are to be made one."""
 
-    def __init__(self, store: ShardStore) -> None:
+    def __init__(self, store: ShardStore, *, also_old: bool) -> None:
+        """
+        also_old  those that were there before, as a killed run leaves them. Never where records may be embedded again:
+                  the row that no longer counts would come into a later shard than the one that does
+        """
         self._store = store
-        self._rows = store.small_shards()  # those of a run that was killed among them
+        self._rows = store.small_shards() if also_old else {}
 
     def next_number(self) -> int:
         return self._store.give_number()

@@ -32,6 +32,7 @@ RENEW_S = 10.0  # between two signs of life of a writer
 DEAD_S = 35.0  # without one, as another writer sees it
 POLL_S = 1.0
 BLOCK_BYTES = 1 << 18  # read at a time
+MAX_NOTE = 10_000  # bytes
 _LOCKS = "locks"
 
 
@@ -44,6 +45,14 @@ class RemotePlace:
         self._top = path.rstrip("/")
 
     def sizes(self, folder: str = "") -> dict[str, int]:
+        listed = self._listed(folder)
+        return {name: int(info.get("size") or 0) for name, info in listed.items() if info["type"] == "file"}
+
+    def names(self) -> list[str]:
+        return list(self._listed(""))
+
+    def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What lies right in the place or in a folder of it, as the store tells it, by name."""
         path = f"{self._top}/{folder}" if folder else self._top
 
         def listed() -> list[dict[str, Any]]:
@@ -55,12 +64,8 @@ class RemotePlace:
             self._files.invalidate_cache(path)
             return found
 
-        names = {}
-        for info in self._asked("list", "read", listed):
-            rest = str(info["name"]).removeprefix(path).strip("/")
-            if info["type"] == "file" and rest and "/" not in rest:
-                names[rest] = int(info.get("size") or 0)
-        return names
+        found = {str(info["name"]).removeprefix(path).strip("/"): info for info in self._asked("list", "read", listed)}
+        return {name: info for name, info in found.items() if name and "/" not in name}
 
     def is_there(self, name: str) -> bool:
         return self._size_of(name) is not None
@@ -181,8 +186,7 @@ class RemoteLock:
         self._thread.start()
 
     def check(self) -> None:
-        numbers = self._numbers()
-        if self._number not in numbers or max(numbers) != self._number:
+        if not self._is_mine() or max(self._numbers(), default=0) != self._number:
             raise LockedError(
                 f"another process writes to {printable_url(self._place.location)} now, as this one gave no sign of life"
                 " for too long; what this one wrote is kept; run the same command again to go on"
@@ -190,16 +194,21 @@ class RemoteLock:
 
     def release(self) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(RENEW_S)
         with suppress(SeenitError):  # else it dies of age
-            self._place.delete(_name(self._number))
+            if self._is_mine():
+                self._place.delete(_name(self._number))
+
+    def _is_mine(self) -> bool:
+        """Whether the object is the one that this writer put: numbers begin anew once all writers have ended."""
+        return self._token.encode() in (self._place.read(_name(self._number), MAX_NOTE) or b"")
 
     def _take(self, deadline: float) -> int:
         seen: tuple[int, bytes, float] | None = None  # the newest one, as it was, and since when it is so
         while True:
             numbers = self._numbers()
             newest = max(numbers, default=0)
-            note = self._place.read(_name(newest), 10_000) if newest else None
+            note = self._place.read(_name(newest), MAX_NOTE) if newest else None
             if note is not None and (seen is None or seen[:2] != (newest, note)):
                 seen = (newest, note, time.monotonic())
             is_dead = seen is not None and time.monotonic() - seen[2] > DEAD_S

@@ -59,11 +59,10 @@ def columns(dim: int) -> Any:
     )
 
 
-def write_shard(at: PlacedFile, records: Sequence[Record], schema: Schema, *, patches: bool = True) -> int:
-    """Write records whole or not at all, in the place of what is there, and return the shard's bytes.
+def write_shard(at: PlacedFile, records: Sequence[Record], schema: Schema, *, patches: bool = True) -> None:
+    """Write records whole or not at all, in the place of what is there; StoreError where the place does not take them.
 
     patches  False: without them
-    StoreError where the place does not take them.
     """
     pa = arrow()
     vectors = np.stack([checked_vector(record, schema) for record in records])  # (N, G) float16
@@ -87,9 +86,7 @@ def write_shard(at: PlacedFile, records: Sequence[Record], schema: Schema, *, pa
     table = pa.Table.from_arrays(arrays, schema=wanted)
     encoded = pa.BufferOutputStream()
     pa.parquet.write_table(table, encoded, compression="none", use_dictionary=False, write_page_checksum=True)
-    data = encoded.getvalue().to_pybytes()
-    at.place.put(at.name, data)
-    return len(data)
+    at.place.put(at.name, encoded.getvalue().to_pybytes())
 
 
 def read_ids(at: PlacedFile, schema: Schema) -> list[str]:

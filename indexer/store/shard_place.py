@@ -41,6 +41,9 @@ class ShardPlace(Protocol):
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Bytes of the files in the place, or in a folder in it, by name; without links and what lies deeper."""
 
+    def names(self) -> list[str]:
+        """All that lies right in the place, folders and links among it."""
+
     def is_there(self, name: str) -> bool: ...
 
     def open(self, name: str) -> tuple[BinaryIO, int]:
@@ -125,6 +128,14 @@ class FolderPlace:
         except OSError as error:
             raise UnusableError(f"cannot read {self._folder}: {os_reason(error)}; check the folder") from None
         return found
+
+    def names(self) -> list[str]:
+        try:
+            return os.listdir(self._folder)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UnusableError(f"cannot read {self._folder}: {os_reason(error)}; check the folder") from None
 
     def is_there(self, name: str) -> bool:
         return os.path.lexists(self._folder / name)

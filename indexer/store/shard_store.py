@@ -20,6 +20,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -38,13 +39,14 @@ from .shard_file import MAX_DIM, arrow, read_ids, read_listed, read_records, wri
 from .shard_place import PlacedFile, PlaceLock, ShardPlace, place_at
 
 FORMAT = 1
+READERS = 16  # shards whose ids are read at a time; not tuned
 GIVEN_AT_ONCE = 1000  # numbers that are noted together
 SHARD_RECORDS = 2048  # some 9 MB with patches of the usual size; so much is lost at most. Not tuned
 MAX_BLOB = 1 << 30
 _BLOBS = "blobs"
 _SHARD = re.compile(r"(\d{6}|[1-9]\d{6,8})\.parquet")
 _BLOB_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9]+)+")
-_OURS = {MARKER, _BLOBS, "lock", "lock.json"}
+_OURS = {MARKER, _BLOBS, "lock", "lock.json", "locks"}
 _MAX_MARKER = 10_000  # bytes
 MAX_NUMBER = 999_999_999
 _STEP = "make an index of them with: seenit copy {} INDEX"
@@ -63,7 +65,7 @@ def make_shard_place(location: str | Path, *, patches: bool = True) -> None:
             raise SeenitError(f"the shards in {_named(place)} were made {kept} patches; name another one with --shards")
         return
     place.make()
-    if any(name not in _OURS and not name.endswith(".part") for name in place.sizes()):
+    if any(name not in _OURS and not name.endswith(".part") for name in place.names()):
         raise SeenitError(f"{_named(place)} holds other files; name a new or empty one with --shards")
     _write_marker(place, Marker(None, patches))
 
@@ -91,7 +93,7 @@ def shard_schema(place: ShardPlace) -> Schema | None:
 def remove_empty(location: str | Path) -> None:
     """Remove a place for shards that holds none, and no statistics."""
     place = place_at(location)
-    if not {*place.sizes(), *place.sizes(_BLOBS)} - {MARKER, "lock", "lock.json"}:
+    if not {*place.names(), *place.sizes(_BLOBS)} - _OURS:
         place.delete(MARKER)
         place.discard()
 
@@ -104,13 +106,13 @@ class ShardStore:
         self._place, self._lock = place, lock
         marker = _read_marker(place)
         self._schema, self.has_patches, self._noted = marker.schema, marker.patches, marker.next
-        self._sizes = shard_numbers(place)  # bytes by number
+        self._numbers = set(shard_numbers(place))  # of shards
         self._waiting: dict[str, Record] = {}  # to be written
         self._shard_of: dict[str, int] = {}  # of each id that was written, the shard whose row counts
         self._outdated = set[int]()  # shards with rows that no longer count
         self._revision: object = None
         self._read_ids()
-        self._next = max(max(self._sizes, default=-1) + 1, self._noted)  # number of a shard
+        self._next = max(max(self._numbers, default=-1) + 1, self._noted)  # number of a shard
 
     @classmethod
     def open(cls, location: str | Path, *, write: bool = False, wait_s: float = 10.0) -> "ShardStore":
@@ -210,14 +212,14 @@ class ShardStore:
     def scroll(self, where: Filter = Filter(), *, vectors: bool = False, batch: int = 2000) -> Iterator[Record]:
         """Shard by shard, and not in the order of ids, for which all shards would be read for each page."""
         meets = self._condition(where)
-        for number in list(self._sizes):
+        for number in sorted(self._numbers):
             for record in self._records(number, vectors):
                 if meets(record):
                     yield record
         yield from list(filter(meets, self._waiting.values()))
 
     def list_files(self) -> Iterator[Listed]:
-        for number in list(self._sizes):
+        for number in sorted(self._numbers):
             for listed in read_listed(self._at(number), self._dims()):
                 if self._counts(listed.id, number):
                     yield listed
@@ -265,18 +267,17 @@ class ShardStore:
 
     def took(self, number: int, ids: Iterable[str]) -> None:
         """Somebody else wrote records with these ids into a shard; in the place of others with the same ids."""
-        self._sizes.setdefault(number, 0)
+        self._numbers.add(number)
         for id in ids:
             self._counts_in(id, number)
         self._revision = secrets.token_hex(8)
 
     def moved(self, numbers: Iterable[int], into: int) -> None:
-        """Somebody else wrote all records of shards into another one, and deleted these."""
+        """Somebody else wrote all records of shards into another one, and deleted these; each of their rows counts."""
         gone = set(numbers)
+        assert not gone & self._outdated, "a row that no longer counts would count again"
         self._shard_of.update({id: into for id, number in self._shard_of.items() if number in gone})
-        for number in gone:
-            del self._sizes[number]
-        self._sizes.setdefault(into, 0)
+        self._numbers = (self._numbers - gone) | {into}
 
     def small_shards(self) -> dict[int, int]:
         """Shards that are less than half full and of which each row counts: how many rows they have, by number."""
@@ -342,16 +343,23 @@ class ShardStore:
     def _write(self, number: int, records: Sequence[Record]) -> None:
         self._writer().check()
         if records:
-            at = self._at(number)
-            self._sizes[number] = write_shard(at, records, self._dims(), patches=self.has_patches)
+            write_shard(self._at(number), records, self._dims(), patches=self.has_patches)
+            self._numbers.add(number)
         else:
             self._place.delete(self._at(number).name)
-            del self._sizes[number]
+            self._numbers.discard(number)
 
     def _read_ids(self) -> None:
-        for number in self._sizes:
-            for id in read_ids(self._at(number), self._dims()):
-                self._counts_in(id, number)
+        numbers = sorted(self._numbers)
+        with ThreadPoolExecutor(READERS) as readers:  # an object store answers many questions in the time of one
+            for start in range(0, len(numbers), READERS):
+                some = numbers[start : start + READERS]
+                for number, ids in zip(some, readers.map(self._ids_in, some), strict=True):
+                    for id in ids:
+                        self._counts_in(id, number)
+
+    def _ids_in(self, number: int) -> list[str]:
+        return read_ids(self._at(number), self._dims())
 
     def _dims(self) -> Schema:
         if self._schema is None:

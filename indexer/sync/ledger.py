@@ -239,6 +239,10 @@ class Ledger:
             " OR EXISTS (SELECT 1 FROM assigned a WHERE a.id = s.id)"
         )
 
+    def has_stale(self) -> bool:
+        """Whether any record may still be embedded again."""
+        return bool(self._number("SELECT EXISTS (SELECT 1 FROM stale)"))
+
     def num_known(self) -> int:
         return self._number("SELECT COUNT(DISTINCT id) FROM known")
 

@@ -78,7 +78,7 @@ class ClusterWork:
         parts = None
         if self._spec.shards is not None:
             run.store.optimize()  # the sample, which is then kept whatever follows
-            parts = ShardParts(_shards_of(run))
+            parts = ShardParts(_shards_of(run), also_old=not run.ledger.has_stale())
         merging = dict[Any, tuple[list[int], int]]()
         chunks = iter(lambda: [run.job(key, "decode") for key in islice(keys, CHUNK)], list[Job]())
         decoding: dict[Any, Any] = {}

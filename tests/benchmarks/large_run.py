@@ -6,7 +6,7 @@
 Images of 64 to 96 pixels are cut out of photos, with their colours changed; one in a hundred is a copy of the one
 before in other quality. The network is a tiny one with random weights and sees 56 x 56 pixels, so that what is measured
 is everything but the network: listing, decoding, statistics, books, writes, the graph, searches. Among its vectors all
-images are alike to some degree, which gives `seenit duplicates` far more pairs to look at than real ones do.
+images are alike to some degree: for `seenit duplicates` take a network that tells images apart, such as seenit_vits14.
 
 `seenit index` runs as a command with one thread. Meanwhile a watcher asks every few seconds how many images the index
 holds and how much memory the command's processes have of their own (RssAnon).
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--backbone", help="[a tiny one with random weights]")
     parser.add_argument("--no-duplicates", dest="duplicates", action="store_false")
+    parser.add_argument("--duplicates-of", type=int, help="only of so many images, in an index of their own [all]")
     parser.add_argument("--draw", type=Path, nargs="+")
     parser.add_argument("--svg", type=Path)
     args = parser.parse_args()
@@ -86,10 +87,34 @@ def main() -> None:
     args.json.write_text(json.dumps(found, indent=1), "utf-8")
     print(json.dumps({name: value for name, value in found.items() if name != "moments"}, indent=1), flush=True)
     if args.duplicates:
-        seen, took = watched(["duplicates", str(index), "--json"], index)
-        found |= {"duplicates_s": round(took, 1), "duplicates_own_gb": max(moment.own_gb for moment in seen)}
+        found |= duplicates(args, index, folder, weights)
         args.json.write_text(json.dumps(found, indent=1), "utf-8")
-        print(f"duplicates: {took:,.0f} s, {found['duplicates_own_gb']} GB")
+        print({name: value for name, value in found.items() if name.startswith("duplicates")})
+
+
+def duplicates(args: argparse.Namespace, index: Path, folder: Path, weights: str) -> dict[str, float]:
+    """Seconds, memory, groups, and the share of the copies that were drawn which are in a group."""
+    count = args.images
+    if args.duplicates_of is not None and args.duplicates_of < count:
+        count = args.duplicates_of // PER_FOLDER * PER_FOLDER
+        index = args.work / "few"
+        folders = [str(path_of(folder, n).parent) for n in range(0, count, PER_FOLDER)]
+        usual = ["--backbone", weights, "--resolution", str(RESOLUTION), "--workers", "1"]
+        watched(["index", *folders, "--index", str(index), *usual], index)
+    told = args.work / "duplicates.json"
+    with told.open("wb") as output:
+        seen, took = watched(["duplicates", str(index), "--json"], index, output)
+    groups = json.loads(told.read_text("utf-8"))["groups"]
+    numbers = [{int(Path(one["path"]).stem) for one in (group["keeper"], *group["members"])} for group in groups]
+    copies = range(COPY_EVERY, count, COPY_EVERY)
+    together = {n for group in numbers for n in group if n - 1 in group}
+    return {
+        "duplicates_of": count,
+        "duplicates_s": round(took, 1),
+        "duplicates_own_gb": max((moment.own_gb for moment in seen), default=0.0),
+        "duplicates_groups": len(groups),
+        "duplicates_of_drawn": sum(n in together for n in copies) / max(1, len(copies)),
+    }
 
 
 def make_images(photos: Sequence[Path], folder: Path, count: int) -> None:
@@ -137,8 +162,13 @@ def tiny_weights(work: Path) -> Path:
     return path if path.is_file() else save_tiny(path)
 
 
-def watched(arguments: Sequence[str], index: Path) -> tuple[list[Moment], float]:
-    """Run a command of seenit with one thread; what was seen meanwhile, and its seconds. Ends where it fails."""
+def watched(
+    arguments: Sequence[str], index: Path, output: BinaryIO | int = subprocess.DEVNULL
+) -> tuple[list[Moment], float]:
+    """Run a command of seenit with one thread; what was seen meanwhile, and its seconds. Ends where it fails.
+
+    output  where what it prints goes
+    """
     from indexer.errors import SeenitError
     from indexer.store.open import open_store
 
@@ -146,7 +176,7 @@ def watched(arguments: Sequence[str], index: Path) -> tuple[list[Moment], float]
     command = [sys.executable, "-c", "import cli; cli.main()", *arguments, "-q"]
     moments: list[Moment] = []
     began = time.perf_counter()
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, env=environment, stdout=output) as process:
         while process.poll() is None:
             time.sleep(EVERY_S)
             images = 0

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def ids_in(location: str) -> list[str]:
 def test_small_shards_become_one(location: str) -> None:
     store = driver(location)
     target, place = actor(store)
-    parts = ShardParts(store)
+    parts = ShardParts(store, also_old=True)
     numbers = []
     for n in range(3):
         numbers.append(parts.next_number())
@@ -74,7 +75,7 @@ def test_a_merge_that_breaks_off_is_repeated(location: str, broken_at: int, monk
     """Before the large shard is put, and before each of the small ones is deleted."""
     store = driver(location)
     target, place = actor(store)
-    parts = ShardParts(store)
+    parts = ShardParts(store, also_old=True)
     for record in RECORDS[:3]:
         number = parts.next_number()
         target.write(place, number, [record], DIM)
@@ -111,7 +112,7 @@ def test_a_merge_that_breaks_off_is_repeated(location: str, broken_at: int, monk
 def test_a_call_that_is_repeated_writes_the_same_shard(location: str) -> None:
     store = driver(location)
     target, place = actor(store)
-    parts = ShardParts(store)
+    parts = ShardParts(store, also_old=True)
     number = parts.next_number()
     for _ in range(2):
         target.write(place, number, RECORDS[:2], DIM)
@@ -124,14 +125,14 @@ def test_what_an_actor_of_a_killed_driver_writes_late(location: str) -> None:
     """The next driver gives other numbers, and finds at the latest when shards are opened again what came late."""
     store = driver(location)
     target, place = actor(store)
-    parts = ShardParts(store)
+    parts = ShardParts(store, also_old=True)
     written, late = parts.next_number(), parts.next_number()
     target.write(place, written, RECORDS[:2], DIM)
     assert store._lock is not None
     store._lock.release()  # as its end does
     after = driver(location)
     assert after.count() == 2
-    others = ShardParts(after)
+    others = ShardParts(after, also_old=True)
     number = others.next_number()
     assert number > late
     target.write(place, late, RECORDS[2:4], DIM)
@@ -149,13 +150,55 @@ def test_a_record_that_is_embedded_again_counts_once(location: str) -> None:
     store.upsert(RECORDS[:3])
     store.optimize()
     target, place = actor(store)
-    parts = ShardParts(store)
+    parts = ShardParts(store, also_old=True)
     number = parts.next_number()
     target.write(place, number, [RECORDS[1]], DIM)
     parts.wrote(number, [RECORDS[1].id])
     assert store.count() == 3
     store.close()
     assert ids_in(location) == sorted(IDS[:3])
+
+
+def test_where_records_are_embedded_again_old_shards_are_left(location: str) -> None:
+    store = driver(location)
+    store.upsert([RECORDS[0]])
+    store.optimize()
+    target, place = actor(store)
+    parts = ShardParts(store, also_old=False)
+    again = replace(RECORDS[0], whitening_id="another")
+    for record in (again, RECORDS[1]):
+        number = parts.next_number()
+        target.write(place, number, [record], DIM)
+        parts.wrote(number, [record.id])
+    due = parts.due(at_end=True)
+    assert due is not None and 0 not in due[0]
+    target.merge(place, *due, DIM)
+    parts.merged(*due)
+    store.close()
+    left = ShardStore.open(location)
+    assert {record.id: record.whitening_id for record in left.scroll()} == {
+        again.id: "another",
+        RECORDS[1].id: RECORDS[1].whitening_id,
+    }
+    assert list(shard_numbers(place)) == [due[1]]
+
+
+def test_small_shards_of_a_killed_run_are_made_one_too(location: str) -> None:
+    store = driver(location)
+    store.upsert([RECORDS[0]])
+    store.close()
+    store = driver(location)
+    target, place = actor(store)
+    parts = ShardParts(store, also_old=True)
+    number = parts.next_number()
+    target.write(place, number, [RECORDS[1]], DIM)
+    parts.wrote(number, [RECORDS[1].id])
+    due = parts.due(at_end=True)
+    assert due == ([0, number], number + 1)
+    target.merge(place, *due, DIM)
+    parts.merged(*due)
+    store.close()
+    assert ids_in(location) == sorted(IDS[:2]) and list(shard_numbers(place)) == [number + 1]
 
 
 def test_another_folder_of_the_same_name_is_told(tmp_path: Path) -> None:

@@ -211,8 +211,11 @@ def test_without_patches_no_index_is_made(tmp_path: Path, embed: Callable[..., A
 def test_nothing_of_others_is_written_over(tmp_path: Path, tiny_backbone: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "text.txt").write_text("mine")
-    with pytest.raises(SeenitError, match="holds other files"):
-        make_shard_place(tmp_path / "mine")
+    (tmp_path / "photos" / "2023").mkdir(parents=True)
+    for place in ("mine", "photos"):
+        with pytest.raises(SeenitError, match="holds other files"):
+            make_shard_place(tmp_path / place)
+        assert not (tmp_path / place / "shards.json").exists()
     with pytest.raises(SeenitError):
         embed_into_shards(tmp_path / "nothing", tmp_path / "shards", backbone=str(tiny_backbone))
     assert not (tmp_path / "shards").exists()
