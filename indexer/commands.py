@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def info(
     image: Annotated[
         Path | None,
-        typer.Argument(metavar="IMAGE", help="What the index holds of this image; none: of all."),
+        typer.Argument(metavar="IMAGE", help="What the index holds of this image; of its folder, or of none: all."),
     ] = None,
     index: IndexOption = None,
     skipped: Annotated[bool, typer.Option("--skipped", help="List the files that were skipped, and why.")] = False,
@@ -53,6 +53,8 @@ def info(
     from .index.find_index import find_index
     from .index.index import Index
 
+    if index is None and image is not None and image.is_dir():  # as `seenit index` takes it
+        index, image = str(image), None
     if image is not None:
         if skipped:
             raise typer.BadParameter("--skipped is about the whole index", param_hint="IMAGE")

@@ -370,6 +370,8 @@ def test_info(indexed: Path, seenit: Seenit) -> None:
     facts = json.loads(seenit("info", "--json").out)
     assert facts["images"] == 8 and facts["skipped"] == 1 and facts["resolution"] == 56 and facts["bytes"]
     assert "8" in seenit("info").out
+    assert json.loads(seenit("info", indexed, "--json").out) == facts  # by the folder, as `seenit index` takes it
+    assert_one_line_error(seenit("info", indexed / "a"), "no index")
     assert seenit("info", "--skipped").out.startswith(str(indexed / "bad.jpg") + ": ")
 
 
