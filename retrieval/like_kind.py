@@ -26,7 +26,7 @@ MOST = 600  # candidates of one query at once; time is quadratic in them; not tu
 SEEDS, NEAR_EACH = 10, 100  # best by kind whose nearest are taken in, and how many; chosen with `rerank.kind`
 # Likewise by default, behind a match. For time: mAP of paris with 0, 1, 2, 3, 10 .777 .798 .837 .856 .894
 SEEDS_BY_DEFAULT = 3
-READ_AT_ONCE = 6400  # records, some 8 kB each, that are in memory for several queries; not tuned
+READ_AT_ONCE = 12_800  # records, some 8 kB each, that are in memory for several queries: 32 by default; not tuned
 OWN_COSINE = 0.95  # from which a match is the query's own image, which says nothing of the others; not tuned
 
 
@@ -62,12 +62,14 @@ class KindOrder:
         where      is met by further candidates
         like_kind  with more of them, and also where nothing is a match
 
-        Many queries ask the store as often as one does.
+        By default 32 queries ask the store as often as one does.
         """
         ordered = list(ranked)
         matches = [self._matches(one) for one in ranked]
         wanted = [n for n, one in enumerate(ranked) if one.hits and (like_kind or any(matches[n]))]
-        at_once = max(1, READ_AT_ONCE // MOST)
+        further = NEAR_EACH * (SEEDS if like_kind else SEEDS_BY_DEFAULT)
+        most = min(MOST, max([len(ranked[n].hits) for n in wanted], default=0) + further)
+        at_once = READ_AT_ONCE // most
         for start in range(0, len(wanted), at_once):
             some = {n: ranked[n] for n in wanted[start : start + at_once]}
             for n, one in self._order(asked, some, matches, where, like_kind).items():
