@@ -10,8 +10,8 @@ share a scale apart from the others. And CLS and the registers, which differ fro
 read, are computed in bfloat16: one row in 257.
 
 Ranges are measured on an index's own first images (`byte_ranges`), and where there are none on images that are drawn
-here, the same for everybody. The operators are oneDNN's, as torch.compile
-emits them. They are not public: whoever lacks them, or gets other numbers from them, keeps the network as it is.
+here, the same for everybody. The operators are oneDNN's, as torch.compile emits them. They are not public: whoever
+lacks them, or gets other numbers from them, keeps the network as it is.
 """
 
 from collections.abc import Sequence

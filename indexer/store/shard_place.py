@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn, Protocol
+from typing import BinaryIO, Protocol
 
 import filelock
 
@@ -190,10 +190,7 @@ class FolderPlace:
         try:
             yield
         except OSError as error:
-            self._refuse(error)
-
-    def _refuse(self, error: OSError) -> NoReturn:
-        raise StoreError(
-            f"cannot write to {self._folder}: {os_reason(error)}; make room or check the folder, and run the same again"
-            " to go on"
-        ) from None
+            raise StoreError(
+                f"cannot write to {self._folder}: {os_reason(error)}; make room or check the folder, and run the same"
+                " again to go on"
+            ) from None

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +13,7 @@ import pytest
 from conftest import draw_photo
 from cutting_proxy import CuttingProxy
 from stored_records import RECORDS
-from test_vector_shards import DIM, OPTIONS, assert_same, everything
+from test_vector_shards import DIM, OPTIONS, assert_same, embedding_by_eights, everything
 from typer.testing import CliRunner
 
 import cli
@@ -250,14 +248,7 @@ def test_shards_in_a_bucket_make_the_plain_index(
 def test_a_killed_run_goes_on(bucket: Any, tmp_path: Path, tiny_backbone: Path) -> None:
     for n in range(60):
         draw_photo(tmp_path / "photos" / f"{n:02d}.jpg", n)
-    code = (
-        "import sys; from indexer import *; from indexer.store import shard_store; from indexer.sync import writer\n"
-        "shard_store.SHARD_RECORDS, writer.FIT_SAMPLE, writer.WRITE_EVERY = 8, 8, 8\n"
-        "options = SyncOptions(resolution=56, workers=1)\n"
-        "embed_into_shards(sys.argv[1], sys.argv[2], options=options, backbone=sys.argv[3])"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "photos"), S3, str(tiny_backbone)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    process = embedding_by_eights(tmp_path / "photos", S3, tiny_backbone)
     place = RemotePlace(S3)
     deadline = time.monotonic() + 60
     while sum(name.endswith(".parquet") for name in place.sizes()) < 2 and time.monotonic() < deadline:

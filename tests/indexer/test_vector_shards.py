@@ -116,18 +116,23 @@ def test_a_second_run_embeds_what_is_new_and_follows_the_files(
     assert embed().images == 8
 
 
-@pytest.mark.long
-def test_a_killed_run_loses_what_was_not_written_and_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
-    for n in range(60):
-        draw_photo(tmp_path / "photos" / f"{n:02d}.jpg", n)
+def embedding_by_eights(photos: Path, place: Path | str, backbone: Path) -> "subprocess.Popen[bytes]":
+    """A process that writes shards of eight records, to be killed."""
     code = (
         "import sys; from indexer import *; from indexer.store import shard_store; from indexer.sync import writer\n"
         "shard_store.SHARD_RECORDS, writer.FIT_SAMPLE, writer.WRITE_EVERY = 8, 8, 8\n"
         "options = SyncOptions(resolution=56, workers=1)\n"
         "embed_into_shards(sys.argv[1], sys.argv[2], options=options, backbone=sys.argv[3])"
     )
-    command = [sys.executable, "-c", code, *map(str, (tmp_path / "photos", tmp_path / "shards", tiny_backbone))]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    command = [sys.executable, "-c", code, *map(str, (photos, place, backbone))]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+@pytest.mark.long
+def test_a_killed_run_loses_what_was_not_written_and_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
+    for n in range(60):
+        draw_photo(tmp_path / "photos" / f"{n:02d}.jpg", n)
+    process = embedding_by_eights(tmp_path / "photos", tmp_path / "shards", tiny_backbone)
     deadline = time.monotonic() + 60
     while len(shards_of(tmp_path / "shards")) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
