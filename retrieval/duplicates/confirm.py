@@ -114,13 +114,19 @@ def compare_pixels(
 
     def fitted(start: int, end: int) -> tuple[np.ndarray, Fits]:
         """Of those of the pairs that are worth it: their places, and how they fit."""
-        one, other = (thumbnails.squares(rows[start:end].tolist()) for rows in (first, second))
+        rows = [of_pairs[start:end].tolist() for of_pairs in (first, second)]
+        one, other = map(thumbnails.squares, rows)
+        small = torch.stack([thumbnails.are_small(some) for some in rows]).any(0)
         at = torch.arange(end - start)
         begin, score = best_start(one(at, COARSE), other(at, COARSE), torch.from_numpy(hypotheses[start:end]))
         known = torch.from_numpy(evidence[start:end])
         at = at[hopeful(score, known, LEAST_COARSE)]
         found = fit_affine(
-            lambda some, side: one(at[some], side), lambda some, side: other(at[some], side), begin[at], known[at]
+            lambda some, side: one(at[some], side),
+            lambda some, side: other(at[some], side),
+            begin[at],
+            known[at],
+            small[at],
         )
         return start + at.numpy(), found
 

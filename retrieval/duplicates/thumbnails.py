@@ -11,7 +11,7 @@ from indexer.images.jobs import Changed, Decoded, Job, Outcome, Vanished
 from indexer.images.pool import DecodePool
 
 from .mapped import mapped
-from .proof import COARSE, SIDE, Squares
+from .proof import COARSE, SIDE, SMALL, Squares
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, ITU-R BT.601
 
@@ -26,6 +26,7 @@ class Thumbnails:
         self._side = side
         self._workers = workers
         self._pixels = mapped(np.uint8, most, side, side)
+        self._small = np.zeros(most, bool)
         self._coarse = mapped(np.float32, most if side > COARSE else 0, COARSE, COARSE)  # so that none is shrunk twice
 
     def read(self, wanted: Iterable[tuple[int, str, str]]) -> Iterator[int]:
@@ -42,6 +43,7 @@ class Thumbnails:
                 if isinstance(outcome, Decoded) and outcome.id == id:
                     pixels = (outcome.pixels @ GREY).round()
                     self._pixels[len(self._at)] = pixels
+                    self._small[len(self._at)] = outcome.metadata.width * outcome.metadata.height <= SMALL
                     if self._side > COARSE:
                         self._coarse[len(self._at)] = _shrunk(pixels)
                     self._at[row] = len(self._at)
@@ -55,6 +57,10 @@ class Thumbnails:
     def of(self, rows: Sequence[int]) -> Tensor:
         """(B, S, S) float32 in [0, 255]"""
         return torch.from_numpy(self._pixels[[self._at[row] for row in rows]].astype(np.float32))
+
+    def are_small(self, rows: Sequence[int]) -> Tensor:
+        """Whether each image has so few pixels that its square shows less than others; see `proof.SMALL`.  (B,) bool"""
+        return torch.from_numpy(self._small[[self._at[row] for row in rows]])
 
     def squares(self, rows: Sequence[int]) -> Squares:
         """Those of some rows, of several sizes, for the proof in pixels."""

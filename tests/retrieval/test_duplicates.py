@@ -1,5 +1,6 @@
 """Duplicates of an index: made copies are found and told what they are, other photos are left alone."""
 
+import io
 import json
 import shutil
 from collections import Counter
@@ -68,13 +69,13 @@ def squares_of(image: torch.Tensor) -> Squares:
     return lambda at, side: avg_pool2d(image[at][:, None], SIDE // side)[:, 0]
 
 
-def lay(first: Image.Image, second: Image.Image, start: np.ndarray | None = None) -> Fits:
+def lay(first: Image.Image, second: Image.Image, start: np.ndarray | None = None, small: bool = False) -> Fits:
     one, other = (squares_of(grey(image)[None]) for image in (first, second))
     given = np.eye(3)[:2] if start is None else start
     all_of_it = torch.arange(1)
     coarse = one(all_of_it, COARSE), other(all_of_it, COARSE)
     begin, _ = best_start(*coarse, torch.tensor(given, dtype=torch.float32)[None, None])
-    return fit_affine(one, other, begin, torch.ones(1))
+    return fit_affine(one, other, begin, torch.ones(1), torch.tensor([small]))
 
 
 @pytest.mark.parametrize(
@@ -113,10 +114,23 @@ def test_a_cut_out_is_found_from_a_rough_guess_in_both_directions() -> None:
 def test_what_is_known_beforehand_decides_whether_a_poor_start_is_followed() -> None:
     image = squares_of(grey(scene(3, 320, 240))[None])
     rough = torch.tensor([[[1.0, 0.01, 0.01], [-0.01, 1.0, -0.01]]])
-    followed, given_up = (fit_affine(image, image, rough, torch.tensor([known])) for known in (1.0, -0.6))
+    followed, given_up = (
+        fit_affine(image, image, rough, torch.tensor([known]), torch.tensor([False])) for known in (1.0, -0.6)
+    )
     assert float(followed.correlation) > 0.95 and float(followed.drift) < 0.01
     assert np.allclose(followed.transform[0], SAME, atol=1e-3)
     assert float(given_up.correlation) < 0.9 and float(given_up.drift) == np.inf
+
+
+def test_a_small_image_saved_again_drifts_less_in_larger_blocks() -> None:
+    image = scene(4, 72, 54)
+    packed = io.BytesIO()
+    image.save(packed, "JPEG", quality=25)
+    again = Image.open(packed)
+    as_others, as_small = (float(lay(image, again, small=small).drift) for small in (False, True))
+    assert as_small < 0.6 * as_others
+    assert as_small > 0  # it is measured all the same
+    assert float(lay(image, scene(5, 72, 54), small=True).correlation) < 0.3
 
 
 def test_two_flat_images_prove_nothing() -> None:
