@@ -10,7 +10,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("indexer", "retrieval", "trainer")
@@ -128,14 +128,11 @@ def _value(param: Any) -> str:
         return ""
     if param.metavar:
         return str(param.metavar)
-    kind = param.type_descriptor.annotation
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    if get_origin(kind) is list:
-        (kind,) = get_args(kind)
+    if choices := getattr(param.type, "choices", None):
+        return "|".join(choices)
     if param.param_type_name == "argument":
         return str(param.name).upper()
-    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+    return {"int": "N", "float": "X", "path": "PATH"}.get(param.type.name.split()[0], "TEXT")  # "int range" is one, too
 
 
 def _default(param: Any) -> str:
