@@ -1,12 +1,13 @@
 """Others of a kind: candidates read from a store and put in the order of their likeness of kind.
 
-Matches come first, as geometric verification has them. What is no match follows by `rerank.kind`, for of the patches of
-such a candidate too few agree to say anything of it. By default that is done only where the first candidate is a match:
-it shows that the index knows the thing, and it stands first whatever follows it. More candidates are taken in, those
-nearest to the best by kind, and most where one asks for others of the kind.
+By default matches come first, as geometric verification has them. What is no match follows by `rerank.kind`, for of the
+patches of such a candidate too few agree to say anything of it, and that only where the first candidate is a match: it
+shows that the index knows the thing, and it stands first whatever follows it. Where one asks for others of the kind,
+likeness and match probability order all of them together. More candidates are taken in, those nearest to the best by
+kind, and most where one asks.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +20,9 @@ from indexer.store.protocol import Filter, Hit, Record
 
 from .query.query import EncodedQuery
 from .rerank.colour_histograms import about_mean, colour_histograms, colours_of_crop
-from .rerank.kind import COLOURS, KIND, STORED, joined, kind_scores, matches_first
-from .rerank.ranking import IsMatch, Ranked
+from .rerank.evidence import MATCH_PROBABILITY
+from .rerank.kind import COLOURS, KIND, STORED, joined, kind_and_match, kind_scores, matches_first
+from .rerank.ranking import Ranked
 
 MOST = 600  # candidates of one query at once; time is quadratic in them; not tuned
 SEEDS, NEAR_EACH = 10, 100  # best by kind whose nearest are taken in, and how many; chosen with `rerank.kind`
@@ -49,10 +51,11 @@ class _Described:
 class KindOrder:
     """Puts candidates of one index in the order of their likeness of kind, within one state of its store."""
 
-    def __init__(self, index: Index, is_match: IsMatch) -> None:
+    def __init__(self, index: Index, probability: Callable[[Ranked, int], float]) -> None:
+        """probability  that the hit of a number is a match, in [0, 1]"""
         self._index = index  # whose statistics are read where there is use for them
         self._store = index.store
-        self._is_match = is_match
+        self._probability = probability
 
     def ordered(
         self, asked: Sequence[EncodedQuery], ranked: Sequence[Ranked], where: Filter, *, like_kind: bool
@@ -60,13 +63,13 @@ class KindOrder:
         """The candidates of each query, matches first and the others by likeness of kind; scores stay what they were.
 
         where      is met by further candidates
-        like_kind  with more of them, and also where nothing is a match
+        like_kind  with more of them, also where nothing is a match, and by likeness and match probability together
 
         By default 32 queries ask the store as often as one does.
         """
         ordered = list(ranked)
-        matches = [self._matches(one) for one in ranked]
-        wanted = [n for n, one in enumerate(ranked) if one.hits and (like_kind or any(matches[n]))]
+        matches = [self._probabilities(one) >= MATCH_PROBABILITY for one in ranked]
+        wanted = [n for n, one in enumerate(ranked) if one.hits and (like_kind or matches[n].any())]
         further = NEAR_EACH * (SEEDS if like_kind else SEEDS_BY_DEFAULT)
         most = min(MOST, max([len(ranked[n].hits) for n in wanted], default=0) + further)
         at_once = READ_AT_ONCE // most
@@ -80,7 +83,7 @@ class KindOrder:
         self,
         asked: Sequence[EncodedQuery],
         ranked: Mapping[int, Ranked],
-        matches: Sequence[list[bool]],
+        matches: Sequence[np.ndarray],
         where: Filter,
         like_kind: bool,
     ) -> dict[int, Ranked]:
@@ -111,7 +114,13 @@ class KindOrder:
         for n, one in described.items():
             scores = np.full(len(ranked[n].hits), -np.inf)
             scores[one.hits] = self._scores(asked[n], colours[n], ranked[n], one)
-            ordered[n] = ranked[n].ordered(matches_first(self._matches(ranked[n]), scores))
+            probabilities = self._probabilities(ranked[n])
+            order = (
+                kind_and_match(scores, probabilities)
+                if like_kind
+                else matches_first(probabilities >= MATCH_PROBABILITY, scores)
+            )
+            ordered[n] = ranked[n].ordered(order)
         return ordered
 
     def _read(self, ids: Collection[str]) -> dict[str, Record]:
@@ -126,8 +135,9 @@ class KindOrder:
         best = np.argsort(-self._scores(asked, colours, ranked, described), kind="stable")[:count]
         return described.stored[best]
 
-    def _matches(self, ranked: Ranked) -> list[bool]:
-        return [self._is_match(ranked, n) for n in range(len(ranked.hits))]
+    def _probabilities(self, ranked: Ranked) -> np.ndarray:
+        """That each hit is a match.  (B,) float64"""
+        return np.array([self._probability(ranked, n) for n in range(len(ranked.hits))], np.float64)
 
     def _query_colours(self, asked: EncodedQuery) -> np.ndarray | None:
         """The colours of each crop, (V, H) float32, see `colour_histograms`; None where one of them has none."""
@@ -194,12 +204,12 @@ def _together(one: _Described, other: _Described) -> _Described:
     )
 
 
-def _begins_with_match(asked: EncodedQuery, matches: Sequence[bool], described: _Described) -> bool:
+def _begins_with_match(asked: EncodedQuery, matches: np.ndarray, described: _Described) -> bool:
     """Whether the first candidate is a match; the query's own image, where it comes first, is passed over."""
     cosines = _best_cosines(asked, described.stored)
     others = (n for n, cosine in zip(described.hits, cosines, strict=True) if cosine < OWN_COSINE)
     first = next(others, None)
-    return first is not None and matches[first]
+    return first is not None and bool(matches[first])
 
 
 def _grown(asked: EncodedQuery, ranked: Ranked, ids: Sequence[str], records: Mapping[str, Record]) -> Ranked:

@@ -328,8 +328,12 @@ class Searcher:
             asked[n] = replace(asked[n], views=asked[n].views + views)  # for what expansion asks again
 
     def _match_at(self, ranked: "Ranked", n: int) -> bool:
+        return self._trust(ranked, n) >= MATCH_PROBABILITY
+
+    def _trust(self, ranked: "Ranked", n: int) -> float:
+        """The probability that hit number n is a match; 1 or 0, by its score, where nothing is calibrated."""
         probability = self._probability(ranked, n)
-        return ranked.hits[n].score >= CONVINCING_SCORE if probability is None else probability >= MATCH_PROBABILITY
+        return float(ranked.hits[n].score >= CONVINCING_SCORE) if probability is None else probability
 
     def _probability(self, ranked: "Ranked", n: int) -> float | None:
         """That hit number n is a match; None where nothing is calibrated."""
@@ -347,7 +351,7 @@ class Searcher:
         if options.rerank or options.like_kind:
             from .like_kind import KindOrder
 
-            order = KindOrder(self.index, self._match_at)
+            order = KindOrder(self.index, self._trust)
             ranked = order.ordered(asked, ranked, options.where, like_kind=options.like_kind)
         # no more than its own files are left out of each, so these are the records that can be among the results
         most = options.top * (GROUPED_FROM if options.group else 1)

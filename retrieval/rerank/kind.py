@@ -25,6 +25,10 @@ NEIGHBOURS = 5  # of a candidate; among 8 that are each other's neighbours paris
 NEIGHBOUR_WEIGHT = 0.5  # of each, beside the candidate's own 1, times their cosine
 EXPANDED_BY = 6  # candidates that the query moves towards; flat between 5 and 8
 ROUNDS = 2  # of expansion; flat
+# Of the match probability beside likeness, on the same queries and paintings: mAP of covers, landmarks, grocery and
+# iconic .985 .669 .612 .426; with .4 .968 .668 .615 .426, with .6 .985 .672 .609 .427; with .3 paintings lose .017. An
+# unsure match must not stand before all that is alike: with matches first .948 .604 .608 .419
+MATCH_WEIGHT = 0.5
 
 
 def joined(vectors: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
@@ -79,7 +83,13 @@ def _expanded(crops: np.ndarray, candidates: np.ndarray, scores: np.ndarray) -> 
     return (moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def matches_first(is_match: Sequence[bool], scores: np.ndarray) -> list[int]:
+def matches_first(is_match: Sequence[bool] | np.ndarray, scores: np.ndarray) -> list[int]:
     """The order of candidates: matches as they stand, then the others by their scores, best first."""
     others = [int(n) for n in np.argsort(-scores, kind="stable") if not is_match[n]]
     return [n for n, one in enumerate(is_match) if one] + others
+
+
+def kind_and_match(scores: np.ndarray, probabilities: np.ndarray) -> list[int]:
+    """The order of candidates (B,) by likeness of kind and the probability that each is a match, best first."""
+    order: list[int] = np.argsort(-(scores + MATCH_WEIGHT * probabilities), kind="stable").tolist()
+    return order

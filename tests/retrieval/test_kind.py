@@ -34,7 +34,7 @@ from retrieval.options import SearchOptions
 from retrieval.query.query import EncodedQuery
 from retrieval.rerank import kind
 from retrieval.rerank.colour_histograms import MOST, SPREAD, STEP, about_mean, colour_histograms, colours_of_crop
-from retrieval.rerank.kind import joined, kind_scores, matches_first
+from retrieval.rerank.kind import joined, kind_and_match, kind_scores, matches_first
 from retrieval.rerank.ranking import Ranked
 
 
@@ -149,6 +149,12 @@ def test_a_query_chooses_its_patches_as_an_index_does(count: int) -> None:
 
 def test_matches_stay_before_all_others_in_their_order() -> None:
     assert matches_first([False, True, False, True, False], np.array([0.1, 0.2, 0.9, 0.1, 0.5])) == [1, 3, 2, 4, 0]
+
+
+def test_a_probable_match_rises_among_its_like_and_an_unsure_one_does_not_lead() -> None:
+    scores = np.array([0.9, 0.2, 0.5, -np.inf])
+    assert kind_and_match(scores, np.array([0.0, 0.95, 0.0, 1.0])) == [0, 1, 2, 3]
+    assert kind_and_match(scores, np.array([0.0, 0.55, 0.0, 1.0])) == [0, 2, 1, 3]
 
 
 # ---- what is kept of an image ----
@@ -286,6 +292,10 @@ def test_what_is_no_match_is_ordered_by_kind_where_there_is_a_match(many: Path, 
         assert sorted(with_a_match.hits, key=lambda hit: hit.id) == sorted(ranked.hits, key=lambda hit: hit.id)
         by_kind = order(2.0, like_kind=True)
         assert with_a_match.hits[2:] == [hit for hit in by_kind.hits if hit.id not in {first.id, second.id}]
+        last = by_kind.hits[-1].id
+        sure = KindOrder(searcher.index, lambda found, n: float(found.hits[n].id == last))
+        with_it = sure.ordered([asked], [ranked], Filter(), like_kind=True)[0]
+        assert [hit.id for hit in with_it.hits].index(last) < len(ranked.hits) - 1, "a match rises among its like"
         for n, hit in enumerate(with_a_match.hits):
             assert with_a_match.match(n) is not None
             place = [other.id for other in ranked.hits].index(hit.id)

@@ -115,7 +115,7 @@ function optionFields(options, set) {
     el("summary", {}, "Options"),
     el("div", { class: "pair" }, select("Results", "top", [20, 50, 100, 200]), select("Query expansion", "expand", [0, 3, 5])),
     check("Compare patches", "rerank", "needed for probabilities and boxes"),
-    check("Also of its kind", "like_kind", "other images of the motif, product or building, after the matches"),
+    check("Also of its kind", "like_kind", "other images of the motif, product or building as well"),
     check("Exact", "exact", "compares with every image; slower"),
     check("Include the query itself", "include_self", "where it is indexed"),
   );
