@@ -6,8 +6,8 @@ it shows that the index knows the thing, and it stands first whatever follows it
 nearest to the best by kind, and most where one asks for others of the kind.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from indexer.descriptor.patch_codec import unpack_colours, unpack_parts
 from indexer.descriptor.whitening import kind_vectors
 from indexer.index.index import Index
-from indexer.store.protocol import Filter, Hit, Record
+from indexer.store.protocol import Filter, Hit, StoredFeatures
 
 from .query.query import EncodedQuery
 from .rerank.colour_histograms import about_mean, colour_histograms, colours_of_crop
@@ -88,7 +88,7 @@ class KindOrder:
 
         matches  of all queries, which of their candidates are matches
         """
-        records = self._read({hit.id for one in ranked.values() for hit in one.hits[:MOST]})
+        records = self._store.features([hit.id for one in ranked.values() for hit in one.hits[:MOST]])
         described = {n: _described(one, records) for n, one in ranked.items()}
         described = {
             n: one
@@ -101,7 +101,7 @@ class KindOrder:
             seeds = {n: self._seeds(asked[n], colours[n], ranked[n], one, count) for n, one in described.items()}
             found = iter(self._store.search(np.concatenate(list(seeds.values())), NEAR_EACH, where))
             near = {n: [hit.id for _ in rows for hit in next(found)] for n, rows in seeds.items()}
-            records |= self._read({id for ids in near.values() for id in ids} - records.keys())
+            records |= self._store.features(list({id for ids in near.values() for id in ids} - records.keys()))
             grown = {n: _grown(asked[n], ranked[n], ids, records) for n, ids in near.items()}
             described = {
                 n: _together(described[n], _described(one, records, len(ranked[n].hits))) for n, one in grown.items()
@@ -111,13 +111,9 @@ class KindOrder:
         for n, one in described.items():
             scores = np.full(len(ranked[n].hits), -np.inf)
             scores[one.hits] = self._scores(asked[n], colours[n], ranked[n], one)
-            ordered[n] = ranked[n].ordered(matches_first(self._matches(ranked[n]), scores))
+            is_match = matches[n] + self._matches(ranked[n], len(matches[n]))
+            ordered[n] = ranked[n].ordered(matches_first(is_match, scores))
         return ordered
-
-    def _read(self, ids: Collection[str]) -> dict[str, Record]:
-        """Records by id, with their vectors; without those that are gone or have none."""
-        records = self._store.retrieve(list(ids), vectors=True) if ids else []
-        return {record.id: record for record in records if record.global_vector is not None}
 
     def _seeds(
         self, asked: EncodedQuery, colours: np.ndarray | None, ranked: Ranked, described: _Described, count: int
@@ -126,8 +122,9 @@ class KindOrder:
         best = np.argsort(-self._scores(asked, colours, ranked, described), kind="stable")[:count]
         return described.stored[best]
 
-    def _matches(self, ranked: Ranked) -> list[bool]:
-        return [self._is_match(ranked, n) for n in range(len(ranked.hits))]
+    def _matches(self, ranked: Ranked, start: int = 0) -> list[bool]:
+        """Which candidates are matches, from number `start` on."""
+        return [self._is_match(ranked, n) for n in range(start, len(ranked.hits))]
 
     def _query_colours(self, asked: EncodedQuery) -> np.ndarray | None:
         """The colours of each crop, (V, H) float32, see `colour_histograms`; None where one of them has none."""
@@ -166,12 +163,12 @@ class KindOrder:
         return kind_scores(joined(crops, weights), joined(candidates, weights), by_patches)
 
 
-def _described(ranked: Ranked, records: Mapping[str, Record], start: int = 0) -> _Described:
+def _described(ranked: Ranked, records: Mapping[str, StoredFeatures], start: int = 0) -> _Described:
     """The first MOST candidates, from number `start` on."""
     ids = [hit.id for hit in ranked.hits[:MOST]]
     hits = [n for n in range(start, len(ids)) if ids[n] in records]
     of_hits = [records[ids[n]] for n in hits]
-    stored = [record.global_vector for record in of_hits if record.global_vector is not None]
+    stored = [record.vector for record in of_hits]
     packed = [record.patches or b"" for record in of_hits]
     colours = unpack_colours(packed)
     return _Described(
@@ -202,19 +199,19 @@ def _begins_with_match(asked: EncodedQuery, matches: Sequence[bool], described: 
     return first is not None and matches[first]
 
 
-def _grown(asked: EncodedQuery, ranked: Ranked, ids: Sequence[str], records: Mapping[str, Record]) -> Ranked:
+def _grown(asked: EncodedQuery, ranked: Ranked, ids: Sequence[str], records: Mapping[str, StoredFeatures]) -> Ranked:
     """With the images of these ids as further candidates, which are not compared by their patches."""
     known = {hit.id for hit in ranked.hits}
     new = list(dict.fromkeys(id for id in ids if id not in known))[: max(MOST - len(known), 0)]
-    vectors = [(id, records[id].global_vector) for id in new if id in records]
-    if not vectors:
+    there = [id for id in new if id in records]
+    if not there:
         return ranked
-    cosines = _best_cosines(asked, np.stack([vector for _, vector in vectors if vector is not None]))
-    hits = [Hit(id, float(cosine)) for (id, _), cosine in zip(vectors, cosines, strict=True)]
+    cosines = _best_cosines(asked, np.stack([records[id].vector for id in there])).tolist()
     if not ranked.compared:
-        return Ranked([*ranked.hits, *hits])
+        return Ranked([*ranked.hits, *map(Hit, there, cosines)])
     comparison, last = ranked.compared[0][0], ranked.hits[-1].score
-    hits = [replace(hit, score=min(hit.score / 2, last)) for hit in hits]  # half of a score is the patches' part
+    # half of a score is the patches' part
+    hits = [Hit(id, min(cosine / 2, last)) for id, cosine in zip(there, cosines, strict=True)]
     not_compared = [(comparison, len(comparison.inlier_weight))] * len(hits)
     return Ranked([*ranked.hits, *hits], [*ranked.compared, *not_compared])
 

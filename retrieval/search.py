@@ -328,8 +328,11 @@ class Searcher:
             asked[n] = replace(asked[n], views=asked[n].views + views)  # for what expansion asks again
 
     def _match_at(self, ranked: "Ranked", n: int) -> bool:
-        probability = self._probability(ranked, n)
-        return ranked.hits[n].score >= CONVINCING_SCORE if probability is None else probability >= MATCH_PROBABILITY
+        if self.calibration is None:
+            return ranked.hits[n].score >= CONVINCING_SCORE
+        if self.calibration.most_probable(ranked.hits[n].score, ranked.consistency(n)) < MATCH_PROBABILITY:
+            return False  # as nearly all candidates, whose colours need not be compared
+        return (self._probability(ranked, n) or 0) >= MATCH_PROBABILITY
 
     def _probability(self, ranked: "Ranked", n: int) -> float | None:
         """That hit number n is a match; None where nothing is calibrated."""

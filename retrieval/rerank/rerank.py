@@ -87,6 +87,7 @@ class Comparison:
         candidates = np.arange(len(packed))
         self.inlier_weight: np.ndarray = weight[self._best, candidates]
         self.distinctiveness: np.ndarray = distinctiveness[self._best, candidates]
+        self._colour_difference: dict[int, float | None] = {}  # of those that were asked for: they are so repeatedly
 
     def consistency(self, n: int) -> float:
         """By how much candidate n's inliers stand out, on average: their distinctiveness over their number, in [0, 1].
@@ -103,6 +104,11 @@ class Comparison:
         """By how much candidate n's inliers differ in colour, see `colour.colour_difference`; None if not known."""
         if n >= len(self.inlier_weight) or not self.inlier_weight[n]:
             return None
+        if n not in self._colour_difference:
+            self._colour_difference[n] = self._compare_colours(n)
+        return self._colour_difference[n]
+
+    def _compare_colours(self, n: int) -> float | None:
         view, grid = self._best_view(n)
         part, row = self._parts[n // self._chunk][grid], n % self._chunk
         of_query = self._of_grids[grid].views[view].colours

@@ -24,9 +24,8 @@ from indexer.descriptor.whitening import (
     save_whitening,
     select_patches,
 )
-from indexer.images.metadata import Metadata
 from indexer.index.copy import copy_index
-from indexer.store.protocol import Hit, Record
+from indexer.store.protocol import Hit, StoredFeatures
 from indexer.sync.options import SyncOptions
 from retrieval import Searcher
 from retrieval.like_kind import KindOrder
@@ -359,13 +358,10 @@ class Colourful:
     def __init__(self, colours: list[np.ndarray]) -> None:
         self.vector = np.eye(4, dtype=np.float32)[0]
         packed = [pack_patches(replace(some_patches(), colours=one), 2) for one in colours]
-        self.records = {
-            str(n): Record(str(n), (), Metadata(8, 8, "PNG"), "", global_vector=self.vector, patches=data)
-            for n, data in enumerate(packed)
-        }
+        self.records = {str(n): StoredFeatures(self.vector, data) for n, data in enumerate(packed)}
 
-    def retrieve(self, ids: list[str], vectors: bool = False) -> list[Record]:
-        return [self.records[id] for id in ids if id in self.records]
+    def features(self, ids: list[str]) -> dict[str, StoredFeatures]:
+        return {id: self.records[id] for id in ids if id in self.records}
 
     def search(self, vectors: np.ndarray, limit: int, where: Filter) -> list[list[Hit]]:
         return [[Hit(id, 1.0) for id in self.records][:limit] for _ in vectors]
