@@ -22,6 +22,7 @@ bytes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -80,15 +81,32 @@ class PatchCodes:
 
     codes      (K of all, T * bits / 8)  uint8
     bits       of each number
-    positions, counts, grids, colours  as in `ManyPatches`
+    cells      bits of each image's grid
+    counts, grids, colours  as in `ManyPatches`
     """
 
     codes: np.ndarray
     bits: int
-    positions: np.ndarray
+    cells: tuple[bytes, ...]
     counts: tuple[int, ...]
     grids: tuple[tuple[int, int], ...]
     colours: np.ndarray | None = None
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """As in `ManyPatches`."""
+        ends = np.cumsum(self.counts, dtype=int)
+        positions = np.empty((ends[-1] if len(ends) else 0, 2), np.uint8)
+        by_shape: dict[tuple[tuple[int, int], int], list[int]] = {}
+        for n, shape in enumerate(zip(self.grids, self.counts, strict=True)):
+            by_shape.setdefault(shape, []).append(n)
+        for ((rows, cols), count), places in by_shape.items():
+            bits = np.frombuffer(b"".join([self.cells[n] for n in places]), np.uint8).reshape(len(places), -1)
+            kept = np.unpackbits(bits, axis=1)[:, : rows * cols]
+            cells = np.flatnonzero(np.ascontiguousarray(kept).view(bool)) % (rows * cols)
+            where = (ends[places][:, None] + np.arange(-count, 0)).ravel()
+            positions[where] = np.stack(np.divmod(cells, cols), axis=1)
+        return positions
 
     def numbers(self, *, whole: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Tokens as they are multiplied, (K of all, T), and the step (K of all, 1) float32 from them to unit vectors.
@@ -148,19 +166,21 @@ def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
 def read_codes(packed: Sequence[bytes]) -> PatchCodes:
     """The tokens of several images of one index, not unpacked; errors as of `unpack_patches`."""
     if not packed:
-        return PatchCodes(np.empty((0, 0), np.uint8), 8, np.empty((0, 2), np.uint8), (), ())
+        return PatchCodes(np.empty((0, 0), np.uint8), 8, (), (), ())
     layouts = _layouts(packed)
     if len({(layout.bits, layout.width) for layout in set(layouts)}) > 1:
         raise SeenitError("the index holds patches of several kinds; rebuild the index")
     images = list(zip(packed, layouts, strict=True))
-    positions = _positions(packed, layouts)
+    cells = tuple(data[layout.header : layout.cells] for data, layout in images)
+    counts, grids = tuple(layout.count for layout in layouts), tuple(layout.grid for layout in layouts)
+    if counts != tuple(_num_kept(bits, *grid) for bits, grid in zip(cells, grids, strict=True)):
+        raise SeenitError(DAMAGED)
     codes = _joined([data[layout.cells : layout.end] for data, layout in images]).reshape(-1, layouts[0].width)
     colours = None
     if all(layout.colours_end > layout.end for layout in layouts):
         colours = _joined([data[layout.end : layout.colours_end] for data, layout in images]).view(np.int8)
         colours = colours.reshape(-1, COLOUR)
-    counts, grids = tuple(layout.count for layout in layouts), tuple(layout.grid for layout in layouts)
-    return PatchCodes(codes, layouts[0].bits, positions, counts, grids, colours)
+    return PatchCodes(codes, layouts[0].bits, cells, counts, grids, colours)
 
 
 def unpack_parts(packed: Sequence[bytes], most: int | None = None) -> np.ndarray | None:
@@ -238,24 +258,8 @@ def _layouts(packed: Sequence[bytes]) -> list[_Layout]:
     return [known[key] for key in keys]
 
 
-def _positions(packed: Sequence[bytes], layouts: Sequence[_Layout]) -> np.ndarray:
-    """Row and column of every patch, (K of all, 2) uint8."""
-    counts = np.array([layout.count for layout in layouts])
-    starts = counts.cumsum() - counts
-    positions = np.empty((counts.sum(), 2), np.uint8)
-    by_layout: dict[_Layout, list[int]] = {}
-    for n, layout in enumerate(layouts):
-        by_layout.setdefault(layout, []).append(n)
-    for layout, places in by_layout.items():
-        rows, cols = layout.grid
-        cells = _joined([packed[n][layout.header : layout.cells] for n in places]).reshape(len(places), -1)
-        kept = np.unpackbits(cells, axis=1)[:, : rows * cols]
-        if (kept.sum(1, dtype=int) != layout.count).any():
-            raise SeenitError(DAMAGED)
-        where = (starts[places][:, None] + np.arange(layout.count)).ravel()
-        of_shape = np.flatnonzero(np.ascontiguousarray(kept).view(bool)) % (rows * cols)
-        positions[where] = np.stack(np.divmod(of_shape, cols), axis=1)
-    return positions
+def _num_kept(cells: bytes, rows: int, cols: int) -> int:
+    return (int.from_bytes(cells, "big") >> (8 * len(cells) - rows * cols)).bit_count()
 
 
 def _joined(parts: Sequence[bytes]) -> np.ndarray:

@@ -52,9 +52,14 @@ def batch_factors(packed: Sequence[bytes]) -> FactorBatch:
     """The patches of several images as one batch, ready for `products.cosines`."""
     codes = read_codes(packed)
     mask = _real(codes)
+    return FactorBatch(batch_tokens(codes), _middles(codes, mask), codes.grids, _colours(codes, mask))
+
+
+def batch_tokens(codes: PatchCodes) -> Factors:
+    """Their tokens alone, (B, M, T)."""
+    mask = _real(codes)
     numbers, step = codes.numbers(whole=multiplies_bytes())
-    tokens = Factors(_padded(numbers, mask), _padded(step, mask))
-    return FactorBatch(tokens, _middles(codes, mask), codes.grids, _colours(codes, mask))
+    return Factors(_padded(numbers, mask), _padded(step, mask))
 
 
 def _real(patches: ManyPatches | PatchCodes) -> np.ndarray:
