@@ -7,8 +7,8 @@ likeness and match probability order all of them together. More candidates are t
 kind, and most where one asks.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,13 +16,12 @@ import torch
 from indexer.descriptor.patch_codec import unpack_colours, unpack_parts
 from indexer.descriptor.whitening import kind_vectors
 from indexer.index.index import Index
-from indexer.store.protocol import Filter, Hit, Record
+from indexer.store.protocol import Filter, Hit, StoredFeatures
 
 from .query.query import EncodedQuery
 from .rerank.colour_histograms import about_mean, colour_histograms, colours_of_crop
-from .rerank.evidence import MATCH_PROBABILITY
-from .rerank.kind import COLOURS, KIND, STORED, joined, kind_and_match, kind_scores, matches_first
-from .rerank.ranking import Ranked
+from .rerank.kind import COLOURS, KIND, MATCH_WEIGHT, STORED, joined, kind_and_match, kind_scores, matches_first
+from .rerank.ranking import IsMatch, Ranked
 
 MOST = 600  # candidates of one query at once; time is quadratic in them; not tuned
 SEEDS, NEAR_EACH = 10, 100  # best by kind whose nearest are taken in, and how many; chosen with `rerank.kind`
@@ -51,10 +50,14 @@ class _Described:
 class KindOrder:
     """Puts candidates of one index in the order of their likeness of kind, within one state of its store."""
 
-    def __init__(self, index: Index, probability: Callable[[Ranked, int], float]) -> None:
-        """probability  that the hit of a number is a match, in [0, 1]"""
+    def __init__(self, index: Index, is_match: IsMatch, probability: Callable[[Ranked, int], float]) -> None:
+        """
+        is_match     whether the hit of a number is a match, which is cheaper to tell than
+        probability  that it is one, in [0, 1]
+        """
         self._index = index  # whose statistics are read where there is use for them
         self._store = index.store
+        self._is_match = is_match
         self._probability = probability
 
     def ordered(
@@ -68,8 +71,8 @@ class KindOrder:
         By default 32 queries ask the store as often as one does.
         """
         ordered = list(ranked)
-        matches = [self._probabilities(one) >= MATCH_PROBABILITY for one in ranked]
-        wanted = [n for n, one in enumerate(ranked) if one.hits and (like_kind or matches[n].any())]
+        matches = [[] if like_kind else self._matches(one) for one in ranked]
+        wanted = [n for n, one in enumerate(ranked) if one.hits and (like_kind or any(matches[n]))]
         further = NEAR_EACH * (SEEDS if like_kind else SEEDS_BY_DEFAULT)
         most = min(MOST, max([len(ranked[n].hits) for n in wanted], default=0) + further)
         at_once = READ_AT_ONCE // most
@@ -83,15 +86,15 @@ class KindOrder:
         self,
         asked: Sequence[EncodedQuery],
         ranked: Mapping[int, Ranked],
-        matches: Sequence[np.ndarray],
+        matches: Sequence[list[bool]],
         where: Filter,
         like_kind: bool,
     ) -> dict[int, Ranked]:
         """The candidates of some queries, by the queries' numbers, as `ordered` puts them; without those left alone.
 
-        matches  of all queries, which of their candidates are matches
+        matches  of all queries, which of their candidates are matches; not looked at with `like_kind`
         """
-        records = self._read({hit.id for one in ranked.values() for hit in one.hits[:MOST]})
+        records = self._store.features([hit.id for one in ranked.values() for hit in one.hits[:MOST]])
         described = {n: _described(one, records) for n, one in ranked.items()}
         described = {
             n: one
@@ -101,10 +104,12 @@ class KindOrder:
         colours = {n: self._query_colours(asked[n]) for n in described}
         if described:
             count = SEEDS if like_kind else SEEDS_BY_DEFAULT
-            seeds = {n: self._seeds(asked[n], colours[n], ranked[n], one, count) for n, one in described.items()}
+            seeds = {
+                n: self._seeds(asked[n], colours[n], ranked[n], one, count, like_kind) for n, one in described.items()
+            }
             found = iter(self._store.search(np.concatenate(list(seeds.values())), NEAR_EACH, where))
             near = {n: [hit.id for _ in rows for hit in next(found)] for n, rows in seeds.items()}
-            records |= self._read({id for ids in near.values() for id in ids} - records.keys())
+            records |= self._store.features(list({id for ids in near.values() for id in ids} - records.keys()))
             grown = {n: _grown(asked[n], ranked[n], ids, records) for n, ids in near.items()}
             described = {
                 n: _together(described[n], _described(one, records, len(ranked[n].hits))) for n, one in grown.items()
@@ -113,30 +118,33 @@ class KindOrder:
         ordered = {}
         for n, one in described.items():
             scores = np.full(len(ranked[n].hits), -np.inf)
-            scores[one.hits] = self._scores(asked[n], colours[n], ranked[n], one)
-            probabilities = self._probabilities(ranked[n])
-            order = (
-                kind_and_match(scores, probabilities)
-                if like_kind
-                else matches_first(probabilities >= MATCH_PROBABILITY, scores)
-            )
+            scores[one.hits] = self._scores(asked[n], colours[n], ranked[n], one, like_kind)
+            if like_kind:
+                order = kind_and_match(scores, self._probabilities(ranked[n]))
+            else:
+                order = matches_first(matches[n] + self._matches(ranked[n], len(matches[n])), scores)
             ordered[n] = ranked[n].ordered(order)
         return ordered
 
-    def _read(self, ids: Collection[str]) -> dict[str, Record]:
-        """Records by id, with their vectors; without those that are gone or have none."""
-        records = self._store.retrieve(list(ids), vectors=True) if ids else []
-        return {record.id: record for record in records if record.global_vector is not None}
-
     def _seeds(
-        self, asked: EncodedQuery, colours: np.ndarray | None, ranked: Ranked, described: _Described, count: int
+        self,
+        asked: EncodedQuery,
+        colours: np.ndarray | None,
+        ranked: Ranked,
+        described: _Described,
+        count: int,
+        like_kind: bool,
     ) -> np.ndarray:
         """The stored vectors of the `count` best candidates by kind.  (S, G)"""
-        best = np.argsort(-self._scores(asked, colours, ranked, described), kind="stable")[:count]
+        best = np.argsort(-self._scores(asked, colours, ranked, described, like_kind), kind="stable")[:count]
         return described.stored[best]
 
+    def _matches(self, ranked: Ranked, start: int = 0) -> list[bool]:
+        """Which candidates are matches, from number `start` on."""
+        return [self._is_match(ranked, n) for n in range(start, len(ranked.hits))]
+
     def _probabilities(self, ranked: Ranked) -> np.ndarray:
-        """That each hit is a match.  (B,) float64"""
+        """That each candidate is a match.  (B,) float64"""
         return np.array([self._probability(ranked, n) for n in range(len(ranked.hits))], np.float64)
 
     def _query_colours(self, asked: EncodedQuery) -> np.ndarray | None:
@@ -147,11 +155,17 @@ class KindOrder:
         return colour_histograms(known) if len(known) == len(found) else None
 
     def _scores(
-        self, asked: EncodedQuery, colours: np.ndarray | None, ranked: Ranked, described: _Described
+        self,
+        asked: EncodedQuery,
+        colours: np.ndarray | None,
+        ranked: Ranked,
+        described: _Described,
+        like_kind: bool,
     ) -> np.ndarray:
         """Likeness of kind of the described candidates by all that both they and the query have.  (B,) float64
 
-        colours  of the query's crops, as `_query_colours` returns them
+        colours    of the query's crops, as `_query_colours` returns them
+        like_kind  likely matches lead to what is like them, too
         """
         cosines = _best_cosines(asked, described.stored)
         by_patches = np.array(
@@ -160,6 +174,8 @@ class KindOrder:
                 for n, cosine in zip(described.hits, cosines, strict=True)
             ]
         )
+        if like_kind:
+            by_patches += MATCH_WEIGHT * self._probabilities(ranked)[described.hits]
         crops, candidates, weights = [np.stack([view.vector for view in asked.views])], [described.stored], [STORED]
         of_crops = [view.kind_vector for view in asked.views if view.kind_vector is not None]
         parts = None if described.parts is None else torch.from_numpy(described.parts)
@@ -176,12 +192,12 @@ class KindOrder:
         return kind_scores(joined(crops, weights), joined(candidates, weights), by_patches)
 
 
-def _described(ranked: Ranked, records: Mapping[str, Record], start: int = 0) -> _Described:
+def _described(ranked: Ranked, records: Mapping[str, StoredFeatures], start: int = 0) -> _Described:
     """The first MOST candidates, from number `start` on."""
     ids = [hit.id for hit in ranked.hits[:MOST]]
     hits = [n for n in range(start, len(ids)) if ids[n] in records]
     of_hits = [records[ids[n]] for n in hits]
-    stored = [record.global_vector for record in of_hits if record.global_vector is not None]
+    stored = [record.vector for record in of_hits]
     packed = [record.patches or b"" for record in of_hits]
     colours = unpack_colours(packed)
     return _Described(
@@ -204,27 +220,27 @@ def _together(one: _Described, other: _Described) -> _Described:
     )
 
 
-def _begins_with_match(asked: EncodedQuery, matches: np.ndarray, described: _Described) -> bool:
+def _begins_with_match(asked: EncodedQuery, matches: Sequence[bool], described: _Described) -> bool:
     """Whether the first candidate is a match; the query's own image, where it comes first, is passed over."""
     cosines = _best_cosines(asked, described.stored)
     others = (n for n, cosine in zip(described.hits, cosines, strict=True) if cosine < OWN_COSINE)
     first = next(others, None)
-    return first is not None and bool(matches[first])
+    return first is not None and matches[first]
 
 
-def _grown(asked: EncodedQuery, ranked: Ranked, ids: Sequence[str], records: Mapping[str, Record]) -> Ranked:
+def _grown(asked: EncodedQuery, ranked: Ranked, ids: Sequence[str], records: Mapping[str, StoredFeatures]) -> Ranked:
     """With the images of these ids as further candidates, which are not compared by their patches."""
     known = {hit.id for hit in ranked.hits}
     new = list(dict.fromkeys(id for id in ids if id not in known))[: max(MOST - len(known), 0)]
-    vectors = [(id, records[id].global_vector) for id in new if id in records]
-    if not vectors:
+    there = [id for id in new if id in records]
+    if not there:
         return ranked
-    cosines = _best_cosines(asked, np.stack([vector for _, vector in vectors if vector is not None]))
-    hits = [Hit(id, float(cosine)) for (id, _), cosine in zip(vectors, cosines, strict=True)]
+    cosines = _best_cosines(asked, np.stack([records[id].vector for id in there])).tolist()
     if not ranked.compared:
-        return Ranked([*ranked.hits, *hits])
+        return Ranked([*ranked.hits, *map(Hit, there, cosines)])
     comparison, last = ranked.compared[0][0], ranked.hits[-1].score
-    hits = [replace(hit, score=min(hit.score / 2, last)) for hit in hits]  # half of a score is the patches' part
+    # half of a score is the patches' part
+    hits = [Hit(id, min(cosine / 2, last)) for id, cosine in zip(there, cosines, strict=True)]
     not_compared = [(comparison, len(comparison.inlier_weight))] * len(hits)
     return Ranked([*ranked.hits, *hits], [*ranked.compared, *not_compared])
 

@@ -328,7 +328,11 @@ class Searcher:
             asked[n] = replace(asked[n], views=asked[n].views + views)  # for what expansion asks again
 
     def _match_at(self, ranked: "Ranked", n: int) -> bool:
-        return self._trust(ranked, n) >= MATCH_PROBABILITY
+        if self.calibration is None:
+            return ranked.hits[n].score >= CONVINCING_SCORE
+        if self.calibration.most_probable(ranked.hits[n].score, ranked.consistency(n)) < MATCH_PROBABILITY:
+            return False  # as nearly all candidates, whose colours need not be compared
+        return (self._probability(ranked, n) or 0) >= MATCH_PROBABILITY
 
     def _trust(self, ranked: "Ranked", n: int) -> float:
         """The probability that hit number n is a match; 1 or 0, by its score, where nothing is calibrated."""
@@ -351,7 +355,7 @@ class Searcher:
         if options.rerank or options.like_kind:
             from .like_kind import KindOrder
 
-            order = KindOrder(self.index, self._trust)
+            order = KindOrder(self.index, self._match_at, self._trust)
             ranked = order.ordered(asked, ranked, options.where, like_kind=options.like_kind)
         # no more than its own files are left out of each, so these are the records that can be among the results
         most = options.top * (GROUPED_FROM if options.group else 1)

@@ -22,6 +22,7 @@ bytes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -80,23 +81,46 @@ class PatchCodes:
 
     codes      (K of all, T * bits / 8)  uint8
     bits       of each number
-    positions, counts, grids, colours  as in `ManyPatches`
+    cells      bits of each image's grid
+    counts, grids, colours  as in `ManyPatches`
     """
 
     codes: np.ndarray
     bits: int
-    positions: np.ndarray
+    cells: tuple[bytes, ...]
     counts: tuple[int, ...]
     grids: tuple[tuple[int, int], ...]
     colours: np.ndarray | None = None
 
-    def numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens as whole numbers (K of all, T) int8, and the step (K of all, 1) float32 to unit vectors."""
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """As in `ManyPatches`."""
+        ends = np.cumsum(self.counts, dtype=int)
+        positions = np.empty((ends[-1] if len(ends) else 0, 2), np.uint8)
+        by_shape: dict[tuple[tuple[int, int], int], list[int]] = {}
+        for n, shape in enumerate(zip(self.grids, self.counts, strict=True)):
+            by_shape.setdefault(shape, []).append(n)
+        for ((rows, cols), count), places in by_shape.items():
+            bits = np.frombuffer(b"".join([self.cells[n] for n in places]), np.uint8).reshape(len(places), -1)
+            kept = np.unpackbits(bits, axis=1)[:, : rows * cols]
+            cells = np.flatnonzero(np.ascontiguousarray(kept).view(bool)) % (rows * cols)
+            where = (ends[places][:, None] + np.arange(-count, 0)).ravel()
+            positions[where] = np.stack(np.divmod(cells, cols), axis=1)
+        return positions
+
+    def numbers(self, *, whole: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens as they are multiplied, (K of all, T), and the step (K of all, 1) float32 from them to unit vectors.
+
+        whole  int8; else float32
+        """
         if self.bits == 8:
             numbers = self.codes.view(np.int8)
-        else:
+            numbers = numbers if whole else numbers.astype(np.float32)
+        elif whole:
             numbers = _WHOLE_TABLES[self.bits].take(self.codes).view(np.int8)
-        return numbers, 1 / _lengths(numbers.astype(np.float32))
+        else:
+            numbers = _TABLES[self.bits].take(self.codes, 0).reshape(len(self.codes), -1)
+        return numbers, 1 / _lengths(numbers.astype(np.float32, copy=False))
 
 
 def pack_patches(patches: PatchTokens, bits: int, parts: np.ndarray | None = None) -> bytes:
@@ -134,9 +158,7 @@ def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
     found = read_codes(packed)
     if not packed:
         return ManyPatches(np.empty((0, 0), np.float32), found.positions, (), ())
-    codes, bits = found.codes, found.bits
-    tokens = codes.view(np.int8).astype(np.float32) if bits == 8 else _TABLES[bits].take(codes, 0)
-    tokens = tokens.reshape(len(codes), -1)  # (K of all, T)
+    tokens, _ = found.numbers(whole=False)
     tokens /= _lengths(tokens)
     return ManyPatches(tokens, found.positions, found.counts, found.grids, found.colours)
 
@@ -144,14 +166,21 @@ def unpack_patches(packed: Sequence[bytes]) -> ManyPatches:
 def read_codes(packed: Sequence[bytes]) -> PatchCodes:
     """The tokens of several images of one index, not unpacked; errors as of `unpack_patches`."""
     if not packed:
-        return PatchCodes(np.empty((0, 0), np.uint8), 8, np.empty((0, 2), np.uint8), (), ())
-    by_shape: dict[tuple[bytes, int], list[int]] = {}  # as a rule all images of an index are alike
-    for n, data in enumerate(packed):
-        by_shape.setdefault((data[: HEADERS.get(data[0], 1) if data else 0], len(data)), []).append(n)
-    parts = [_of_one_shape([packed[n] for n in places]) for places in by_shape.values()]
-    if len({(part.bits, part.codes.shape[1]) for part in parts}) > 1:
+        return PatchCodes(np.empty((0, 0), np.uint8), 8, (), (), ())
+    layouts = _layouts(packed)
+    if len({(layout.bits, layout.width) for layout in set(layouts)}) > 1:
         raise SeenitError("the index holds patches of several kinds; rebuild the index")
-    return parts[0] if len(parts) == 1 else _in_order(parts, list(by_shape.values()))
+    images = list(zip(packed, layouts, strict=True))
+    cells = tuple(data[layout.header : layout.cells] for data, layout in images)
+    counts, grids = tuple(layout.count for layout in layouts), tuple(layout.grid for layout in layouts)
+    if counts != tuple(_num_kept(bits, *grid) for bits, grid in zip(cells, grids, strict=True)):
+        raise SeenitError(DAMAGED)
+    codes = _joined([data[layout.cells : layout.end] for data, layout in images]).reshape(-1, layouts[0].width)
+    colours = None
+    if all(layout.colours_end > layout.end for layout in layouts):
+        colours = _joined([data[layout.end : layout.colours_end] for data, layout in images]).view(np.int8)
+        colours = colours.reshape(-1, COLOUR)
+    return PatchCodes(codes, layouts[0].bits, cells, counts, grids, colours)
 
 
 def unpack_parts(packed: Sequence[bytes], most: int | None = None) -> np.ndarray | None:
@@ -162,14 +191,18 @@ def unpack_parts(packed: Sequence[bytes], most: int | None = None) -> np.ndarray
     """
     if not packed or any(not data or data[0] not in (TOKENS_AND_PARTS, WITH_COLOURS) for data in packed):
         return None
-    layouts = [_layout(data) for data in packed]
-    count, dim = layouts[0].num_parts, layouts[0].part_dim
-    if any(not layout.num_parts for layout in layouts):
+    layouts = _layouts(packed)
+    shapes = {(layout.num_parts, layout.part_dim) for layout in layouts}
+    if any(not count for count, _ in shapes):
         return None
-    if any((layout.num_parts, layout.part_dim) != (count, dim) for layout in layouts):
+    if len(shapes) > 1:
         raise SeenitError("the index holds features of several kinds; rebuild the index")
-    codes = np.stack([np.frombuffer(data, np.int8)[-count * dim :] for data in packed])
-    parts = codes.reshape(len(packed), count, dim)[:, :most].astype(np.float32)
+    ((count, dim),) = shapes
+    wanted = count if most is None else min(most, count)
+    codes = _joined(
+        [data[end : end + wanted * dim] for data, end in ((data, len(data) - count * dim) for data in packed)]
+    )
+    parts = codes.view(np.int8).reshape(len(packed), wanted, dim).astype(np.float32)
     parts /= np.maximum(np.linalg.norm(parts, axis=2, keepdims=True), 1e-12)
     return parts
 
@@ -181,14 +214,13 @@ def unpack_colours(packed: Sequence[bytes]) -> list[np.ndarray] | None:
     """
     if not packed or any(not data or data[0] != WITH_COLOURS for data in packed):
         return None
-    layouts = [_layout(data) for data in packed]
     return [
         np.frombuffer(data, np.int8, layout.colours_end - layout.end, layout.end).reshape(-1, COLOUR)
-        for data, layout in zip(packed, layouts, strict=True)
+        for data, layout in zip(packed, _layouts(packed), strict=True)
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a key by what it is, which takes a tenth of hashing its numbers
 class _Layout:
     """What an image's header says, where its parts lie, and how many tokens there are room for."""
 
@@ -219,37 +251,20 @@ def _layout(data: bytes) -> _Layout:
     return _Layout(bits, (rows, cols), width, num_parts, part_dim, header, cells, tokens_end, count, end)
 
 
-def _of_one_shape(packed: Sequence[bytes]) -> PatchCodes:
-    """The tokens of images with one header and one length."""
-    layout = _layout(packed[0])
-    rows, cols = layout.grid
-    everything = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -1)
-    kept = np.unpackbits(everything[:, layout.header : layout.cells], axis=1)[:, : rows * cols]
-    if (kept.sum(1, dtype=int) != layout.count).any():
-        raise SeenitError(DAMAGED)
-    positions = np.empty((len(packed) * layout.count, 2), np.uint8)
-    np.divmod(kept.nonzero()[1], cols, out=(positions[:, 0], positions[:, 1]), casting="unsafe")
-    codes = everything[:, layout.cells : layout.end].copy()  # bytes cannot be written, which tensors want to be
-    codes = codes.reshape(len(packed) * layout.count, layout.width)
-    colours = None
-    if layout.colours_end > layout.end:
-        colours = everything[:, layout.end : layout.colours_end].copy().view(np.int8).reshape(-1, COLOUR)
-    grids = (layout.grid,) * len(packed)
-    return PatchCodes(codes, layout.bits, positions, (layout.count,) * len(packed), grids, colours)
+def _layouts(packed: Sequence[bytes]) -> list[_Layout]:
+    """Of each image; as a rule those of an index have few."""
+    keys = [(data[: HEADERS.get(data[0], 1) if data else 0], len(data)) for data in packed]
+    known = {key: _layout(data) for key, data in dict(zip(keys, packed, strict=True)).items()}
+    return [known[key] for key in keys]
 
 
-def _in_order(parts: Sequence[PatchCodes], places: Sequence[Sequence[int]]) -> PatchCodes:
-    """Images of several shapes as one; `places` says for each part where its images belong."""
-    order = np.argsort([place for some in places for place in some])
-    counts = np.array([count for part in parts for count in part.counts])
-    grids = [grid for part in parts for grid in part.grids]
-    ends = np.cumsum(counts)
-    rows = np.concatenate([np.arange(ends[n] - counts[n], ends[n]) for n in order])
-    codes, positions = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "positions"))
-    in_order = tuple(int(counts[n]) for n in order)
-    some = [part.colours for part in parts if part.colours is not None]
-    colours = np.concatenate(some)[rows] if len(some) == len(parts) else None
-    return PatchCodes(codes[rows], parts[0].bits, positions[rows], in_order, tuple(grids[n] for n in order), colours)
+def _num_kept(cells: bytes, rows: int, cols: int) -> int:
+    return (int.from_bytes(cells, "big") >> (8 * len(cells) - rows * cols)).bit_count()
+
+
+def _joined(parts: Sequence[bytes]) -> np.ndarray:
+    """Bytes one after the other, (N,) uint8, which can be written, as tensors want to be."""
+    return np.frombuffer(bytearray().join(parts), np.uint8)
 
 
 def _lengths(tokens: np.ndarray) -> np.ndarray:

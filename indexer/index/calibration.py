@@ -48,6 +48,10 @@ class Calibration:
             of_score += self.colour_slope * min(self.colour_even - colour_difference, MOST_FOR)
         return min(_logistic(of_score), of_consistency)
 
+    def most_probable(self, score: float, consistency: float) -> float:
+        """`probability` with the colours that speak most for a match, so that no others can make it larger."""
+        return self.probability(score, consistency, -math.inf)
+
 
 def parse_calibration(data: bytes | None, whitening_id: str) -> Calibration | None:
     """From the index's blob; None where there is none for the vectors of this whitening, or none that can be read."""
@@ -58,7 +62,8 @@ def parse_calibration(data: bytes | None, whitening_id: str) -> Calibration | No
         calibration = Calibration(**values)
         curves = (calibration.slope, calibration.offset, calibration.consistency_slope, calibration.consistency_offset)
         colours = (calibration.colour_slope, calibration.colour_even)
-        if not all(math.isfinite(number) for number in (*curves, *colours, calibration.background)):
+        numbers = (*curves, *colours, calibration.background)
+        if not all(math.isfinite(number) for number in numbers) or calibration.colour_slope < 0:
             return None
         return calibration if calibration.whitening_id == whitening_id else None  # rebuilt vectors have other scores
     except (ValueError, TypeError, AttributeError, RecursionError):

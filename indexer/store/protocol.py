@@ -68,6 +68,13 @@ class Listed(NamedTuple):
     files: tuple[StoredFile, ...]
 
 
+class StoredFeatures(NamedTuple):
+    """What a record's image is described by: `Record.global_vector` and `Record.patches`."""
+
+    vector: np.ndarray
+    patches: bytes | None
+
+
 @dataclass(frozen=True)
 class Hit:
     """One answer of the engine; `Store.retrieve` reads the record, which most candidates are never asked for."""
@@ -221,6 +228,9 @@ class Store(Protocol):
 
         Records that are not there or have none are left out. Reads this alone: it is asked for at every query.
         """
+
+    def features(self, ids: Sequence[str]) -> dict[str, StoredFeatures]:
+        """Vector and patches of the named records, and nothing else; records that are not there are left out."""
 
     def count(self, where: Filter = Filter()) -> int: ...
 

@@ -37,7 +37,7 @@ from .payload import (
     record_payload,
     tags_payload,
 )
-from .protocol import SERVING, Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize
+from .protocol import SERVING, Filter, Hit, Listed, Record, Schema, StoredFeatures, StoredFile, StoreSize
 from .qdrant_address import Address
 from .qdrant_blobs import QdrantBlobs
 from .qdrant_collection import (
@@ -325,6 +325,14 @@ class QdrantStore:
                 packed = patches_from(id, point.payload, self.location)
                 if packed is not None:
                     found[id] = packed
+        return found
+
+    def features(self, ids: Sequence[str]) -> dict[str, StoredFeatures]:
+        found: dict[str, StoredFeatures] = {}
+        for some in _chunks(dict.fromkeys(ids), POINTS_WITH_VECTORS):
+            for id, point in self._points(some, payload=[PATCHES_FIELD], vectors=True).items():
+                vector = np.asarray(point.vector["global"], np.float32)
+                found[id] = StoredFeatures(vector, patches_from(id, point.payload, self.location))
         return found
 
     def count(self, where: Filter = Filter()) -> int:

@@ -34,7 +34,19 @@ from ..errors import SeenitError, StoreError, UnusableError
 from ..printable import pasted, printable
 from .attributes import Attributes
 from .index_folder import MARKER
-from .protocol import BuildProgress, Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize, never, no_progress
+from .protocol import (
+    BuildProgress,
+    Filter,
+    Hit,
+    Listed,
+    Record,
+    Schema,
+    StoredFeatures,
+    StoredFile,
+    StoreSize,
+    never,
+    no_progress,
+)
 from .shard_file import MAX_DIM, arrow, read_ids, read_listed, read_records, write_shard
 from .shard_place import PlacedFile, PlaceLock, ShardPlace, place_at
 
@@ -240,6 +252,9 @@ class ShardStore:
 
     def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
         return {record.id: record.patches for record in self.retrieve(ids, vectors=True) if record.patches is not None}
+
+    def features(self, ids: Sequence[str]) -> dict[str, StoredFeatures]:
+        self._refuse("are not searched")
 
     def count(self, where: Filter = Filter()) -> int:
         if where:

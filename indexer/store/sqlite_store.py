@@ -24,7 +24,19 @@ from .index_folder import claim_folder, refuse_missing, shares_memory
 from .neighbour_cache import graph_bytes
 from .neighbours import Neighbours
 from .payload import checked_vector
-from .protocol import BuildProgress, Filter, Hit, Listed, Record, Schema, StoredFile, StoreSize, never, no_progress
+from .protocol import (
+    BuildProgress,
+    Filter,
+    Hit,
+    Listed,
+    Record,
+    Schema,
+    StoredFeatures,
+    StoredFile,
+    StoreSize,
+    never,
+    no_progress,
+)
 from .sqlite_errors import sqlite_errors
 from .sqlite_filter import (
     condition,
@@ -308,14 +320,30 @@ class SqliteStore:
     def patches(self, ids: Sequence[str]) -> dict[str, bytes]:
         if not ids:
             return {}
-        wanted = tuple(dict.fromkeys(map(id_bytes, ids)))
+        asked = {id_bytes(id): id for id in ids}
         with self._reading("read patches of") as db:
             rows = select(
                 db,
                 "SELECT r.id, p.patches FROM records r JOIN patches p USING (number) WHERE r.id IN carray(?)",
-                (apsw.carray(wanted),),
+                (apsw.carray(tuple(asked)),),
             ).fetchall()
-        return {id_text(id): packed for id, packed in rows}
+        return {asked[id]: packed for id, packed in rows}
+
+    def features(self, ids: Sequence[str]) -> dict[str, StoredFeatures]:
+        schema = self.schema()
+        if schema is None or not ids:
+            return {}
+        asked = {id_bytes(id): id for id in ids}
+        with self._reading("read features of") as db:
+            rows = select(
+                db,
+                "SELECT r.id, v.vector, p.patches FROM records r JOIN vectors v USING (number)"
+                " LEFT JOIN patches p USING (number) WHERE r.id IN carray(?)",
+                (apsw.carray(tuple(asked)),),
+            ).fetchall()
+            vectors = np.frombuffer(b"".join(vector for _, vector, _ in rows), "<f2").reshape(-1, schema.global_dim)
+        found = zip(rows, vectors.astype(np.float32), strict=True)
+        return {asked[id]: StoredFeatures(vector, packed) for (id, _, packed), vector in found}
 
     def count(self, where: Filter = Filter()) -> int:
         with self._reading("count records of") as db:

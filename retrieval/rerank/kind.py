@@ -25,10 +25,11 @@ NEIGHBOURS = 5  # of a candidate; among 8 that are each other's neighbours paris
 NEIGHBOUR_WEIGHT = 0.5  # of each, beside the candidate's own 1, times their cosine
 EXPANDED_BY = 6  # candidates that the query moves towards; flat between 5 and 8
 ROUNDS = 2  # of expansion; flat
-# Of the match probability beside likeness, on the same queries and paintings: mAP of covers, landmarks, grocery and
-# iconic .985 .669 .612 .426; with .4 .968 .668 .615 .426, with .6 .985 .672 .609 .427; with .3 paintings lose .017. An
-# unsure match must not stand before all that is alike: with matches first .948 .604 .608 .419
-MATCH_WEIGHT = 0.5
+# Of the match probability, in the scores that are mixed with those of neighbours and expand the query, and once more
+# beside them, on the same queries and paintings: mAP of covers, landmarks, paris, grocery and iconic .985 .673 .941
+# .620 .441, with .2 in the scores and .3 beside them .985 .672 .942 .619 .442; with .5 beside them alone .985 .669 .941
+# .612 .426. An unsure match must not stand before all that is alike: with matches first .948 .604 .942 .608 .419
+MATCH_WEIGHT = 0.3
 
 
 def joined(vectors: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
@@ -47,7 +48,7 @@ def kind_scores(crops: np.ndarray, candidates: np.ndarray, by_patches: np.ndarra
 
     crops       (V, C)  float32, kind vectors of the query
     candidates  (B, C)  float32, theirs
-    by_patches  (B,)    what the patches of each add to its score; 0 where they were not compared
+    by_patches  (B,)    what the patches of each add to its score, by inliers or by a match; 0 where not compared
     returns     (B,)    float64
 
     The cosine of the crop that a candidate is most like and the patches' part, mixed with those of its neighbours;

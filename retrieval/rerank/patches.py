@@ -50,16 +50,16 @@ def batch_patches(packed: Sequence[bytes]) -> PatchBatch:
 
 def batch_factors(packed: Sequence[bytes]) -> FactorBatch:
     """The patches of several images as one batch, ready for `products.cosines`."""
-    if not multiplies_bytes():
-        patches = unpack_patches(packed)
-        mask = _real(patches)
-        tokens = Factors(_padded(patches.tokens, mask), torch.empty(0))
-        return FactorBatch(tokens, _middles(patches, mask), patches.grids, _colours(patches, mask))
     codes = read_codes(packed)
     mask = _real(codes)
-    numbers, step = codes.numbers()
-    tokens = Factors(_padded(numbers, mask), _padded(step, mask))
-    return FactorBatch(tokens, _middles(codes, mask), codes.grids, _colours(codes, mask))
+    return FactorBatch(batch_tokens(codes), _middles(codes, mask), codes.grids, _colours(codes, mask))
+
+
+def batch_tokens(codes: PatchCodes) -> Factors:
+    """Their tokens alone, (B, M, T)."""
+    mask = _real(codes)
+    numbers, step = codes.numbers(whole=multiplies_bytes())
+    return Factors(_padded(numbers, mask), _padded(step, mask))
 
 
 def _real(patches: ManyPatches | PatchCodes) -> np.ndarray:
@@ -73,7 +73,7 @@ def _middles(patches: ManyPatches | PatchCodes, mask: np.ndarray) -> Tensor:
     return _padded(patches.positions[:, ::-1] + np.float32(0.5), mask)
 
 
-def _colours(patches: ManyPatches | PatchCodes, mask: np.ndarray) -> Tensor | None:
+def _colours(patches: PatchCodes, mask: np.ndarray) -> Tensor | None:
     return None if patches.colours is None else _padded(patches.colours, mask)
 
 

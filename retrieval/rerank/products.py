@@ -14,8 +14,8 @@ from indexer.backbone.dtype import best_dtype
 class Factors:
     """Unit vectors as they are multiplied; each by itself, so that no cosine depends on what else is compared.
 
-    numbers  (..., T)  float32; or int8, and then a vector is numbers * step
-    step     (..., 1)  float32; empty where the numbers are float32
+    numbers  (..., T)  float32, or int8
+    step     (..., 1)  float32: a vector is numbers * step; empty where the numbers are the vector
     """
 
     numbers: Tensor
@@ -47,10 +47,12 @@ def cosines(gallery: Factors, query: Factors) -> Tensor:
 
     gallery (B, M, T), query (N, T) -> (B, M, N) float32
     """
-    if gallery.numbers.dtype != torch.int8:
-        return gallery.numbers @ query.numbers.T
-    flat = torch._int_mm(gallery.numbers.flatten(0, -2), query.numbers.T).float()  # (B * M, N)
-    return flat.mul_(query.step.T).view(*gallery.numbers.shape[:-1], -1).mul_(gallery.step)
+    if gallery.numbers.dtype == torch.int8:
+        flat = torch._int_mm(gallery.numbers.flatten(0, -2), query.numbers.T).float()  # (B * M, N)
+        flat = flat.mul_(query.step.T).view(*gallery.numbers.shape[:-1], -1)
+    else:
+        flat = gallery.numbers @ query.numbers.T
+    return flat.mul_(gallery.step) if len(gallery.step) else flat
 
 
 @cache

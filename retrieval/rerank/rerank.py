@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from indexer.descriptor.features import CropFeatures
+from indexer.descriptor.patch_codec import read_codes
 
 from .colour import colour_difference
 from .evidence import MATCH_PROBABILITY, Box, Evidence
 from .geometry import FLOOR, distinctiveness_of, far_apart, find_inliers, mutual_of
-from .patches import FactorBatch, batch_factors, patches_at
+from .patches import FactorBatch, batch_factors, batch_tokens, patches_at
 from .products import Factors, cosines
 
 X = TypeVar("X")
@@ -87,6 +88,7 @@ class Comparison:
         candidates = np.arange(len(packed))
         self.inlier_weight: np.ndarray = weight[self._best, candidates]
         self.distinctiveness: np.ndarray = distinctiveness[self._best, candidates]
+        self._colour_difference: dict[int, float | None] = {}  # of those that were asked for: they are so repeatedly
 
     def consistency(self, n: int) -> float:
         """By how much candidate n's inliers stand out, on average: their distinctiveness over their number, in [0, 1].
@@ -103,6 +105,11 @@ class Comparison:
         """By how much candidate n's inliers differ in colour, see `colour.colour_difference`; None if not known."""
         if n >= len(self.inlier_weight) or not self.inlier_weight[n]:
             return None
+        if n not in self._colour_difference:
+            self._colour_difference[n] = self._compare_colours(n)
+        return self._colour_difference[n]
+
+    def _compare_colours(self, n: int) -> float | None:
         view, grid = self._best_view(n)
         part, row = self._parts[n // self._chunk][grid], n % self._chunk
         of_query = self._of_grids[grid].views[view].colours
@@ -174,6 +181,7 @@ class _Views:
     thinned  (V * N / 4, T)  every fourth of each view's patches, shifted from row to row
     at       (N, 2)          see `patches_at`
     apart    (N, N)          see `geometry.far_apart`
+    placed   of each view how it lies in the query, see `_placed`
     """
 
     views: tuple[CropFeatures, ...]
@@ -181,11 +189,11 @@ class _Views:
     thinned: Factors
     at: Tensor
     apart: Tensor
+    placed: tuple["_Placed", ...]
 
-    def similarity(self, candidates: FactorBatch, tokens: Factors) -> Tensor:
-        """Cosines (V, B, M, N) of the candidates' patches with `tokens` (V * N, T), in one product.  float32"""
-        flat = cosines(candidates.tokens, tokens)  # (B, M, V * N)
-        return flat.unflatten(2, (len(self.views), -1)).permute(2, 0, 1, 3)
+    def similarity(self, candidates: Factors, tokens: Factors) -> Tensor:
+        """Cosines (B, M, V, N) of the candidates' patches with `tokens` (V * N, T), in one product.  float32"""
+        return cosines(candidates, tokens).unflatten(2, (len(self.views), -1))
 
 
 @lru_cache(maxsize=64)  # views meet their candidates twice, at a glance and all over, and expansion asks again
@@ -201,7 +209,17 @@ def _of_one_grid(grid: tuple[int, int], views: tuple[CropFeatures, ...]) -> _Vie
     tokens = Factors.of_query(np.concatenate([view.tokens for view in views]))
     rows, cols = np.indices(grid)
     fourth = np.tile(((cols + 2 * rows) % 4 == 0).ravel(), len(views))
-    return _Views(views, tokens, tokens.some(torch.from_numpy(fourth)), *_geometry(grid))
+    return _Views(views, tokens, tokens.some(torch.from_numpy(fourth)), *_geometry(grid), tuple(map(_placed, views)))
+
+
+_Placed = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]
+
+
+def _placed(view: CropFeatures) -> _Placed:
+    """Turn (2, 2) and corner (2,) of a view's frame, the turn's inverse, and the box around a patch, as fractions."""
+    turn, corner = view.frame[:, :2], view.frame[:, 2]
+    wide, high = np.abs(turn) @ (1 / np.array(view.grid[::-1], np.float32))  # for it may be turned
+    return turn, corner, np.linalg.inv(turn), (float(wide), float(high))
 
 
 @lru_cache(maxsize=16)
@@ -242,7 +260,7 @@ def _compare(of_grids: Sequence[_Views], packed: Sequence[bytes]) -> list[_Compa
 
 
 def _compare_views(views: _Views, candidates: FactorBatch) -> _Compared:
-    similarity = views.similarity(candidates, views.tokens)  # (V, B, M, N)
+    similarity = views.similarity(candidates.tokens, views.tokens)  # (B, M, V, N)
     pairs = mutual_of(similarity)
     shape = pairs.cosine.shape[:2]
     inliers = find_inliers(
@@ -254,7 +272,7 @@ def _compare_views(views: _Views, candidates: FactorBatch) -> _Compared:
     return _Compared(
         grids=candidates.grids,
         weight=inliers.weight.unflatten(0, shape).numpy(),
-        distinctiveness=distinctiveness_of(is_inlier, pairs, similarity, views.apart).numpy(),
+        distinctiveness=distinctiveness_of(is_inlier, pairs, similarity.permute(2, 0, 1, 3), views.apart).numpy(),
         is_inlier=is_inlier.numpy(),
         cosine=pairs.cosine.numpy(),
         nearest=pairs.nearest.numpy(),
@@ -265,8 +283,9 @@ def _compare_views(views: _Views, candidates: FactorBatch) -> _Compared:
 
 
 def _glance(of_grids: Sequence[_Views], packed: Sequence[bytes]) -> np.ndarray:
-    candidates = batch_factors(packed)
-    paired = [mutual_of(views.similarity(candidates, views.thinned)).cosine for views in of_grids]  # (V, B, M) each
+    candidates = batch_tokens(read_codes(packed))
+    cosine_of = [views.similarity(candidates, views.thinned) for views in of_grids]  # (B, M, V, N) each
+    paired = [mutual_of(similarity, overwrite=True).cosine for similarity in cosine_of]  # (V, B, M) each
     return (torch.cat(paired) - FLOOR).clamp_(min=0).sum(2).amax(0).numpy()
 
 
@@ -278,26 +297,24 @@ def _chunks(packed: Sequence[bytes], most: int) -> list[Sequence[bytes]]:
 
 def _match(n: int, v: int, views: _Views, compared: _Compared, inlier_weight: float) -> Match:
     """What candidate n of a chunk has in common with view v."""
-    view = views.views[v]
+    view, (turn, corner, turned_back, patch) = views.views[v], views.placed[v]
     (inliers,) = compared.is_inlier[v, n].nonzero()  # (S,)
     cosine = compared.cosine[v, n, inliers]
     order = np.argsort(-cosine, kind="stable")
     inliers, cosine = inliers[order], cosine[order]
     size = np.array(view.grid[::-1], np.float32)  # columns, rows of the view
     cells = np.array(compared.grids[n][::-1], np.float32)  # columns, rows of the candidate
-    turn, corner = view.frame[:, :2], view.frame[:, 2]
     here = views.at.numpy()[compared.nearest[v, n, inliers]] / size @ turn.T + corner  # (S, 2)
     there = compared.at[n, inliers] / cells  # (S, 2)
     # candidate * cells = linear @ (size * turn^-1 (query - corner)) + shift
     linear, shift = np.split(compared.transform[v, n], (2,), axis=1)
-    scaled = (linear * size) @ np.linalg.inv(turn) / cells[:, None]  # (2, 2)
+    scaled = (linear * size) @ turned_back / cells[:, None]  # (2, 2)
     moved = shift / cells[:, None] - scaled @ corner[:, None]  # (2, 1)
-    wide, high = np.abs(turn) @ (1 / size)  # of the box around a patch, which may be turned
     return Match(
         inlier_weight=inlier_weight,
         pairs=np.concatenate([here, there, cosine[:, None]], axis=1),
         transform=np.concatenate([scaled, moved], axis=1),
-        query_patch=(float(wide), float(high)),
+        query_patch=patch,
         patch=(1 / float(cells[0]), 1 / float(cells[1])),
         turn=view.turn,
     )

@@ -95,6 +95,12 @@ def test_patches_of_named_records(store: Store) -> None:
         RECORDS[8].id: b"",
     }
     assert store.patches([]) == {}
+    features = store.features(asked)
+    assert features.keys() == {RECORDS[n].id for n in (5, 7, 2, 8)} and store.features([]) == {}
+    for record in store.retrieve(list(features), vectors=True):
+        vector, patches = features[record.id]
+        np.testing.assert_array_equal(vector, record.global_vector)
+        assert patches == record.patches and vector.dtype == np.float32
 
 
 FILTERS: list[tuple[Filter, Callable[[int], bool]]] = [

@@ -1,8 +1,10 @@
 """Others of a kind: how alike candidates are, what is kept of images for it, and the order that searches give."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +26,8 @@ from indexer.descriptor.whitening import (
     save_whitening,
     select_patches,
 )
-from indexer.images.metadata import Metadata
 from indexer.index.copy import copy_index
-from indexer.store.protocol import Hit, Record
+from indexer.store.protocol import Hit, StoredFeatures
 from indexer.sync.options import SyncOptions
 from retrieval import Searcher
 from retrieval.like_kind import KindOrder
@@ -152,7 +153,7 @@ def test_matches_stay_before_all_others_in_their_order() -> None:
 
 
 def test_a_probable_match_rises_among_its_like_and_an_unsure_one_does_not_lead() -> None:
-    scores = np.array([0.9, 0.2, 0.5, -np.inf])
+    scores = np.array([0.9, 0.3, 0.5, -np.inf])
     assert kind_and_match(scores, np.array([0.0, 0.95, 0.0, 1.0])) == [0, 1, 2, 3]
     assert kind_and_match(scores, np.array([0.0, 0.55, 0.0, 1.0])) == [0, 2, 1, 3]
 
@@ -273,6 +274,11 @@ def never(found: Ranked, n: int) -> bool:
     return False
 
 
+def ordered_by(index: Any, is_match: Callable[[Ranked, int], bool]) -> KindOrder:
+    """An order in which hits are matches for sure or not at all."""
+    return KindOrder(index, is_match, is_match)
+
+
 @pytest.mark.slow
 def test_what_is_no_match_is_ordered_by_kind_where_there_is_a_match(many: Path, tiny_backbone: Path) -> None:
     with Searcher.open(indexed(many, tiny_backbone)) as searcher:
@@ -282,7 +288,7 @@ def test_what_is_no_match_is_ordered_by_kind_where_there_is_a_match(many: Path, 
         assert first.score > second.score
 
         def order(match_score: float, like_kind: bool = False) -> Ranked:
-            by_score = KindOrder(searcher.index, lambda found, n: found.hits[n].score >= match_score)
+            by_score = ordered_by(searcher.index, lambda found, n: found.hits[n].score >= match_score)
             return by_score.ordered([asked], [ranked], Filter(), like_kind=like_kind)[0]
 
         assert order(2.0) is ranked, "nothing is a match"
@@ -293,7 +299,7 @@ def test_what_is_no_match_is_ordered_by_kind_where_there_is_a_match(many: Path, 
         by_kind = order(2.0, like_kind=True)
         assert with_a_match.hits[2:] == [hit for hit in by_kind.hits if hit.id not in {first.id, second.id}]
         last = by_kind.hits[-1].id
-        sure = KindOrder(searcher.index, lambda found, n: float(found.hits[n].id == last))
+        sure = ordered_by(searcher.index, lambda found, n: found.hits[n].id == last)
         with_it = sure.ordered([asked], [ranked], Filter(), like_kind=True)[0]
         assert [hit.id for hit in with_it.hits].index(last) < len(ranked.hits) - 1, "a match rises among its like"
         for n, hit in enumerate(with_a_match.hits):
@@ -310,7 +316,7 @@ def test_more_candidates_are_taken_in_and_filters_hold(many: Path, tiny_backbone
     with Searcher.open(indexed(many, tiny_backbone)) as searcher:
         (asked,) = searcher.encode([many / "0.png"])
         few = searcher._ranked([asked], SearchOptions())[0].ordered([0, 1])
-        order = KindOrder(searcher.index, never)
+        order = ordered_by(searcher.index, never)
         grown = order.ordered([asked], [few], Filter(), like_kind=True)[0]
         assert len({hit.id for hit in grown.hits}) == len(grown.hits) == searcher.store.count() == 13
         of_sub = searcher.index.with_keys(Filter(under=(str(many / "sub"),)))
@@ -318,7 +324,7 @@ def test_more_candidates_are_taken_in_and_filters_hold(many: Path, tiny_backbone
         for n, hit in enumerate(grown.hits):
             assert grown.match(n) is not None and (hit in few.hits or hit.score <= few.hits[-1].score)
         match = few.hits[1].id  # the first is the query's own image
-        behind = KindOrder(searcher.index, lambda found, n: found.hits[n].id == match)
+        behind = ordered_by(searcher.index, lambda found, n: found.hits[n].id == match)
         taken_in = behind.ordered([asked], [few], Filter(), like_kind=False)[0]
         assert taken_in.hits[0].id == match and len(taken_in.hits) == 13
         assert order.ordered([asked], [few], Filter(), like_kind=False)[0] is few, "nothing is a match"
@@ -357,7 +363,7 @@ def test_an_index_without_parts_is_ordered_by_its_vectors(
 
 def test_a_query_without_candidates_stays_empty() -> None:
     crop = CropFeatures(np.ones(2, np.float32), np.empty((0, 0), np.float32), (0, 0))
-    order = KindOrder(SimpleNamespace(store=None), never)  # type: ignore[arg-type]
+    order = ordered_by(SimpleNamespace(store=None), never)
     assert order.ordered([EncodedQuery((crop,))], [Ranked([])], Filter(), like_kind=True)[0].hits == []
     hits = [Hit("a", 0.1)]
     assert order.ordered([EncodedQuery((crop,))], [Ranked(hits)], Filter(), like_kind=False)[0].hits is hits
@@ -369,13 +375,10 @@ class Colourful:
     def __init__(self, colours: list[np.ndarray]) -> None:
         self.vector = np.eye(4, dtype=np.float32)[0]
         packed = [pack_patches(replace(some_patches(), colours=one), 2) for one in colours]
-        self.records = {
-            str(n): Record(str(n), (), Metadata(8, 8, "PNG"), "", global_vector=self.vector, patches=data)
-            for n, data in enumerate(packed)
-        }
+        self.records = {str(n): StoredFeatures(self.vector, data) for n, data in enumerate(packed)}
 
-    def retrieve(self, ids: list[str], vectors: bool = False) -> list[Record]:
-        return [self.records[id] for id in ids if id in self.records]
+    def features(self, ids: list[str]) -> dict[str, StoredFeatures]:
+        return {id: self.records[id] for id in ids if id in self.records}
 
     def search(self, vectors: np.ndarray, limit: int, where: Filter) -> list[list[Hit]]:
         return [[Hit(id, 1.0) for id in self.records][:limit] for _ in vectors]
@@ -385,7 +388,7 @@ def test_of_what_is_alike_otherwise_that_of_the_same_colours_comes_first() -> No
     red, blue = (np.tile(np.array(colour, np.int8), (6, 1)) for colour in ((50, 30), (20, -50)))
     store = Colourful([blue, red] * 8)
     index = SimpleNamespace(store=store, whitening=SimpleNamespace(config=DescriptorConfig(), kind_projection=None))
-    order = KindOrder(index, never)  # type: ignore[arg-type]
+    order = ordered_by(index, never)
 
     def answers(colours: np.ndarray | None) -> list[str]:
         asked = EncodedQuery((replace(crop_of(some_patches().tokens, colours), vector=store.vector),))
