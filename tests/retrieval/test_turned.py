@@ -96,7 +96,7 @@ def searcher(folder: Path, tiny_backbone: Path) -> Iterator[Searcher]:
 
 
 def calibrate_by_hand(index: Path) -> None:
-    """A random backbone gives upright blocks a score of .33 and inliers that stand out by .17, by .15 at most elsewhere."""
+    """A random backbone gives upright blocks a score of .33 and inliers standing out by .17, others by .15 at most."""
     with Index.open(index, write=True) as opened:
         learnt = Calibration(100.0, -31.0, 200.0, -32.4, opened.manifest.whitening_id, opened.count, 0.0, 0.0, 0.0)
         opened.store.write_blob(CALIBRATION_BLOB, calibration_json(learnt))

@@ -179,8 +179,11 @@ def test_no_pair_over_its_bound_is_missed_and_few_others_are_told() -> None:
     assert not told[similarity[mine] < above[:, None] - 0.06].any()
 
 
-def test_rounding_to_bytes_takes_away_what_it_says() -> None:
+def test_rounding_to_bytes_takes_away_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _ = unit_rows(concepts(100, dim=48))
+    monkeypatch.setattr(byte_products, "multiplies_bytes", lambda: False)
+    assert np.array_equal(encode(rows).codes.numpy(), rows) and not encode(rows).error.any()
+    monkeypatch.setattr(byte_products, "multiplies_bytes", lambda: True)  # rounding alone is done by any processor
     for one_step in (False, True):
         codes = encode(rows, one_step=one_step)
         again = codes.codes.float().numpy() * codes.step[:, None]
