@@ -160,6 +160,14 @@ def test_colours_speak_against_a_match_without_limit_and_for_it_a_little() -> No
     assert curve.probability(0.9, 0.1, 0.0) == curve.probability(0.9, 0.1), "colours do not take back what stands out"
 
 
+def test_no_colours_make_a_match_more_probable_than_it_can_be() -> None:
+    curve = Calibration(10.0, -5.0, 10.0, -5.0, "fit", 100, 0.1, 0.5, 1.7)
+    for score, consistency in ((0.5, 0.9), (0.9, 0.1), (0.1, 0.1)):
+        most = curve.most_probable(score, consistency)
+        assert most == curve.probability(score, consistency, 0.0), "equal colours speak for it as much as any can"
+        assert all(curve.probability(score, consistency, one) <= most for one in (None, 0.5, 1.7, 9.0))
+
+
 @pytest.mark.long
 def test_the_demo_shows_its_right_answers_as_matches(tmp_path: Path) -> None:
     """With the shipped backbone, as whoever tries seenit meets it."""
