@@ -104,9 +104,11 @@ class KindOrder:
         colours = {n: self._query_colours(asked[n]) for n in described}
         if described:
             count = SEEDS if like_kind else SEEDS_BY_DEFAULT
-            seeds = {
-                n: self._seeds(asked[n], colours[n], ranked[n], one, count, like_kind) for n, one in described.items()
-            }
+            seeds = {}
+            for n, one in described.items():
+                likely = self._probabilities(ranked[n]) if like_kind else None
+                best = np.argsort(-self._scores(asked[n], colours[n], ranked[n], one, likely), kind="stable")[:count]
+                seeds[n] = one.stored[best]
             found = iter(self._store.search(np.concatenate(list(seeds.values())), NEAR_EACH, where))
             near = {n: [hit.id for _ in rows for hit in next(found)] for n, rows in seeds.items()}
             records |= self._store.features(list({id for ids in near.values() for id in ids} - records.keys()))
@@ -118,26 +120,14 @@ class KindOrder:
         ordered = {}
         for n, one in described.items():
             scores = np.full(len(ranked[n].hits), -np.inf)
-            scores[one.hits] = self._scores(asked[n], colours[n], ranked[n], one, like_kind)
-            if like_kind:
-                order = kind_and_match(scores, self._probabilities(ranked[n]))
+            likely = self._probabilities(ranked[n]) if like_kind else None
+            scores[one.hits] = self._scores(asked[n], colours[n], ranked[n], one, likely)
+            if likely is not None:
+                order = kind_and_match(scores, likely)
             else:
                 order = matches_first(matches[n] + self._matches(ranked[n], len(matches[n])), scores)
             ordered[n] = ranked[n].ordered(order)
         return ordered
-
-    def _seeds(
-        self,
-        asked: EncodedQuery,
-        colours: np.ndarray | None,
-        ranked: Ranked,
-        described: _Described,
-        count: int,
-        like_kind: bool,
-    ) -> np.ndarray:
-        """The stored vectors of the `count` best candidates by kind.  (S, G)"""
-        best = np.argsort(-self._scores(asked, colours, ranked, described, like_kind), kind="stable")[:count]
-        return described.stored[best]
 
     def _matches(self, ranked: Ranked, start: int = 0) -> list[bool]:
         """Which candidates are matches, from number `start` on."""
@@ -160,12 +150,12 @@ class KindOrder:
         colours: np.ndarray | None,
         ranked: Ranked,
         described: _Described,
-        like_kind: bool,
+        likely: np.ndarray | None,
     ) -> np.ndarray:
         """Likeness of kind of the described candidates by all that both they and the query have.  (B,) float64
 
-        colours    of the query's crops, as `_query_colours` returns them
-        like_kind  likely matches lead to what is like them, too
+        colours  of the query's crops, as `_query_colours` returns them
+        likely   probabilities of all that is ranked, where likely matches are to lead to what is like them
         """
         cosines = _best_cosines(asked, described.stored)
         by_patches = np.array(
@@ -174,8 +164,8 @@ class KindOrder:
                 for n, cosine in zip(described.hits, cosines, strict=True)
             ]
         )
-        if like_kind:
-            by_patches += MATCH_WEIGHT * self._probabilities(ranked)[described.hits]
+        if likely is not None:
+            by_patches += MATCH_WEIGHT * likely[described.hits]
         crops, candidates, weights = [np.stack([view.vector for view in asked.views])], [described.stored], [STORED]
         of_crops = [view.kind_vector for view in asked.views if view.kind_vector is not None]
         parts = None if described.parts is None else torch.from_numpy(described.parts)

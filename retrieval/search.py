@@ -328,11 +328,10 @@ class Searcher:
             asked[n] = replace(asked[n], views=asked[n].views + views)  # for what expansion asks again
 
     def _match_at(self, ranked: "Ranked", n: int) -> bool:
-        if self.calibration is None:
-            return ranked.hits[n].score >= CONVINCING_SCORE
-        if self.calibration.most_probable(ranked.hits[n].score, ranked.consistency(n)) < MATCH_PROBABILITY:
+        known = self.calibration
+        if known and known.most_probable(ranked.hits[n].score, ranked.consistency(n)) < MATCH_PROBABILITY:
             return False  # as nearly all candidates, whose colours need not be compared
-        return (self._probability(ranked, n) or 0) >= MATCH_PROBABILITY
+        return self._trust(ranked, n) >= MATCH_PROBABILITY
 
     def _trust(self, ranked: "Ranked", n: int) -> float:
         """The probability that hit number n is a match; 1 or 0, by its score, where nothing is calibrated."""

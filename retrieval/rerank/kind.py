@@ -84,7 +84,7 @@ def _expanded(crops: np.ndarray, candidates: np.ndarray, scores: np.ndarray) -> 
     return (moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def matches_first(is_match: Sequence[bool] | np.ndarray, scores: np.ndarray) -> list[int]:
+def matches_first(is_match: Sequence[bool], scores: np.ndarray) -> list[int]:
     """The order of candidates: matches as they stand, then the others by their scores, best first."""
     others = [int(n) for n in np.argsort(-scores, kind="stable") if not is_match[n]]
     return [n for n, one in enumerate(is_match) if one] + others
