@@ -189,22 +189,31 @@ def pool(features: "Sequence[TokenFeatures]", config: DescriptorConfig, depth: i
     features  of the blocks `config.layers_of(depth)`, in that order, after the final norm
     depth     how many blocks the backbone has
     """
-    at = dict(zip(config.layers_of(depth), features, strict=True))
-    cls = [at[_block(fraction, depth)].cls for fraction in config.cls_depths]
-    means = [at[_block(fraction, depth)].patches.float().mean(1) for fraction in config.mean_depths]
-    parts = torch.stack([part.float() for part in (*cls, *means)], dim=1)  # (B, L, D)
-
-    source = at[_block(config.token_depth, depth)]
+    source = token_features(features, config, depth)
     patches = source.patches.float()  # (B, N, D)
     kept = select_patches(patches, config.num_tokens)  # (B, K)
     tokens = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))  # (B, K, D)
     cols = source.grid[1]
     positions = torch.stack([kept // cols, kept % cols], dim=-1)  # (B, K, 2)
     return PooledFeatures(
-        normalize(torch.nan_to_num(parts), dim=-1).cpu(),
+        parts_of(features, config, depth).cpu(),
         torch.nan_to_num(tokens).clamp(-65504, 65504).half().cpu(),
         positions.to(torch.uint8).cpu(),
     )
+
+
+def parts_of(features: "Sequence[TokenFeatures]", config: DescriptorConfig, depth: int) -> Tensor:
+    """What the global vectors of B images are made of, on the features' device: (B, L, D) float32, L2-normalised."""
+    at = dict(zip(config.layers_of(depth), features, strict=True))
+    cls = [at[_block(fraction, depth)].cls for fraction in config.cls_depths]
+    means = [at[_block(fraction, depth)].patches.float().mean(1) for fraction in config.mean_depths]
+    parts = torch.stack([part.float() for part in (*cls, *means)], dim=1)  # (B, L, D)
+    return normalize(torch.nan_to_num(parts), dim=-1)
+
+
+def token_features(features: "Sequence[TokenFeatures]", config: DescriptorConfig, depth: int) -> "TokenFeatures":
+    """Of the blocks `config.layers_of(depth)` the one whose patches are matched."""
+    return features[config.layers_of(depth).index(_block(config.token_depth, depth))]
 
 
 def select_patches(patches: Tensor, count: int) -> Tensor:

@@ -35,9 +35,9 @@ def render_view(
     """
     photo = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGBA")
     photo = photo.resize((round(1.25 * width), round(1.25 * height)), Image.Resampling.BICUBIC)  # as fine as the view
-    quad = _draw_quad(rng, photo.height, photo.width, difficulty)
+    quad = draw_quad(rng, photo.height, photo.width, difficulty)
     seen = photo.transform(
-        (width, height), Image.Transform.PERSPECTIVE, _homography(quad, height, width), Image.Resampling.BICUBIC
+        (width, height), Image.Transform.PERSPECTIVE, homography_to(quad, height, width), Image.Resampling.BICUBIC
     )
     view = Image.fromarray(np.ascontiguousarray(background)).resize((width, height), Image.Resampling.BICUBIC)
     view.paste(seen, mask=seen.getchannel("A"))
@@ -51,7 +51,7 @@ def render_view(
     return np.asarray(view)
 
 
-def _draw_quad(rng: np.random.Generator, height: int, width: int, difficulty: float) -> np.ndarray:
+def draw_quad(rng: np.random.Generator, height: int, width: int, difficulty: float) -> np.ndarray:
     """The four points (x, y) of the photo that a view's corners show, from the upper left clockwise.  (4, 2)"""
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.5
     corners = corners + difficulty * rng.uniform(-CORNER, CORNER, (4, 2))
@@ -63,7 +63,7 @@ def _draw_quad(rng: np.random.Generator, height: int, width: int, difficulty: fl
     return (corners * size) @ turn.T + middle
 
 
-def _homography(quad: np.ndarray, height: int, width: int) -> list[float]:
+def homography_to(quad: np.ndarray, height: int, width: int) -> list[float]:
     """The 8 numbers a..h with x' = (a x + b y + c) / (g x + h y + 1), y' = (d x + e y + f) / (...), as Pillow has them.
 
     They take the corners of (height, width) to the quad.

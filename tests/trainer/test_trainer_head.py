@@ -17,7 +17,7 @@ from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut, Job, Settings
-from indexer.images.synthetic_views import _draw_quad, _homography, render_view
+from indexer.images.synthetic_views import draw_quad, homography_to, render_view
 from indexer.sources.place import ImageRef
 from trainer.data.sources import open_source
 from trainer.data.views import cut_views, view_job
@@ -51,8 +51,8 @@ def made_views(num: int = 60, noise: float = 0.3, seed: int = 0) -> PhotoViews:
 
 
 def test_a_homography_takes_corners_to_the_quad() -> None:
-    quad = _draw_quad(np.random.default_rng(0), 60, 90, 1.0)
-    a, b, c, d, e, f, g, h = _homography(quad, 40, 80)
+    quad = draw_quad(np.random.default_rng(0), 60, 90, 1.0)
+    a, b, c, d, e, f, g, h = homography_to(quad, 40, 80)
     for (x, y), expected in zip([(0, 0), (80, 0), (80, 40), (0, 40)], quad, strict=True):
         scale = g * x + h * y + 1
         assert np.allclose(((a * x + b * y + c) / scale, (d * x + e * y + f) / scale), expected)
