@@ -224,32 +224,36 @@ def write_results(run: Run, state: dict[str, Tensor], out: Path, comparison: Bef
     heads = {name: value for name, value in state.items() if name.startswith(_HEAD_PARTS)}
     write_tensors(out / "heads.safetensors", heads, {"seenit_heads": json.dumps(config_as_json(run.config))})
     weights = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
+    provenance = run.provenance | {"steps": str(run.step), "seed": str(run.config.seed)}
+    trained = Checkpoint(run.name, "", run.architecture, run.preprocessing, weights, provenance=provenance)
     notes = []
     if comparison is not None:
         comparison.after = comparison.trial.score(_backbone_of(make_vit(run.architecture, weights), run))
         notes.append(comparison.verdict())
         say(notes[0])
-    worse = comparison is not None and comparison.got_worse
-    save_checkpoint(
-        out / ("backbone_trained.safetensors" if worse else "backbone.safetensors"),
-        weights,
-        run.architecture,
-        name=run.name,
-        preprocessing=run.preprocessing,
-        provenance=run.provenance | {"steps": str(run.step), "seed": str(run.config.seed)},
-    )
-    if comparison is not None and worse:
-        original = comparison.origin
-        save_checkpoint(
-            out / "backbone.safetensors",
-            original.state,
-            original.architecture,
-            name=original.name,
-            preprocessing=original.preprocessing,
-            provenance=original.provenance,
-            extra=original.extra,
-        )
+    write_better(out, trained, comparison)
     write_report(out, title=run.name, notes=notes)
+
+
+def write_better(out: Path, trained: Checkpoint, comparison: BeforeAndAfter | None) -> None:
+    """OUT/backbone.safetensors: the trained backbone; where that is worse the original, the trained one beside it."""
+    if comparison is None or not comparison.got_worse:
+        _write_backbone(out / "backbone.safetensors", trained)
+        return
+    _write_backbone(out / "backbone_trained.safetensors", trained)
+    _write_backbone(out / "backbone.safetensors", comparison.origin)
+
+
+def _write_backbone(path: Path, backbone: Checkpoint) -> None:
+    save_checkpoint(
+        path,
+        backbone.state,
+        backbone.architecture,
+        name=backbone.name,
+        preprocessing=backbone.preprocessing,
+        provenance=backbone.provenance,
+        extra=backbone.extra,
+    )
 
 
 @dataclass
