@@ -4,20 +4,23 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from indexer.errors import SeenitError
 from indexer.printable import printable
 from indexer.terminal import BackboneOption, JsonOption, say, shows_progress, stop_on_interrupt
 
 if TYPE_CHECKING:
+    from .config import Config
     from .evaluate.dense import DenseFeatures, DepthScores, SegmentationScores
     from .evaluate.labelled import LabelledFeatures
     from .evaluate.probes import FewShotScores, KnnScores, LinearScores
+    from .train import TrainSummary
 
     Scores = KnnScores | LinearScores | FewShotScores | SegmentationScores | DepthScores
 
@@ -36,7 +39,7 @@ def train(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where all results go.")],
     preset: Annotated[
-        str, typer.Option("--preset", "--arch", help="vits14, vitb14, vitl14, vitg14, ..., adapt, head, tiny.")
+        str, typer.Option("--preset", "--arch", help="vits14, vitb14, vitl14, vitg14, ..., adapt, views, head, tiny.")
     ] = "vits14",
     start: Annotated[
         str | None, typer.Option("--from", metavar="NAME|PATH", help="The backbone to start from.")
@@ -52,9 +55,11 @@ def train(
 ) -> None:
     """Train or adapt a backbone, or fit a retrieval head.
 
-    By DINOv2 on photos, from random weights or from a backbone that is adapted to them.
+    By DINOv2 on photos, from random weights or from a backbone that is adapted to them; or, by the preset views, a
+    backbone towards views of one photo in other light.
     """
     if preset == "head":
+        _refuse(preset, {"--set": changes, "--config": config, "--labelled": labelled, "--resume": resume})
         from .retrieval_head import train_head
 
         progress = shows_progress()
@@ -68,6 +73,10 @@ def train(
     from .train import train as train_backbone
 
     made = make_config(preset, file=config, changes=changes or ())
+    if made.method == "views":
+        _refuse("views", {"--labelled": labelled, "--resume": resume})
+        _train_views(photos, out, made, start)
+        return
     with stop_on_interrupt(signal.SIGTERM) as stop:  # Slurm and docker stop send that
         summary = train_backbone(
             _as_images(photos),
@@ -82,14 +91,50 @@ def train(
         )
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks
         sys.exit(130 if summary.stopped else 0)
-    if summary.before and summary.after:
-        print(f"before {summary.before.line()}\nafter  {summary.after.line()}")
-    print(f"{summary.steps:,} steps, loss {summary.loss:.3f}, {summary.images_per_s:.1f} images/s")
+    _print_summary(summary)
     print("stopped early; go on with --resume" if summary.stopped else printable(f"wrote {summary.backbone}"))
     if summary.kept_original:
         print("training made it worse: that file is the backbone it started from")
     if summary.stopped:
         sys.exit(130)
+
+
+def _train_views(photos: Sequence[str], out: Path, config: "Config", start: str | None) -> None:
+    from .view_distillation import train_views
+
+    if start is None:
+        raise SeenitError(
+            "--preset views starts from a trained backbone; name one by --from, for instance seenit_vits14"
+        )
+    with stop_on_interrupt(signal.SIGTERM) as stop:
+        summary = train_views(
+            _as_images(photos),
+            out,
+            config,
+            from_backbone=start,
+            progress=shows_progress() and sys.stderr.isatty(),
+            stop=stop.is_set,
+            say=say,
+        )
+    _print_summary(summary)
+    print(printable(f"wrote {summary.backbone}"))
+    if summary.kept_original:
+        print("training made it worse: that file is the backbone it started from")
+    if summary.stopped:
+        sys.exit(130)
+
+
+def _print_summary(summary: "TrainSummary") -> None:
+    if summary.before and summary.after:
+        print(f"before {summary.before.line()}\nafter  {summary.after.line()}")
+    print(f"{summary.steps:,} steps, loss {summary.loss:.3f}, {summary.images_per_s:.1f} images/s")
+
+
+def _refuse(preset: str, given: Mapping[str, object]) -> None:
+    """SeenitError for the first of the options that is given, where the preset reads none of them."""
+    for option, value in given.items():
+        if value:
+            raise SeenitError(f"--preset {preset} does not read {option}; leave it out")
 
 
 def _as_images(photos: Sequence[str]) -> str | list[str | Path]:

@@ -28,6 +28,8 @@ class ConfigError(SeenitError):
 class Config:
     """Every choice of a run. Values are the reference's ViT-S/14 unless a preset says otherwise."""
 
+    method: Literal["dinov2", "views"] = "dinov2"  # what is learnt; views: see view_distillation, which reads VIEW_KEYS
+
     # The network
     arch: str = "vits14"  # a name in NETWORKS, or ORIGIN: that of the backbone that training starts from
     needs_backbone: bool = False  # refuse to start from random weights
@@ -119,6 +121,9 @@ class Config:
     freeze_backbone: float = 0.0  # share of the steps in which only the heads learn
     train_blocks: int = 0  # only the last so many blocks learn; 0: all of the network
 
+    # Views of a photo as its own features
+    view_share: float = 0.5  # of the views that are taken from elsewhere as well; the others differ in light alone
+
     # Distillation (DINOv2, section 5): a frozen larger backbone is the teacher
     distill_from: str = ""  # the folder of a run, or a backbone's name or path; empty: the student's own average
 
@@ -196,6 +201,7 @@ class Config:
 
 
 _SHARES = (
+    "view_share",
     "drop_path",
     "high_res_share",
     "mask_probability",
@@ -302,7 +308,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "snapshot_every": 100,
         "show_every": 250,
     },
+    # A frozen teacher sees a crop, the student the same crop in other light: minutes, and few weights move far. The
+    # rate is 2e-5 for 12 images; at 1e-4 it diverges.
+    "views": {
+        "method": "views",
+        "arch": ORIGIN,
+        "steps": 200,
+        "batch_size": 12,
+        "global_size": 154,
+        "rate": 1.85e-4,
+        "rate_end": 1e-7,
+        "warmup": 0.3,
+        "weight_decay": 0.02,
+        "clip": 1.0,
+    },
 }
+# What a run by views reads; any other key is refused
+VIEW_KEYS = (
+    *("steps", "batch_size", "seed", "workers", "device", "global_size", "view_share", "train_blocks"),
+    *("rate", "rate_end", "warmup", "weight_decay", "clip"),
+)
 
 
 def make_config(
@@ -314,16 +339,22 @@ def make_config(
     file     a flat TOML file of Config's keys, or a run's config.json
     changes  {"steps": 100} or ["steps=100", "global_scale=0.4,1.0"], as `--set` gives them
 
-    Raises ConfigError, for an unknown key with the nearest known one.
+    Raises ConfigError, for an unknown key with the nearest known one, and for one that the preset does not read.
     """
     from_file = _read_file(Path(file)) if file is not None else {}
     preset = from_file.pop("preset", preset)
     if preset not in PRESETS:
         raise ConfigError(_unknown("preset", str(preset), list(PRESETS)))
     pairs = changes.items() if isinstance(changes, Mapping) else map(_split, changes)
-    values = {**PRESETS[preset], **from_file}
-    values.update(pairs)
-    return config_from(values)
+    given = from_file | dict(pairs)
+    config = config_from({**PRESETS[preset], **given})
+    for key in given:
+        if PRESETS[preset].get("method") == "views":
+            if key not in VIEW_KEYS:
+                raise ConfigError(f"the preset views does not read {key}; it reads {', '.join(VIEW_KEYS)}")
+        elif key in ("method", "view_share") and getattr(config, key) != getattr(Config, key):
+            raise ConfigError(f"{key} is for the preset views, and this is {preset}; leave it out")
+    return config
 
 
 def config_from(values: Mapping[str, Any]) -> Config:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from indexer.errors import SeenitError
 from indexer.messages import Say, say_to_stderr
 
-from .config import Config
+from .config import Config, ConfigError
 from .data.ahead import OneAhead
 from .data.masking import draw_masks, pick_masked
 from .data.sources import ImageSource, fingerprint, open_source
@@ -112,6 +112,8 @@ def train(
     Under torchrun every process calls this with the same arguments. Raises SeenitError in one line: no images, fewer
     than a batch, damaged snapshots, no space; CollapseError where the run is stopped because it collapses.
     """
+    if config.method != "dinov2":
+        raise ConfigError("this configuration is one for trainer.view_distillation.train_views; choose another preset")
     out = Path(out)
     device = choose_device(config)
     world = join_world(device.type)

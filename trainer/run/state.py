@@ -266,6 +266,11 @@ def telling_of_memory(config: Config, device: torch.device) -> Iterator[None]:
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and "allocate memory" not in str(error) and "not enough memory" not in str(error):
             raise
+        if config.method == "views":
+            raise SeenitError(
+                f"no memory for a batch of {config.batch_size} crops of {config.global_size} pixels on {device}:"
+                " lower batch_size or global_size"
+            ) from error
         raise SeenitError(
             f"no memory for {config.prototypes:,} prototypes and a batch of {config.batch_size} images on {device}:"
             " lower batch_size (accumulate makes up for it) or prototypes, or set checkpoint_blocks=true"
