@@ -28,6 +28,7 @@ from trainer.data.pair_batches import as_batch
 from trainer.data.relit_views import RelitPair, cut_pair, draw_pair, pair_job, read_pair, relight, seen_places
 from trainer.data.sources import open_source
 from trainer.model.view_loss import FeatureSpace, view_loss
+from trainer.run.snapshot import Snapshot, check_same_run, config_as_json
 from trainer.run.state import telling_of_memory
 from trainer.train import TrainSummary, train
 from trainer.view_distillation import _loop, _Run, _start, train_views
@@ -298,6 +299,14 @@ def test_the_preset_reads_its_keys_and_no_other(tmp_path: Path, many_photos: Pat
     with pytest.raises(ConfigError, match="train_views"):
         train(many_photos, tmp_path / "out", small(), from_backbone=tiny_backbone, progress=False)
     assert set(VIEW_KEYS) <= set(Config.__dataclass_fields__)
+
+
+def test_a_run_from_before_these_keys_can_be_resumed() -> None:
+    config = make_config("tiny")
+    older = {key: value for key, value in config_as_json(config).items() if key not in ("method", "view_share")}
+    check_same_run(Snapshot(Path("x"), 1, older, {}, {}), config)
+    with pytest.raises(ConfigError, match=r"was made with rate = 1\.0, not"):
+        check_same_run(Snapshot(Path("x"), 1, older | {"rate": 1.0}, {}, {}), config)
 
 
 def test_short_memory_is_told_in_its_own_terms() -> None:

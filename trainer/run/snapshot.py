@@ -113,21 +113,22 @@ def prune_snapshots(folder: Path, keep: int, also: Iterable[int] = ()) -> None:
 
 def check_same_run(snapshot: Snapshot, config: Config) -> None:
     """Refuse to resume with a configuration that would have led elsewhere."""
+    made_with = config_from(snapshot.config)  # a key that came later has its default, which means "as before"
+    before = config_as_json(made_with)
     for key, value in config_as_json(config).items():
         if key == "steps":
-            if value < snapshot.config[key]:
+            if value < before[key]:
                 raise ConfigError(
-                    f"{snapshot.path} is of a run of {snapshot.config[key]} steps, not {value};"
-                    " steps can be raised only"
+                    f"{snapshot.path} is of a run of {before[key]} steps, not {value}; steps can be raised only"
                 )
-            if snapshot.step > (start := config_from(snapshot.config).high_res_start) and value > snapshot.config[key]:
+            if snapshot.step > (start := made_with.high_res_start) and value > before[key]:
                 raise ConfigError(
                     f"{snapshot.path} is in the stage of high resolution, which began after step {start}: steps cannot"
-                    f" be raised any more; leave them at {snapshot.config[key]}, or start again in another folder"
+                    f" be raised any more; leave them at {before[key]}, or start again in another folder"
                 )
-        elif key not in FREE_KEYS and snapshot.config.get(key) != value:
+        elif key not in FREE_KEYS and before[key] != value:
             raise ConfigError(
-                f"{snapshot.path} was made with {key} = {snapshot.config.get(key)}, not {value};"
+                f"{snapshot.path} was made with {key} = {before[key]}, not {value};"
                 f" resume with the same value, or start again in another folder"
             )
 
