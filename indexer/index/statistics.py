@@ -18,11 +18,17 @@ MEND = "mend it with: seenit check --repair --index {}"
 
 def check_backbone(manifest: Manifest, backbone: Backbone, location: object) -> None:
     """SeenitError unless this backbone made the index."""
-    if backbone.hash != manifest.backbone_hash:
+    if backbone.hash == manifest.backbone_hash:
+        return
+    made_by = f"the index at {location} was made by backbone {manifest.backbone} ({manifest.backbone_hash[:8]})"
+    if backbone.name == manifest.backbone:  # the shipped one, after an update of seenit
         raise SeenitError(
-            f"the index at {location} was made by backbone {manifest.backbone} ({manifest.backbone_hash[:8]}), this is"
-            f" {backbone.name} ({backbone.hash[:8]}); use the former, or make another index with --index"
+            f"{made_by}, whose weights are others since then ({backbone.hash[:8]}); move the index aside and index"
+            " again"
         )
+    raise SeenitError(
+        f"{made_by}, this is {backbone.name} ({backbone.hash[:8]}); use the former, or make another index with --index"
+    )
 
 
 def config_of(manifest: Manifest, location: object) -> DescriptorConfig:

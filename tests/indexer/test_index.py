@@ -22,6 +22,7 @@ from indexer.index.index import Index, is_index
 from indexer.index.keys import Roots
 from indexer.index.manifest import Manifest, parse_manifest, write_manifest
 from indexer.index.place import index_in
+from indexer.index.statistics import check_backbone
 from indexer.store.protocol import Filter
 from indexer.sync.options import SyncOptions
 from retrieval import Searcher, build_index
@@ -147,6 +148,16 @@ def test_manifests_of_other_formats_are_told() -> None:
     for data in (b"", b"[]", b"{", b"[" * 100_000):
         with pytest.raises(SeenitError, match="damaged"):
             parse_manifest(data, "x")
+
+
+def test_other_weights_of_the_same_name_are_told(tiny_backbone: Path) -> None:
+    made_with = Manifest("seenit_vits14", "0" * 32, 56, {}, "f", 8)
+    now = replace(Backbone.load(tiny_backbone), name="seenit_vits14")
+    with pytest.raises(SeenitError, match=r"x was made by .*weights are others since .* index aside and index again"):
+        check_backbone(made_with, now, "x")
+    with pytest.raises(SeenitError, match="use the former, or make another index"):
+        check_backbone(made_with, replace(now, name="other"), "x")
+    check_backbone(replace(made_with, backbone_hash=now.hash), now, "x")
 
 
 @pytest.mark.parametrize("key", ["0/../private/x.jpg", "0//x.jpg", "0/./x.jpg", "0/a/..", "0/", "0/a\0b"])
