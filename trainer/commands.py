@@ -91,12 +91,8 @@ def train(
         )
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks
         sys.exit(130 if summary.stopped else 0)
-    _print_summary(summary)
-    print("stopped early; go on with --resume" if summary.stopped else printable(f"wrote {summary.backbone}"))
-    if summary.kept_original:
-        print("training made it worse: that file is the backbone it started from")
-    if summary.stopped:
-        sys.exit(130)
+    written = printable(f"wrote {summary.backbone}")
+    _end_with(summary, "stopped early; go on with --resume" if summary.stopped else written)
 
 
 def _train_views(photos: Sequence[str], out: Path, config: "Config", start: str | None) -> None:
@@ -116,18 +112,19 @@ def _train_views(photos: Sequence[str], out: Path, config: "Config", start: str 
             stop=stop.is_set,
             say=say,
         )
-    _print_summary(summary)
-    print(printable(f"wrote {summary.backbone}"))
+    _end_with(summary, printable(f"wrote {summary.backbone}"))
+
+
+def _end_with(summary: "TrainSummary", outcome: str) -> None:
+    """Print what came of a run; one that was stopped ends the command with 130."""
+    if summary.before and summary.after:
+        print(f"before {summary.before.line()}\nafter  {summary.after.line()}")
+    print(f"{summary.steps:,} steps, loss {summary.loss:.3f}, {summary.images_per_s:.1f} images/s")
+    print(outcome)
     if summary.kept_original:
         print("training made it worse: that file is the backbone it started from")
     if summary.stopped:
         sys.exit(130)
-
-
-def _print_summary(summary: "TrainSummary") -> None:
-    if summary.before and summary.after:
-        print(f"before {summary.before.line()}\nafter  {summary.after.line()}")
-    print(f"{summary.steps:,} steps, loss {summary.loss:.3f}, {summary.images_per_s:.1f} images/s")
 
 
 def _refuse(preset: str, given: Mapping[str, object]) -> None:

@@ -45,7 +45,7 @@ from .evaluate.labelled import as_backbone
 from .model.optim import cosine
 from .model.view_loss import FeatureSpace, view_loss
 from .run.results import BeforeAndAfter, write_better
-from .run.state import choose_device, float32_as_tf32, read_backbone, telling_of_memory
+from .run.state import check_sizes, choose_device, float32_as_tf32, read_backbone, telling_of_memory
 from .run.trial import prepare_trial, split_source
 from .train import SAY_EVERY_S, TrainSummary
 
@@ -147,13 +147,7 @@ def _check(config: Config, architecture: Architecture) -> None:
         raise SeenitError("the preset views runs in one process; start it without torchrun")
     if config.workers == 0:
         raise ConfigError("workers is 0; photos are read in processes of their own: give 1 or more, or auto")
-    if config.global_size % architecture.patch_size:
-        raise ConfigError(
-            f"crops of {config.global_size} pixels do not divide into patches of {architecture.patch_size};"
-            f" set global_size to a multiple of {architecture.patch_size}"
-        )
-    if config.train_blocks > architecture.depth:
-        raise ConfigError(f"train_blocks is {config.train_blocks}, the network has {architecture.depth} blocks")
+    check_sizes(config, architecture)
 
 
 def _make_folder(out: Path) -> None:

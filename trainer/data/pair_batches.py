@@ -18,6 +18,7 @@ from indexer.images.pool import DecodePool
 from indexer.messages import Say
 
 from ..config import Config
+from .ahead import to_device
 from .relit_views import RelitPair, pair_job, read_pair, seen_places
 from .sources import ImageSource
 from .stream import MAX_REPLACEMENTS
@@ -95,9 +96,9 @@ def as_batch(
         torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
     )
     crops, views = (
-        (torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2) / 255 - mean) / std
+        (to_device(torch.from_numpy(np.stack(pixels)), device).permute(0, 3, 1, 2) / 255 - mean) / std
         for pixels in ([pair.crop for pair in pairs], [pair.view for pair in pairs])
     )
     places = np.stack([seen_places(pair.homography, pair.crop.shape[0], patch_size) for pair in pairs])
     difficulties = torch.tensor([pair.difficulty for pair in pairs], device=device)
-    return ViewBatch(crops, views, torch.from_numpy(places).to(device), difficulties)
+    return ViewBatch(crops, views, to_device(torch.from_numpy(places), device), difficulties)

@@ -22,7 +22,7 @@ from indexer.backbone.tensor_file import read_tensors
 from indexer.backbone.vit import Architecture, VisionTransformer
 from indexer.errors import SeenitError
 
-from ..config import NETWORKS, ORIGIN, Config, config_from
+from ..config import NETWORKS, ORIGIN, Config, ConfigError, config_from
 from ..device_defaults import with_device_defaults
 from ..model.distributed import World, full_tensor, parallelize
 from ..model.optim import frozen_steps, make_optimiser
@@ -87,7 +87,7 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
     preprocessing, name, provenance = Preprocessing(), config.arch, {"trained_by": "seenit", "arch": config.arch}
     if origin is None:
         architecture = config.architecture()
-        _check_sizes(config, architecture)
+        check_sizes(config, architecture)
         vit = VisionTransformer(architecture)
         state = vit.state_dict()
     else:
@@ -95,7 +95,7 @@ def start_run(config: Config, origin: Checkpoint | None, device: torch.device, w
         preprocessing, name = origin.preprocessing, f"{origin.name}_trained"
         provenance |= {"arch": origin.name, "from": origin.hash}
         state = build_model(origin).state_dict()
-        _check_sizes(config, architecture)
+        check_sizes(config, architecture)
     taught = _load_teacher(config.distill_from) if config.distill_from else None
     if isinstance(taught, tuple):
         network, their_config = taught
@@ -311,18 +311,21 @@ def _score_widths(teacher: Network | FeatureTeacher, config: Config) -> tuple[in
     return config.prototypes, config.prototypes if teacher.ibot_head is None else config.ibot_prototypes
 
 
-def _check_sizes(config: Config, architecture: Architecture) -> None:
-    sizes = [config.global_size, config.local_size]
+def check_sizes(config: Config, architecture: Architecture) -> None:
+    """ConfigError where crops do not divide into patches, or more blocks are to learn than there are."""
+    sizes = [config.global_size]
+    if config.method == "dinov2":
+        sizes.append(config.local_size)
     if config.high_res_share:
         sizes += [config.high_res_global_size, config.high_res_local_size]
     wrong = [size for size in sizes if size % architecture.patch_size]
     if wrong:
-        raise SeenitError(
+        raise ConfigError(
             f"crops of {wrong[0]} pixels do not divide into patches of {architecture.patch_size};"
             f" set sizes to multiples of {architecture.patch_size}"
         )
     if config.train_blocks > architecture.depth:
-        raise SeenitError(f"train_blocks is {config.train_blocks}, the network has {architecture.depth} blocks")
+        raise ConfigError(f"train_blocks is {config.train_blocks}, the network has {architecture.depth} blocks")
 
 
 def _check_same_patches(config: Config, student: Architecture, teacher: Architecture) -> None:
