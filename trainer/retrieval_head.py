@@ -22,7 +22,7 @@ from indexer.backbone.cache import backbone_path
 from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.backbone.layouts import EXTRA_PREFIX
 from indexer.backbone.tensor_file import read_tensors
-from indexer.descriptor import whitening as descriptor
+from indexer.descriptor.whitening_fit import fit_whitening, prior_from
 from indexer.errors import SeenitError, os_reason
 from indexer.messages import Say, say_to_stderr
 from indexer.printable import pasted
@@ -97,7 +97,7 @@ def train_head(
 
     head = head_from(seen)
     searched = [unseen.photos, seen.photos]  # an index has statistics of all photos that it searches
-    fits = [descriptor.fit_whitening(searched, unseen.config, prior) for prior in (backbone.prior, head)]
+    fits = [fit_whitening(searched, unseen.config, prior) for prior in (backbone.prior, head)]
     before, after = (view_retrieval(unseen, whitening, seen.photos.parts) for whitening in fits)
     scores = f"mean 1/rank {before.mean_reciprocal_rank:.3f} before, {after.mean_reciprocal_rank:.3f} after"
     if not gains(*(view_ranks(unseen, whitening, seen.photos.parts) for whitening in fits)):
@@ -114,7 +114,7 @@ def head_from(views: PhotoViews) -> dict[str, Tensor]:
 
     within  (L, D, D) float16, covariance of the views of one photo about their mean, scaled to a mean variance of 1
     """
-    return {**descriptor.prior_from([views.photos], views.config), "within": within_photo(views.parts).half()}
+    return {**prior_from([views.photos], views.config), "within": within_photo(views.parts).half()}
 
 
 # n photos, V views of each, L parts of D channels

@@ -10,8 +10,10 @@ import numpy as np
 
 from ..backbone.backbone import Backbone
 from ..backbone.byte_ranges import ByteRanges
+from ..descriptor.config import DescriptorConfig
 from ..descriptor.embedder import Embedder
-from ..descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening, load_whitening
+from ..descriptor.pooling import PooledFeatures
+from ..descriptor.whitening import Whitening, load_whitening
 from ..errors import SeenitError
 from ..images.batches import of_one_shape
 from ..images.jobs import Decoded

@@ -7,17 +7,17 @@ import numpy as np
 import torch
 
 from ..backbone.backbone import Backbone
-from ..errors import SeenitError
 from ..images.light import lighten
 from ..images.preprocess import preprocess
-from . import whitening as descriptor
+from . import whitening_fit
+from .config import DEFAULT_TOKENS, DESCRIPTOR_CONFIGS, DescriptorConfig
 from .features import CropFeatures
 from .mean_colours import mean_colours
 from .patch_codec import PatchTokens, pack_patches
-from .whitening import DESCRIPTOR_CONFIGS, DescriptorConfig, PooledFeatures, Whitening
+from .pooling import PooledFeatures, pool
+from .whitening import Whitening, apply_whitening, kind_vectors
 
 QUERY_BATCH = 8  # crops in one forward; not tuned
-DEFAULT_TOKENS = "balanced"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Embedder:
         """What the descriptor needs of images of one shape, (rows * P, cols * P, 3) uint8 each."""
         seen = np.stack([self.lit(image) for image in pixels])
         features = self.backbone.intermediate(seen, self.layers, patches_of=self.patch_layers)
-        pooled = descriptor.pool(features, self.config, self.backbone.depth)
+        pooled = pool(features, self.config, self.backbone.depth)
         return self._with_colours(pooled, pixels) if self.config.colour_bits else pooled
 
     def _with_colours(self, pooled: PooledFeatures, pixels: Sequence[np.ndarray]) -> PooledFeatures:
@@ -69,8 +69,8 @@ class Embedder:
         return self.pooled([preprocess(image, "aspect", self.resolution, self.backbone.patch_size)])
 
     def fit_whitening(self, sample: Sequence[PooledFeatures], views: Sequence[PooledFeatures] = ()) -> Whitening:
-        """See `whitening.fit_whitening`; the views are those of `ViewedImages.render`."""
-        return descriptor.fit_whitening(sample, self.config, self.backbone.prior, views)
+        """See `whitening_fit.fit_whitening`; the views are those of `ViewedImages.render`."""
+        return whitening_fit.fit_whitening(sample, self.config, self.backbone.prior, views)
 
     def describe(self, images: Sequence[np.ndarray], whitening: Whitening) -> list[CropFeatures]:
         """Each image, (H, W, 3) uint8 of any size, as a query is seen: with every patch."""
@@ -84,9 +84,9 @@ class Embedder:
                 batch = numbers[start : start + QUERY_BATCH]
                 stacked = np.stack([self.lit(seen[n]) for n in batch])
                 features = self.backbone.intermediate(stacked, self.layers, patches_of=self.patch_layers)
-                pooled = descriptor.pool(features, self._whole, self.backbone.depth)
-                vectors, tokens = descriptor.apply(pooled, whitening)
-                kinds = descriptor.kind_vectors(pooled.parts, whitening)
+                pooled = pool(features, self._whole, self.backbone.depth)
+                vectors, tokens = apply_whitening(pooled, whitening)
+                kinds = kind_vectors(pooled.parts, whitening)
                 views |= {
                     n: CropFeatures(
                         vectors[at],
@@ -103,15 +103,8 @@ class Embedder:
         """An image, (H, W, 3) uint8 of any size, as an index holds it."""
         (view,) = self.describe([image], whitening)
         pooled = self.pooled_of(image)
-        tokens = descriptor.apply(pooled, whitening)[1][0]
+        tokens = apply_whitening(pooled, whitening)[1][0]
         colours = None if pooled.colours is None else pooled.colours[0].numpy()
         patches = PatchTokens(tokens, pooled.positions[0].numpy(), view.grid, colours)
         parts = pooled.parts[0].numpy() if self.config.part_bits else None
         return Indexed(view, pack_patches(patches, self.config.token_bits, parts))
-
-
-def config_named(tokens: str) -> DescriptorConfig:
-    """The descriptor config that a new index has by the name of its tokens; SeenitError for an unknown name."""
-    if tokens not in DESCRIPTOR_CONFIGS:
-        raise SeenitError(f"unknown --tokens {tokens!r}; choose {', '.join(DESCRIPTOR_CONFIGS)}")
-    return DESCRIPTOR_CONFIGS[tokens]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..images.synthetic_views import render_view
-from .whitening import PooledFeatures
+from .pooling import PooledFeatures
 
 if TYPE_CHECKING:
     from .embedder import Embedder

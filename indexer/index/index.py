@@ -21,7 +21,7 @@ from ..store.open import is_made, open_store
 from ..store.protocol import Filter, Record, Schema, Store, is_url
 from .calibration import CALIBRATION_BLOB, Calibration, parse_calibration
 from .keys import Roots
-from .manifest import MANIFEST_BLOB, Manifest, parse_manifest
+from .manifest import MANIFEST_BLOB, Manifest, config_of, parse_manifest
 from .place import located
 from .skipped import SkippedFile, read_skipped
 
@@ -112,7 +112,7 @@ class Index:
     @cached_property
     def whitening(self) -> "Whitening":
         """The statistics that made today's vectors; SeenitError where they are missing or another's."""
-        from .statistics import config_of, read_whitening
+        from .statistics import read_whitening
 
         return read_whitening(self.store, self.manifest, config_of(self.manifest, self.location))
 
@@ -125,7 +125,7 @@ class Index:
     def embedder(self, backbone: "Backbone") -> "Embedder":
         """What describes images as the index's were; SeenitError where another backbone made the index."""
         from ..descriptor.embedder import Embedder
-        from .statistics import check_backbone, config_of
+        from .statistics import check_backbone
 
         check_backbone(self.manifest, backbone, self.location)
         return Embedder(backbone, self.manifest.resolution, config_of(self.manifest, self.location))

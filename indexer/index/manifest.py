@@ -7,6 +7,7 @@ folder with its index inside can be moved or mounted elsewhere; all others are a
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 
+from ..descriptor.config import DescriptorConfig
 from ..errors import SeenitError
 from ..printable import pasted
 from ..sources.open import SourceSpec
@@ -89,6 +90,17 @@ def parse_manifest(data: bytes, location: object) -> Manifest:
     except (TypeError, ValueError, AttributeError):
         raise SeenitError(damaged) from None
     return manifest
+
+
+def config_of(manifest: Manifest, location: object) -> DescriptorConfig:
+    """The descriptor config that made an index; SeenitError where it has settings that this seenit does not know."""
+    try:
+        return DescriptorConfig.from_settings(manifest.descriptor)
+    except ValueError as error:
+        raise SeenitError(
+            f"the index at {location} cannot be used: its descriptor has an {error}, made by seenit {manifest.seenit};"
+            " update seenit, or make another index"
+        ) from None
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:

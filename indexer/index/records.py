@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..descriptor.patch_codec import PatchTokens, pack_patches
-from ..descriptor.whitening import PooledFeatures, Whitening, apply
+from ..descriptor.pooling import PooledFeatures
+from ..descriptor.whitening import Whitening, apply_whitening
 from ..images.jobs import Decoded
 from ..store.attributes import Attributes
 from ..store.protocol import Record, Store, StoredFile
@@ -21,7 +22,7 @@ def make_records(
     pooled  of the images, in their order
     files   of a content id
     """
-    vectors, tokens = apply(pooled, whitening)
+    vectors, tokens = apply_whitening(pooled, whitening)
     config = whitening.config
     colours = [None] * len(images) if pooled.colours is None else list(pooled.colours.numpy())
     return [

@@ -2,8 +2,8 @@
 
 from ..backbone.backbone import Backbone
 from ..backbone.byte_ranges import ByteRanges
-from ..descriptor import whitening as descriptor
-from ..descriptor.whitening import DescriptorConfig, Whitening
+from ..descriptor.config import DescriptorConfig
+from ..descriptor.whitening import Whitening, load_whitening
 from ..errors import SeenitError
 from ..printable import pasted
 from ..store.protocol import Store
@@ -29,17 +29,6 @@ def check_backbone(manifest: Manifest, backbone: Backbone, location: object) -> 
     raise SeenitError(
         f"{made_by}, this is {backbone.name} ({backbone.hash[:8]}); use the former, or make another index with --index"
     )
-
-
-def config_of(manifest: Manifest, location: object) -> DescriptorConfig:
-    """The descriptor config that made an index; SeenitError where it has settings that this seenit does not know."""
-    try:
-        return DescriptorConfig.from_settings(manifest.descriptor)
-    except ValueError as error:
-        raise SeenitError(
-            f"the index at {location} cannot be used: its descriptor has an {error}, made by seenit {manifest.seenit};"
-            " update seenit, or make another index"
-        ) from None
 
 
 def read_ranges(store: Store, manifest: Manifest) -> ByteRanges | None:
@@ -68,7 +57,7 @@ def read_whitening(store: Store, manifest: Manifest, config: DescriptorConfig) -
     if data is None:
         why = "its descriptor's statistics are missing"
     else:
-        whitening = descriptor.load_whitening(data)
+        whitening = load_whitening(data)
         if whitening.id == manifest.whitening_id and whitening.config == config:
             return whitening
         why = "its descriptor's statistics are not the ones it names"

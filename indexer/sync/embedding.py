@@ -11,9 +11,10 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..backbone.load_once import LoadOnce
+from ..descriptor.config import DEFAULT_TOKENS, config_named
 from ..images.jobs import Decoded, Outcome
 from ..images.pool import DecodePool
-from ..index.manifest import Manifest
+from ..index.manifest import Manifest, config_of
 from ..messages import Say
 from ..printable import plural
 from .progress import Progress, counted_stage
@@ -46,8 +47,8 @@ def embed_all(
     say: Say,
 ) -> tuple[Manifest | None, bool]:
     """Decode, embed and write what has no vectors of today's whitening; the manifest then, and whether stopped."""
-    from ..descriptor.embedder import DEFAULT_TOKENS, Embedder, config_named
-    from ..index.statistics import check_backbone, config_of, read_ranges, read_whitening
+    from ..descriptor.embedder import Embedder
+    from ..index.statistics import check_backbone, read_ranges, read_whitening
     from .refit import MOST_REFITTED, can_refit, refit_from_parts
     from .writer import FIT_SAMPLE, Writer
 

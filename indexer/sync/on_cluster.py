@@ -18,7 +18,8 @@ from ..cluster.embed_actor import ActorSpec, EmbedActor
 from ..cluster.session import Cluster, open_cluster
 from ..cluster.shard_parts import ShardParts, ShardTarget
 from ..descriptor.embedder import Embedder
-from ..descriptor.whitening import PooledFeatures, Whitening, save_whitening
+from ..descriptor.pooling import PooledFeatures
+from ..descriptor.whitening import Whitening, save_whitening
 from ..errors import SeenitError
 from ..images.jobs import Decoded, Job, Outcome
 from ..index.records import what_was_said, with_what_was_said

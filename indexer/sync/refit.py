@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..descriptor.patch_codec import unpack_parts
-from ..descriptor.whitening import Whitening, refit_whitening, save_whitening, vectors_of
+from ..descriptor.whitening import Whitening, save_whitening, vectors_of
+from ..descriptor.whitening_fit import refit_whitening
 from ..index.manifest import Manifest, write_manifest
 from ..index.statistics import WHITENING_BLOB
 from ..store.protocol import Record, Store

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backbone.load_once import LoadOnce, load_once
+from ..descriptor.config import config_named
 from ..errors import AwayError, SeenitError, StoreError
 from ..index.files import set_files
-from ..index.manifest import MANIFEST_BLOB, Manifest, read_manifest, write_manifest
+from ..index.manifest import MANIFEST_BLOB, Manifest, config_of, read_manifest, write_manifest
 from ..index.place import located
 from ..messages import Say, say_nothing
 from ..printable import plural, quoted
@@ -185,8 +186,6 @@ def _check_request(
     check_resolution(resolution)
     if manifest is None:
         if tokens is not None:
-            from ..descriptor.embedder import config_named
-
             config_named(tokens)
         return
     if resolution is not None and resolution != manifest.resolution:
@@ -200,9 +199,6 @@ def _check_request(
             " leave --precision out, or make another index with --index"
         )
     if tokens is not None:
-        from ..descriptor.embedder import config_named
-        from ..index.statistics import config_of
-
         wanted, made_with = config_named(tokens), config_of(manifest, location)
         if (wanted.num_tokens, wanted.token_bits) != (made_with.num_tokens, made_with.token_bits):
             raise SeenitError(

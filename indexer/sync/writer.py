@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..descriptor.embedder import Embedder
+from ..descriptor.pooling import PooledFeatures
 from ..descriptor.viewed_images import ViewedImages
-from ..descriptor.whitening import PooledFeatures, Whitening, save_whitening
+from ..descriptor.whitening import Whitening, save_whitening
 from ..images.jobs import Decoded
 from ..index.keys import Roots
 from ..index.manifest import Manifest, write_manifest

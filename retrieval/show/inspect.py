@@ -7,10 +7,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from indexer.backbone.vit import TokenFeatures
-from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.patch_maps import cls_attention, patch_colours
-from indexer.descriptor.whitening import Whitening
+from indexer.descriptor.pooling import pool
+from indexer.descriptor.whitening import Whitening, apply_whitening
 from indexer.images.preprocess import preprocess
 
 from .contact_sheet import BOX, INK, PAPER, write_line
@@ -41,7 +41,7 @@ def inspect_image(image: np.ndarray, embedder: Embedder, whitening: Whitening) -
     pixels = embedder.lit(preprocess(image, "aspect", embedder.resolution, backbone.patch_size))[None]  # (1, H', W', 3)
     features = backbone.intermediate(pixels, embedder.layers)
     kept = np.zeros(features[0].grid, bool)
-    rows, cols = descriptor.pool(features, embedder.config, backbone.depth).positions[0].long().unbind(-1)
+    rows, cols = pool(features, embedder.config, backbone.depth).positions[0].long().unbind(-1)
     kept[rows.numpy(), cols.numpy()] = True
     return Inspection(
         colours=patch_colours(features[-1])[0],
@@ -65,9 +65,9 @@ def patch_share(features: list[TokenFeatures], embedder: Embedder, whitening: Wh
     over the parts that are left. Patches count as equally long, which after the final norm they nearly are.
     """
     config, depth = embedder.config, embedder.backbone.depth
-    vector = torch.from_numpy(descriptor.apply(descriptor.pool(features, config, depth), whitening)[0][0])  # (G,)
+    vector = torch.from_numpy(apply_whitening(pool(features, config, depth), whitening)[0][0])  # (G,)
     alone = [_each_alone(one) for one in features]
-    parts = descriptor.pool(alone, config, depth).parts  # (N, L, D), zero where CLS would be
+    parts = pool(alone, config, depth).parts  # (N, L, D), zero where CLS would be
     mean = whitening.mean.view(parts.shape[1:]) * (parts != 0).any(-1).any(0)[:, None]  # (L, D)
     share = ((parts - mean).flatten(1) @ whitening.projection) @ vector  # (N,)
     return share.view(features[0].grid).numpy()

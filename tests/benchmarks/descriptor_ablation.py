@@ -20,13 +20,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
 from indexer.backbone.backbone import Backbone
-from indexer.descriptor import whitening as descriptor
+from indexer.descriptor.config import DESCRIPTOR_CONFIGS as OFFERED
+from indexer.descriptor.config import DescriptorConfig
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
+from indexer.descriptor.pooling import PooledFeatures, pool
 from indexer.descriptor.viewed_images import ViewedImages
-from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS as OFFERED
-from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
+from indexer.descriptor.whitening import Whitening, apply_whitening
+from indexer.descriptor.whitening_fit import fit_whitening, prior_from
 from indexer.images.decode import decode_file, is_image
 from indexer.images.find import FoundFile, find_files
 from indexer.images.metadata import content_id
@@ -78,7 +80,7 @@ def main() -> None:
     if arguments.prior_from:
         found = [one for one in find_files([arguments.prior_from]) if isinstance(one, FoundFile)]
         photos = [Path(one.path) for one in found if is_image(one.path)]
-        prior = descriptor.prior_from(pool_all(backbone, photos, arguments.resolution)["full"], FULL)
+        prior = prior_from(pool_all(backbone, photos, arguments.resolution)["full"], FULL)
     distractors = read_ground_truth_csv(arguments.data / "distractors" / "manifest.csv")
     shared = pool_all(backbone, make_task([], distractors).gallery, arguments.resolution)
     table: dict[str, list[Quality]] = {}
@@ -110,7 +112,7 @@ def pool_all(backbone: Backbone, paths: Sequence[Path], resolution: int) -> dict
         outputs = dict(zip(layers, backbone.intermediate(seen[None], layers), strict=True))
         for step, descriptor_config in CONFIGS.items():
             given = [outputs[layer] for layer in descriptor_config.layers_of(backbone.depth)]
-            pooled[step].append(descriptor.pool(given, descriptor_config, backbone.depth))
+            pooled[step].append(pool(given, descriptor_config, backbone.depth))
     return pooled
 
 
@@ -121,7 +123,7 @@ def pool_looks(backbone: Backbone, path: Path, resolution: int) -> list[PooledFe
     for cut in query_crops(read_query(path, None, resolution).pixels):
         seen = preprocess(cut.pixels, resolution=resolution, patch_size=backbone.patch_size)
         outputs = backbone.intermediate(seen[None], descriptor_config.layers_of(backbone.depth))
-        pooled.append(descriptor.pool(outputs, descriptor_config, backbone.depth))
+        pooled.append(pool(outputs, descriptor_config, backbone.depth))
     return pooled
 
 
@@ -146,7 +148,7 @@ def steps(
     else:
         for count in COUNTS:
             made[f"full, prior and {count} of it"] = compare(features, "full", FULL, count, prior)
-    whitening = descriptor.fit_whitening(features.gallery["full"], FULL, prior)
+    whitening = fit_whitening(features.gallery["full"], FULL, prior)
     gallery = describe(features.gallery["full"], whitening)[0]
     views = [views_of(looks, whitening) for looks in features.looks]
     wholes, with_middles, all_looks = (cosines([of_query[:n] for of_query in views], gallery) for n in (1, 2, None))
@@ -160,7 +162,7 @@ def steps(
     made["  patches of the whole query only"] = rerank(all_looks, [looks[:1] for looks in views], packed, geometry)
     made["  nothing turned level"] = rerank(with_middles, [looks[:2] for looks in views], packed, geometry)
     for step in ("compact", "every patch"):
-        of_step = descriptor.fit_whitening(features.gallery[step], CONFIGS[step], prior)
+        of_step = fit_whitening(features.gallery[step], CONFIGS[step], prior)
         seen = [views_of(looks, of_step) for looks in features.looks]
         stored = pack(features.gallery[step], of_step, CONFIGS[step])
         made[f"  tokens: {step}"] = rerank(all_looks, seen, stored, geometry)
@@ -172,7 +174,7 @@ def views_of(pooled: list[PooledFeatures], whitening: Whitening) -> list[CropFea
     """The crops of one query."""
     seen = []
     for one in pooled:
-        vectors, tokens = descriptor.apply(one, whitening)
+        vectors, tokens = apply_whitening(one, whitening)
         grid = (int(one.positions[0, :, 0].max()) + 1, int(one.positions[0, :, 1].max()) + 1)
         seen.append(CropFeatures(vectors[0], tokens[0], grid))
     return seen
@@ -182,7 +184,7 @@ def pack(pooled: list[PooledFeatures], whitening: Whitening, descriptor_config: 
     """Each image's patches as an index stores them; positions outside of the true grid's last patch do not matter."""
     packed = []
     for one in pooled:
-        tokens = descriptor.apply(one, whitening)[1][0]
+        tokens = apply_whitening(one, whitening)[1][0]
         positions = one.positions[0].numpy()
         grid = (int(positions[:, 0].max()) + 1, int(positions[:, 1].max()) + 1)
         packed.append(pack_patches(PatchTokens(tokens, positions, grid), descriptor_config.token_bits))
@@ -199,7 +201,7 @@ def compare(
 ) -> np.ndarray:
     """Similarities with the statistics fitted on `count` images of the gallery, drawn at random."""
     sample = shuffled(features.gallery[step])[:count]
-    whitening = descriptor.fit_whitening(sample, descriptor_config, prior, views)
+    whitening = fit_whitening(sample, descriptor_config, prior, views)
     return describe(features.queries[step], whitening)[0] @ describe(features.gallery[step], whitening)[0].T
 
 
@@ -219,8 +221,8 @@ def shuffled(items: Sequence[X]) -> list[X]:
     return [items[n] for n in np.random.default_rng(0).permutation(len(items))]
 
 
-def describe(pooled: list[PooledFeatures], whitening: descriptor.Whitening) -> tuple[np.ndarray, list[np.ndarray]]:
-    described = [descriptor.apply(one, whitening) for one in pooled]
+def describe(pooled: list[PooledFeatures], whitening: Whitening) -> tuple[np.ndarray, list[np.ndarray]]:
+    described = [apply_whitening(one, whitening) for one in pooled]
     return np.concatenate([vectors for vectors, _ in described]), [tokens[0] for _, tokens in described]
 
 

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from rerank_speed import GRID, PATCHES, unit
 from store_speed import PeakMemory
 
+from indexer.descriptor.config import DESCRIPTOR_CONFIGS
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
-from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
 from indexer.images.metadata import Metadata, content_id
 from indexer.index.manifest import Manifest, write_manifest
 from indexer.store.open import open_store

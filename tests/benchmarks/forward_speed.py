@@ -28,7 +28,7 @@ from indexer.backbone.cpu_int8 import is_eight_bit
 from indexer.backbone.dtype import best_dtype
 from indexer.backbone.layouts import Checkpoint, Preprocessing
 from indexer.backbone.vit import ARCHITECTURES, Architecture, VisionTransformer
-from indexer.descriptor.whitening import DescriptorConfig
+from indexer.descriptor.config import DescriptorConfig
 from indexer.images.decode import decode_file
 
 SHIPPED = Path(__file__).parents[2] / "indexer" / "assets" / "seenit_vits14.safetensors"

@@ -49,7 +49,8 @@ from training_speed import TrainingStep
 from indexer.backbone import attention as attention_module
 from indexer.backbone.attention import Layout
 from indexer.backbone.vit import ARCHITECTURES, Architecture, VisionTransformer
-from indexer.descriptor.whitening import DescriptorConfig, pool
+from indexer.descriptor.config import DescriptorConfig
+from indexer.descriptor.pooling import pool
 from trainer.config import NETWORKS, Config, make_config
 from trainer.data.augment import draw_views
 from trainer.data.augment_torch import cut_with_torch

@@ -18,9 +18,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
 from indexer import Backbone
-from indexer.descriptor import whitening as descriptor
+from indexer.descriptor.config import DESCRIPTOR_CONFIGS
 from indexer.descriptor.embedder import Embedder
-from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
+from indexer.descriptor.whitening import apply_whitening
+from indexer.descriptor.whitening_fit import fit_whitening
 from indexer.errors import ImageError
 from indexer.images.decode import decode_file
 from indexer.images.preprocess import preprocess
@@ -56,15 +57,15 @@ def main() -> None:
     config = replace(DESCRIPTOR_CONFIGS["full"], colour_bits=0)  # every patch
     images = {name: images_of(options.data / name / "manifest.csv", RANGED_ON + options.photos, 14) for name in names}
     whole = {name: [Embedder(exact, RESOLUTION, config).pooled([image]) for image in images[name]] for name in names}
-    fitted = descriptor.fit_whitening([one for some in whole.values() for one in some], config, exact.prior)
+    fitted = fit_whitening([one for some in whole.values() for one in some], config, exact.prior)
     print("set, precision: global vectors least, median; patches least, 1 %, median")
     for name in names:
         own = drawn.with_own_ranges([Embedder(exact, RESOLUTION, config).lit(one) for one in images[name][:RANGED_ON]])
         for what, backbone in (("bfloat16", half), ("int8, drawn images' ranges", drawn), ("int8, its own", own)):
             vectors, patches = [], []
             for image, of_exact in zip(images[name][RANGED_ON:], whole[name][RANGED_ON:], strict=True):
-                ours = descriptor.apply(Embedder(backbone, RESOLUTION, config).pooled([image]), fitted)
-                theirs = descriptor.apply(of_exact, fitted)
+                ours = apply_whitening(Embedder(backbone, RESOLUTION, config).pooled([image]), fitted)
+                theirs = apply_whitening(of_exact, fitted)
                 vectors.append(float((ours[0] * theirs[0]).sum()))
                 patches.append((ours[1] * theirs[1]).sum(-1).ravel())
             of_all = np.concatenate(patches)

@@ -16,9 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a file
 
+from indexer.descriptor.config import DESCRIPTOR_CONFIGS, DescriptorConfig
 from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches
-from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS, DescriptorConfig
 from retrieval.rerank.evidence import Evidence
 from retrieval.rerank.patches import batch_patches
 from retrieval.rerank.rerank import Comparison, to_evidence

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a 
 from rerank_speed import GRID, PATCHES, candidate, unit
 from store_speed import PeakMemory, clustered, record_chunks
 
+from indexer.descriptor.config import DESCRIPTOR_CONFIGS
 from indexer.descriptor.features import CropFeatures
-from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
 from indexer.index.manifest import Manifest, write_manifest
 from indexer.store.open import open_store
 from indexer.store.protocol import Record, Schema

@@ -8,20 +8,11 @@ import torch
 from torch import Tensor
 
 from indexer.backbone.vit import TokenFeatures
-from indexer.descriptor.whitening import (
-    DescriptorConfig,
-    PooledFeatures,
-    Whitening,
-    _main_directions,
-    _main_directions_of_rows,
-    apply,
-    fit_whitening,
-    load_whitening,
-    pool,
-    prior_from,
-    save_whitening,
-    select_patches,
-)
+from indexer.descriptor.config import DescriptorConfig
+from indexer.descriptor.covariance import main_directions, main_directions_of_rows
+from indexer.descriptor.pooling import PooledFeatures, pool, select_patches
+from indexer.descriptor.whitening import Whitening, apply_whitening, load_whitening, save_whitening
+from indexer.descriptor.whitening_fit import fit_whitening, prior_from
 from indexer.errors import SeenitError
 
 DEPTH, DIM = 12, 24
@@ -112,7 +103,7 @@ def test_every_size_of_corpus_has_a_descriptor(count: int, with_prior: bool) -> 
     prior = prior_from([pooled(80, seed=9)], RECIPE) if with_prior else None
     corpus = pooled(count)
     made = fit_whitening([corpus], RECIPE, prior)
-    vectors, tokens = apply(corpus, made)
+    vectors, tokens = apply_whitening(corpus, made)
     assert vectors.shape == (count, made.global_dim) == (count, 40)
     assert tokens.shape == (count, 8, made.token_dim) == (count, 8, 16)
     assert_unit_rows(vectors)
@@ -122,7 +113,7 @@ def test_every_size_of_corpus_has_a_descriptor(count: int, with_prior: bool) -> 
 def test_a_single_image_is_told_from_others() -> None:
     corpus, others = pooled(1), pooled(20, seed=3)
     made = fit_whitening([corpus], RECIPE)
-    mine, rest = apply(corpus, made)[0], apply(others, made)[0]
+    mine, rest = apply_whitening(corpus, made)[0], apply_whitening(others, made)[0]
     assert float((rest @ mine.T).max()) < 0.9999
 
 
@@ -135,7 +126,7 @@ def test_equal_images_and_broken_features_give_finite_vectors() -> None:
     given[0].cls[0] = torch.nan
     given[1].patches[1] = 0
     for corpus in (equal, pool(given, RECIPE, DEPTH)):
-        for rows in apply(corpus, fit_whitening([corpus], RECIPE)):
+        for rows in apply_whitening(corpus, fit_whitening([corpus], RECIPE)):
             assert_unit_rows(rows)
 
 
@@ -143,7 +134,7 @@ def test_images_of_different_grids_are_fitted_together_and_tiny_ones_keep_fewer_
     corpus = [pooled(5), pooled(3, grid=(1, 3))]
     made = fit_whitening(corpus, RECIPE)
     assert made.num_images == 8
-    assert apply(corpus[1], made)[1].shape == (3, 3, 16)
+    assert apply_whitening(corpus[1], made)[1].shape == (3, 3, 16)
 
 
 def test_a_large_corpus_is_centred_and_every_part_is_white() -> None:
@@ -163,7 +154,7 @@ def test_whitening_finds_an_image_that_raw_cosine_loses() -> None:
     queries = PooledFeatures(corpus.parts + noise, corpus.tokens, corpus.positions)
     made = fit_whitening([corpus], DescriptorConfig(num_tokens=8))
     right = torch.arange(400).numpy()
-    whitened = (apply(queries, made)[0] @ apply(corpus, made)[0].T).argmax(1)
+    whitened = (apply_whitening(queries, made)[0] @ apply_whitening(corpus, made)[0].T).argmax(1)
     raw = (queries.parts.flatten(1) @ corpus.parts.flatten(1).T).argmax(1).numpy()
     assert (whitened == right).mean() > (raw == right).mean() + 0.2
 
@@ -191,7 +182,7 @@ def test_fits_are_repeatable_and_told_apart() -> None:
 def test_a_direction_has_the_same_sign_however_it_is_found() -> None:
     """Else an index that is made by other batches, as on a cluster, has vectors of other signs."""
     rows = torch.randn(200, 12, generator=torch.Generator().manual_seed(0)).double()
-    directions = _main_directions(rows.T @ rows, 8)
+    directions = main_directions(rows.T @ rows, 8)
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     assert directions.shape == (12, 8) and (largest > 0).all()
     assert torch.allclose(directions.T @ directions, torch.eye(8).double(), atol=1e-9)
@@ -201,22 +192,22 @@ def test_a_direction_has_the_same_sign_however_it_is_found() -> None:
 def test_directions_of_few_rows_are_those_of_their_covariance(num_rows: int) -> None:
     """With fewer rows than directions the others are at right angles to all rows."""
     rows = torch.randn(num_rows, 12, generator=torch.Generator().manual_seed(1)).double()
-    found, plain = _main_directions_of_rows(rows, 8), _main_directions(rows.T @ rows, 8)
+    found, plain = main_directions_of_rows(rows, 8), main_directions(rows.T @ rows, 8)
     settled = min(num_rows, 8)
     assert found.shape == (12, 8)
     assert torch.allclose(found[:, :settled], plain[:, :settled], atol=1e-9)
     assert torch.allclose(found.T @ found, torch.eye(8).double(), atol=1e-9)
     assert settled == 8 or (rows @ found[:, settled:]).abs().max() < 1e-9
     assert (found.gather(0, found.abs().argmax(0, keepdim=True)) > 0).all()
-    assert torch.equal(found, _main_directions_of_rows(rows, 8))
+    assert torch.equal(found, main_directions_of_rows(rows, 8))
 
 
 def test_rows_that_repeat_leave_directions_that_are_at_right_angles() -> None:
     rows = torch.ones(6, 12).double()
-    found = _main_directions_of_rows(rows, 8)
+    found = main_directions_of_rows(rows, 8)
     assert torch.allclose(found[:, 0], torch.full((12,), 12**-0.5).double(), atol=1e-9)
     assert torch.allclose(found.T @ found, torch.eye(8).double(), atol=1e-9)
-    nothing = _main_directions_of_rows(0 * rows, 8)
+    nothing = main_directions_of_rows(0 * rows, 8)
     assert torch.allclose(nothing.T @ nothing, torch.eye(8).double(), atol=1e-9)
 
 
@@ -247,7 +238,7 @@ def test_a_fit_survives_saving(saved: tuple[Whitening, bytes]) -> None:
     made, data = saved
     loaded = load_whitening(data)
     assert (loaded.id, loaded.config, loaded.num_images) == (made.id, RECIPE, 30)
-    for ours, theirs in zip(apply(pooled(3), made), apply(pooled(3), loaded), strict=True):
+    for ours, theirs in zip(apply_whitening(pooled(3), made), apply_whitening(pooled(3), loaded), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

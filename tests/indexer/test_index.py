@@ -15,7 +15,7 @@ from conftest import draw_photo
 from indexer import sync_folder
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.load_once import LoadOnce
-from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS, DescriptorConfig
+from indexer.descriptor.config import DESCRIPTOR_CONFIGS, DescriptorConfig
 from indexer.errors import LockedError, SeenitError
 from indexer.index.find_index import find_index
 from indexer.index.index import Index, is_index

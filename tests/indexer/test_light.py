@@ -9,10 +9,11 @@ from conftest import draw_photo
 from PIL import Image
 
 from indexer import Backbone
+from indexer.descriptor.config import DARK_BELOW, DESCRIPTOR_CONFIGS, DescriptorConfig
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.mean_colours import mean_colours
 from indexer.descriptor.patch_codec import unpack_patches
-from indexer.descriptor.whitening import DARK_BELOW, DESCRIPTOR_CONFIGS, DescriptorConfig, Whitening
+from indexer.descriptor.whitening import Whitening
 from indexer.images.light import LIT_MEAN, lighten
 
 

@@ -11,7 +11,7 @@ import pytest
 from indexer.backbone.backbone import Backbone
 from indexer.cluster import embed_actor
 from indexer.cluster.embed_actor import ActorSpec, EmbedActor
-from indexer.descriptor.embedder import config_named
+from indexer.descriptor.config import config_named
 from indexer.descriptor.whitening import save_whitening
 from indexer.images.jobs import Decoded
 from indexer.images.metadata import Metadata, content_id

@@ -12,18 +12,12 @@ from qdrant_peer import QdrantPeer
 
 from indexer import sync_folder
 from indexer.backbone.backbone import Backbone
+from indexer.descriptor.config import DescriptorConfig
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.patch_codec import unpack_parts
-from indexer.descriptor.whitening import (
-    DescriptorConfig,
-    PooledFeatures,
-    Whitening,
-    apply,
-    fit_whitening,
-    prior_from,
-    refit_whitening,
-    vectors_of,
-)
+from indexer.descriptor.pooling import PooledFeatures
+from indexer.descriptor.whitening import Whitening, apply_whitening, vectors_of
+from indexer.descriptor.whitening_fit import fit_whitening, prior_from, refit_whitening
 from indexer.index.index import Index
 from indexer.index.tags import change_tags
 from indexer.store.protocol import Record
@@ -60,7 +54,7 @@ def test_a_refit_gives_what_a_fit_gives_and_keeps_the_tokens(with_prior: bool) -
     assert np.abs(_gram(first, all_images) - _gram(wanted, all_images)).max() > 0.05, "the fits differ"
     assert made.kind_projection is not None and wanted.kind_projection is not None
     np.testing.assert_allclose(made.kind_projection, wanted.kind_projection, rtol=1e-3, atol=1e-3)
-    np.testing.assert_array_equal(apply(all_images, made)[1], apply(all_images, first)[1])
+    np.testing.assert_array_equal(apply_whitening(all_images, made)[1], apply_whitening(all_images, first)[1])
 
 
 def _gram(whitening: Whitening, images: PooledFeatures) -> np.ndarray:

@@ -13,20 +13,14 @@ from torch import Tensor
 
 from indexer import Backbone, sync_folder
 from indexer.backbone.vit import TokenFeatures
-from indexer.descriptor import embedder as embedder_module
+from indexer.descriptor import config as config_module
+from indexer.descriptor.config import DESCRIPTOR_CONFIGS, NUM_VIEWS, DescriptorConfig
 from indexer.descriptor.embedder import Embedder
+from indexer.descriptor.pooling import PooledFeatures, pool
 from indexer.descriptor.view_statistics import shrink_covariance, within_views
 from indexer.descriptor.viewed_images import ViewedImages
-from indexer.descriptor.whitening import (
-    DESCRIPTOR_CONFIGS,
-    NUM_VIEWS,
-    DescriptorConfig,
-    PooledFeatures,
-    apply,
-    fit_whitening,
-    pool,
-    prior_from,
-)
+from indexer.descriptor.whitening import apply_whitening
+from indexer.descriptor.whitening_fit import fit_whitening, prior_from
 from indexer.errors import SeenitError
 from indexer.index.index import Index
 from indexer.index.manifest import MANIFEST_BLOB
@@ -90,7 +84,7 @@ def test_what_differs_between_views_is_played_down() -> None:
     views = [images(6, seed=10 + n, like=shown[n].expand(6, -1), noise=3.0) for n in range(12)]
     right = np.arange(40)
     found = {
-        name: (apply(queries, whitening)[0] @ apply(corpus, whitening)[0].T).argmax(1) == right
+        name: (apply_whitening(queries, whitening)[0] @ apply_whitening(corpus, whitening)[0].T).argmax(1) == right
         for name, whitening in (
             ("without", fit_whitening([corpus], CONFIG)),
             ("with", fit_whitening([corpus], CONFIG, views=views)),
@@ -109,7 +103,7 @@ def test_one_image_whose_views_are_all_the_same_has_a_descriptor(same: bool) -> 
     one = images(1)
     views = PooledFeatures(*(rows.expand(4, -1, -1) for rows in (one.parts, one.tokens, one.positions)))
     made = fit_whitening([one], CONFIG, views=[views] if same else [images(4)])
-    for rows in apply(one, made):
+    for rows in apply_whitening(one, made):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), 1, atol=1e-5)
 
 
@@ -166,7 +160,7 @@ def test_an_index_of_the_formula_of_before_stays_usable_and_keeps_it(
         for name, config in DESCRIPTOR_CONFIGS.items()
     }
     with monkeypatch.context() as patched:
-        patched.setattr(embedder_module, "DESCRIPTOR_CONFIGS", before)
+        patched.setattr(config_module, "DESCRIPTOR_CONFIGS", before)
         sync_folder(tmp_path, options=SyncOptions(resolution=56, workers=1), backbone=str(tiny_backbone))
     index = tmp_path / ".seenit"
     with Index.open(index, write=True) as opened:

@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw
 
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.vit import TokenFeatures
-from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
 from indexer.descriptor.patch_maps import cls_attention, patch_colours
+from indexer.descriptor.pooling import pool
+from indexer.descriptor.whitening import Whitening, apply_whitening
 from indexer.errors import SeenitError
 from retrieval.rerank.evidence import Evidence, percent
 from retrieval.show.draw_match import LINES, colour_of, draw_match, heat_image, heat_maps, side_by_side, spread_out
@@ -262,7 +263,7 @@ def embedder(tiny_backbone: Path) -> Embedder:
 
 
 @pytest.fixture
-def whitening(embedder: Embedder) -> descriptor.Whitening:
+def whitening(embedder: Embedder) -> Whitening:
     rng = np.random.default_rng(0)
     return embedder.fit_whitening(
         [embedder.pooled([rng.integers(0, 256, (140, 140, 3), dtype=np.uint8)]) for _ in range(6)]
@@ -275,7 +276,7 @@ def drawn_photo(size: tuple[int, int] = (160, 120)) -> Image.Image:
     return photo
 
 
-def test_a_look_has_every_map_on_the_grid(embedder: Embedder, whitening: descriptor.Whitening) -> None:
+def test_a_look_has_every_map_on_the_grid(embedder: Embedder, whitening: Whitening) -> None:
     inspection = inspect_image(np.asarray(drawn_photo()), embedder, whitening)
     grid = inspection.kept.shape
     assert grid[0] < grid[1] and inspection.colours.shape == (*grid, 3)
@@ -284,18 +285,18 @@ def test_a_look_has_every_map_on_the_grid(embedder: Embedder, whitening: descrip
     assert 0 < inspection.attention.sum() < 1 and np.isfinite(inspection.share).all()
 
 
-def test_the_share_is_what_the_formula_says(embedder: Embedder, whitening: descriptor.Whitening) -> None:
+def test_the_share_is_what_the_formula_says(embedder: Embedder, whitening: Whitening) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (1, 70, 98, 3), dtype=np.uint8)
     features = embedder.backbone.intermediate(pixels, embedder.layers)
     share = patch_share(features, embedder, whitening)
-    pooled = descriptor.pool(features, embedder.config, embedder.backbone.depth)
-    vector = torch.from_numpy(descriptor.apply(pooled, whitening)[0][0])
+    pooled = pool(features, embedder.config, embedder.backbone.depth)
+    vector = torch.from_numpy(apply_whitening(pooled, whitening)[0][0])
     num_cls, dim = len(embedder.config.cls_depths), embedder.backbone.embed_dim
     for n in (0, 17, 34):
         alone = [
             TokenFeatures(one.cls, one.registers, one.patches[:, n : n + 1], (1, 1)) for one in features
         ]  # CLS stays here, and its part of the sum is left out
-        parts = descriptor.pool(alone, embedder.config, embedder.backbone.depth).parts.flatten(1)[0]
+        parts = pool(alone, embedder.config, embedder.backbone.depth).parts.flatten(1)[0]
         expected = ((parts - whitening.mean)[num_cls * dim :] @ whitening.projection[num_cls * dim :]) @ vector
         assert share.flat[n] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
 
@@ -323,7 +324,7 @@ def test_attention_is_a_share_of_one(embedder: Embedder) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(160, 120), (120, 160)])
 def test_one_image_is_drawn_in_four_panels(
-    embedder: Embedder, whitening: descriptor.Whitening, size: tuple[int, int], tmp_path: Path
+    embedder: Embedder, whitening: Whitening, size: tuple[int, int], tmp_path: Path
 ) -> None:
     photo = drawn_photo(size)
     sheet = draw_inspection(photo, inspect_image(np.asarray(photo), embedder, whitening), width_px=800)

@@ -13,19 +13,13 @@ from conftest import draw_photo
 from qdrant_peer import QdrantPeer
 
 from indexer import Filter, SeenitError, sync_folder
-from indexer.descriptor import embedder as embedder_module
+from indexer.descriptor import config as config_module
+from indexer.descriptor.config import DESCRIPTOR_CONFIGS, DescriptorConfig
 from indexer.descriptor.features import CropFeatures
 from indexer.descriptor.patch_codec import PatchTokens, pack_patches, unpack_colours, unpack_parts, unpack_patches
-from indexer.descriptor.whitening import (
-    DESCRIPTOR_CONFIGS,
-    DescriptorConfig,
-    PooledFeatures,
-    fit_whitening,
-    kind_vectors,
-    load_whitening,
-    save_whitening,
-    select_patches,
-)
+from indexer.descriptor.pooling import PooledFeatures, select_patches
+from indexer.descriptor.whitening import kind_vectors, load_whitening, save_whitening
+from indexer.descriptor.whitening_fit import fit_whitening
 from indexer.index.copy import copy_index
 from indexer.store.protocol import Hit, StoredFeatures
 from indexer.sync.options import SyncOptions
@@ -354,7 +348,7 @@ def test_an_index_without_parts_is_ordered_by_its_vectors(
     many: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: replace(config, part_bits=0, colour_bits=0) for name, config in DESCRIPTOR_CONFIGS.items()}
-    monkeypatch.setattr(embedder_module, "DESCRIPTOR_CONFIGS", before)
+    monkeypatch.setattr(config_module, "DESCRIPTOR_CONFIGS", before)
     with Searcher.open(indexed(many, tiny_backbone)) as searcher:
         stored = searcher.store.patches([record.id for record in searcher.store.scroll()])
         assert unpack_parts(list(stored.values())) is None

@@ -295,7 +295,7 @@ def test_figures_on_the_same_plain_ground_are_no_match() -> None:
 
 
 def test_bits_are_those_of_the_configs() -> None:
-    from indexer.descriptor.whitening import DESCRIPTOR_CONFIGS
+    from indexer.descriptor.config import DESCRIPTOR_CONFIGS
 
     assert {config.token_bits for config in DESCRIPTOR_CONFIGS.values()} == set(BITS)
     for name, most in (("compact", 1024), ("balanced", 4096)):

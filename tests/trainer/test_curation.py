@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from indexer import SyncOptions, embed_into_shards, sync_folder
-from indexer.descriptor import whitening
+from indexer.descriptor.whitening import apply_whitening
 from indexer.errors import SeenitError
 from trainer.curation import commands, embed
 from trainer.curation.choices import Choices
@@ -268,7 +268,7 @@ def test_the_page_stands_foreign_names_and_lost_files(tmp_path: Path, tiny_backb
 def test_features_that_are_not_finite_are_left_out(
     tmp_path: Path, pool: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = whitening.apply
+    whole = apply_whitening
     seen = []
 
     def spoilt(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -276,7 +276,7 @@ def test_features_that_are_not_finite_are_left_out(
         seen.append(len(vectors))
         return (vectors * np.nan if len(seen) == 1 else vectors), tokens
 
-    monkeypatch.setattr(whitening, "apply", spoilt)
+    monkeypatch.setattr(embed, "apply_whitening", spoilt)
     summary = run(pool)
     assert summary.unreadable == 2 and "00.png" not in listed(tmp_path) and summary.written == 11
 

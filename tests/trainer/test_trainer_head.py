@@ -13,12 +13,15 @@ from torch import Tensor
 
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
-from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
+from indexer.descriptor.config import DescriptorConfig
+from indexer.descriptor.pooling import PooledFeatures
+from indexer.descriptor.whitening import Whitening
+from indexer.descriptor.whitening_fit import fit_whitening
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut, Job, Settings
 from indexer.images.synthetic_views import draw_quad, homography_to, render_view
 from indexer.sources.place import ImageRef
+from trainer import retrieval_head
 from trainer.data.sources import open_source
 from trainer.data.views import cut_views, view_job
 from trainer.evaluate.views import PhotoViews, embed_views, view_retrieval
@@ -129,7 +132,7 @@ def test_view_retrieval_ranks_by_cosine() -> None:
     same = PhotoViews(views.photos, views.parts[:, :1].expand(-1, 3, -1, -1), views.config)
     assert view_retrieval(same).mean_reciprocal_rank == 1
     further = torch.nn.functional.normalize(torch.randn(80, 4, 16, generator=torch.Generator().manual_seed(7)), dim=-1)
-    harder = view_retrieval(views, descriptor.fit_whitening([views.photos], views.config), further)
+    harder = view_retrieval(views, fit_whitening([views.photos], views.config), further)
     assert 0 < harder.mean_reciprocal_rank < scores.mean_reciprocal_rank and harder.num_queries == 80
     flat = PhotoViews(views.photos, torch.ones_like(views.parts) / 4, views.config)
     assert view_retrieval(flat).mean_reciprocal_rank == pytest.approx(1 / 20)  # a collapsed network finds nothing
@@ -168,7 +171,7 @@ def test_a_head_travels_in_the_backbones_file(tiny_backbone: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_the_index_can_use_a_head(many_photos: Path, backbone: Backbone) -> None:
     views = embed_views(backbone, open_source(many_photos), num_views=2, resolution=56, workers=1)
-    whitening = descriptor.fit_whitening([views.photos], views.config, head_from(views))
+    whitening = fit_whitening([views.photos], views.config, head_from(views))
     assert view_retrieval(views, whitening).mean_reciprocal_rank > 0.2  # by chance: 0.16
 
 
@@ -212,7 +215,7 @@ def test_too_few_photos_for_a_head(photos: Path, many_photos: Path, tmp_path: Pa
 def test_a_head_is_judged_with_the_statistics_that_an_index_would_have(
     tiny_backbone: Path, many_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted, plain = [], descriptor.fit_whitening
+    counted, plain = [], fit_whitening
 
     def whitening(
         photos: Sequence[PooledFeatures], config: DescriptorConfig, prior: Mapping[str, Tensor] | None
@@ -220,6 +223,6 @@ def test_a_head_is_judged_with_the_statistics_that_an_index_would_have(
         counted.append(sum(len(pooled.parts) for pooled in photos))
         return plain(photos, config, prior)
 
-    monkeypatch.setattr(descriptor, "fit_whitening", whitening)
+    monkeypatch.setattr(retrieval_head, "fit_whitening", whitening)
     train_head(many_photos, tmp_path / "out", from_backbone=tiny_backbone, progress=False, say=lambda line: None)
     assert counted == [24, 24]  # before and after, each of all photos that are searched

@@ -17,7 +17,7 @@ from PIL import Image
 import cli
 from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.backbone.vit import TokenFeatures, VisionTransformer
-from indexer.descriptor.whitening import DescriptorConfig
+from indexer.descriptor.config import DescriptorConfig
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut, Settings
 from indexer.images.synthetic_views import homography_to

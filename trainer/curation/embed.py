@@ -13,9 +13,9 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
-from indexer.descriptor.whitening import PooledFeatures, Whitening
+from indexer.descriptor.pooling import PooledFeatures
+from indexer.descriptor.whitening import Whitening, apply_whitening, load_whitening, save_whitening
 from indexer.errors import SeenitError
 from indexer.images.batches import of_one_shape
 from indexer.images.jobs import Broken, Cut
@@ -87,9 +87,9 @@ def fit_describer(
         if not pooled:
             raise SeenitError(_none_readable(broken, len(places)))
         with step_file(path) as file:
-            file.write(descriptor.save_whitening(embedder.fit_whitening([pooled[number] for number in sorted(pooled)])))
+            file.write(save_whitening(embedder.fit_whitening([pooled[number] for number in sorted(pooled)])))
         write_text(label, made_from)
-    return Describer(embedder, descriptor.load_whitening(path.read_bytes()))
+    return Describer(embedder, load_whitening(path.read_bytes()))
 
 
 def embed_pool(
@@ -146,7 +146,7 @@ def _embed_shard(
     vectors = np.empty((len(rows), describer.whitening.global_dim), np.float16)
     good = np.zeros(len(rows), bool)
     for at, row in enumerate(rows):
-        vectors[at : at + 1], good[at : at + 1] = unit_rows(descriptor.apply(pooled[row], describer.whitening)[0])
+        vectors[at : at + 1], good[at : at + 1] = unit_rows(apply_whitening(pooled[row], describer.whitening)[0])
     broken |= {row: "its features are not finite" for row, fine in zip(rows, good, strict=True) if not fine}
     rows = [row for row, fine in zip(rows, good, strict=True) if fine]
     write_array(folder / f"{number:05d}.npy", vectors[good])

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from indexer.backbone.backbone import Backbone
-from indexer.descriptor import whitening as descriptor
 from indexer.descriptor.embedder import Embedder
+from indexer.descriptor.whitening import Whitening
 from indexer.errors import SeenitError
 from indexer.index.index import Index, is_index
 from indexer.index.manifest import Manifest
@@ -38,7 +38,7 @@ class IndexVectors:
 
     location: str
     manifest: Manifest
-    whitening: descriptor.Whitening
+    whitening: Whitening
     images: Images
 
 
@@ -50,7 +50,7 @@ class Inputs:
     like: Images | None
     avoid: Images | None
     described_by: str
-    whitening: descriptor.Whitening
+    whitening: Whitening
 
 
 def read_inputs(

@@ -1,7 +1,7 @@
 """How well a backbone finds a photo again from other views of it: retrieval on anyone's photos, without labels.
 
-Views are made as `views.py` says. The descriptor is the index's own: pooled by its config, with statistics fitted on
-the photos that are searched.
+Views are made as `data/views.py` says. The descriptor is the index's own: pooled by its config, with statistics fitted
+on the photos that are searched.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from indexer.backbone.backbone import Backbone
-from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures, Whitening
+from indexer.descriptor.config import DescriptorConfig
+from indexer.descriptor.pooling import PooledFeatures, pool
+from indexer.descriptor.whitening import Whitening
+from indexer.descriptor.whitening_fit import fit_whitening
 from indexer.errors import SeenitError
 from indexer.images.jobs import Broken, Cut
 from indexer.images.pool import DecodePool
@@ -30,12 +32,12 @@ LEAST_PHOTOS = 10  # below which a score says nothing
 JUDGED_DIFFICULTY = 2.0  # of views that backbones or heads are compared by: the usual ones are found too easily
 
 
-# n photos, V views of each, L parts of D channels (see indexer.descriptor.whitening)
+# n photos, V views of each, L parts of D channels (see indexer.descriptor.pooling)
 @dataclass(frozen=True)
 class PhotoViews:
     """What a backbone outputs for photos and for synthetic views of them, before any statistics.
 
-    photos  Pooled of n, the photos themselves
+    photos  of n, the photos themselves
     parts   (n, 1 + V, L, D) float32; [:, 0] are the photos, the rest their views
     """
 
@@ -91,16 +93,14 @@ def embed_views(
     ]
     pooled: dict[int, PooledFeatures] = {}
     with (
-        DecodePool(workers, resolution=resolution, patch_size=backbone.patch_size, work=cut_views) as pool,
+        DecodePool(workers, resolution=resolution, patch_size=backbone.patch_size, work=cut_views) as decoders,
         progress_bar(len(jobs), "cutting views", "photos", progress) as bar,
     ):
-        for outcome in pool.run(jobs):
+        for outcome in decoders.run(jobs):
             bar.update(1)
             number = int(outcome.path)
             if isinstance(outcome, Cut):
-                pooled[number] = descriptor.pool(
-                    backbone.intermediate(outcome.pixels, layers), descriptor_config, backbone.depth
-                )
+                pooled[number] = pool(backbone.intermediate(outcome.pixels, layers), descriptor_config, backbone.depth)
             else:
                 reason = outcome.reason if isinstance(outcome, Broken) else "its decoder crashed or took too long"
                 say(f"left out {source.places[chosen[number]].name}: {reason}")
@@ -117,7 +117,7 @@ def view_retrieval(
     whitening  how to describe them; None: the statistics of these photos alone
     distractors  (m, L, D) parts of further photos to search among
     """
-    ranks = view_ranks(views, whitening or descriptor.fit_whitening([views.photos], views.config), distractors).double()
+    ranks = view_ranks(views, whitening or fit_whitening([views.photos], views.config), distractors).double()
     return ViewScores(
         recall_at_1=float((ranks == 1).double().mean()),
         mean_reciprocal_rank=float((1 / ranks).mean()),

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from indexer.backbone.vit import TokenFeatures
-from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.whitening import DescriptorConfig
+from indexer.descriptor.config import DescriptorConfig
+from indexer.descriptor.pooling import parts_of, token_features
 
 RAW_WEIGHT, PARTS_WEIGHT = 2.0, 0.5  # of the losses beside that of whitened patches; not tuned
 MOST_DIFFICULT = 0.8  # a view that strays further shows too little of the crop for its global vector; not tuned
@@ -57,12 +57,12 @@ def view_loss(
 
     and over the views that stray little PARTS_WEIGHT times 1 - cosine of the centred parts of the global vector.
     """
-    theirs, own = (descriptor.token_features(one, space.config, space.depth) for one in (teacher, student))
+    theirs, own = (token_features(one, space.config, space.depth) for one in (teacher, student))
     targets = _sampled(theirs, places)  # (B, N, D)
     inside = (places.abs().amax(-1) < 1 - 2 * INSET / theirs.grid[0]).flatten(1)  # (B, N)
     whitened = 1 - F.cosine_similarity(space.tokens(own.patches), space.tokens(targets), dim=-1)  # (B, N)
     raw = 1 - F.cosine_similarity(own.patches, targets, dim=-1)
-    views, crops = (descriptor.parts_of(one, space.config, space.depth) for one in (student, teacher))  # (B, L, D)
+    views, crops = (parts_of(one, space.config, space.depth) for one in (student, teacher))  # (B, L, D)
     apart = 1 - F.cosine_similarity(views - space.part_means, crops - space.part_means, dim=-1).mean(1)  # (B,)
     near = difficulties < MOST_DIFFICULT
     return _mean_where(whitened + RAW_WEIGHT * raw, inside) + PARTS_WEIGHT * _mean_where(apart, near)

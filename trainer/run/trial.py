@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from indexer.backbone.backbone import Backbone
-from indexer.descriptor import whitening as descriptor
-from indexer.descriptor.whitening import DescriptorConfig, PooledFeatures
+from indexer.descriptor.config import DescriptorConfig
+from indexer.descriptor.pooling import PooledFeatures, pool
+from indexer.descriptor.whitening_fit import fit_whitening
 from indexer.images.jobs import Cut, Job, Outcome, Settings
 from indexer.images.pool import DecodePool
 
@@ -74,7 +75,7 @@ class HeldOutTrial:
         descriptor_config = DescriptorConfig()
         ranks = view_ranks(
             PhotoViews(searched, views, descriptor_config),
-            descriptor.fit_whitening([searched], descriptor_config),
+            fit_whitening([searched], descriptor_config),
             seen.parts[border:],
         )
         gallery = cls[photos] - cls[photos].mean(0)  # the mean says nothing, and in some backbones is most of a CLS
@@ -159,8 +160,8 @@ def _cut(jobs: list[Job], settings: Settings, workers: int) -> Iterable[Outcome]
         return [cut_views(job, settings) for job in jobs]
     with DecodePool(
         workers, resolution=settings.resolution, patch_size=settings.patch_size, mode=settings.mode, work=cut_views
-    ) as pool:
-        return list(pool.run(jobs))
+    ) as decoders:
+        return list(decoders.run(jobs))
 
 
 def _embed(backbone: Backbone, pixels: np.ndarray) -> tuple[PooledFeatures, Tensor]:
@@ -170,7 +171,7 @@ def _embed(backbone: Backbone, pixels: np.ndarray) -> tuple[PooledFeatures, Tens
     pooled, cls = [], []
     for at in range(0, len(pixels), CHUNK):
         features = backbone.intermediate(pixels[at : at + CHUNK], layers)
-        pooled.append(descriptor.pool(features, descriptor_config, backbone.depth))
+        pooled.append(pool(features, descriptor_config, backbone.depth))
         cls.append(features[-1].cls.cpu())
     whole = PooledFeatures(
         torch.cat([one.parts for one in pooled]),
