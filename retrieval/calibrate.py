@@ -27,7 +27,6 @@ from indexer.messages import Say, say_nothing
 from indexer.store.protocol import Store
 
 from .rerank.fuse import fuse_scores
-from .rerank.rerank import Comparison
 
 IMAGES = 32  # that are compared with each other; not tuned
 FEWEST = 8  # images with which there is something to learn
@@ -109,6 +108,8 @@ def background_score(store: Store, stop: Callable[[], bool] = lambda: False) -> 
 
     Of an index a few images at random are such pairs, but for some; a median does not mind them.
     """
+    from .rerank.rerank import Comparison  # it imports torch, which a run that learns nothing does without
+
     records = list(
         islice(store.scroll(vectors=True, batch=IMAGES), IMAGES)
     )  # ids are random, so the first are a sample

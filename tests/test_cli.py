@@ -600,6 +600,7 @@ def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
     [
         (("info",), {"torch", "PIL", "faiss", "httpx", "qdrant_client"}),
         (("tag", "list"), {"torch", "PIL", "faiss", "httpx", "qdrant_client"}),
+        (("index", ".", "--tokens", "balanced"), {"torch", "faiss", "httpx", "qdrant_client"}),  # nothing is new
         (("search", "a/1.jpg"), {"torch._dynamo", "torch._inductor", "sympy", "httpx", "qdrant_client", "rich"}),
     ],
 )
