@@ -57,6 +57,14 @@ def whole_file(path: str | Path, next_step: str = "name another file") -> Iterat
         raise SeenitError(f"cannot write {path}: {os_reason(error)}; {next_step}") from None
 
 
+def make_folder(path: str | Path, next_step: str) -> None:
+    """A folder that a user named, where it is missing; SeenitError, with the step to take, where it cannot be made."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SeenitError(f"cannot make {path}: {os_reason(error)}; {next_step}") from None
+
+
 def read_plain(path: str | Path, max_bytes: int) -> bytes:
     """The bytes of a regular file, which is not opened through a link; OSError where it is none, or too large."""
     with os.fdopen(os.open(path, _PLAIN), "rb") as file:

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indexer.atomic_file import make_folder
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.cache import backbone_path
 from indexer.backbone.checkpoint import load_checkpoint, save_checkpoint
 from indexer.backbone.layouts import EXTRA_PREFIX
 from indexer.backbone.tensor_file import read_tensors
 from indexer.descriptor.whitening_fit import fit_whitening, prior_from
-from indexer.errors import SeenitError, os_reason
+from indexer.errors import SeenitError
 from indexer.messages import Say, say_to_stderr
 from indexer.printable import pasted
 
@@ -88,6 +89,7 @@ def train_head(
         raise SeenitError(
             f"{len(places)} photos are too few to fit a head and judge it; give {2 * LEAST_PHOTOS} or more"
         )
+    make_folder(out, "choose another --out")  # not after minutes of embedding
     backbone = Backbone.load(from_backbone, say=say)
     embed = partial(
         embed_views, backbone, num_photos=num_photos, workers=workers, seed=seed, progress=progress, say=say
@@ -140,10 +142,6 @@ def save_head(path: Path, backbone: Backbone, head: dict[str, Tensor], origin: s
     """Write the backbone's file again, in the number format that it has, with another head; `origin` goes into it."""
     source = Path(backbone.spec) if os.path.isabs(backbone.spec) else backbone_path(backbone.spec)
     checkpoint = load_checkpoint(source)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SeenitError(f"cannot make {path.parent}: {os_reason(error)}; choose another --out") from error
     save_checkpoint(
         path,
         checkpoint.state,

@@ -24,12 +24,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from indexer.atomic_file import make_folder
 from indexer.backbone.backbone import Backbone
 from indexer.backbone.checkpoint import build_model
 from indexer.backbone.layouts import EXTRA_PREFIX, Checkpoint, Preprocessing
 from indexer.backbone.vit import Architecture, VisionTransformer
 from indexer.descriptor.embedder import Embedder
-from indexer.errors import SeenitError, os_reason
+from indexer.errors import SeenitError
 from indexer.images.jobs import Cut
 from indexer.images.pool import DecodePool
 from indexer.messages import Say, say_to_stderr
@@ -84,7 +85,7 @@ def train_views(
         source = open_source(images, exclude_dirs=[out])
         source, held = split_source(source, config.batch_size, config.seed)
         check_batch(len(source), config, 1)
-        _make_folder(out)
+        make_folder(out, "choose another --out")
         comparison = _compare_before(origin, source, held, config, device, say)
         run = _start(origin, source, config, device)
         say(f"learning from views of {len(source):,} photos")
@@ -148,13 +149,6 @@ def _check(config: Config, architecture: Architecture) -> None:
     if config.workers == 0:
         raise ConfigError("workers is 0; photos are read in processes of their own: give 1 or more, or auto")
     check_sizes(config, architecture)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SeenitError(f"cannot make {out}: {os_reason(error)}; choose another --out") from error
 
 
 def _as_backbone(vit: VisionTransformer, origin: Checkpoint) -> Backbone:

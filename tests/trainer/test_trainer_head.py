@@ -156,7 +156,7 @@ def test_within_photo_is_the_mean_covariance_of_a_photos_views() -> None:
 def test_a_head_travels_in_the_backbones_file(tiny_backbone: Path, tmp_path: Path, dtype: Any) -> None:
     origin, given = load_checkpoint(tiny_backbone), tmp_path / "given.safetensors"
     save_checkpoint(given, origin.state, origin.architecture, name="given", provenance={"from": "here"}, dtype=dtype)
-    head, made = head_from(made_views()), tmp_path / "out" / "made.safetensors"
+    head, made = head_from(made_views()), tmp_path / "made.safetensors"
     save_head(made, Backbone.load(given, say=lambda line: None), head, "60 photos")
     old, new = load_checkpoint(given), load_checkpoint(made)
     assert all(torch.equal(old.state[name], new.state[name]) for name in old.state)
@@ -209,6 +209,12 @@ def test_too_few_photos_for_a_head(photos: Path, many_photos: Path, tmp_path: Pa
                 folder, tmp_path / "out", from_backbone=tiny_backbone, num_photos=most, workers=1, progress=False
             )
         assert "give" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_head_that_cannot_be_written_is_not_fitted_first(many_photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SeenitError, match=r"cannot make .*file/out: .*; choose another --out"):
+        train_head(many_photos, tmp_path / "file" / "out", from_backbone="asked for later", progress=False)
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from indexer.atomic_file import whole_file
-from indexer.errors import SeenitError, os_reason
+from indexer.atomic_file import make_folder, whole_file
+from indexer.errors import SeenitError
 
 NEXT_STEP = "make room or choose another place, then run it again to go on"
 
@@ -17,10 +17,7 @@ NEXT_STEP = "make room or choose another place, then run it again to go on"
 @contextmanager
 def step_file(path: str | Path) -> Iterator[BinaryIO]:
     """`whole_file` in a folder that is made where it is missing."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SeenitError(f"cannot write {path}: {os_reason(error)}; {NEXT_STEP}") from None
+    make_folder(Path(path).parent, NEXT_STEP)
     with whole_file(path, NEXT_STEP) as file:
         yield file
 
