@@ -18,7 +18,7 @@ from .pooling import PooledFeatures
 if TYPE_CHECKING:
     from .embedder import Embedder
 
-# Chosen on covers, landmarks and paris (design's first experiment): 300 views do, 3 to 10 of an image
+# Chosen on covers, landmarks and paris: 300 views do, 3 to 10 of an image
 LEAST_EACH, MOST_EACH = 3, 10  # views of an image
 SEED_DIGITS = 16  # of an id, in hexadecimal
 

@@ -44,7 +44,7 @@ def no_index_in_shards(location: str | Path) -> SeenitError:
 
 
 def claim_folder(folder: Path, wait_s: float) -> filelock.BaseFileLock:
-    """The writer's lock on the index at `folder`, which is made if need be; see `index_lock.take_lock`."""
+    """The writer's lock on the index at `folder`, which is made if need be; see `lock.take_lock`."""
     refuse_foreign(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ _IDS = uuid.UUID("6b0d2f3c-8f0e-4c6e-9d57-0b1d5d2a7c11")  # namespace of the poi
 
 
 class QdrantBlobs:
-    """See `store.Store` on blobs. The collection is made by the first `write`."""
+    """See `protocol.Store` on blobs. The collection is made by the first `write`."""
 
     def __init__(self, connection: Connection, collection: str, replicas: int | None = None) -> None:
         """replicas: nodes that hold the blobs, where the collection is made; None leaves it to the server."""

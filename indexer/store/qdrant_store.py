@@ -66,7 +66,7 @@ V = TypeVar("V")
 
 
 class QdrantStore:
-    """See `store.Store`."""
+    """See `protocol.Store`."""
 
     def __init__(
         self, connection: Connection, collection: str, layout: Layout = SERVERS_OWN, *, write: bool = True

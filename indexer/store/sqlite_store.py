@@ -67,7 +67,7 @@ MANY_FREE = 0.25  # share of a file's pages that are free, from which on they ar
 
 
 class SqliteStore:
-    """See `store.Store`. With `write` it holds the writer's lock until `close`."""
+    """See `protocol.Store`. With `write` it holds the writer's lock until `close`."""
 
     def __init__(self, folder: Path, lock: filelock.BaseFileLock | None = None) -> None:
         """Use `open`."""
@@ -354,7 +354,7 @@ class SqliteStore:
         return found
 
     def optimize(self, *, progress: BuildProgress = no_progress, stop: Callable[[], bool] = never) -> None:
-        """See `store.Store`; also where the index cannot be written, for the graph lies in the user's cache."""
+        """See `protocol.Store`; also where the index cannot be written, for the graph lies in the user's cache."""
         schema = self.schema()
         if schema is None:
             return

@@ -68,7 +68,7 @@ def about_mean(histograms: np.ndarray, mean: np.ndarray) -> np.ndarray:
 def _unlike_each_other(tokens: np.ndarray, count: int) -> np.ndarray:
     """Numbers, ascending, of `count` tokens (N, T) that are unlike each other, or of all there are.
 
-    It is `whitening.select_patches` for one image, in a third of the time that many small tensors take.
+    It is `pooling.select_patches` for one image, in a third of the time that many small tensors take.
     """
     if count >= len(tokens):
         return np.arange(len(tokens))

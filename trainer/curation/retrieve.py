@@ -33,7 +33,7 @@ def retrieve_nearest(
 ) -> Retrieved:
     """The `count` rows nearest to each curated image.
 
-    cells    the pool, see `neighbours.build_cells`
+    cells    the pool, see `cells.build_cells`
     allowed  (N,) bool, False for rows that shall not be taken
     """
     _, found = nearest(cells, curated, count, allowed=allowed, recall=recall)  # (M, K)

@@ -1,7 +1,7 @@
 """How good frozen features are for telling classes apart: weighted k-NN, linear probes, few shots.
 
 Every measure takes features that `labelled.embed_labelled` made and answers with a small frozen dataclass that prints
-itself as a table. Dense measures are in `evaluate_dense.py`.
+itself as a table. Dense measures are in `dense.py`.
 """
 
 import math
