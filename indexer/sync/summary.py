@@ -24,10 +24,6 @@ class Summary:
     backbone: str
     notes: tuple[str, ...] = ()  # what else the user should know, a line each
 
-    @property
-    def in_line(self) -> bool:
-        return not (self.interrupted or self.unreadable)
-
 
 def _skip_reasons(ledger: Ledger) -> dict[str, int]:
     return dict(Counter(file.reason or "" for file in ledger.skipped(only_broken=True)).most_common())

@@ -469,7 +469,7 @@ def test_a_folder_that_may_not_be_read_keeps_its_images(photos: Path, tiny_backb
         summary = run(photos, tiny_backbone, index)
     finally:
         (photos / "b").chmod(0o755)
-    assert summary.images == 8 and len(summary.unreadable) == 1 and not summary.in_line
+    assert summary.images == 8 and len(summary.unreadable) == 1
 
 
 @pytest.mark.slow
