@@ -1,8 +1,9 @@
 """Which images may be copies of each other: neighbours by vectors, found by FAISS.
 
-Comparing every image with every other is quickest up to some 50,000. Beyond that the vectors are sorted into cells
-and only the nearest few cells are looked through, so that twice the images take about twice the time. The vectors lie
-in half precision in a temporary file that is mapped into memory, so that a million of them need no gigabytes of it.
+Up to some 50,000 images every one is compared with every other: in float32, for FAISS's exact scan of half precision,
+which is no matrix product, takes four times as long. Beyond that the vectors are sorted into cells and only the nearest
+few cells are looked through, so that twice the images take about twice the time; there they are in half precision. They
+also lie in it in a temporary file that is mapped into memory, so that a million of them need no gigabytes of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -139,24 +140,21 @@ def are_among(found: DuplicateCandidates, others: DuplicateCandidates) -> np.nda
 
 
 def _index_of(rows: np.ndarray, approximate: bool) -> Any:
-    """A FAISS index that holds the rows in half precision."""
+    """A FAISS index that holds the rows; an approximate one in half precision."""
     try:
         import faiss
     except ImportError:
         raise SeenitError("finding duplicates needs FAISS; install it with: pip install faiss-cpu") from None
     dim = rows.shape[1]
-    half, inner = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    index: Any  # of two classes
+    index: Any = faiss.IndexFlatIP(dim)
     if approximate:
         cells = round(CELLS_PER_ROOT * len(rows) ** 0.5)
-        index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, cells, half, inner, False)
+        half, inner = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+        index = faiss.IndexIVFScalarQuantizer(index, dim, cells, half, inner, False)
         index.cp.niter, index.cp.min_points_per_centroid = 6, 1
         index.nprobe = PROBES
         sample = np.random.default_rng(0).permutation(len(rows))[: TRAINED_ON * cells]
         index.train(np.ascontiguousarray(rows[np.sort(sample)], np.float32))
-    else:
-        index = faiss.IndexScalarQuantizer(dim, half, inner)
-        index.is_trained = True
     for start in range(0, len(rows), QUERIES_AT_ONCE):
         index.add(np.ascontiguousarray(rows[start : start + QUERIES_AT_ONCE], np.float32))
     return index

@@ -4,24 +4,27 @@ Each stage is dearer than the one before and sees fewer pairs. The cosine is the
 millisecond a pair; pixels cost some tens of them, and a decoding for each image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from indexer.store.protocol import Store
 
+from ..rerank.patches import batch_patches
 from ..rerank.rerank import map_threads
 from .candidates import DuplicateCandidates
 from .groups import Pair
-from .patches import moves_between
+from .patches import Moves, moves_between
 from .proof import COARSE, LEAST_COARSE, Fits, best_start, fit_affine, hopeful
 from .thumbnails import Thumbnails
 
 # P pairs
 
-FIRSTS_AT_ONCE = 256  # images whose neighbours' patches are in memory
+PAIRS_READ_AT_ONCE = 4096  # whose patches' bytes are in memory
+PATCHES_AT_ONCE = 128  # pairs whose patches are compared in one go
 PAIRS_AT_ONCE = 256  # whose pixels are compared in one go
 
 # Chosen on one half of the made copies, see tests/benchmarks/duplicates_quality.py
@@ -74,24 +77,25 @@ def compare_patches(
     """
     count = len(found.first)
     surplus, transform = np.zeros(count, np.float32), np.zeros((count, 2, 2, 3), np.float32)
-    firsts, starts = np.unique(found.first, return_index=True)
-    ends = np.append(starts[1:], count)
-    for block in range(0, len(firsts), FIRSTS_AT_ONCE):
-        within = slice(block, block + FIRSTS_AT_ONCE)
-        low, high = starts[within][0], ends[within][-1]
-        rows = np.union1d(firsts[within], found.second[low:high]).tolist()
-        patches = store.patches([ids[row] for row in rows])
-        beside = [
-            [n for n in range(start, end) if ids[first] in patches and ids[found.second[n]] in patches]
-            for first, start, end in zip(firsts[within].tolist(), starts[within], ends[within], strict=True)
-        ]
-        beside = [at for at in beside if at]
-        packed = [[patches[ids[found.second[n]]] for n in at] for at in beside]
-        of_firsts = [patches[ids[found.first[at[0]]]] for at in beside]
-        for at, moves in zip(beside, map_threads(moves_between, of_firsts, packed), strict=True):
-            surplus[at], transform[at] = moves.surplus.numpy(), moves.transform.numpy()
-        report(int(high))
+    for start in range(0, count, PAIRS_READ_AT_ONCE):
+        read = slice(start, min(start + PAIRS_READ_AT_ONCE, count))
+        rows = np.union1d(found.first[read], found.second[read]).tolist()
+        stored = store.patches([ids[row] for row in rows])
+        packed = {row: stored[ids[row]] for row in rows if ids[row] in stored}
+        there = np.isin(found.first[read], list(packed)) & np.isin(found.second[read], list(packed))
+        places = start + there.nonzero()[0]
+        chunks = [places[at : at + PATCHES_AT_ONCE] for at in range(0, len(places), PATCHES_AT_ONCE)]
+        ends = ([of_pairs[chunk] for chunk in chunks] for of_pairs in (found.first, found.second))
+        for chunk, moves in zip(chunks, map_threads(partial(_moves_of_rows, packed), *ends), strict=True):
+            surplus[chunk], transform[chunk] = moves.surplus.numpy(), moves.transform.numpy()
+        report(read.stop)
     return PatchMoves(surplus, transform)
+
+
+def _moves_of_rows(packed: Mapping[int, bytes], first: np.ndarray, second: np.ndarray) -> Moves:
+    rows, ends = np.unique([first, second], return_inverse=True)
+    one, other = torch.from_numpy(ends.reshape(2, -1))
+    return moves_between(batch_patches([packed[row] for row in rows.tolist()]), one, other)
 
 
 def compare_pixels(

@@ -5,27 +5,26 @@ compared twice, once with its patches where they are and once with their places 
 counts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..rerank.geometry import find_inliers, mutual_pairs
-from ..rerank.patches import batch_patches
+from ..rerank.patches import PatchBatch
 
 CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: of one texture, or of nothing in common
 
-# B images beside the first one
+# B images, P pairs of them, M patches of one
 
 
 @dataclass(frozen=True, eq=False)
 class Moves:
-    """What B images have in common with one, by their patches.
+    """What P pairs of images have in common by their patches.
 
-    inlier_weight    (B,)       sum of the agreeing pairs' cosines above the floor, as reranking has it
-    surplus    (B,)       what of it is more than chance
-    transform  (B, 2, 2, 3)  from fractions of the one to fractions of the other: found plain, found mirrored
+    inlier_weight  (P,)          sum of the agreeing pairs' cosines above the floor, as reranking has it
+    surplus        (P,)          what of it is more than chance
+    transform      (P, 2, 2, 3)  from fractions of the first to fractions of the second: found plain, found mirrored
     """
 
     inlier_weight: Tensor
@@ -33,23 +32,23 @@ class Moves:
     transform: Tensor
 
 
-def moves_between(first: bytes, others: Sequence[bytes]) -> Moves:
-    """Compare an image's packed patches with those of others."""
-    one, many = batch_patches([first]), batch_patches(others)
-    pairs = mutual_pairs(one.tokens[0], many.tokens)
-    rows, cols = one.grids[0]
-    cells = torch.tensor([grid[::-1] for grid in many.grids], dtype=torch.float32)  # (B, 2) columns, rows
-    mirrored = torch.stack([cols - one.at[0, :, 0], one.at[0, :, 1]], 1)  # (M, 2)
+def moves_between(patches: PatchBatch, first: Tensor, second: Tensor) -> Moves:
+    """Compare the patches of pairs of B images; first and second are (P,) int64, each pair's places among them."""
+    pairs = mutual_pairs(*(patches.tokens.index_select(0, one) for one in (first, second)))
+    cells = torch.tensor([grid[::-1] for grid in patches.grids], dtype=torch.float32)  # (B, 2) columns, rows
+    at, own = patches.at[first], cells[first, None]  # (P, M, 2), (P, 1, 2)
+    mirrored = torch.stack([own[..., 0] - at[..., 0], at[..., 1]], 2)
+    partner = pairs.nearest[..., None].expand(-1, -1, 2)
     # plain and mirrored together, for small tensors cost as much as large ones
-    start = torch.cat([at[pairs.nearest] for at in (one.at[0], mirrored)])  # (2 * B, M, 2)
-    found = find_inliers(pairs.cosine.repeat(2, 1), start, many.at.repeat(2, 1, 1))
+    start = torch.cat([one.gather(1, partner) for one in (at, mirrored)])  # (2 * P, M, 2)
+    found = find_inliers(pairs.cosine.repeat(2, 1), start, patches.at[second].repeat(2, 1, 1))
     transforms = []
     for sign, transform in zip((1, -1), found.transform.chunk(2), strict=True):
         # other * cells = linear @ (x of cols or 1 - x of cols, y of rows) + shift
         linear, shift = transform.split((2, 1), dim=2)
-        scaled = linear * torch.tensor([sign * cols, rows], dtype=torch.float32)
-        moved = shift if sign == 1 else shift + linear[..., :1] * cols
-        transforms.append(torch.cat([scaled, moved], 2) / cells[..., None])
-    weight, best = found.weight.view(2, -1).max(0)  # (B,)
+        scaled = linear * own * torch.tensor([sign, 1])
+        moved = shift if sign == 1 else shift + linear[..., :1] * own[..., :1]
+        transforms.append(torch.cat([scaled, moved], 2) / cells[second, :, None])
+    weight, best = found.weight.view(2, -1).max(0)  # (P,)
     chance = CHANCE * found.total.view(2, -1).gather(0, best[None])[0]
     return Moves(weight, (weight - chance).clamp(min=0), torch.stack(transforms, 1))

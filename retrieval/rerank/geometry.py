@@ -60,12 +60,12 @@ class Inliers:
 def mutual_pairs(query: Tensor, gallery: Tensor) -> Pairs:
     """Pair each candidate's patches with the query's.
 
-    query    (N, D)     float32, L2-normalised
+    query    (N, D)     float32, L2-normalised; or (B, N, D), one for each candidate
     gallery  (B, M, D)  float32, L2-normalised, zero-padded
 
     for b, m: nearest[b, m] = argmax_n query[n] . gallery[b, m]; mutual where m is in turn the best for that n
     """
-    pairs = mutual_of((gallery @ query.T)[:, :, None])
+    pairs = mutual_of((gallery @ query.mT)[:, :, None])
     return Pairs(pairs.cosine[0], pairs.nearest[0])
 
 
