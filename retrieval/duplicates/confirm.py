@@ -109,7 +109,7 @@ def compare_pixels(
     """Lay images on each other and correlate them.
 
     first, second  (P,)          rows that have thumbnails
-    hypotheses     (P, H, 2, 3)  how the second may lie on the first; whole on whole, turned and mirrored, is tried too
+    hypotheses     (P, H, 2, 3)  how the second may lie on the first
     evidence       (P,)          what is known of each pair beforehand, see `evidence_of`
     """
     count = len(first)

@@ -48,6 +48,7 @@ from .patterns import (
     patterns_of,
     patterns_of_parts,
     whole_in_part,
+    whole_on_whole,
 )
 from .raw_pairs import PAIR, beside_raw, shots
 from .schedule import Transform, settled, untried_pairs, with_keepers
@@ -330,12 +331,14 @@ class _Proof:
         self._found = found
         self._order = list(records)
         self._moves = compare_patches(search.store, ids, found, search.reporter("patches", len(found.first)))
-        look = worth_a_look(found, self._moves, likeness(patterns.whole, found.first, found.second))
+        self._patterns = patterns
+        alike, position = likeness(patterns.whole, found.first, found.second)
+        look = worth_a_look(found, self._moves, alike)
         look |= are_among(found, within)
         self._first, self._second = found.first[look], found.second[look]
         self._evidence = evidence_of(found.cosine[look], self._moves.surplus[look])
-        in_part = whole_in_part(patterns, self._first, self._second)
-        self._hypotheses = np.concatenate([self._moves.transform[look], in_part[:, None]], 1)  # (P, 3, 2, 3)
+        in_part, turned = whole_in_part(patterns, self._first, self._second), whole_on_whole(position[look])
+        self._hypotheses = np.concatenate([self._moves.transform[look], in_part[:, None], turned[:, None]], 1)
         rows = np.union1d(self._first, self._second)
         self._tried: set[tuple[int, int]] = set()  # pairs of rows that were compared, the lower one first
         self._thumbnails = Thumbnails(len(rows), workers=search.workers)
@@ -364,9 +367,10 @@ class _Proof:
         ways = [way for way in ways if not self._references.issuperset(way[:2])]
         if not ways:
             return []
-        transforms = np.stack([way for *_, way in ways]).astype(np.float32)[:, None]  # (P, 1, 2, 3)
-        ends = np.array([(one, other) for one, other, _ in ways])
-        return self._copies(ends[:, 0], ends[:, 1], transforms, np.ones(len(ends), np.float32))
+        first, second = np.array([way[:2] for way in ways]).T
+        turned = whole_on_whole(likeness(self._patterns.whole, first, second)[1])
+        hypotheses = np.stack([np.stack([way for *_, way in ways]), turned], 1).astype(np.float32)  # (P, 2, 2, 3)
+        return self._copies(first, second, hypotheses, np.ones(len(ways), np.float32))
 
     def _copies(
         self, first: np.ndarray, second: np.ndarray, hypotheses: np.ndarray, evidence: np.ndarray

@@ -8,7 +8,7 @@ like none of what it is made of, but its halves or quarters are.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -95,16 +95,32 @@ def alike_in_part(
     return near_pairs(patterns.whole, least, NEIGHBOURS, versions=versions, report=report)
 
 
-def likeness(rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The best correlation over all positions of some pairs of patterns.  (P,) float32"""
-    best = np.full(len(first), -1, np.float32)
+def likeness(rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best correlation over all positions of some pairs of patterns, and the position.  (P,) float32, (P,) int64"""
+    best, position = np.full(len(first), -1, np.float32), np.zeros(len(first), np.int64)
     for start in range(0, len(first), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
         one, other = (torch.from_numpy(rows[at[part]].astype(np.float32)) for at in (first, second))
-        for lay in positions():
-            turned = torch.from_numpy(lay(one.numpy()))
-            best[part] = np.maximum(best[part], (turned * other).sum(1).numpy())
-    return best
+        alike = torch.stack([(torch.from_numpy(lay(one.numpy())) * other).sum(1) for lay in positions()])  # (8, P)
+        best[part], position[part] = (of_pairs.numpy() for of_pairs in alike.max(0))
+    return best, position
+
+
+def whole_on_whole(position: np.ndarray) -> np.ndarray:
+    """How pairs lie whose patterns are most alike in a position (P,).
+
+    returns  (P, 2, 3) float32, from fractions of the first to fractions of the second
+    """
+    return _turns()[position]
+
+
+@cache
+def _turns() -> np.ndarray:
+    """The transforms (8, 2, 3) of `positions`, as they move the places of the cells."""
+    middles = (np.arange(SIDE) + 0.5) / SIDE
+    places = np.stack([np.tile(middles, SIDE), np.repeat(middles, SIDE)])  # (2, SIDE * SIDE)
+    sources = [np.concatenate([lay(places), np.ones((1, SIDE * SIDE))]) for lay in positions()]
+    return np.stack([np.linalg.lstsq(one.T, places.T, rcond=None)[0].T.round(6) for one in sources]).astype(np.float32)
 
 
 def whole_in_part(patterns: Patterns, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -81,22 +81,15 @@ def best_start(first: Tensor, second: Tensor, hypotheses: Tensor) -> tuple[Tenso
     """The hypothesis under which each pair's coarse thumbnails correlate best, and how well.
 
     first, second  (B, C, C)     grey thumbnails of COARSE pixels, float32 in [0, 255]
-    hypotheses     (B, H, 2, 3)  transforms; whole on whole, turned and mirrored, is tried too
+    hypotheses     (B, H, 2, 3)  transforms
     returns        (B, 2, 3), (B,)
     """
     count, tried = hypotheses.shape[:2]
-    one, other = first[:, None], second[:, None]
-    own = _moments(one, COARSE_WINDOW)
-    _, warped, inside = _overlaid(one, other.repeat_interleave(tried, 0), hypotheses.flatten(0, 1))
-    warped = warped.view(count, tried, COARSE, COARSE)
-    whole = window_means(inside.view_as(warped), COARSE_WINDOW) > 0.999
-    given = _correlated(own, _moments(warped, COARSE_WINDOW), window_means(one * warped, COARSE_WINDOW), whole)
-    mean, variance = (_in_eight_positions(one) for one in _moments(other, COARSE_WINDOW))
-    products = window_means(one * _in_eight_positions(other), COARSE_WINDOW)
-    turned = _correlated(own, (mean, variance), products, torch.ones_like(mean, dtype=torch.bool))
-    score, best = torch.cat([given, turned], 1).max(1)
-    every = torch.cat([hypotheses, whole_turns().expand(count, -1, -1, -1)], 1)
-    return every[torch.arange(count), best], score
+    frame = first[:, None]
+    _, warped, inside = _overlaid(frame, second[:, None].repeat_interleave(tried, 0), hypotheses.flatten(0, 1))
+    warped, inside = (one.view(count, tried, COARSE, COARSE) for one in (warped, inside))
+    score, best = _correlations(frame, warped, inside, COARSE_WINDOW).max(1)
+    return hypotheses[torch.arange(count), best], score
 
 
 def hopeful(correlation: Tensor, evidence: Tensor, least: tuple[float, float]) -> Tensor:
@@ -193,17 +186,6 @@ def better(frame: Tensor, moving: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where((scores[1] > scores[0])[:, None, None], other, one)
 
 
-def whole_turns() -> Tensor:
-    """The eight ways to lay a whole image on a whole image: turned by quarters, mirrored or not.  (8, 2, 3)"""
-    turns = []
-    for a, b, c, d in ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)):
-        for sign in (1, -1):
-            linear = torch.tensor([[a * sign, b], [c * sign, d]], dtype=torch.float32)
-            middle = torch.full((2,), 0.5)
-            turns.append(torch.cat([linear, (middle - linear @ middle)[:, None]], 1))
-    return torch.stack(turns)
-
-
 def _overlaid(frame: Tensor, moving: Tensor, transform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The frame, the other image as it lies on it, and where it does.  (B, 1, S, S) each"""
     places = 2 * pixels_moved(transform, *frame.shape[-2:]) - 1  # (B, S, S, 2)
@@ -221,23 +203,16 @@ def pixels_moved(transform: Tensor, height: int, width: int) -> Tensor:
     return by_x * x[:, None] + (by_y * y[:, None, None] + shift)
 
 
-def _correlation(frame: Tensor, warped: Tensor, inside: Tensor, window: int = WINDOW) -> Tensor:
+def _correlation(frame: Tensor, warped: Tensor, inside: Tensor) -> Tensor:
     """Mean correlation in windows, -1 where too few show anything.  (B, 1, S, S) each -> (B,)"""
+    return _correlations(frame, warped, inside, WINDOW)[:, 0]
+
+
+def _correlations(frame: Tensor, warped: Tensor, inside: Tensor, window: int) -> Tensor:
+    """The same of H images on one frame each, in windows of a size.  (B, 1, S, S), (B, H, S, S) twice -> (B, H)"""
+    (of_frame, variance), (of_warped, other) = (_moments(one, window) for one in (frame, warped))
     whole = window_means(inside, window) > 0.999
-    products = window_means(frame * warped, window)
-    return _correlated(_moments(frame, window), _moments(warped, window), products, whole)[:, 0]
-
-
-def _moments(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each window.  (..., S, S) -> (..., W, W) each"""
-    mean = window_means(images, window)
-    return mean, (window_means(images.square(), window) - mean.square()).clamp(min=0)
-
-
-def _correlated(frame: tuple[Tensor, Tensor], warped: tuple[Tensor, Tensor], products: Tensor, whole: Tensor) -> Tensor:
-    """Mean correlation over windows by their moments and mean products (..., W, W), where they are `whole`.  (...)"""
-    (of_frame, variance), (of_warped, other) = frame, warped
-    shared = products - of_frame * of_warped
+    shared = window_means(frame * warped, window) - of_frame * of_warped
     floor = LEAST_DEVIATION**2
     correlation = shared / ((variance + floor / 4) * (other + floor / 4)).sqrt()
     shows = (whole & (torch.maximum(variance, other) > floor)).float()
@@ -246,11 +221,10 @@ def _correlated(frame: tuple[Tensor, Tensor], warped: tuple[Tensor, Tensor], pro
     return torch.where(share >= LEAST_SHOWN, average, -1.0)
 
 
-def _in_eight_positions(images: Tensor) -> Tensor:
-    """Whole images as `whole_turns` lay them on a frame: their pixels change places.  (B, 1, S, S) -> (B, 8, S, S)"""
-    side = images.shape[-1]
-    column, row = (pixels_moved(whole_turns(), side, side) * side).long().unbind(-1)  # (8, S, S) each
-    return images[:, 0].flatten(1)[:, row * side + column]
+def _moments(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each window.  (..., S, S) -> (..., W, W) each"""
+    mean = window_means(images, window)
+    return mean, (window_means(images.square(), window) - mean.square()).clamp(min=0)
 
 
 def _drift(frame: Tensor, warped: Tensor, inside: Tensor, block: int) -> Tensor:

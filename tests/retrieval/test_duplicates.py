@@ -33,9 +33,10 @@ from retrieval.duplicates.patterns import (
     patterns_of,
     patterns_of_parts,
     whole_in_part,
+    whole_on_whole,
 )
 from retrieval.duplicates.present import as_json, duplicates_table, write_duplicates_page
-from retrieval.duplicates.proof import COARSE, SIDE, Fits, Squares, best_start, fit_affine, whole_turns
+from retrieval.duplicates.proof import COARSE, SIDE, Fits, Squares, best_start, fit_affine
 from retrieval.duplicates.schedule import REACH, settled, untried_pairs, with_keepers
 from retrieval.geometry import inverse
 
@@ -71,10 +72,12 @@ def squares_of(image: torch.Tensor) -> Squares:
 
 def lay(first: Image.Image, second: Image.Image, start: np.ndarray | None = None, small: bool = False) -> Fits:
     one, other = (squares_of(grey(image)[None]) for image in (first, second))
-    given = np.eye(3)[:2] if start is None else start
+    patterns = patterns_of(torch.stack([grey(first), grey(second)]))
+    _, position = likeness(patterns, np.array([0]), np.array([1]))
+    ways = [*whole_on_whole(position), np.eye(3)[:2] if start is None else start]
     all_of_it = torch.arange(1)
     coarse = one(all_of_it, COARSE), other(all_of_it, COARSE)
-    begin, _ = best_start(*coarse, torch.tensor(given, dtype=torch.float32)[None, None])
+    begin, _ = best_start(*coarse, torch.tensor(np.stack(ways), dtype=torch.float32)[None])
     return fit_affine(one, other, begin, torch.ones(1), torch.tensor([small]))
 
 
@@ -139,7 +142,7 @@ def test_two_flat_images_prove_nothing() -> None:
 
 
 def test_the_eight_turns_are_eight() -> None:
-    turns = whole_turns()
+    turns = torch.from_numpy(whole_on_whole(np.arange(8)))
     assert len({tuple(turn.flatten().tolist()) for turn in turns}) == 8
     assert torch.linalg.det(turns[..., :2]).abs().allclose(torch.ones(8))
     corners = torch.tensor([[0.0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]])
@@ -183,8 +186,13 @@ def test_patterns_know_an_image_in_any_position(turn: Image.Transpose) -> None:
     rows = patterns_of(torch.stack([grey(image) for image in images]))
     found = alike_in_any_position(rows, 0.4)
     assert list(zip(found.first, found.second, strict=True)) == [(3, 12)]  # and the flat one is like nothing
-    alike = likeness(rows, np.array([3, 3]), np.array([12, 4]))
+    alike, position = likeness(rows, np.array([3, 3]), np.array([12, 4]))
     assert alike[0] > 0.8 > 0.4 > alike[1]
+    marked = Image.new("L", (160, 120))  # with one place, which the position carries to where it lies now
+    marked.putpixel((16, 40), 255)
+    pixels = np.asarray(marked.transpose(turn))
+    where = (np.argwhere(pixels)[0, ::-1] + 0.5) / pixels.shape[::-1]
+    assert np.allclose(whole_on_whole(position)[0] @ [16.5 / 160, 40.5 / 120, 1], where, atol=1e-6)
 
 
 def collage(parts: list[Image.Image], columns: int) -> Image.Image:
