@@ -134,14 +134,12 @@ def compare_pixels(
         )
         return start + at.numpy(), found
 
-    starts = list(range(0, count, PAIRS_AT_ONCE))
-    for at in range(0, len(starts), threads := torch.get_num_threads()):
-        some = starts[at : at + threads]
-        ends = [min(start + PAIRS_AT_ONCE, count) for start in some]
-        for part, found in map_threads(fitted, some, ends):
-            fits.transform[part], fits.correlation[part] = found.transform, found.correlation
-            fits.drift[part], fits.overlap[part] = found.drift, found.overlap
-        report(ends[-1])
+    starts = range(0, count, PAIRS_AT_ONCE)
+    ends = [min(start + PAIRS_AT_ONCE, count) for start in starts]
+    for end, (part, found) in zip(ends, map_threads(fitted, starts, ends), strict=True):
+        fits.transform[part], fits.correlation[part] = found.transform, found.correlation
+        fits.drift[part], fits.overlap[part] = found.drift, found.overlap
+        report(end)
     return fits
 
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,7 +77,7 @@ class Comparison:
         self._of_grids = _by_grid(tuple(views))
         chunks = _chunks(packed, CHUNK) if views else []
         self._chunk = len(chunks[0]) if chunks else 1
-        self._parts = map_threads(_compare, [self._of_grids] * len(chunks), chunks)
+        self._parts = list(map_threads(_compare, [self._of_grids] * len(chunks), chunks))
         shape = (max(len(views), 1), len(packed))
         weight, distinctiveness = np.zeros(shape, np.float32), np.zeros(shape, np.float32)  # (views of all grids, B)
         for n, parts in enumerate(self._parts):
@@ -134,15 +134,15 @@ class Comparison:
         return view, grid
 
 
-def map_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> list[Z]:
+def map_threads(call: Callable[[X, Y], Z], xs: Sequence[X], ys: Sequence[Y]) -> Iterator[Z]:
     """call(x, y) of each pair, in order, as many at once as torch may use threads; within a call no further ones.
 
     The tensors of one comparison are small: a thread for each of them gains more than several for each operation.
     """
     count = torch.get_num_threads()
     if len(xs) == 1 or count == 1:
-        return list(map(call, xs, ys))
-    return list(one_threaded_workers(count).map(call, xs, ys))
+        return map(call, xs, ys)
+    return one_threaded_workers(count).map(call, xs, ys)
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process, for a forked one has no threads, and by threads

@@ -213,11 +213,11 @@ def test_threads_of_a_comparison_leave_the_process_as_it_was() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert map_threads(lambda x, y: (x + y, torch.get_num_threads()), range(6), range(6)) == [
+        assert list(map_threads(lambda x, y: (x + y, torch.get_num_threads()), range(6), range(6))) == [
             (2 * n, 1) for n in range(6)
         ]
-        nested = map_threads(lambda x, y: map_threads(lambda a, b: a * b, [x, y], [y, y]), [1, 2], [3, 4])
-        assert nested == [[3, 9], [8, 16]]
+        nested = map_threads(lambda x, y: list(map_threads(lambda a, b: a * b, [x, y], [y, y])), [1, 2], [3, 4])
+        assert list(nested) == [[3, 9], [8, 16]]
         assert (torch.get_num_threads(), in_new_thread()) == (3, 3)
     finally:
         torch.set_num_threads(before)
