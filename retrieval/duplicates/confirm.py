@@ -57,6 +57,27 @@ class PatchMoves:
 
 
 @dataclass(frozen=True, eq=False)
+class PixelPairs:
+    """P pairs of images whose pixels are compared.
+
+    first, second  (P,)          rows
+    hypotheses     (P, H, 2, 3)  float32, how the second may lie on the first; the last one whole on whole
+    evidence       (P,)          float32, what is known of each pair beforehand, see `evidence_of`
+    in_place       (P,)          bool, whether the last hypothesis alone is to be tried, see `spoken_for`
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    hypotheses: np.ndarray
+    evidence: np.ndarray
+    in_place: np.ndarray
+
+    def some(self, these: np.ndarray | slice) -> "PixelPairs":
+        parts = (self.first, self.second, self.hypotheses, self.evidence, self.in_place)
+        return PixelPairs(*(of_pairs[these] for of_pairs in parts))
+
+
+@dataclass(frozen=True, eq=False)
 class PixelFits:
     """What the pixels say of P pairs; see `proof.Fits`."""
 
@@ -99,35 +120,28 @@ def _moves_of_rows(packed: Mapping[int, bytes], first: np.ndarray, second: np.nd
 
 
 def compare_pixels(
-    thumbnails: Thumbnails,
-    first: np.ndarray,
-    second: np.ndarray,
-    hypotheses: np.ndarray,
-    evidence: np.ndarray,
-    report: Callable[[int], None] = lambda done: None,
+    thumbnails: Thumbnails, pairs: PixelPairs, report: Callable[[int], None] = lambda done: None
 ) -> PixelFits:
-    """Lay images on each other and correlate them.
-
-    first, second  (P,)          rows that have thumbnails
-    hypotheses     (P, H, 2, 3)  how the second may lie on the first
-    evidence       (P,)          what is known of each pair beforehand, see `evidence_of`
-    """
-    count = len(first)
+    """Lay images on each other and correlate them; `thumbnails` has every row of the pairs."""
+    count = len(pairs.first)
     fits = PixelFits(*(np.zeros((count, *shape), np.float32) for shape in ((2, 3), (), (), (2,))))
     fits.correlation[:], fits.drift[:] = -1, np.inf
 
     def fitted(start: int, end: int) -> tuple[np.ndarray, Fits]:
         """Of those of the pairs that are worth it: their places, and how they fit."""
-        rows = [of_pairs[start:end].tolist() for of_pairs in (first, second)]
+        some = pairs.some(slice(start, end))
+        rows = some.first.tolist(), some.second.tolist()
         one, other = map(thumbnails.squares, rows)
-        small = torch.stack([thumbnails.are_small(some) for some in rows]).any(0)
-        at = torch.arange(end - start)
-        begin, score = best_start(one(at, COARSE), other(at, COARSE), torch.from_numpy(hypotheses[start:end]))
-        known = torch.from_numpy(evidence[start:end])
-        at = at[hopeful(score, known, LEAST_COARSE)]
+        small = torch.stack([thumbnails.are_small(of_pairs) for of_pairs in rows]).any(0)
+        ways, known, placed = map(torch.from_numpy, (some.hypotheses, some.evidence, some.in_place))
+        begin, score = torch.empty(end - start, 2, 3), torch.empty(end - start)
+        for these, tried in ((placed, ways[:, -1:]), (~placed, ways)):
+            at = these.nonzero()[:, 0]
+            begin[at], score[at] = best_start(one(at, COARSE), other(at, COARSE), tried[at])
+        at = hopeful(score, known, LEAST_COARSE).nonzero()[:, 0]
         found = fit_affine(
-            lambda some, side: one(at[some], side),
-            lambda some, side: other(at[some], side),
+            lambda of, side: one(at[of], side),
+            lambda of, side: other(at[of], side),
             begin[at],
             known[at],
             small[at],
@@ -145,7 +159,15 @@ def compare_pixels(
 
 def worth_a_look(found: DuplicateCandidates, moves: PatchMoves, alike: np.ndarray) -> np.ndarray:
     """Which pairs may be copies; `alike` (P,) is the likeness of their patterns.  (P,) bool"""
-    return (moves.surplus >= LOOK_SURPLUS) | (found.cosine >= LOOK_COSINE) | (alike >= LOOK_ALIKE)
+    return spoken_for(found, moves) | (alike >= LOOK_ALIKE)
+
+
+def spoken_for(found: DuplicateCandidates, moves: PatchMoves) -> np.ndarray:
+    """Which pairs vectors or patches speak for; others, which only look alike, can be no more than whole on whole.
+
+    (P,) bool
+    """
+    return (moves.surplus >= LOOK_SURPLUS) | (found.cosine >= LOOK_COSINE)
 
 
 def evidence_of(cosine: np.ndarray, surplus: np.ndarray) -> np.ndarray:

@@ -27,11 +27,13 @@ from .confirm import (
     LEAST_COSINE,
     LOOK_ALIKE,
     PART_ALIKE,
+    PixelPairs,
     compare_patches,
     compare_pixels,
     copies_among,
     evidence_of,
     scenes_among,
+    spoken_for,
     worth_a_look,
 )
 from .groups import SAME_IMAGE, Pair, describe_change
@@ -334,12 +336,17 @@ class _Proof:
         self._patterns = patterns
         alike, position = likeness(patterns.whole, found.first, found.second)
         look = worth_a_look(found, self._moves, alike)
-        look |= are_among(found, within)
-        self._first, self._second = found.first[look], found.second[look]
-        self._evidence = evidence_of(found.cosine[look], self._moves.surplus[look])
-        in_part, turned = whole_in_part(patterns, self._first, self._second), whole_on_whole(position[look])
-        self._hypotheses = np.concatenate([self._moves.transform[look], in_part[:, None], turned[:, None]], 1)
-        rows = np.union1d(self._first, self._second)
+        look |= (parts := are_among(found, within))
+        first, second = found.first[look], found.second[look]
+        in_part, turned = whole_in_part(patterns, first, second), whole_on_whole(position[look])
+        self._pairs = PixelPairs(
+            first,
+            second,
+            np.concatenate([self._moves.transform[look], in_part[:, None], turned[:, None]], 1),
+            evidence_of(found.cosine[look], self._moves.surplus[look]),
+            ~(spoken_for(found, self._moves) | parts)[look],
+        )
+        rows = np.union1d(first, second)
         self._tried: set[tuple[int, int]] = set()  # pairs of rows that were compared, the lower one first
         self._thumbnails = Thumbnails(len(rows), workers=search.workers)
         search.read(self._thumbnails, {row: records[row] for row in rows.tolist()}, "reading")
@@ -347,12 +354,10 @@ class _Proof:
     def confirmed(self, scenes: bool) -> list[Pair]:
         """The candidates that are copies, the copies that those lead to, and with `scenes` the others whose patches
         agree."""
-        first, second, hypotheses, evidence = self._first, self._second, self._hypotheses, self._evidence
-        early = with_keepers(first, second, self._order)
-        copies = self._copies(first[early], second[early], hypotheses[early], evidence[early])
-        late = ~early
-        late[late] = ~settled(first[late], second[late], copies, self._tried)
-        copies += self._copies(first[late], second[late], hypotheses[late], evidence[late])
+        early = with_keepers(self._pairs.first, self._pairs.second, self._order)
+        copies = self._copies(self._pairs.some(early))
+        late = self._pairs.some(~early)
+        copies += self._copies(late.some(~settled(late.first, late.second, copies, self._tried)))
         copies += self.further_copies(copies, self._order)
         known = {(min(pair.first, pair.second), max(pair.first, pair.second)) for pair in copies}
         others = [pair for pair in scenes_among(self._found, self._moves) if (pair.first, pair.second) not in known]
@@ -370,15 +375,13 @@ class _Proof:
         first, second = np.array([way[:2] for way in ways]).T
         turned = whole_on_whole(likeness(self._patterns.whole, first, second)[1])
         hypotheses = np.stack([np.stack([way for *_, way in ways]), turned], 1).astype(np.float32)  # (P, 2, 2, 3)
-        return self._copies(first, second, hypotheses, np.ones(len(ways), np.float32))
+        certain, in_place = np.ones(len(ways), np.float32), np.zeros(len(ways), bool)
+        return self._copies(PixelPairs(first, second, hypotheses, certain, in_place))
 
-    def _copies(
-        self, first: np.ndarray, second: np.ndarray, hypotheses: np.ndarray, evidence: np.ndarray
-    ) -> list[Pair]:
+    def _copies(self, pairs: PixelPairs) -> list[Pair]:
+        ends = list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+        self._tried |= {(min(pair), max(pair)) for pair in ends}
         has = self._thumbnails.has
-        there = np.array([has(one) and has(other) for one, other in zip(first, second, strict=True)], bool)
-        self._tried |= {(min(pair), max(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
-        first, second, hypotheses, evidence = (values[there] for values in (first, second, hypotheses, evidence))
-        report = self._search.reporter("pixels", len(first))
-        fits = compare_pixels(self._thumbnails, first, second, hypotheses, evidence, report)
-        return copies_among(first, second, fits)
+        pairs = pairs.some(np.array([has(one) and has(other) for one, other in ends], bool))
+        fits = compare_pixels(self._thumbnails, pairs, self._search.reporter("pixels", len(pairs.first)))
+        return copies_among(pairs.first, pairs.second, fits)
