@@ -140,9 +140,10 @@ def steps(
         made[f"{step}, whitened on the corpus"] = compare(features, step, CONFIGS[step], len(features.gallery[step]))
     for count in COUNTS:
         made[f"full, whitened on {count} of it"] = compare(features, "full", FULL, count)
-    for count in (*COUNTS, len(features.gallery["full"])):
+    for count in (*COUNTS, whole := len(features.gallery["full"])):
         of_corpus = rendered(features, backbone, count, resolution)
-        made[f"full, views and {count} of it"] = compare(features, "full", FULL, count, views=of_corpus)
+        share = "all" if count == whole else count  # one name for all sets
+        made[f"full, views and {share} of it"] = compare(features, "full", FULL, count, views=of_corpus)
     if prior is None:
         print("this backbone has no prior: the rows with one are left out (see --prior-from)")
     else:
