@@ -7,7 +7,7 @@ one before (half the size or a little more, mirrored every other time): two in a
 `--every 2`, many of one image with `--every 500 --copies 499`. Vectors and patches are made up: kinds of 50 images with
 cosines around .3, so that every image has about as many candidates as there can be. Decoding photos of a camera takes
 some milliseconds more for each image; see decode_speed.py. With --work the indexes are kept for another run. On two
-cores 10,000 take two minutes to search and one to make; 100,000 take twenty and ten.
+cores 10,000 take two minutes to search and one to make; 100,000 take fifteen and ten.
 """
 
 import argparse
