@@ -1,7 +1,7 @@
 """From candidates to confirmed pairs: patches first, and pixels for those that may be copies.
 
-Each stage is dearer than the one before and sees fewer pairs. The cosine is there already; patches cost half a
-millisecond a pair; pixels cost some tens of them, and a decoding for each image.
+Each stage is dearer than the one before and sees fewer pairs. The cosine is there already; patches cost a
+fifth of a millisecond a pair; pixels cost one, some tens for a copy, and a decoding for each image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from ..rerank.patches import batch_patches
 from ..rerank.rerank import map_threads
 from .candidates import DuplicateCandidates
 from .groups import Pair
-from .patches import Moves, moves_between
+from .patches import PatchMoves, moves_between
 from .proof import COARSE, LEAST_COARSE, Fits, best_start, fit_affine, hopeful
 from .thumbnails import Thumbnails
 
@@ -42,18 +42,6 @@ DRIFT_BY_NOISE = 0.23  # more where what is no copy's fault (noise, blur) moves 
 MOST_DRIFT = 0.22  # at most
 SCENE_SURPLUS = 6.0  # of agreeing patches beyond chance, for the same scene
 SURPLUS_SCALE = 6.0  # surplus at which a scene's similarity has gone 63 % of its way from 0 to 1
-
-
-@dataclass(frozen=True, eq=False)
-class PatchMoves:
-    """What the patches say of each candidate.
-
-    surplus    (P,)           consistency beyond chance, see Comparison
-    transform  (P, 2, 2, 3)   from the first to the second: found plain, found mirrored
-    """
-
-    surplus: np.ndarray
-    transform: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +96,12 @@ def compare_patches(
         chunks = [places[at : at + PATCHES_AT_ONCE] for at in range(0, len(places), PATCHES_AT_ONCE)]
         ends = ([of_pairs[chunk] for chunk in chunks] for of_pairs in (found.first, found.second))
         for chunk, moves in zip(chunks, map_threads(partial(_moves_of_rows, packed), *ends), strict=True):
-            surplus[chunk], transform[chunk] = moves.surplus.numpy(), moves.transform.numpy()
+            surplus[chunk], transform[chunk] = moves.surplus, moves.transform
         report(read.stop)
     return PatchMoves(surplus, transform)
 
 
-def _moves_of_rows(packed: Mapping[int, bytes], first: np.ndarray, second: np.ndarray) -> Moves:
+def _moves_of_rows(packed: Mapping[int, bytes], first: np.ndarray, second: np.ndarray) -> PatchMoves:
     rows, ends = np.unique([first, second], return_inverse=True)
     one, other = torch.from_numpy(ends.reshape(2, -1))
     return moves_between(batch_patches([packed[row] for row in rows.tolist()]), one, other)
@@ -155,11 +143,6 @@ def compare_pixels(
         fits.drift[part], fits.overlap[part] = found.drift, found.overlap
         report(end)
     return fits
-
-
-def worth_a_look(found: DuplicateCandidates, moves: PatchMoves, alike: np.ndarray) -> np.ndarray:
-    """Which pairs may be copies; `alike` (P,) is the likeness of their patterns.  (P,) bool"""
-    return spoken_for(found, moves) | (alike >= LOOK_ALIKE)
 
 
 def spoken_for(found: DuplicateCandidates, moves: PatchMoves) -> np.ndarray:

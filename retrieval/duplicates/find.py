@@ -34,7 +34,6 @@ from .confirm import (
     evidence_of,
     scenes_among,
     spoken_for,
-    worth_a_look,
 )
 from .groups import SAME_IMAGE, Pair, describe_change
 from .keeper import Folders, files_in_order, keeping_order, why_file_before, why_never
@@ -335,8 +334,8 @@ class _Proof:
         self._moves = compare_patches(search.store, ids, found, search.reporter("patches", len(found.first)))
         self._patterns = patterns
         alike, position = likeness(patterns.whole, found.first, found.second)
-        look = worth_a_look(found, self._moves, alike)
-        look |= (parts := are_among(found, within))
+        spoken = spoken_for(found, self._moves) | are_among(found, within)
+        look = spoken | (alike >= LOOK_ALIKE)
         first, second = found.first[look], found.second[look]
         in_part, turned = whole_in_part(patterns, first, second), whole_on_whole(position[look])
         self._pairs = PixelPairs(
@@ -344,7 +343,7 @@ class _Proof:
             second,
             np.concatenate([self._moves.transform[look], in_part[:, None], turned[:, None]], 1),
             evidence_of(found.cosine[look], self._moves.surplus[look]),
-            ~(spoken_for(found, self._moves) | parts)[look],
+            ~spoken[look],
         )
         rows = np.union1d(first, second)
         self._tried: set[tuple[int, int]] = set()  # pairs of rows that were compared, the lower one first

@@ -7,6 +7,7 @@ counts.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,20 +20,18 @@ CHANCE = 0.35  # share of all pairs that the best transform gathers by chance: o
 
 
 @dataclass(frozen=True, eq=False)
-class Moves:
-    """What P pairs of images have in common by their patches.
+class PatchMoves:
+    """What the patches of P pairs of images have in common.
 
-    inlier_weight  (P,)          sum of the agreeing pairs' cosines above the floor, as reranking has it
-    surplus        (P,)          what of it is more than chance
-    transform      (P, 2, 2, 3)  from fractions of the first to fractions of the second: found plain, found mirrored
+    surplus    (P,)           float32, sum of the agreeing pairs' cosines above the floor, beyond chance
+    transform  (P, 2, 2, 3)   float32, from fractions of the first to the second's: found plain, found mirrored
     """
 
-    inlier_weight: Tensor
-    surplus: Tensor
-    transform: Tensor
+    surplus: np.ndarray
+    transform: np.ndarray
 
 
-def moves_between(patches: PatchBatch, first: Tensor, second: Tensor) -> Moves:
+def moves_between(patches: PatchBatch, first: Tensor, second: Tensor) -> PatchMoves:
     """Compare the patches of pairs of B images; first and second are (P,) int64, each pair's places among them."""
     pairs = mutual_pairs(*(patches.tokens.index_select(0, one) for one in (first, second)))
     cells = torch.tensor([grid[::-1] for grid in patches.grids], dtype=torch.float32)  # (B, 2) columns, rows
@@ -51,4 +50,4 @@ def moves_between(patches: PatchBatch, first: Tensor, second: Tensor) -> Moves:
         transforms.append(torch.cat([scaled, moved], 2) / cells[second, :, None])
     weight, best = found.weight.view(2, -1).max(0)  # (P,)
     chance = CHANCE * found.total.view(2, -1).gather(0, best[None])[0]
-    return Moves(weight, (weight - chance).clamp(min=0), torch.stack(transforms, 1))
+    return PatchMoves((weight - chance).clamp(min=0).numpy(), torch.stack(transforms, 1).numpy())
